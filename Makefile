@@ -1,0 +1,58 @@
+# make demo   environment, then the whole experiment on the demo model, headless; results in out/demo
+# make test   environment, lint, types, tests (browser tests and notebooks included)
+# make lab    environment, then JupyterLab on notebooks/
+# make lint   format, lint, types, stripped notebooks        make bench  the benchmark table
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+OUT    ?= out/demo
+
+.PHONY: demo test lint format lab bench browser clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m drolab demo --out $(OUT)
+
+lab: $(VENV)/.installed
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+test: lint browser
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/nbstripout --verify --drop-empty-cells notebooks/*.ipynb
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/nbstripout --drop-empty-cells notebooks/*.ipynb
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/timings.py
+
+# The browser tests need a Chrome or Chromium. On Debian and Ubuntu it is installed here; elsewhere, say what to do.
+browser:
+	@if command -v chromium >/dev/null || command -v google-chrome >/dev/null; then :; \
+	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; \
+	else echo "No chromium found: install it (for example 'sudo apt-get install chromium'), then run make test again." >&2; exit 1; fi
+
+# torch first and alone: a plain requirement may fetch a build with several GB of GPU libraries.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "drolab needs Python 3.11 to 3.13: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet $$(grep '^torch==' constraints.txt)
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis

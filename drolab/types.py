@@ -1,0 +1,413 @@
+"""The data that passes between drolab's rooms: frozen dataclasses with shape checks, and table columns.
+
+Every tensor field has its shape in the docstring below it and is checked once, on construction.
+Tables are pandas DataFrames; their columns are the tuples at the top of this module.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+QUERY_COLUMNS = ("query_id", "text", "harmful", "category", "split", "source")
+"""Columns of a query set. Its (unnamed) index repeats `query_id`, so that a column aligns by query."""
+
+STATE_COLUMNS = ("query_id", "prompt", "position", "text", "harmful", "category", "split")
+"""Columns of `HiddenStates.index`: one row per query, prompt and read position."""
+
+RESPONSE_COLUMNS = (
+    "query_id",
+    "prompt",
+    "sample",
+    "text",
+    "harmful",
+    "response",
+    "n_tokens",
+    "finish_reason",
+    "first_token",
+)
+"""Columns of the responses table: one row per query, prompt and sample; `text` is the query."""
+
+SCORE_COLUMNS = ("harmful", "n_samples", "refusal_rate", "compliance_rate", "any_refusal", "any_compliance")
+"""Columns of the table that `judge` returns, indexed by (query_id, prompt)."""
+
+NO_PROMPT = "none"
+"""The name of the absence of a safety prompt."""
+
+
+class DrolabError(Exception):
+    """Base of the errors that drolab raises on purpose. Each message ends with what to do next."""
+
+
+class QueryError(DrolabError, ValueError):
+    """A query set is empty, malformed, or lacks something the call needs."""
+
+
+class PromptError(DrolabError, ValueError):
+    """A safety prompt or soft prompt is malformed or does not fit the model."""
+
+
+class ModelError(DrolabError, ValueError):
+    """A model or tokenizer cannot be loaded or cannot do what was asked."""
+
+
+class ChatTemplateError(ModelError):
+    """A chat template is missing, rejects the messages, or changes the prompt beyond recognition."""
+
+
+class StatesError(DrolabError, ValueError):
+    """Hidden states are missing, not finite, or do not match what they are used with."""
+
+
+class StoreError(DrolabError, OSError):
+    """The store cannot be read or written."""
+
+
+class TrainingError(DrolabError, RuntimeError):
+    """DRO training cannot start or go on."""
+
+
+def _check_shape(owner: object, field: str, tensor: Tensor, *shape: int | None) -> None:
+    actual = tuple(tensor.shape)
+    if len(actual) != len(shape) or any(w is not None and w != a for w, a in zip(shape, actual, strict=True)):
+        wanted = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
+        raise StatesError(f"{type(owner).__name__}.{field} must have shape {wanted}, got {list(actual)}.")
+
+
+def _missing_columns(table: pd.DataFrame, wanted: Iterable[str]) -> list[str]:
+    return [column for column in wanted if column not in table.columns]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafetyPrompt:
+    """A text that goes into the system role of every chat.
+
+    The name `none` stands for the absence of a prompt; its text is empty.
+    """
+
+    name: str
+    text: str
+    kind: str = "safety"
+    """`safety` for prompts that ask for caution, `neutral` for controls that do not."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise PromptError("A safety prompt needs a name: SafetyPrompt(name='mine', text='…').")
+        if not isinstance(self.text, str):
+            raise PromptError(f"The text of prompt {self.name!r} must be a string, got {type(self.text).__name__}.")
+        if self.kind not in ("safety", "neutral"):
+            raise PromptError(f"Prompt {self.name!r}: kind must be 'safety' or 'neutral', got {self.kind!r}.")
+        if (self.name == NO_PROMPT) != (self.text == ""):
+            raise PromptError(
+                f"Prompt {self.name!r}: an empty text is called {NO_PROMPT!r}, and nothing else is. "
+                "Give the prompt a text, or use SafetyPrompt(name='none', text='')."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SoftPrompt:
+    """A safety prompt as continuous embeddings, trained by DRO (paper, section 4).
+
+    Its `name` is what tables and figures show. `init_text` is the human prompt it started from.
+    """
+
+    name: str
+    embeddings: Tensor
+    """[n_tokens, d], float32, on the CPU."""
+    init_text: str = ""
+    model_fingerprint: str = ""
+    """Fingerprint of the model it was made for; empty if unknown (a released prompt)."""
+
+    kind = "safety"
+
+    def __post_init__(self) -> None:
+        _check_shape(self, "embeddings", self.embeddings, None, None)
+        if not self.embeddings.isfinite().all():
+            raise PromptError(f"Soft prompt {self.name!r} has embeddings that are not finite: train it again.")
+
+    def __len__(self) -> int:
+        return int(self.embeddings.shape[0])
+
+    def __repr__(self) -> str:
+        n_tokens, width = self.embeddings.shape
+        return f"SoftPrompt(name={self.name!r}, n_tokens={n_tokens}, d={width})"
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write `soft_prompt.safetensors` into `folder` (made if absent) and return the file's path."""
+        from safetensors.torch import save_file
+
+        path = Path(folder) / "soft_prompt.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {"name": self.name, "init_text": self.init_text, "model_fingerprint": self.model_fingerprint}
+        partial = path.with_suffix(".partial")
+        save_file({"soft_prompt": self.embeddings.contiguous()}, partial, metadata={"format": "pt", **metadata})
+        partial.replace(path)
+        return path
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, name: str | None = None) -> SoftPrompt:
+        """Read a soft prompt from a folder of `save_pretrained` or from a released `{soft_prompt}` file.
+
+        Raises:
+            PromptError: no such file, not safetensors, or no `soft_prompt` tensor in it.
+        """
+        import torch
+        from safetensors import SafetensorError, safe_open
+
+        file = Path(path)
+        file = file / "soft_prompt.safetensors" if file.is_dir() else file
+        if not file.is_file():
+            raise PromptError(f"No soft prompt at {file}: give a folder of save_pretrained or a .safetensors file.")
+        try:
+            with safe_open(file, framework="pt") as opened:
+                metadata = opened.metadata() or {}
+                if "soft_prompt" not in opened.keys():  # noqa: SIM118 - not a mapping
+                    raise PromptError(f"{file} holds no tensor named 'soft_prompt', so it is not a soft prompt.")
+                embeddings = opened.get_tensor("soft_prompt").to(torch.float32)
+        except SafetensorError as error:
+            raise PromptError(f"{file} is not a readable safetensors file ({error}): export it again.") from error
+        return cls(
+            name=name or metadata.get("name") or file.stem,
+            embeddings=embeddings,
+            init_text=metadata.get("init_text", ""),
+            model_fingerprint=metadata.get("model_fingerprint", ""),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HiddenStates:
+    """Hidden states at chosen layers and positions: a tensor and a table with the same rows."""
+
+    values: Tensor
+    """[n, n_layers, d], in the model's dtype, on the CPU."""
+    index: pd.DataFrame
+    """n rows with STATE_COLUMNS."""
+    layers: tuple[int, ...]
+    """Layer numbers in transformers' `hidden_states` count, none negative: 0 is the embedding output,
+    `num_hidden_layers` the output after the last block (and, in most families, the final norm)."""
+    num_hidden_layers: int
+    model_fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        _check_shape(self, "values", self.values, len(self.index), len(self.layers), None)
+        if missing := _missing_columns(self.index, STATE_COLUMNS):
+            raise StatesError(f"HiddenStates.index lacks the columns {missing}.")
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __repr__(self) -> str:
+        n, n_layers, width = self.values.shape
+        prompts = list(self.index["prompt"].unique())
+        return f"HiddenStates(n={n}, n_layers={n_layers}, d={width}, prompts={prompts})"
+
+    def select(
+        self,
+        *,
+        prompt: str | Sequence[str] | None = None,
+        layer: int | Sequence[int] | None = None,
+        position: int | None = None,
+        harmful: bool | None = None,
+        split: str | None = None,
+    ) -> HiddenStates:
+        """The rows and layers asked for, in their present order. `layer=-1` is the last.
+
+        Raises:
+            StatesError: a layer, or a value of a column, that is not there (nothing would be left).
+        """
+        import numpy as np
+
+        keep = np.ones(len(self.index), dtype=bool)
+        for column, wanted in (("prompt", prompt), ("position", position), ("harmful", harmful), ("split", split)):
+            if wanted is None:
+                continue
+            values = [wanted] if isinstance(wanted, (str, int, bool)) else list(wanted)
+            present = set(self.index[column])
+            if absent := [value for value in values if value not in present]:
+                raise StatesError(f"No states with {column} in {absent}: these have {sorted(map(str, present))}.")
+            keep &= self.index[column].isin(values).to_numpy()
+        if not keep.any():
+            raise StatesError("No state satisfies all the conditions at once: relax one of them.")
+        layers = self.layers if layer is None else self._resolve_layers(layer)
+        columns = [self.layers.index(number) for number in layers]
+        values = self.values[keep.nonzero()[0]][:, columns]
+        return replace(self, values=values, index=self.index[keep].reset_index(drop=True), layers=layers)
+
+    def _resolve_layers(self, layer: int | Sequence[int]) -> tuple[int, ...]:
+        wanted = (layer,) if isinstance(layer, int) else tuple(layer)
+        layers = tuple(number + self.num_hidden_layers + 1 if number < 0 else number for number in wanted)
+        if absent := [number for number in layers if number not in self.layers]:
+            raise StatesError(
+                f"Layers {absent} were not kept, only {list(self.layers)}: ask hidden_states(…, layers=…) for them."
+            )
+        return layers
+
+    def matrix(self, layer: int = -1) -> Tensor:
+        """[n, d] in float32: the states of one layer.
+
+        Raises:
+            StatesError: the layer was not kept, or a state is not finite.
+        """
+        values = self.values[:, self.layers.index(self._resolve_layers(layer)[0])].float()
+        if not values.isfinite().all():
+            rows = (~values.isfinite().all(dim=1)).nonzero().flatten().tolist()
+            raise StatesError(
+                f"{len(rows)} of {len(values)} hidden states are not finite (first: query "
+                f"{self.index['query_id'].iloc[rows[0]]!r}, prompt {self.index['prompt'].iloc[rows[0]]!r}). "
+                "Load the model with dtype='bfloat16' or 'float32': float16 overflows in some families."
+            )
+        return values
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AnchorSpace:
+    """The low-dimensional space of the paper's section 3: a PCA over the anchor states of one layer."""
+
+    mean: Tensor
+    """[d], float32."""
+    components: Tensor
+    """[m, d], float32, orthonormal rows."""
+    explained_variance_ratio: Tensor
+    """[m], float32."""
+    layer: int
+    """In transformers' count, not negative."""
+    residual_variance: float
+    """Mean over the anchors of the squared distance to the space: the scale for the residual penalty."""
+    model_fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        _check_shape(self, "mean", self.mean, None)
+        _check_shape(self, "components", self.components, None, self.mean.shape[0])
+        _check_shape(self, "explained_variance_ratio", self.explained_variance_ratio, self.components.shape[0])
+
+    def __repr__(self) -> str:
+        explained = float(self.explained_variance_ratio.sum())
+        return f"AnchorSpace(m={len(self.components)}, d={len(self.mean)}, layer={self.layer}, explained={explained:.3f})"
+
+    def transform(self, states: Tensor) -> Tensor:
+        """[n, d] → [n, m]: coordinates of the states. Differentiable, on the states' device."""
+        return (states.float() - self.mean.to(states.device)) @ self.components.to(states.device).T
+
+    def residual(self, movement: Tensor) -> Tensor:
+        """[n, d] → [n, d]: what of a movement (a difference of states) lies outside the space: v - U(Uᵀv)."""
+        components = self.components.to(movement.device)
+        return movement.float() - (movement.float() @ components.T) @ components
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Probe:
+    """A logistic regression in the anchor space (paper, section 3). `positive` names its positive class."""
+
+    coef: Tensor
+    """[m], float32."""
+    intercept: float
+    positive: str
+
+    def __post_init__(self) -> None:
+        _check_shape(self, "coef", self.coef, None)
+
+    def decision_function(self, coordinates: Tensor) -> Tensor:
+        """[n, m] → [n]: logits; above zero means `positive`."""
+        return coordinates @ self.coef.to(coordinates.device) + self.intercept
+
+    def direction(self, space: AnchorSpace) -> Tensor:
+        """[d], unit norm: the direction of hidden-state space along which the logit grows fastest."""
+        direction = self.coef @ space.components
+        return direction / direction.norm()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DROConfig:
+    """Settings of DRO training. The defaults are scale-free; `DROConfig.preset("paper")` is the paper's code."""
+
+    learning_rate: float = 1e-3
+    """AdamW's, with torch's other defaults."""
+    num_train_epochs: int = 40
+    batch_size: int = 50
+    max_grad_norm: float = 1.0
+    seed: int = 42
+    """Seeds `random.Random`, which shuffles the index list once per epoch."""
+    refusal_weight: float = 1.0
+    """Weight of the refusal loss (paper, eq. 3); 0 switches the term off."""
+    harmfulness_weight: float = 0.01
+    """Weight of the harmfulness loss (paper, eq. 4); 0 switches the term off."""
+    residual_weight: float = 1.0
+    """β, the weight of the movement outside the anchor space (paper, eq. 5); 0 switches the term off."""
+    residual_scale: str = "relative"
+    """`relative`: squared movement over the anchors' residual variance, so that β means the same at any
+    scale. `absolute`: mean square over the d - m dimensions outside the space, as in the paper's code."""
+    checkpoint_every: int = 20
+    """Steps between checkpoints, when a store is given."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "num_train_epochs", "batch_size", "max_grad_norm", "checkpoint_every"):
+            if getattr(self, name) <= 0:
+                raise TrainingError(f"DROConfig.{name} must be above 0, got {getattr(self, name)}.")
+        for name in ("refusal_weight", "harmfulness_weight", "residual_weight"):
+            if getattr(self, name) < 0:
+                raise TrainingError(f"DROConfig.{name} must not be negative, got {getattr(self, name)}.")
+        if self.residual_scale not in ("relative", "absolute"):
+            raise TrainingError("DROConfig.residual_scale must be 'relative' or 'absolute'.")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> DROConfig:
+        """`paper` (β = 1e-3, absolute) or `default` (relative), with any field changed."""
+        presets: dict[str, dict[str, Any]] = {
+            "default": {},
+            "paper": {"residual_weight": 1e-3, "residual_scale": "absolute"},
+        }
+        if name not in presets:
+            raise TrainingError(f"No DRO preset {name!r}: choose one of {sorted(presets)}.")
+        return cls(**{**presets[name], **changes})
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DROStep:
+    """One optimisation step of DRO: the losses before the update, and the prompt after it."""
+
+    step: int
+    """From 1."""
+    epoch: int
+    """From 0."""
+    refusal_loss: float
+    harmfulness_loss: float
+    residual_loss: float
+    """Each unweighted; a term that is switched off is still measured."""
+    loss: float
+    """The weighted sum that was differentiated."""
+    residual_drift: float
+    """Mean squared movement outside the anchor space over the anchors' residual variance: how far the
+    states left the anchor data, in the same units whatever the loss."""
+    grad_norm: float
+    """Before clipping."""
+    embeddings: Tensor
+    """[n_tokens, d], float32, on the CPU: the soft prompt after this step."""
+
+    def numbers(self) -> dict[str, float]:
+        """Everything but the embeddings, as a table row."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "embeddings"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DRORun:
+    """A finished (or stopped) DRO training run."""
+
+    soft_prompt: SoftPrompt
+    history: pd.DataFrame
+    """One row per step: `DROStep.numbers()`."""
+    config: DROConfig
+    space: AnchorSpace
+    refusal: Probe
+    harmfulness: Probe
+    snapshots: dict[int, Tensor]
+    """Step → embeddings [n_tokens, d], at a few steps from 0 to the last, to replay the movement."""
