@@ -1,0 +1,404 @@
+"""Loading chat models: from the hub, from a folder, or the demo model that ships with drolab.
+
+A `ChatModel` is a transformers model with its tokenizer and a *fingerprint*: a hash of everything that
+determines what the model computes. Stored results and soft prompts are tied to it, never to a name.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from drolab.types import ChatTemplateError, ModelError
+
+DEMO = "demo"
+_ASSETS = Path(str(resources.files("drolab"))) / "assets"
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_UNBOUNDED = 2**31
+"""Context length of families without a limit, and of tokenizers that do not know theirs."""
+
+CHAT_FORMATS: tuple[str, ...] = ("llama-2-chat", "mistral-instruct", "vicuna", "openchat", "chatml")
+"""Names of the chat formats that drolab brings: those of the eight models of the paper."""
+
+
+@dataclass(frozen=True, eq=False)
+class ChatModel:
+    """A chat model ready for reading: eval mode, no gradients for its weights."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    """A fast tokenizer with a chat template."""
+    name: str
+    """What `load_model` was asked for; for people only, nothing is looked up by it."""
+    fingerprint: str
+    """See `fingerprint`."""
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        shape = f"d={self.hidden_size}, layers={self.num_hidden_layers}"
+        return f"ChatModel({self.name!r}, {self.model.config.model_type}, {shape}, {dtype}, {self.device})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids and embeddings enter the model."""
+        embedding: Any = self.model.get_input_embeddings()
+        device: torch.device = embedding.weight.device
+        if device.type == "meta":  # offloaded by accelerate: its hook knows where the layer runs
+            return torch.device(embedding._hf_hook.execution_device)
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self._text_config.hidden_size)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return int(self._text_config.num_hidden_layers)
+
+    @property
+    def max_length(self) -> int:
+        """The longest chat the model can read, in tokens."""
+        limit = getattr(self._text_config, "max_position_embeddings", None) or self.tokenizer.model_max_length
+        return int(min(limit, _UNBOUNDED))
+
+    @property
+    def is_demo(self) -> bool:
+        return self.name == DEMO
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The decoder without the language-model head: its output is `hidden_states[-1]`."""
+        return self.model.get_decoder()
+
+    @property
+    def _text_config(self) -> Any:
+        return self.model.config.get_text_config()
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """[…] token ids → […, d] input embeddings, in the model's dtype and on its device."""
+        embedded: Tensor = self.model.get_input_embeddings()(ids.to(self.device))
+        return embedded
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
+) -> ChatModel:
+    """Load a chat model and its tokenizer.
+
+    Weights are read from safetensors only. `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` are honoured.
+
+    Args:
+        name_or_path: "demo" (ships with drolab, works offline), a hub id ("org/model"), or a local folder.
+        dtype: of the weights: a torch.dtype, its name, or "auto". None takes the checkpoint's own, except
+            for the demo model, which runs in float32.
+        device_map: as in transformers; "auto" spreads the model over the GPUs. None loads on the CPU.
+        revision: branch, tag or commit on the hub.
+        attn_implementation: "eager", "sdpa", "flash_attention_2"; None leaves the choice to transformers.
+        chat_template: Jinja text, or the name of a known format (see CHAT_FORMATS). None uses the
+            tokenizer's own.
+        trust_remote_code: run Python code that comes with the checkpoint. Off unless you ask for it.
+
+    Raises:
+        ModelError: no such model, no safetensors weights, no access, an unknown dtype, a slow tokenizer.
+        ChatTemplateError: no chat template, or an unknown format name.
+    """
+    name = str(name_or_path)
+    template = None if chat_template is None else chat_format(chat_template)
+    is_demo = name_or_path == DEMO  # Path("demo") is a folder of yours
+    source = _demo_folder() if is_demo else _source(name)
+    torch_dtype = _dtype(dtype, default=torch.float32 if is_demo else "auto")
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        _check_tokenizer(tokenizer, name, template)  # before gigabytes of weights are read
+        result: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=torch_dtype,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except ModelError:
+        raise
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
+        raise ModelError(_explain(name, error)) from error
+    model, loaded = result
+    if missing := sorted(loaded["missing_keys"]):  # transformers fills them with random numbers
+        raise ModelError(
+            f"The checkpoint {name!r} lacks {len(missing)} weights (first: {missing[0]}), so it is not a whole "
+            "chat model: merge an adapter into its base model, or download the checkpoint again."
+        )
+    return wrap(model, tokenizer, name=name, chat_template=template)
+
+
+def wrap(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, chat_template: str | None = None
+) -> ChatModel:
+    """A ChatModel around a model that is already in memory.
+
+    The model is put into eval mode and its parameters stop requiring gradients. The tokenizer is not
+    changed: with a `chat_template` (Jinja text or a known name) the ChatModel gets a copy that has it.
+
+    Raises:
+        ModelError: a slow tokenizer. ChatTemplateError: no chat template, or an unknown format name.
+    """
+    template = None if chat_template is None else chat_format(chat_template)
+    _check_tokenizer(tokenizer, name, template)
+    if template is not None:
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.chat_template = template
+    model.eval().requires_grad_(False)
+    return ChatModel(model=model, tokenizer=tokenizer, name=name, fingerprint=fingerprint(model, tokenizer))
+
+
+def chat_format(name_or_jinja: str) -> str:
+    """The Jinja text of a known chat format; Jinja text is returned as it is.
+
+    Raises:
+        ChatTemplateError: neither a known name nor text with Jinja in it.
+    """
+    if name_or_jinja in CHAT_FORMATS:
+        return (_ASSETS / "chat_formats" / f"{name_or_jinja}.jinja").read_text(encoding="utf-8")
+    if "{{" not in name_or_jinja and "{%" not in name_or_jinja:
+        raise ChatTemplateError(
+            f"No chat format is called {name_or_jinja!r}, and it is no Jinja text: "
+            f"pass one of {', '.join(CHAT_FORMATS)}, or a Jinja template."
+        )
+    return name_or_jinja
+
+
+# --- where a model comes from, and what can be wrong with it -----------------------------------------------
+
+
+def _source(name: str) -> str:
+    """The folder or hub id to give to transformers."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        _check_folder(name, folder)
+        return str(folder)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+        raise ModelError(
+            f"There is no folder {name!r}, and it is no hub id: give an existing folder, "
+            "a hub id such as 'org/model', or 'demo'."
+        )
+    return name
+
+
+def _demo_folder() -> str:
+    folder = _ASSETS / DEMO
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise ModelError(f"The demo model is missing from this installation ({folder}): install drolab again.")
+    return str(folder)
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"The folder {name!r} has no config.json: point to a folder of save_pretrained.")
+    if any(folder.glob("*.safetensors")):
+        return
+    if any(file for pattern in _PICKLED for file in folder.glob(pattern)):
+        raise ModelError(
+            f"The folder {name!r} has only pickled weights, which drolab never reads: convert them where you "
+            "trust them, with model.save_pretrained(folder) of transformers, which writes safetensors."
+        )
+    raise ModelError(f"The folder {name!r} has no weights (*.safetensors): save or download the model again.")
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str, template: str | None) -> None:
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"The tokenizer of {name!r} is a slow one, which cannot say where in the text each token lies: "
+            "use a checkpoint that has a tokenizer.json."
+        )
+    if template is None and not tokenizer.chat_template:
+        raise ChatTemplateError(
+            f"The tokenizer of {name!r} has no chat template (a base model?): pass chat_template=…, "
+            f"one of {', '.join(CHAT_FORMATS)}, or Jinja text."
+        )
+
+
+def _dtype(dtype: torch.dtype | str | None, *, default: torch.dtype | str) -> torch.dtype | str:
+    if dtype is None:
+        return default
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else None
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ModelError(f"No weights can have dtype {dtype!r}: pass 'float32', 'bfloat16', 'float16' or 'auto'.")
+    return found
+
+
+def _explain(name: str, error: Exception) -> str:
+    """What to do about an error of transformers' loaders."""
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    causes = list(_causes(error))
+    text = " ".join(map(str, causes))
+    if any(isinstance(cause, GatedRepoError) for cause in causes) or "gated repo" in text:
+        return f"{name!r} is gated: accept its licence on its hub page, then set HF_TOKEN to a token of your account."
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes) or "not a valid model identifier" in text:
+        return (
+            f"The hub has no model {name!r} that you may see: check the spelling; for a private one set HF_TOKEN. "
+            "drolab.load_model('demo') works without the hub."
+        )
+    if "trust_remote_code" in text:
+        return f"{name!r} brings its own Python code: read it, then pass trust_remote_code=True if you trust it."
+    offline = any(isinstance(cause, (OfflineModeIsEnabled, ConnectionError)) for cause in causes)
+    if offline or "couldn't connect" in text or "We have no connection" in text or "local_files_only" in text:
+        return (
+            f"{name!r} is not a folder here, and the hub cannot be reached: a hub id needs network or a copy in the "
+            "cache (HF_HOME), a local model an existing folder; HF_HUB_OFFLINE=1 saves the wait. "
+            "drolab.load_model('demo') works offline."
+        )
+    if any(isinstance(cause, SafetensorError) for cause in causes):
+        return f"A weights file of {name!r} is not readable: download or save it again. ({_first_line(error)})"
+    if "safetensors" in text:
+        return (
+            f"{name!r} has no safetensors weights, and drolab never reads pickled ones: choose a revision that has "
+            f"them, or convert the model with save_pretrained. ({_first_line(error)})"
+        )
+    return f"{name!r} cannot be loaded: {_first_line(error)} Check the name, the files and the versions."
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".") + "."
+
+
+# --- the fingerprint ---------------------------------------------------------------------------------------
+
+_CHUNK = 2**18
+_VOLATILE = frozenset(
+    {
+        "_attn_implementation",
+        "_commit_hash",
+        "_experts_implementation",
+        "_name_or_path",
+        "architectures",
+        "attn_implementation",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
+"""Configuration fields that say how a model was stored or is run, not what it is."""
+
+
+def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of every weight, the configuration, the tokenizer and the chat template.
+
+    Each weight enters bit by bit and with its place, so that one changed weight or two swapped ones give
+    another fingerprint; device, file layout and name do not matter. The dtype does: a model in bfloat16
+    computes something else than the same one in float32.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in _weights(model):
+        header = json.dumps([name, list(tensor.shape), str(tensor.dtype)])
+        digest.update(header.encode() + _checksums(tensor))
+    digest.update(json.dumps(_stable(model.config.to_diff_dict()), sort_keys=True, default=str).encode())
+    digest.update(_vocabulary(tokenizer).encode())
+    digest.update(json.dumps(tokenizer.chat_template).encode())
+    return digest.hexdigest()[:32]
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and persistent buffer once, by name; tied ones at their first name."""
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        buffers = {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
+        own = {name: tensor for name, tensor in {**module._parameters, **buffers}.items() if tensor is not None}
+        new = [name for name, tensor in own.items() if id(tensor) not in seen]
+        seen.update(map(id, own.values()))
+        with _on_device(module):
+            for name in new:
+                yield f"{prefix}.{name}", getattr(module, name).detach()
+
+
+def _on_device(module: nn.Module) -> Any:
+    """Weights that accelerate keeps on the disk or in CPU memory are brought in for a moment."""
+    if not hasattr(module, "_hf_hook"):
+        return nullcontext()
+    from accelerate.utils import align_module_device
+
+    return align_module_device(module)
+
+
+@functools.cache
+def _places() -> Tensor:
+    """[_CHUNK] int64, one odd factor per place.
+
+    The lower half, 2i + 1, differs between any two places by less than 2³², and so do any two values of
+    at most 32 bits: the product of two such differences is never 0 modulo 2⁶⁴. The upper half is a fixed
+    pseudo-random number (splitmix64), against coincidences among many changes.
+    """
+    import numpy as np
+
+    place = np.arange(_CHUNK, dtype=np.uint64)
+    mixed = (place + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    factors = (mixed << np.uint64(32)) | (np.uint64(2) * place + np.uint64(1))
+    return torch.from_numpy(factors.view(np.int64))
+
+
+@torch.no_grad()
+def _checksums(tensor: Tensor) -> bytes:
+    """The place-weighted sums modulo 2⁶⁴ of the bits of each chunk, exact on every device."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    flat = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    bits = flat.contiguous().reshape(-1).view(integers[flat.element_size()])
+    places = _places().to(bits.device)
+    products = torch.empty_like(places)
+    sums = []
+    for chunk in bits.split(_CHUNK):
+        part = products[: len(chunk)]
+        sums.append(torch.mul(chunk, places[: len(chunk)], out=part).sum())
+    return torch.stack(sums).cpu().numpy().tobytes() if sums else b""
+
+
+def _stable(config: Any) -> Any:
+    if isinstance(config, dict):
+        return {str(key): _stable(value) for key, value in config.items() if key not in _VOLATILE}
+    return config
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer as JSON, without the padding and truncation that its last call left in it."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content.pop("padding", None)
+    content.pop("truncation", None)
+    return json.dumps([content, tokenizer.special_tokens_map], sort_keys=True, default=str)
