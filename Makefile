@@ -17,8 +17,9 @@ demo: $(VENV)/.installed
 lab: $(VENV)/.installed
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
+# Two workers of one thread each: several OpenMP threads on tiny models cost far more than they bring.
 test: lint browser
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "drolab"
 # Lower rooms first: a module imports only from those above it (DESIGN §3). Rooms not built yet are absent.
 ROOMS = (
     "types data prompts store models chat hidden anchors probes evidence dro responses judges published "
-    "figures panels export suite demo __main__"
+    "style planes figures panels export suite demo __main__"
 ).split()
 CONDA_NAMES = {"torch": "pytorch", "kaleido": "python-kaleido"}
 
@@ -64,7 +64,9 @@ def test_the_import_check_sees_a_violation() -> None:
 def test_only_panels_imports_ipywidgets_and_figures_import_types_only() -> None:
     importers = {room_of(path) for path in MODULES if "import ipywidgets" in path.read_text(encoding="utf-8")}
     assert importers == {"panels"}
-    assert drolab_imports((PACKAGE / "figures.py").read_text(encoding="utf-8")) <= {"types"}
+    for name in ("style", "planes", "figures"):
+        imported = drolab_imports((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+        assert imported <= {"types", "style", "planes"}
 
 
 def test_import_drolab_loads_nothing_heavy() -> None:
