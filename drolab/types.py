@@ -228,11 +228,11 @@ class HiddenStates:
         for column, wanted in (("prompt", prompt), ("position", position), ("harmful", harmful), ("split", split)):
             if wanted is None:
                 continue
-            values = [wanted] if isinstance(wanted, (str, int, bool)) else list(wanted)
+            choices: list[Any] = [wanted] if isinstance(wanted, (str, int, bool)) else list(wanted)
             present = set(self.index[column])
-            if absent := [value for value in values if value not in present]:
+            if absent := [choice for choice in choices if choice not in present]:
                 raise StatesError(f"No states with {column} in {absent}: these have {sorted(map(str, present))}.")
-            keep &= self.index[column].isin(values).to_numpy()
+            keep &= self.index[column].isin(choices).to_numpy()
         if not keep.any():
             raise StatesError("No state satisfies all the conditions at once: relax one of them.")
         layers = self.layers if layer is None else self._resolve_layers(layer)
@@ -289,7 +289,9 @@ class AnchorSpace:
 
     def __repr__(self) -> str:
         explained = float(self.explained_variance_ratio.sum())
-        return f"AnchorSpace(m={len(self.components)}, d={len(self.mean)}, layer={self.layer}, explained={explained:.3f})"
+        return (
+            f"AnchorSpace(m={len(self.components)}, d={len(self.mean)}, layer={self.layer}, explained={explained:.3f})"
+        )
 
     def transform(self, states: Tensor) -> Tensor:
         """[n, d] → [n, m]: coordinates of the states. Differentiable, on the states' device."""

@@ -1,0 +1,173 @@
+"""The anchor space: a PCA over the hidden states of the anchor queries, and a UMAP view for looking only.
+
+Paper, section 3: the top components of the last layer's last-token states, over all anchor queries without
+and with the human safety prompts, hold the features in which harmfulness and refusal can be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from drolab import store as stores
+from drolab.types import AnchorSpace, HiddenStates, StatesError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+VIEW_COLUMNS = ("query_id", "prompt", "x", "y")
+"""Columns of `umap_view`."""
+
+
+def fit_anchors(states: HiddenStates, *, n_components: int = 4, layer: int = -1) -> AnchorSpace:
+    """Fit the anchor space: a PCA of one layer's states, all queries under all prompts together.
+
+    Args:
+        states: n states of one read position. The order of the rows and repeated rows do not matter.
+        n_components: m, from 1 to min(n - 1, d). The paper takes 4.
+        layer: in transformers' count; -1 is the last one kept.
+
+    Returns:
+        The space. Each component's sign is chosen so that its largest loading (by size) is positive.
+
+    Raises:
+        StatesError: too few states, states that are not finite, all equal, or read at several positions,
+            or `n_components` out of range.
+    """
+    from sklearn.decomposition import PCA
+
+    matrix = one_position(states).matrix(layer).numpy()
+    _check_components(matrix, n_components)
+    # `full` on float32 is what the paper's code runs; the reference numbers are matched bit by bit.
+    pca = PCA(n_components=n_components, svd_solver="full").fit(matrix)
+    components = _fix_signs(pca.components_)
+    centred = matrix.astype(np.float64) - pca.mean_
+    outside = centred - centred @ components.T @ components
+    return AnchorSpace(
+        mean=_tensor(pca.mean_),
+        components=_tensor(components),
+        explained_variance_ratio=_tensor(pca.explained_variance_ratio_),
+        layer=states.select(layer=layer).layers[0],
+        residual_variance=float(np.square(outside).sum(axis=1).mean()),
+        model_fingerprint=states.model_fingerprint,
+    )
+
+
+def coordinates(space: AnchorSpace, states: HiddenStates) -> Tensor:
+    """[n, m]: the states' coordinates in the anchor space.
+
+    Raises:
+        StatesError: states of another model or width, of several positions, not finite, or without the
+            space's layer.
+    """
+    return space.transform(anchor_matrix(space, states))
+
+
+def anchor_matrix(space: AnchorSpace, states: HiddenStates) -> Tensor:
+    """[n, d], float32: the states at the space's layer, after the checks that `coordinates` names."""
+    if space.model_fingerprint and states.model_fingerprint not in ("", space.model_fingerprint):
+        raise StatesError(
+            f"The states are of model {states.model_fingerprint[:12]}, the anchor space is of model "
+            f"{space.model_fingerprint[:12]}: fit the space on this model's states with fit_anchors."
+        )
+    matrix = one_position(states).matrix(space.layer)
+    if matrix.shape[1] != len(space.mean):
+        raise StatesError(
+            f"The states have d = {matrix.shape[1]}, the anchor space has d = {len(space.mean)}: "
+            "fit the space on this model's states with fit_anchors."
+        )
+    return matrix
+
+
+def one_position(states: HiddenStates) -> HiddenStates:
+    """The same states, after checking that they were read at a single position of each chat."""
+    positions = sorted(set(states.index["position"]))
+    if len(positions) > 1:
+        raise StatesError(f"These states were read at positions {positions}: choose one, states.select(position=-1).")
+    return states
+
+
+def umap_view(
+    states: HiddenStates,
+    *,
+    layer: int = -1,
+    n_neighbors: int = 15,
+    min_dist: float = 0.1,
+    random_state: int = 0,
+    extra: HiddenStates | None = None,
+    store: stores.Store | None = None,
+) -> pd.DataFrame:
+    """A UMAP picture of the states, for looking only: distances in it mean little, and no statistic uses it.
+
+    The map is fitted on `states`; the rows of `extra` (new prompts) are placed into it afterwards and move
+    nothing. With a store the coordinates are kept under the content of the states and the settings, and a
+    second call reads them. A new `extra` repeats the fit, which is deterministic: the map stays the same.
+
+    Returns:
+        VIEW_COLUMNS, one row per state: those of `states`, then those of `extra`.
+
+    Raises:
+        StatesError: states that are not finite, or at most `n_neighbors` of them.
+    """
+    shown = [one_position(states)] + ([] if extra is None else [one_position(extra)])
+    matrices = [part.matrix(layer).numpy() for part in shown]
+    if len(states) <= n_neighbors:
+        raise StatesError(f"UMAP with n_neighbors={n_neighbors} needs more than {len(states)} states: lower it.")
+    settings: dict[str, int | float] = {
+        "n_neighbors": n_neighbors,
+        "min_dist": float(min_dist),
+        "random_state": random_state,
+    }
+    parts: list[object] = [[list(matrix.shape), hashlib.sha256(matrix.tobytes()).hexdigest()] for matrix in matrices]
+    view_key = stores.key(kind="umap", parts=parts, **settings)
+    kept = store.get_tensors([view_key]) if store is not None else {}
+    if view_key in kept:
+        places = kept[view_key].numpy()
+    else:
+        places = _umap(matrices, n_neighbors, min_dist, random_state)
+        if store is not None:
+            store.put_tensors([view_key], torch.from_numpy(places)[None])
+    rows = pd.concat([part.index[["query_id", "prompt"]] for part in shown], ignore_index=True)
+    return rows.assign(x=places[:, 0], y=places[:, 1])
+
+
+def _umap(
+    matrices: list[NDArray[np.float32]], n_neighbors: int, min_dist: float, random_state: int
+) -> NDArray[np.float32]:
+    """[rows of all matrices, 2]: a map fitted on the first matrix, the others placed into it."""
+    with warnings.catch_warnings():
+        # umap warns about its own choices (spectral fallbacks, numba, jobs): none of it concerns the user.
+        warnings.simplefilter("ignore")
+        from umap import UMAP
+
+        reducer = UMAP(n_neighbors=n_neighbors, min_dist=min_dist, random_state=random_state, n_jobs=1)
+        placed = [reducer.fit_transform(matrices[0]), *(reducer.transform(matrix) for matrix in matrices[1:])]
+    return np.ascontiguousarray(np.concatenate(placed), dtype=np.float32)
+
+
+def _check_components(matrix: NDArray[np.float32], n_components: int) -> None:
+    n, width = matrix.shape
+    most = min(n - 1, width)
+    if not 1 <= n_components <= most:
+        raise StatesError(
+            f"n_components={n_components} does not fit {n} states of width {width}: "
+            + (f"choose 1 to {most}, or pass more states." if most > 0 else "pass at least 2 states.")
+        )
+    if np.ptp(matrix, axis=0).max() == 0:
+        raise StatesError(f"All {n} states are equal, so they span no space: pass states of different queries.")
+
+
+def _fix_signs(components: NDArray[np.float32]) -> NDArray[np.float32]:
+    largest = np.abs(components).argmax(axis=1)
+    signs = np.sign(components[np.arange(len(components)), largest])
+    return components * signs[:, None]
+
+
+def _tensor(array: NDArray[np.floating]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
