@@ -20,7 +20,11 @@ from drolab.types import (
 )
 
 if TYPE_CHECKING:
-    from drolab import evidence, export, figures, judges, panels
+    import drolab.evidence as evidence
+    import drolab.export as export
+    import drolab.figures as figures
+    import drolab.judges as judges
+    import drolab.panels as panels
     from drolab.anchors import fit_anchors
     from drolab.data import load_queries
     from drolab.dro import train_dro

@@ -20,9 +20,10 @@ PACKAGE = ROOT / "drolab"
 
 # Lower rooms first: a module imports only from those above it (DESIGN §3). Rooms not built yet are absent.
 ROOMS = (
-    "types data prompts store models chat hidden anchors probes evidence dro responses judges published "
-    "style planes figures panels export suite demo __main__"
-).split()
+    *("types", "data", "prompts", "store", "models", "chat", "hidden", "anchors", "probes", "evidence", "dro"),
+    *("responses", "judges", "published", "style", "planes", "figures", "panels", "export", "suite", "demo"),
+    "__main__",
+)
 CONDA_NAMES = {"torch": "pytorch", "kaleido": "python-kaleido"}
 
 
@@ -70,7 +71,7 @@ def test_only_panels_imports_ipywidgets_and_figures_import_types_only() -> None:
 
 
 def test_import_drolab_loads_nothing_heavy() -> None:
-    heavy = "torch transformers pandas sklearn plotly ipywidgets umap scipy matplotlib".split()
+    heavy = ["torch", "transformers", "pandas", "sklearn", "plotly", "ipywidgets", "umap", "scipy", "matplotlib"]
     code = f"import sys, drolab; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
