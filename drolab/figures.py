@@ -1,0 +1,332 @@
+"""Figures: a table in, a `plotly.graph_objects.Figure` out.
+
+Nothing here computes a statistic, reads a file or changes a global setting. Every text that comes from data is
+escaped before plotly sees it. A class is told by symbol *and* colour or pattern, never by colour alone.
+The figures of hidden states in a plane live in `drolab.planes` and are offered here too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from drolab.planes import Boundary, boundary, mean_shifts, movement, probe_boundaries, projection
+from drolab.style import (
+    CLASS_COLORS,
+    CLASS_PATTERNS,
+    CONFIG,
+    PALETTE,
+    SYMBOLS,
+    FigureError,
+    blank_figure,
+    class_names,
+    dress,
+    escape,
+    groups,
+    legend_entry,
+    need_columns,
+    prompt_colors,
+    show,
+    small_print,
+    template,
+    theme_colors,
+)
+
+__all__ = [
+    "CONFIG",
+    "Boundary",
+    "FigureError",
+    "boundary",
+    "calibration",
+    "cosine_heatmap",
+    "layer_sweep",
+    "mean_shifts",
+    "movement",
+    "probe_boundaries",
+    "projection",
+    "rate_bars",
+    "show",
+    "template",
+    "token_strip",
+    "training_curves",
+]
+
+_TRAINING_PANELS = {
+    "refusal_loss": "refusal loss",
+    "harmfulness_loss": "harmfulness loss",
+    "residual_loss": "residual loss",
+    "residual_drift": "residual drift (× anchor variance)",
+}
+
+
+def _with_interval(row: Any) -> str:
+    return f"{row.value:.3f}{_interval(row)}"
+
+
+def _interval(row: Any) -> str:
+    low, high = getattr(row, "low", math.nan), getattr(row, "high", math.nan)
+    return "" if pd.isna(low) or pd.isna(high) else f" [{low:.2f}, {high:.2f}]"
+
+
+def cosine_heatmap(table: pd.DataFrame, *, title: str | None = None, theme: str = "light") -> go.Figure:
+    """Cosines between directions, one cell per pair, the interval on hover.
+
+    Args:
+        table: a, b, cosine, and optionally low, high; a pair may stand in one order only.
+    """
+    need_columns(table, ("a", "b", "cosine"), "cosine heat map")
+    across = set(table["a"]).isdisjoint(table["b"])  # shifts against directions, say: a table, no square
+    rows, columns = (list(dict.fromkeys(table[name])) for name in ("a", "b"))
+    if not across:
+        rows = columns = list(dict.fromkeys([*rows, *columns]))
+    values = np.full((len(rows), len(columns)), np.nan)
+    hover = np.full(values.shape, "", dtype=object)
+    for row in table.itertuples():
+        text = f"cos({escape(row.a)}, {escape(row.b)})<br>{row.cosine:.3f}{_interval(row)}"
+        for a, b in [(row.a, row.b)] if across else [(row.a, row.b), (row.b, row.a)]:
+            cell = rows.index(a), columns.index(b)
+            values[cell], hover[cell] = row.cosine, text
+    figure = blank_figure(theme, title, height=max(480, 200 + 32 * len(rows)))
+    figure.add_heatmap(
+        z=values,
+        x=list(range(len(columns))),
+        y=list(range(len(rows))),
+        zmin=-1,
+        zmax=1,
+        colorscale=[[0, PALETTE[0]], [0.5, theme_colors(theme)["zero"]], [1, PALETTE[5]]],
+        text=[["" if np.isnan(value) else f"{value:.2f}" for value in line] for line in values],
+        texttemplate="%{text}",
+        customdata=hover,
+        hovertemplate="%{customdata}<extra></extra>",
+        hoverongaps=False,
+        xgap=1,
+        ygap=1,
+        colorbar={"title": {"text": "cosine"}},
+    )
+    figure.update_xaxes(**_name_ticks(columns))
+    figure.update_yaxes(**_name_ticks(rows), autorange="reversed")
+    return figure
+
+
+def _name_ticks(names: Sequence[str]) -> dict[str, Any]:
+    labels = [escape(name, limit=28) for name in names]
+    return {"tickvals": list(range(len(names))), "ticktext": labels, "showgrid": False}
+
+
+def layer_sweep(
+    table: pd.DataFrame,
+    *,
+    chance: float | None = None,
+    y_title: str = "value",
+    title: str | None = None,
+    theme: str = "light",
+) -> go.Figure:
+    """How measures change over the layers, with intervals.
+
+    Args:
+        table: layer, measure, value, and optionally low, high.
+        chance: a dashed line at the value that chance gives.
+    """
+    need_columns(table, ("layer", "measure", "value"), "layer sweep")
+    figure = blank_figure(theme, title)
+    colors = prompt_colors(table["measure"], theme=theme)
+    for number, (name, group) in enumerate(groups(table, "measure")):
+        rows = group.sort_values("layer")
+        aside = 0.05 * (number - (len(colors) - 1) / 2)  # so that intervals do not cover each other
+        figure.add_scatter(
+            x=rows["layer"] + aside,
+            y=rows["value"],
+            error_y=_error_bars(rows),
+            mode="lines+markers",
+            name=escape(name, limit=40),
+            line={"color": colors[name], "width": 2},
+            marker={"symbol": SYMBOLS[number], "size": 9},
+            customdata=[[f"layer {r.layer}<br>{escape(name)}: {_with_interval(r)}"] for r in rows.itertuples()],
+            hovertemplate="%{customdata[0]}<extra></extra>",
+        )
+    if chance is not None:
+        figure.add_hline(y=chance, line={"dash": "dash", "width": 1, "color": theme_colors(theme)["grey"]})
+    figure.update_xaxes(title_text="layer (0: embeddings)", tickvals=sorted(table["layer"].unique()))
+    figure.update_yaxes(title_text=escape(y_title))
+    figure.update_layout(showlegend=True)
+    return figure
+
+
+def _error_bars(rows: pd.DataFrame) -> dict[str, Any] | None:
+    if not {"low", "high"} <= set(rows.columns):
+        return None
+    above, below = rows["high"] - rows["value"], rows["value"] - rows["low"]
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1.4, "width": 4}
+
+
+def training_curves(history: pd.DataFrame, *, title: str | None = None, theme: str = "light") -> go.Figure:
+    """The terms of DRO's loss and the residual drift over the steps: thin the batches, thick the epochs' means.
+
+    Args:
+        history: rows of `DROStep.numbers()`; with a column `run`, one colour per run.
+    """
+    need_columns(history, ("step", "epoch", *_TRAINING_PANELS), "training curve")
+    figure = make_subplots(
+        rows=2, cols=2, subplot_titles=list(_TRAINING_PANELS.values()), vertical_spacing=0.16, horizontal_spacing=0.1
+    )
+    runs = history["run"] if "run" in history.columns else pd.Series("run", index=history.index)
+    colors = prompt_colors(runs, theme=theme)
+    for name, rows in groups(history, runs):
+        epochs = rows.groupby("epoch")[["step", *_TRAINING_PANELS]].mean()
+        for number, column in enumerate(_TRAINING_PANELS):
+            where = {"row": number // 2 + 1, "col": number % 2 + 1}
+            shared = {"mode": "lines", "name": escape(name, limit=28), "legendgroup": str(name)}
+            figure.add_scatter(
+                x=rows["step"], y=rows[column], line={"color": colors[name], "width": 1}, opacity=0.4,
+                showlegend=False, hoverinfo="skip", **shared, **where,
+            )  # fmt: skip
+            figure.add_scatter(
+                x=epochs["step"], y=epochs[column], line={"color": colors[name], "width": 2.5},
+                showlegend=number == 0 and len(colors) > 1, hovertemplate="step %{x:.0f}: %{y:.4f}", **shared, **where,
+            )  # fmt: skip
+    figure.update_xaxes(title_text="step", row=2)
+    dress(figure, theme, title, margin_t=96)
+    figure.update_layout(height=560)
+    return figure
+
+
+def rate_bars(
+    table: pd.DataFrame,
+    *,
+    y_title: str = "refusal rate",
+    title: str | None = None,
+    theme: str = "light",
+) -> go.Figure:
+    """A rate per prompt and group of queries, as grouped bars with intervals.
+
+    Args:
+        table: prompt, group, value, and optionally low, high. `group` is harmful, harmless, borderline, or any name;
+            a table of `evidence.rate_table`, with `harmful` instead, is taken as it is.
+    """
+    if "group" not in table.columns and "harmful" in table.columns:
+        table = table.assign(group=class_names(table["harmful"]))
+    need_columns(table, ("prompt", "group", "value"), "bar chart")
+    figure = blank_figure(theme, title, barmode="group", bargap=0.25)
+    others = prompt_colors([name for name in table["group"].unique() if name not in CLASS_COLORS], theme=theme)
+    for name, rows in groups(table, "group"):
+        figure.add_bar(
+            x=[escape(prompt, limit=28) for prompt in rows["prompt"]],
+            y=rows["value"],
+            name=escape(name, limit=28),
+            error_y=_error_bars(rows),
+            marker={
+                "color": CLASS_COLORS.get(name) or others[name],
+                "pattern": {"shape": CLASS_PATTERNS.get(name, "x"), "fillmode": "overlay", "size": 6},
+                "line": {"width": 1, "color": theme_colors(theme)["ink"]},
+            },
+            customdata=[[f"{escape(r.prompt)}, {escape(name)}: {_with_interval(r)}"] for r in rows.itertuples()],
+            hovertemplate="%{customdata[0]}<extra></extra>",
+        )
+    figure.update_xaxes(type="category")
+    figure.update_yaxes(title_text=escape(y_title), range=[0, 1.02], tickformat=".1f")
+    figure.update_layout(showlegend=True, legend_title_text="Queries")
+    return figure
+
+
+def calibration(
+    table: pd.DataFrame,
+    *,
+    note: str = "",
+    title: str | None = None,
+    theme: str = "light",
+) -> go.Figure:
+    """A quick refusal score against the sampled refusal rate, one point per query and prompt.
+
+    Args:
+        table: query_id, prompt, harmful, text, score, rate.
+        note: a line under the plot, such as the measured agreement.
+    """
+    need_columns(table, ("query_id", "prompt", "harmful", "text", "score", "rate"), "calibration")
+    points = table.assign(x=table["rate"], y=table["score"])
+    titles = ("sampled refusal rate", "first-token score")
+    figure = projection(points, axis_titles=titles, ranges=((-0.04, 1.04), (-0.04, 1.04)), title=title, theme=theme)
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], mode="lines", name="equal", hoverinfo="skip", legend="legend2",
+        line={"color": theme_colors(theme)["ink"], "width": 1, "dash": "dash"},
+    )  # fmt: skip
+    if note:
+        small_print(figure, escape(note))
+    return figure
+
+
+_ROLES = {
+    "shared": ("template, the same for every query", "#E4E4E4"),
+    "prompt": ("safety prompt", PALETTE[4]),
+    "own": ("only in this chat", PALETTE[1]),
+    "read": ("read position", PALETTE[5]),
+}
+
+
+def token_strip(
+    tokens: Sequence[str],
+    *,
+    prompt_span: tuple[int, int] | None = None,
+    prefix: int = 0,
+    read: int = -1,
+    columns: int = 10,
+    title: str | None = None,
+    theme: str = "light",
+) -> go.Figure:
+    """The tokens of one rendered chat, in reading order, coloured by what they are.
+
+    Args:
+        tokens: the text of each token; spaces and line breaks are made visible.
+        prompt_span: first and one past the last token of the safety prompt.
+        prefix: how many first tokens all chats under this prompt share.
+        read: the position whose hidden state is read (negative counts from the end).
+    """
+    if not tokens:
+        raise FigureError("No tokens to show: render a chat first.")
+    span = range(*prompt_span) if prompt_span else range(0)
+    position = read % len(tokens)
+    names = list(_ROLES)
+    roles = ["prompt" if i in span else "shared" if i < prefix else "own" for i in range(len(tokens))]
+    roles[position] = "read"
+    rows = math.ceil(len(tokens) / columns)
+    codes = np.full((rows, columns), np.nan)
+    labels, hover = np.full(codes.shape, "", dtype=object), np.full(codes.shape, "", dtype=object)
+    for i, (token, role) in enumerate(zip(tokens, roles, strict=True)):
+        visible = token.replace(" ", "␣").replace("\n", "⏎")
+        codes[divmod(i, columns)] = names.index(role)
+        labels[divmod(i, columns)] = escape(visible, limit=12)
+        hover[divmod(i, columns)] = f"token {i}: {escape(visible)}<br>{_ROLES[role][0]}"
+    figure = blank_figure(theme, title)
+    _add_token_cells(figure, codes, labels, hover)
+    for role in dict.fromkeys(roles):
+        legend_entry(figure, _ROLES[role][0], {"symbol": "square", "size": 12, "color": _ROLES[role][1]})
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False, autorange="reversed")
+    legend = {"orientation": "h", "y": -0.02, "yanchor": "top"}
+    figure.update_layout(height=140 + 30 * rows, legend=legend, showlegend=True, margin_b=70)
+    return figure
+
+
+def _add_token_cells(figure: go.Figure, codes: np.ndarray, labels: np.ndarray, hover: np.ndarray) -> None:
+    colors = [color for _, color in _ROLES.values()]
+    steps = [[edge, color] for i, color in enumerate(colors) for edge in (i / len(colors), (i + 1) / len(colors))]
+    figure.add_heatmap(
+        z=codes,
+        zmin=-0.5,
+        zmax=len(colors) - 0.5,
+        colorscale=steps,
+        showscale=False,
+        text=labels,
+        texttemplate="%{text}",
+        textfont={"family": "'DejaVu Sans Mono', Consolas, monospace", "size": 11, "color": "#1F1F1F"},
+        customdata=hover,
+        hovertemplate="%{customdata}<extra></extra>",
+        hoverongaps=False,
+        xgap=2,
+        ygap=2,
+    )

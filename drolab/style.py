@@ -1,0 +1,167 @@
+"""How drolab's figures look: palette, symbols, template, plotly settings, and text made safe for plotly.
+
+The template is applied figure by figure: importing this changes nothing in plotly. Every text that comes from
+data goes through `escape` or `wrapped`, because plotly reads its labels as a small HTML.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from drolab.types import NO_PROMPT, DrolabError
+
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+"""Okabe and Ito without yellow: told apart with every common kind of colour blindness."""
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
+CLASS_SYMBOLS = {"harmful": "x", "harmless": "circle", "borderline": "diamond"}
+CLASS_COLORS = {"harmful": "#D55E00", "harmless": "#0072B2", "borderline": "#009E73"}
+CLASS_PATTERNS = {"harmful": "", "harmless": "/", "borderline": "."}
+
+CONFIG: dict[str, Any] = {
+    "displaylogo": False,
+    "showSendToCloud": False,
+    "plotlyServerURL": "",
+    "responsive": True,
+    "typesetMath": False,
+}
+"""plotly.js settings for every place that draws: no upload button, no logo, no `$…$` read as formulas."""
+
+THEMES = {
+    "light": {"ink": "#1F1F1F", "paper": "#FFFFFF", "grid": "#E4E4E4", "grey": "#595959", "zero": "#FFFFFF"},
+    "dark": {"ink": "#E6E6E6", "paper": "#161616", "grid": "#3A3A3A", "grey": "#BDBDBD", "zero": "#2A2A2A"},
+}
+
+
+class FigureError(DrolabError, ValueError):
+    """A figure cannot be drawn from what it was given."""
+
+
+def escape(text: object, *, limit: int | None = None) -> str:
+    """Text as plotly's pseudo-HTML shows it literally: markup escaped, control characters and lone surrogates
+    replaced, cut to `limit` characters."""
+    plain = "".join(c if c.isprintable() else " " for c in str(text))
+    if limit is not None and len(plain) > limit:
+        plain = plain[: limit - 1] + "…"
+    return html.escape(plain, quote=False)
+
+
+def wrapped(text: object, *, width: int = 60, lines: int = 8) -> str:
+    """Escaped text broken into at most `lines` lines of `width` characters, joined with `<br>`."""
+    parts = textwrap.wrap(" ".join(str(text).split()), width=width, max_lines=lines, placeholder=" …")
+    return "<br>".join(escape(part) for part in parts)
+
+
+def prompt_colors(prompts: Iterable[str], *, theme: str = "light") -> dict[str, str]:
+    """One colour per prompt, in order; `none` is grey, since it is what the others are compared with.
+
+    Raises:
+        FigureError: more prompts than colours that can be told apart.
+    """
+    names = list(dict.fromkeys(prompts))
+    coloured = [name for name in names if name != NO_PROMPT]
+    if len(coloured) > len(PALETTE):
+        raise FigureError(
+            f"{len(coloured)} prompts, but only {len(PALETTE)} colours can be told apart: show fewer prompts at once."
+        )
+    colors = dict(zip(coloured, PALETTE, strict=False))
+    return {name: colors.get(name, theme_colors(theme)["grey"]) for name in names}
+
+
+def theme_colors(theme: str) -> dict[str, str]:
+    if theme not in THEMES:
+        raise FigureError(f"No theme {theme!r}: choose one of {sorted(THEMES)}.")
+    return THEMES[theme]
+
+
+def template(theme: str = "light") -> go.layout.Template:
+    """The template "drolab" (`light` or `dark`), as an object: it is not registered with plotly."""
+    colors = theme_colors(theme)
+    axis = {
+        "gridcolor": colors["grid"],
+        "linecolor": colors["grey"],
+        "zeroline": False,
+        "ticks": "outside",
+        "automargin": True,
+        "title": {"standoff": 8},
+    }
+    return go.layout.Template(
+        layout={
+            "font": {"family": "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif", "size": 13, "color": colors["ink"]},
+            "paper_bgcolor": colors["paper"],
+            "plot_bgcolor": colors["paper"],
+            "colorway": [*PALETTE, colors["grey"]],
+            "colorscale": {"sequential": "Cividis"},
+            "xaxis": axis,
+            "yaxis": axis,
+            "margin": {"l": 60, "r": 24, "t": 64, "b": 56},
+            "title": {"x": 0.01, "xanchor": "left", "y": 0.97, "yanchor": "top", "font": {"size": 16}},
+            "hoverlabel": {"align": "left", "namelength": -1},
+            "hovermode": "closest",
+            "legend": {"title": {"font": {"size": 12}}, "font": {"size": 12}, "tracegroupgap": 0},
+        }
+    )
+
+
+def blank_figure(theme: str, title: str | None, **layout: Any) -> go.Figure:
+    figure = go.Figure()
+    dress(figure, theme, title, **layout)
+    return figure
+
+
+def dress(figure: go.Figure, theme: str, title: str | None, **layout: Any) -> None:
+    text = "<br>".join(escape(line) for line in textwrap.wrap(title, 90)) if title else None
+    figure.update_layout(template=template(theme), title_text=text, **{"height": 480, **layout})
+
+
+def need_columns(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
+    if missing := [column for column in columns if column not in table.columns]:
+        raise FigureError(f"The table of a {what} lacks the columns {missing}: it has {list(table.columns)}.")
+    if table.empty:
+        raise FigureError(f"The table of a {what} has no rows: select something that is there.")
+
+
+def groups(table: pd.DataFrame, by: Any) -> Any:
+    """The rows of each value of `by`, in order of appearance (pandas' own types are too wide for a type checker)."""
+    return table.groupby(by, sort=False)
+
+
+def class_names(harmful: pd.Series) -> list[str]:
+    return ["harmful" if value else "harmless" for value in harmful]
+
+
+def small_print(figure: go.Figure, text: str) -> None:
+    """A line of small print under the plot, already escaped."""
+    figure.add_annotation(
+        text=text,
+        xref="paper",
+        yref="paper",
+        x=0,
+        y=0,
+        yshift=-52,
+        xanchor="left",
+        yanchor="top",
+        align="left",
+        showarrow=False,
+        font={"size": 11},
+    )
+    figure.update_layout(margin_b=100)
+
+
+def legend_entry(figure: go.Figure, name: str, marker: dict[str, Any], **where: Any) -> None:
+    figure.add_scatter(x=[None], y=[None], mode="markers", name=name, marker=marker, hoverinfo="skip", **where)
+
+
+def show(figure: go.Figure) -> None:
+    """Display a figure in a notebook, with `CONFIG`: JupyterLab and VS Code draw it themselves, offline."""
+    from IPython.display import display
+
+    content = {**json.loads(figure.to_json()), "config": CONFIG}
+    bundle = {"application/vnd.plotly.v1+json": content, "text/plain": repr(type(figure).__name__)}
+    display(bundle, raw=True)

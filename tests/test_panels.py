@@ -1,0 +1,131 @@
+"""Panels: controls redraw without a browser, errors are shown in words, text from data stays text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ipywidgets as widgets
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+from drolab import panels
+from drolab.types import StatesError
+
+HOSTILE = "<img src=x onerror=alert(1)> & \"'"
+
+
+def draw(prompts: tuple[str, ...], layer: int, height: str) -> go.Figure:
+    if not prompts:
+        raise StatesError("Nothing chosen: choose a prompt.")
+    if height == "bad":
+        raise ZeroDivisionError("a <b>bug</b>")
+    traces = [go.Scatter(x=[0, 1], y=[0, layer], name=name) for name in prompts]
+    return go.Figure(traces, layout={"title": {"text": f"layer {layer}"}})
+
+
+@pytest.fixture
+def panel() -> panels.Panel:
+    choices = {"prompts": (["none", "default"], ["none"]), "layer": [1, 2, 3, 4], "height": ["small", "bad"]}
+    return panels.explore(draw, choices)
+
+
+def shown(panel: panels.Panel) -> go.FigureWidget:
+    return panel.children[-1]
+
+
+def test_controls_are_labelled_and_of_the_right_kind(panel: panels.Panel) -> None:
+    kinds = {name: type(control) for name, control in panel.controls.items()}
+    assert kinds == {
+        "prompts": widgets.SelectMultiple,
+        "layer": widgets.SelectionSlider,
+        "height": widgets.Dropdown,
+    }
+    assert all(control.description and control.tooltip for control in panel.controls.values())
+
+
+def test_changing_a_control_redraws_and_refreshes_the_synced_state(panel: panels.Panel) -> None:
+    figure = shown(panel)
+    panel.controls["prompts"].value = ("none", "default")
+    panel.controls["layer"].value = 3
+    assert [trace.name for trace in figure.data] == ["none", "default"]
+    assert figure.layout.title.text == "layer 3"
+    # what a view made after a page reload gets
+    assert [trace["name"] for trace in figure._widget_data] == ["none", "default"]
+    assert figure._widget_layout["title"]["text"] == "layer 3"
+    values, drawn = panel.result()
+    assert values == {"prompts": ("none", "default"), "layer": 3, "height": "small"}
+    assert drawn.data[1].y == (0, 3)
+
+
+def test_a_layout_property_of_the_last_figure_does_not_linger() -> None:
+    def with_or_without(title: str) -> go.Figure:
+        return go.Figure(layout={"title": {"text": "there"}} if title == "yes" else {})
+
+    panel = panels.explore(with_or_without, {"title": ["yes", "no"]})
+    panel.controls["title"].value = "no"
+    assert shown(panel).layout.title.text is None
+    assert "title" not in shown(panel)._widget_layout
+
+
+def test_no_share_button_in_panels(panel: panels.Panel) -> None:
+    assert shown(panel)._config["showSendToCloud"] is False
+    assert shown(panel)._config["displaylogo"] is False
+
+
+def test_errors_are_shown_and_the_figure_stays(panel: panels.Panel) -> None:
+    panel.controls["prompts"].value = ()
+    assert "Nothing chosen: choose a prompt." in panel.message.value
+    assert len(shown(panel).data) == 1
+    panel.controls["prompts"].value = ("none",)
+    assert panel.message.value == ""
+    panel.controls["height"].value = "bad"
+    assert "ZeroDivisionError: a &lt;b&gt;bug&lt;/b&gt;" in panel.message.value
+
+
+def test_a_control_without_choices_is_refused() -> None:
+    with pytest.raises(panels.PanelError, match="'layer' offers nothing"):
+        panels.explore(draw, {"layer": []})
+
+
+def answers() -> pd.DataFrame:
+    rows: list[dict[str, Any]] = [
+        {
+            "query_id": query,
+            "prompt": prompt,
+            "sample": sample,
+            "text": f"{HOSTILE} {query}",
+            "response": f"{query} {prompt} {sample} {HOSTILE}",
+        }
+        for query in ("q1", "q2")
+        for prompt in ("none", "<u>default</u>")
+        for sample in range(4)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_responses_stand_side_by_side_and_are_escaped() -> None:
+    panel = panels.responses(answers())
+    panel.controls["query"].value = "q2"
+    panel.controls["samples"].value = 2
+    text = panel.children[-1].value
+    assert "q2 none 1" in text
+    assert "q2 none 2" not in text
+    assert "q1" not in text
+    assert "<img" not in text
+    assert "<u>" not in text
+    assert "&lt;u&gt;default&lt;/u&gt;" in text
+    assert len(panel.result()[1]) == 4
+
+
+def test_responses_say_how_they_were_judged() -> None:
+    text = panels.responses(answers().assign(refusal=[True, False] * 8)).children[-1].value
+    assert "<i>refused</i>: q1 none 0" in text
+    assert "<i>answered</i>: q1 none 1" in text
+
+
+def test_responses_need_their_columns() -> None:
+    with pytest.raises(panels.PanelError, match=r"lacks the columns \['response'\]"):
+        panels.responses(answers().drop(columns="response"))
+    with pytest.raises(panels.PanelError, match="no rows"):
+        panels.responses(answers().head(0))
