@@ -1,0 +1,277 @@
+"""The notebooks as one run: each in a kernel of its own, headless and offline, then a report of what they saved."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drolab import export
+from drolab.types import DrolabError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from jupyter_client.manager import AsyncKernelManager
+    from nbformat import NotebookNode
+
+DEMO_NOTEBOOKS = (
+    "01_what_the_model_reads",
+    "02_hidden_states",
+    "03_what_safety_prompts_move",
+    "04_refusal_direction",
+    "05_train_dro",
+    "06_responses",
+)
+_PARAMETERS_TAG = "parameters"
+_TIMEOUT_S = 900
+
+
+class NotebookError(DrolabError, RuntimeError):
+    """A notebook cannot be run, or a cell of it failed."""
+
+
+# ---------------------------------------------------------------- parameters
+
+
+def parameter_names(notebook: NotebookNode, name: str) -> list[str]:
+    """The names that the cell tagged `parameters` assigns.
+
+    Raises:
+        NotebookError: there is no such cell, or more than one.
+    """
+    cells = [cell for cell in notebook.cells if _PARAMETERS_TAG in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise NotebookError(f"{name} has {len(cells)} cells tagged 'parameters': tag exactly one.")
+    assigned = [node for node in ast.parse(cells[0].source).body if isinstance(node, ast.Assign)]
+    return [target.id for node in assigned for target in node.targets if isinstance(target, ast.Name)]
+
+
+def inject(notebook: NotebookNode, parameters: Mapping[str, Any], name: str) -> None:
+    """Add a cell that sets `parameters`, after the notebook's own.
+
+    Raises:
+        NotebookError: a parameter that the notebook does not have, or a value that is no literal.
+    """
+    import nbformat
+
+    if not parameters:
+        return
+    known = parameter_names(notebook, name)
+    if unknown := sorted(set(parameters) - set(known)):
+        raise NotebookError(f"{name} has no parameters {unknown}: it has {known}.")
+    lines = [f"{key} = {_literal(key, value)}" for key, value in parameters.items()]
+    cell = nbformat.v4.new_code_cell("\n".join(lines), metadata={"tags": ["injected-parameters"]})
+    tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
+    place = next(number for number, found in enumerate(tags) if _PARAMETERS_TAG in found)
+    notebook.cells.insert(place + 1, cell)
+
+
+def _literal(key: str, value: Any) -> str:
+    text = repr(str(value) if isinstance(value, Path) else value)
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        raise NotebookError(f"Parameter {key} must be a number, text, list or the like, got {text}.") from None
+    return text
+
+
+# ---------------------------------------------------------------- running
+
+
+def run_notebooks(
+    notebooks: Sequence[str | Path],
+    out: str | Path,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    timeout: int = _TIMEOUT_S,
+) -> list[Path]:
+    """Run notebooks in order, each in a fresh kernel of this Python, and keep the executed copies.
+
+    The kernel starts in the notebook's own folder and talks over local sockets only. A failing notebook is never
+    tried again, and stops the run.
+
+    Args:
+        out: the copies go to `out/notebooks`, without widget state.
+        parameters: values for every notebook's cell tagged `parameters`; each notebook must have them all.
+        timeout: seconds for one cell.
+
+    Raises:
+        NotebookError: a notebook is missing or has no such parameter (before anything runs), or a cell failed,
+            timed out or lost its kernel. The partly executed copy is written, and the message says where.
+    """
+    opened = [_open(Path(path), parameters or {}) for path in notebooks]
+    written = []
+    for path, notebook in opened:
+        started = time.perf_counter()
+        written.append(_run(path, notebook, Path(out) / "notebooks" / path.name, timeout))
+        print(f"{path.stem}: {time.perf_counter() - started:.0f} s", flush=True)
+    return written
+
+
+def _open(path: Path, parameters: Mapping[str, Any]) -> tuple[Path, NotebookNode]:
+    import nbformat
+
+    if not path.is_file():
+        raise NotebookError(f"No notebook at {path}: run this from a clone of the repository, or give its path.")
+    notebook = nbformat.read(path, as_version=4)
+    inject(notebook, parameters, path.name)
+    return path, notebook
+
+
+def _run(path: Path, notebook: NotebookNode, copy: Path, timeout: int) -> Path:
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellControlSignal, DeadKernelError
+
+    with _kernel_manager() as manager:
+        resources = {"metadata": {"path": str(path.parent.resolve())}}
+        client = NotebookClient(notebook, km=manager, timeout=timeout, resources=resources, store_widget_state=False)
+        try:
+            client.execute(cleanup_kc=True)  # by default a client leaves a kernel that it was given running
+        except (CellControlSignal, DeadKernelError) as error:
+            raise NotebookError(_failure(path, notebook, copy, error)) from None
+        finally:
+            notebook.metadata.pop("widgets", None)
+            export.write_atomically(copy, nbformat.writes(notebook))
+    return copy
+
+
+@contextmanager
+def _kernel_manager() -> Iterator[AsyncKernelManager]:
+    """A kernel of this very Python, whatever kernels Jupyter knows; local sockets instead of TCP where there are."""
+    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+
+    class ThisPython(KernelSpecManager):
+        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+            command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            return KernelSpec(argv=command, display_name=kernel_name, language="python")
+
+    with tempfile.TemporaryDirectory(prefix="drolab-") as folder:  # a short path: sockets allow about 100 characters
+        yield AsyncKernelManager(
+            kernel_name="python3",
+            kernel_spec_manager=ThisPython(),
+            transport="tcp" if os.name == "nt" else "ipc",
+            connection_file=os.path.join(folder, "kernel.json"),
+        )
+
+
+def _failure(path: Path, notebook: NotebookNode, copy: Path, error: Exception) -> str:
+    number, cell = _failed_cell(notebook)
+    first = cell.source.strip().splitlines()[0] if cell.source.strip() else "(empty)"
+    words = getattr(error, "ename", "") and f"{error.ename}: {error.evalue}"  # type: ignore[attr-defined]
+    reason = words or " ".join(str(error).split()) or type(error).__name__
+    return (
+        f"{path.name}, cell {number} ({first}): {reason}\nThe copy up to there is {copy}: open it, or run the notebook."
+    )
+
+
+def _failed_cell(notebook: NotebookNode) -> tuple[int, NotebookNode]:
+    """Number (from 1) and cell: the one with an error, or the last that was started."""
+    code = [(number, cell) for number, cell in enumerate(notebook.cells, 1) if cell.cell_type == "code"]
+    failed = [item for item in code if any(out.output_type == "error" for out in item[1].outputs)]
+    started = [item for item in code if item[1].execution_count or "execution" in item[1].metadata]
+    return (failed or started or code)[-1]
+
+
+# ---------------------------------------------------------------- the demo
+
+
+def demo(
+    out: str | Path = "out/demo",
+    *,
+    store: str | Path | None = None,
+    notebooks: str | Path | None = None,
+) -> Path:
+    """Run notebooks 01 to 06 on the demo model; write a report, a manifest and the key numbers, and print these.
+
+    Args:
+        store: the store's folder; None is drolab's usual one.
+        notebooks: the folder they are in; None is the repository's.
+
+    Returns:
+        The path of `report.html`.
+    """
+    started = time.perf_counter()
+    root = Path(out).resolve()
+    folder = Path(notebooks) if notebooks else Path(__file__).parents[1] / "notebooks"
+    first, *others = [folder / f"{name}.ipynb" for name in DEMO_NOTEBOOKS]
+    parameters = {"OUT": str(root), "STORE": None if store is None else str(Path(store).resolve())}
+    run_notebooks([first], root, parameters={"OUT": str(root)})  # it computes nothing that a store could keep
+    run_notebooks(others, root, parameters=parameters)
+    listings = collect(root)
+    report = write_report(root, listings)
+    print(f"\n{key_numbers_text(listings)}")
+    print(f"\nDone in {time.perf_counter() - started:.0f} s. Report: {report}")
+    print(f"Open the notebooks yourself: make lab, or {Path(sys.executable).parent / 'jupyter'} lab {folder}")
+    return report
+
+
+def collect(out: Path) -> dict[str, dict[str, Any]]:
+    """Notebook → what its last cell listed (see `export.save_results`), in order.
+
+    Raises:
+        NotebookError: no notebook has saved anything in `out`.
+    """
+    files = sorted((out / "numbers").glob("*.json"))
+    if not files:
+        raise NotebookError(f"No results in {out}: run the notebooks' last cells with OUT set to it.")
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
+
+
+def write_report(out: Path, listings: Mapping[str, Mapping[str, Any]]) -> Path:
+    """Write `report.html`, `key_numbers.json` and `manifest.json` from what notebooks saved in `out`."""
+    numbers = {notebook: listing["numbers"] for notebook, listing in listings.items()}
+    export.save_numbers(out, "key_numbers", numbers)
+    sections = [_section(out, notebook, listing) for notebook, listing in listings.items()]
+    report = export.report(out / "report.html", sections, title="What safety prompts do inside the demo model")
+    about: dict[str, Any] = next((found["about"] for found in numbers.values() if "about" in found), {})
+    settings = {key: value for key, value in about.items() if key not in ("model", "fingerprint", "seed")}
+    model = {key: about.get(key) for key in ("model", "fingerprint")}
+    export.manifest(out, model=model, settings=settings, seed=about.get("seed", 0))
+    return report
+
+
+def _section(out: Path, notebook: str, listing: Mapping[str, Any]) -> dict[str, Any]:
+    import pandas as pd
+    import plotly.io as pio
+
+    figures = {name: pio.read_json(out / "figures" / f"{name}.json") for name in listing["figures"]}
+    tables = {name: pd.read_csv(out / "tables" / f"{name}.csv") for name in listing["tables"]}
+    scalars, inner = _split(listing["numbers"])
+    text = [f"{name}: {_shown(value)}" for name, value in scalars.items()]
+    return export.section(f"{notebook} {listing['title']}", text=text, figures=figures, tables={**inner, **tables})
+
+
+def key_numbers_text(listings: Mapping[str, Mapping[str, Any]]) -> str:
+    """The key numbers of all notebooks as plain text: a line per number, a table per table."""
+    parts = []
+    for notebook, listing in listings.items():
+        scalars, tables = _split(listing["numbers"])
+        if not scalars and not tables:
+            continue
+        parts.append(f"== {notebook} {listing['title']}")
+        parts += [f"{name}: {_shown(value)}" for name, value in scalars.items()]
+        for name, table in tables.items():
+            parts.append(f"{name}:\n{table.to_string(index=False, float_format=lambda value: f'{value:.3f}')}")
+    return "\n".join(parts)
+
+
+def _split(numbers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    """Numbers, and tables (lists of records); what the results are about is for the manifest only."""
+    import pandas as pd
+
+    shown = {name: value for name, value in numbers.items() if name != "about"}
+    tables = {name: pd.DataFrame(value) for name, value in shown.items() if isinstance(value, list)}
+    return {name: value for name, value in shown.items() if name not in tables}, tables
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

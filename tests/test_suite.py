@@ -1,0 +1,124 @@
+"""Notebooks headless: parameters reach them, failures name notebook and cell, results become a report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from drolab import export, figures, suite
+from drolab.__main__ import main
+
+PARAMETERS = 'OUT = "nowhere"  # folder\nLAYER = -1'
+
+
+def write(folder: Path, name: str, *cells: str, parameters: str | None = PARAMETERS) -> Path:
+    notebook = new_notebook(cells=[new_markdown_cell("# A question?")])
+    if parameters is not None:
+        notebook.cells.append(new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    notebook.cells += [new_code_cell(source) for source in cells]
+    path = folder / f"{name}.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+def outputs(path: Path) -> str:
+    notebook = nbformat.read(path, as_version=4)
+    return "".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", []))
+
+
+def test_notebooks_run_in_this_python_with_the_parameters(tmp_path: Path) -> None:
+    (tmp_path / "beside.txt").write_text("found")
+    code = "import sys, os\nprint(sys.executable, OUT, LAYER, open('beside.txt').read())"
+    path = write(tmp_path, "01_a", code)
+    written = suite.run_notebooks([path], tmp_path / "out", parameters={"OUT": "a 'b\"", "LAYER": 3})
+    assert written == [tmp_path / "out" / "notebooks" / "01_a.ipynb"]
+    assert outputs(written[0]) == f"{sys.executable} a 'b\" 3 found\n"
+    assert outputs(path) == ""  # the original is left alone
+
+
+def test_a_failing_cell_is_named_and_the_copy_kept(tmp_path: Path) -> None:
+    paths = [write(tmp_path, "01_bad", "print('before')", "# divide\n1 / 0"), write(tmp_path, "02_next", "1")]
+    with pytest.raises(suite.NotebookError, match=r"01_bad\.ipynb, cell 4 \(# divide\): ZeroDivisionError") as caught:
+        suite.run_notebooks(paths, tmp_path / "out")
+    copy = tmp_path / "out" / "notebooks" / "01_bad.ipynb"
+    assert str(copy) in str(caught.value)
+    assert outputs(copy) == "before\n"
+    assert not (tmp_path / "out" / "notebooks" / "02_next.ipynb").exists()
+
+
+def test_a_cell_that_takes_too_long_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "01_slow", "import time\ntime.sleep(60)")
+    with pytest.raises(suite.NotebookError, match=r"01_slow\.ipynb, cell 3 .*timed out"):
+        suite.run_notebooks([path], tmp_path / "out", timeout=2)
+
+
+def test_bad_parameters_are_found_before_anything_runs(tmp_path: Path) -> None:
+    paths = [write(tmp_path, "01_good", "1"), write(tmp_path, "02_other", "1", parameters="OUT = ''")]
+    with pytest.raises(suite.NotebookError, match=r"02_other\.ipynb has no parameters \['LAYER'\]: it has \['OUT'\]"):
+        suite.run_notebooks(paths, tmp_path / "out", parameters={"LAYER": 1})
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(suite.NotebookError, match="0 cells tagged 'parameters'"):
+        suite.run_notebooks([write(tmp_path, "03", "1", parameters=None)], tmp_path, parameters={"OUT": "x"})
+    with pytest.raises(suite.NotebookError, match="Parameter OUT must be a number, text"):
+        suite.run_notebooks(paths, tmp_path, parameters={"OUT": object()})
+    with pytest.raises(suite.NotebookError, match="No notebook at"):
+        suite.run_notebooks([tmp_path / "none.ipynb"], tmp_path)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    table = pd.DataFrame({"prompt": ["none", "<b>mine</b>"], "harmful": [True, True], "value": [0.25, 0.5]})
+    about = {"model": "demo", "fingerprint": "abc", "seed": 7, "prompts": {"mine": "Be <b>kind</b>."}}
+    export.save_results(
+        tmp_path,
+        "06_responses",
+        title="Does it refuse?",
+        figures={"rates": (figures.rate_bars(table), table)},
+        tables={"rates_all": table},
+        numbers={"about": about, "gain": 0.25, "refusal rates": table},
+    )
+    return tmp_path
+
+
+def test_report_manifest_and_numbers_come_from_what_was_saved(results: Path) -> None:
+    listings = suite.collect(results)
+    page = suite.write_report(results, listings).read_text(encoding="utf-8")
+    assert "06_responses Does it refuse?" in page
+    assert "<b>mine</b>" not in page.split("<body>")[1]
+    assert "http" not in page.split("<body>")[1].replace("http://www.w3.org", "")
+    assert json.loads((results / "key_numbers.json").read_text())["06_responses"]["gain"] == 0.25
+    manifest = json.loads((results / "manifest.json").read_text())
+    assert manifest["model"] == {"model": "demo", "fingerprint": "abc"}
+    assert manifest["seed"] == 7
+    assert manifest["settings"]["prompts"] == {"mine": "Be <b>kind</b>."}
+    assert {"report.html", "key_numbers.json", "figures/06_responses_rates.html"} <= set(manifest["files"])
+
+
+def test_key_numbers_are_printed_as_lines_and_tables(results: Path) -> None:
+    text = suite.key_numbers_text(suite.collect(results))
+    assert "gain: 0.250" in text
+    assert "0.500" in text
+    assert "fingerprint" not in text
+
+
+def test_results_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(suite.NotebookError, match="No results in"):
+        suite.collect(tmp_path)
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["store", "check", "--store", str(tmp_path / "store")]) == 0
+    assert "0 files, 0 damaged" in capsys.readouterr().out
+
+    def fail(out: str, *, store: str | None) -> None:
+        raise suite.NotebookError(f"no {out} {store}: try again.")
+
+    monkeypatch.setattr(suite, "demo", fail)
+    assert main(["demo", "--out", "here"]) == 1
+    assert capsys.readouterr().err == "drolab: no here None: try again.\n"
