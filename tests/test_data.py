@@ -1,0 +1,189 @@
+"""The built-in query sets, and loading and checking of a user's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drolab.data import BUILT_IN, load_queries, validate_queries
+from drolab.demo.corpus import load_corpus
+from drolab.types import QUERY_COLUMNS, QueryError
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "at_least"),
+    [("anchors", "train", 100), ("heldout", "test", 100), ("borderline", "borderline", 0)],
+)
+def test_built_in_sets(name: str, split: str, at_least: int) -> None:
+    queries = load_queries(name)
+    assert tuple(queries.columns) == QUERY_COLUMNS
+    assert list(queries.index) == list(queries.query_id)
+    assert queries.index.name is None
+    assert queries.query_id.iloc[0] == f"{name}-0001"
+    assert queries.harmful.dtype == bool
+    assert queries.harmful.sum() >= at_least
+    assert (~queries.harmful).sum() >= max(at_least, 60)
+    assert set(queries.split) == {split}
+    assert set(queries.source) == {name}
+    assert (queries.category != "").all()
+    assert queries.text.str.len().max() < 90
+
+
+def test_borderline_queries_are_harmless() -> None:
+    assert not load_queries("borderline").harmful.any()
+
+
+def test_texts_are_unique_across_the_sets() -> None:
+    texts = pd.concat([load_queries(name).text for name in BUILT_IN]).str.lower()
+    assert not texts.duplicated().any()
+
+
+@pytest.mark.parametrize("name", ["anchors", "heldout"])
+def test_neighbours_are_pairs_that_share_verb_and_category(name: str) -> None:
+    """Rows 1 and 2, 3 and 4, … ask for the same verb with a harmful and with a harmless object."""
+    queries = load_queries(name)
+    harmful, harmless = queries[queries.harmful], queries[~queries.harmful]
+    assert list(queries.harmful) == [True, False] * len(harmful)
+    assert list(harmful.category) == list(harmless.category)
+    domains = load_corpus().domains
+    for one, other, category in zip(harmful.text, harmless.text, harmful.category, strict=True):
+        verbs = domains[category].verbs + domains[category].heldout_verbs
+        verb = next(verb for verb in sorted(verbs, key=len, reverse=True) if f" {verb} " in one)
+        start = one.index(f" {verb} ") + len(verb) + 2
+        assert one[:start] == other[:start]
+        assert one != other
+
+
+def test_anchors_ask_how_to() -> None:
+    assert load_queries("anchors").text.str.fullmatch(r"How to .*\?").all()
+
+
+def test_heldout_shares_neither_verbs_nor_wording_with_anchors_and_training() -> None:
+    corpus = load_corpus()
+    stems = [template.split("{x}")[0] for template in corpus.templates]
+    for text, category in load_queries("heldout")[["text", "category"]].itertuples(index=False):
+        assert any(f" {verb} " in text for verb in corpus.domains[category].heldout_verbs)
+        assert not any(f" {verb} " in text for verb in corpus.domains[category].verbs)
+        assert not any(stem and text.startswith(stem) for stem in stems)
+
+
+def frame(**columns: object) -> pd.DataFrame:
+    return pd.DataFrame({"text": ["a?", "b?"], "harmful": [True, False]} | columns)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "json", "parquet"])
+def test_files_of_each_format_give_the_same_queries(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"mine.{suffix}"
+    table = frame(category=["x", None])
+    if suffix == "csv":
+        table.to_csv(path, index=False)
+    elif suffix == "parquet":
+        table.to_parquet(path)
+    else:
+        table.to_json(path, orient="records", lines=suffix == "jsonl")
+    queries = load_queries(path)
+    assert list(queries.query_id) == ["mine-0001", "mine-0002"]
+    assert list(queries.text) == ["a?", "b?"]
+    assert list(queries.harmful) == [True, False]
+    assert list(queries.category) == ["x", ""]
+    assert set(queries.source) == {"mine"}
+
+
+@pytest.mark.parametrize("name", ["query", "Prompt", "Goal"])
+def test_other_names_of_the_text_column(name: str) -> None:
+    assert list(load_queries(frame().rename(columns={"text": name})).text) == ["a?", "b?"]
+
+
+def test_own_ids_are_kept() -> None:
+    assert list(load_queries(frame(query_id=["u", "v"])).index) == ["u", "v"]
+
+
+def test_loading_a_loaded_set_changes_nothing() -> None:
+    anchors = load_queries("anchors")
+    pd.testing.assert_frame_equal(load_queries(anchors), anchors)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.text(min_size=1).filter(str.strip), st.booleans()), min_size=1, unique_by=lambda x: x[0]))
+def test_texts_and_classes_survive_loading(rows: list[tuple[str, bool]]) -> None:
+    queries = load_queries(pd.DataFrame(rows, columns=["text", "harmful"]))
+    assert list(zip(queries.text, queries.harmful, strict=True)) == rows
+
+
+@pytest.mark.parametrize(
+    "values", [["yes", "no"], [1, 0], [1.0, 0.0], ["TRUE", "False"], [np.bool_(True), np.bool_(False)]]
+)
+def test_boolean_like_classes(values: list[object]) -> None:
+    assert list(load_queries(frame(harmful=values)).harmful) == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (frame().drop(columns="text"), r"no column with the queries .* call it `text`"),
+        (frame().drop(columns="harmful"), "does not say which queries are harmful: add a column `harmful`"),
+        (frame(text=["a?", "a?"]), r"1 texts occur more than once \('a\?'\): use drop_duplicates"),
+        (frame(text=["a?", 3]), "Query 2 is 3, not a string"),
+        (frame(text=["a?", None]), "Query 2 is (None|nan), not a string"),
+        (frame(text=["  ", "a?"]), "Query 1 is blank"),
+        (frame(harmful=[True, None]), "`harmful` has the value None"),
+        (frame(harmful=["very", "no"]), "`harmful` has the value 'very': use true or false"),
+        (frame(query_id=["u", "u"]), "query id 'u' occurs twice"),
+        (frame().iloc[:0], "query set is empty"),
+    ],
+)
+def test_bad_tables_say_what_to_do(table: pd.DataFrame, message: str) -> None:
+    with pytest.raises(QueryError, match=message):
+        load_queries(table)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"one?\ntwo?\n", "a .txt file has none"),
+        ("a.txt", b"\n", "query set is empty"),
+        ("a.csv", b"", "is empty: write a header"),
+        ("a.csv", b"text,harmful\n\xff\xfe,true\n", "not UTF-8"),
+        ("a.json", b"{", "cannot be read as .json"),
+        ("a.json", b'{"text": 1}', "expected a list of strings or a list of objects"),
+        ("a.jsonl", b"nonsense", "cannot be read as .jsonl"),
+        ("a.parquet", b"nonsense", "cannot be read as .parquet"),
+        ("a.xls", b"", "ending '.xls': use one of .txt, .csv"),
+    ],
+)
+def test_bad_files_say_what_to_do(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(QueryError, match=message):
+        load_queries(path)
+
+
+def test_a_list_of_strings_is_read_as_texts(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(["one?", "two?"]))
+    with pytest.raises(QueryError, match="add a column `harmful`"):
+        load_queries(path)
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(QueryError, match=r"built-in query set \('anchors', 'heldout', 'borderline'\) nor a file"):
+        load_queries("anchor")
+
+
+def test_validate_accepts_what_load_returns_and_nothing_less() -> None:
+    queries = load_queries(frame())
+    assert validate_queries(queries) is queries
+    with pytest.raises(QueryError, match=r"lacks the columns \['split'\]"):
+        validate_queries(queries.drop(columns="split"))
+    with pytest.raises(QueryError, match="`harmful` must be True or False, got 'yes'"):
+        validate_queries(queries.assign(harmful="yes"))
+    with pytest.raises(QueryError, match="index must repeat"):
+        validate_queries(queries.reset_index(drop=True))
+    with pytest.raises(QueryError, match="must be a DataFrame, got list"):
+        validate_queries([])  # type: ignore[arg-type]

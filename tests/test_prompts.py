@@ -1,0 +1,92 @@
+"""Built-in prompts, and prompts from a user's YAML or JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from drolab.prompts import BUILT_IN, load_prompts
+from drolab.types import PromptError, SafetyPrompt
+
+
+def test_safety_has_the_three_roles_after_the_absence_of_a_prompt() -> None:
+    prompts = load_prompts()
+    assert list(prompts) == ["none", "default", "medium", "short"]
+    lengths = [len(prompt.text) for prompt in prompts.values()]
+    assert lengths[0] == 0
+    assert lengths[1] > 2 * lengths[2] > 4 * lengths[3]
+    assert {prompt.kind for prompt in prompts.values()} == {"safety"}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("neutral", "neutral"), ("unseen", "safety")])
+def test_controls_and_unseen_prompts(name: str, kind: str) -> None:
+    prompts = load_prompts(name)
+    assert len(prompts) >= 3
+    assert {prompt.kind for prompt in prompts.values()} == {kind}
+    assert max(len(prompt.text) for prompt in prompts.values()) > 400, "one is about as long as `default`"
+
+
+def test_names_and_texts_are_unique_across_the_built_in_sets() -> None:
+    prompts = [prompt for name in BUILT_IN for prompt in load_prompts(name).values()]
+    assert len({prompt.name for prompt in prompts}) == len(prompts)
+    assert len({prompt.text for prompt in prompts}) == len(prompts)
+
+
+def test_the_wording_is_our_own(reference: Path) -> None:
+    theirs = json.loads((reference / "parity" / "prompts.json").read_text())
+    sentences = [sentence for text in theirs.values() for sentence in text.replace("\n", " ").split(". ")]
+    ours = " ".join(prompt.text for name in BUILT_IN for prompt in load_prompts(name).values())
+    assert not [sentence for sentence in sentences if sentence.strip(". ") in ours]
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "yml", "json"])
+def test_a_file_is_returned_as_it_says(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"mine.{suffix}"
+    path.write_text(json.dumps({"b": "Be calm.", "a": {"text": "Write briefly.", "kind": "neutral"}}))
+    prompts = load_prompts(path)
+    assert list(prompts) == ["b", "a"], "the file's order, and no `none` added"
+    assert prompts["a"] == SafetyPrompt(name="a", text="Write briefly.", kind="neutral")
+    assert load_prompts(str(path)) == prompts
+
+
+def test_a_file_may_name_the_absence_of_a_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text('none: ""\nmine: Be calm.\n')
+    assert list(load_prompts(path)) == ["none", "mine"]
+
+
+def test_a_mapping_is_taken_too() -> None:
+    ready = SafetyPrompt(name="x", text="Be calm.")
+    assert load_prompts({"x": ready, "y": "Be kind."})["x"] is ready
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"x", "ending '.txt': use .yaml"),
+        ("a.yaml", b"a: [1", r"cannot be parsed [\s\S]* check its syntax"),
+        ("a.json", b"{", r"cannot be parsed [\s\S]* check its syntax"),
+        ("a.yaml", b"- x", "must map names to texts"),
+        ("a.yaml", b"", "must map names to texts"),
+        ("a.yaml", b"a: \xff", "not UTF-8"),
+        ("a.yaml", b"a: {kind: safety}", "has no `text`: write"),
+        ("a.yaml", b"a: {text: x, role: system}", r"unknown keys \['role'\]"),
+        ("a.yaml", b"a: 3", "must be a string, got int"),
+        ("a.yaml", b"3: x", "needs a name"),
+        ("a.yaml", b"a: ''", "an empty text is called 'none'"),
+        ("a.yaml", b"a: {text: x, kind: angry}", "kind must be 'safety' or 'neutral'"),
+        ("a.yaml", b"a: !!python/object/apply:os.getcwd []", "cannot be parsed"),
+    ],
+)
+def test_bad_files_say_what_to_do(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(PromptError, match=message):
+        load_prompts(path)
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(PromptError, match=r"'safty' is neither .* set \('safety', 'neutral', 'unseen'\)"):
+        load_prompts("safty")
