@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 RANDOM = "random"
 """Name of the control rows: a random direction, against which a real one must stand out."""
 
+N_SHUFFLES = 10
+"""How often labels are dealt out anew for the control: one deal alone is often below .5 or above it by chance."""
+
 CHUNK_VALUES = 2**24
 """Numbers that one chunk of bootstrap draws may hold: 128 MB."""
 
@@ -242,7 +245,8 @@ def separability(
     Args:
         prompt: one or several prompts; None takes each that is there.
         space: adds rows for the coordinates in this space (at its layer); the full states are always used.
-        shuffle_labels: the control: the classes are dealt out to the queries at random; expect about .5.
+        shuffle_labels: the control: the classes are dealt out to the queries at random, 10 times; expect about
+            .5 (the mean of the 10; the interval is their percentiles).
 
     Returns:
         One row per prompt and kind of features (`anchor`, `full`): `prompt, features, n, accuracy,
@@ -256,12 +260,15 @@ def separability(
     for name in chosen.index["prompt"].unique():
         part = chosen.select(prompt=name)
         features = {} if space is None else {"anchor": coordinates(space, part)}
+        labels, groups = _labels(part), part.index["query_id"].to_numpy()
         for kind, points in {**features, "full": part.matrix(layer)}.items():
             # A stream of its own per prompt: what it yields does not depend on which other prompts are there.
             generator = np.random.default_rng([random_state, *name.encode()])
-            labels = _labels(part, generator if shuffle_labels else None)
-            scores = _held_out_scores(points, labels, part.index["query_id"].to_numpy(), n_splits, random_state)
-            measured = _accuracy_and_auc(scores, labels, n_bootstrap, generator, level)
+            if shuffle_labels:
+                measured = _shuffled_scores(points, labels, groups, n_splits, generator, level)
+            else:
+                scores = _held_out_scores(points, labels, groups, n_splits, random_state)
+                measured = _accuracy_and_auc(scores, labels, n_bootstrap, generator, level)
             rows.append({"prompt": name, "features": kind, "n": len(part), **measured})
     return pd.DataFrame(rows)
 
@@ -436,12 +443,39 @@ def _group_means(moved: Shifts, weights: Mapping[bool, Array] | None) -> Array:
     return np.stack(means, axis=1)
 
 
-def _labels(states: HiddenStates, shuffle: np.random.Generator | None) -> Array:
+def _labels(states: HiddenStates) -> Array:
     labels = states.index["harmful"].to_numpy(dtype=np.float64)
     if len(np.unique(labels)) < 2:
         raise StatesError("Separability needs harmful and harmless queries, these are of one class: add the other.")
-    # One state per query here (one prompt, one position), so shuffling states is shuffling queries.
-    return labels if shuffle is None else shuffle.permutation(labels)
+    return labels
+
+
+def _shuffled_scores(
+    points: Tensor,
+    labels: Array,
+    groups: NDArray[Any],
+    n_splits: int,
+    generator: np.random.Generator,
+    level: float,
+) -> dict[str, float]:
+    """Accuracy and AUC when the labels mean nothing: mean and percentiles over N_SHUFFLES deals of the labels."""
+    measured = []
+    for seed in range(N_SHUFFLES):
+        # One state per query here (one prompt, one position), so shuffling states is shuffling queries.
+        dealt = generator.permutation(labels)
+        scores = _held_out_scores(points, dealt, groups, n_splits, seed)
+        measured.append([((scores > 0) == dealt).mean(), _auc(scores, dealt)])
+    table: dict[str, float] = {}
+    for name, values in zip(("accuracy", "auc"), np.array(measured).T, strict=True):
+        low, high = _percentiles(values, level)
+        table |= {name: float(values.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
+    return table
+
+
+def _auc(scores: Array, labels: Array) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(labels, scores))
 
 
 def _held_out_scores(points: Tensor, labels: Array, groups: NDArray[Any], n_splits: int, random_state: int) -> Array:

@@ -209,11 +209,11 @@ def test_separable_classes_and_shuffled_labels(states: HiddenStates) -> None:
     assert (found["auc"] > 0.9).all()
     assert (found["accuracy"] > 0.85).all()
     many = planted_states({"long": SAFE, "short": SAFE, "neutral": NEUTRAL}, n_per_class=100)
-    control = evidence.separability(many, space=space, n_splits=5, n_bootstrap=300, shuffle_labels=True)
-    assert control["prompt"].tolist() == [p for p in ("none", "long", "short", "neutral") for _ in range(2)]
-    assert control["auc"].mean() == pytest.approx(0.5, abs=0.1)
-    assert control["accuracy"].mean() == pytest.approx(0.5, abs=0.1)
-    assert (control["auc_low"] < 0.5 + 0.1).all()
+    control = evidence.separability(many, space=space, prompt=["none", "long"], n_splits=3, shuffle_labels=True)
+    assert control["prompt"].tolist() == ["none", "none", "long", "long"]
+    for name in ("auc", "accuracy"):
+        assert np.allclose(control[name], 0.5, atol=0.05)
+        assert ((control[f"{name}_low"] < 0.5) & (control[f"{name}_high"] > 0.5)).all()
     for name in ("auc", "accuracy"):
         assert (found[f"{name}_low"] <= found[name]).all()
         assert (found[name] <= found[f"{name}_high"]).all()
