@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 OUT    ?= out/demo
 
 .PHONY: demo test lint format lab bench browser clean
@@ -46,13 +46,14 @@ browser:
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "drolab needs Python 3.11 to 3.13: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Setting up $(VENV): a few minutes, once."
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet $$(grep '^torch==' constraints.txt)
-	$(PIP) install --quiet --constraint constraints.txt --editable .
+	$(PIP) install $$(grep '^torch==' constraints.txt)
+	$(PIP) install --constraint constraints.txt --editable .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	$(PIP) install --constraint constraints.txt --editable '.[test,lint]'
 	touch $@
 
 clean:
