@@ -4,7 +4,8 @@
 
 Printed per starting prompt and query group, under the human prompt and under its DRO prompts: the refusal rate of
 sampled responses (mean over queries and seeds, bootstrap interval over queries) and the first-token mass that is
-neither refusal nor compliance. The last rows are the control: DRO along a random direction instead of the probe's.
+neither refusal nor compliance. The last rows are the control: DRO along random directions of the hidden space instead
+of the refusal probe's, and without the harmfulness term, which moves the classes apart by itself.
 """
 
 from __future__ import annotations
@@ -21,10 +22,19 @@ from drolab import evidence
 from drolab.judges import FirstTokenJudge
 
 
-def random_probe(refusal: drolab.Probe, seed: int) -> drolab.Probe:
-    """A probe of the same steepness along a random direction of the anchor space."""
-    direction = torch.randn(refusal.coef.shape, generator=torch.Generator().manual_seed(seed))
-    return dataclasses.replace(refusal, coef=direction / direction.norm() * refusal.coef.norm())
+def random_direction(
+    space: drolab.AnchorSpace, refusal: drolab.Probe, seed: int
+) -> tuple[drolab.AnchorSpace, drolab.Probe]:
+    """The control: the same steepness along a random direction of the hidden space.
+
+    Not of the anchor space: that has few dimensions, the first of which is mostly refusal, so that a random
+    direction in it is half a refusal direction.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    basis, _ = torch.linalg.qr(torch.randn(space.components.T.shape, generator=generator))
+    coef = torch.zeros_like(refusal.coef)
+    coef[0] = refusal.coef.norm()
+    return dataclasses.replace(space, components=basis.T.contiguous()), dataclasses.replace(refusal, coef=coef)
 
 
 def groups(queries: pd.DataFrame) -> pd.Series:
@@ -73,19 +83,22 @@ def main() -> None:
     changes = {} if arguments.residual_weight is None else {"residual_weight": arguments.residual_weight}
     rows = []
 
-    def train(init: str, seed: int, probe: drolab.Probe, label: str) -> drolab.SoftPrompt:
-        config = drolab.DROConfig.preset(arguments.preset, seed=seed, **changes)
+    def train(init: str, seed: int, *, control: bool = False) -> drolab.SoftPrompt:
+        moved_in, along = random_direction(space, refusal, seed) if control else (space, refusal)
+        weights = changes | ({"harmfulness_weight": 0.0} if control else {})
         run = drolab.train_dro(
             model,
             anchors,
             init=prompts[init],
-            space=space,
-            refusal=probe,
+            space=moved_in,
+            refusal=along,
             harmfulness=harmfulness,
-            config=config,
+            config=drolab.DROConfig.preset(arguments.preset, seed=seed, **weights),
             store=store,
         )
-        print(label, init, seed, run.history.iloc[-1].to_dict())
+        last = run.history.iloc[-1]
+        label = "random" if control else "dro"
+        print(f"{label} {init} {seed}: refusal loss {last.refusal_loss:.3f}, drift {last.residual_drift:.3f}")
         return dataclasses.replace(run.soft_prompt, name=f"{label}-{init}-{seed}")
 
     def measure(label: str, tested: list) -> None:
@@ -98,8 +111,8 @@ def main() -> None:
     measure("none", [prompts["none"]])
     for init in arguments.prompts:
         measure(init, [prompts[init]])
-        measure(f"DRO {init}", [train(init, seed, refusal, "dro") for seed in arguments.seeds])
-    control = [train("default", seed, random_probe(refusal, seed), "random") for seed in arguments.seeds]
+        measure(f"DRO {init}", [train(init, seed) for seed in arguments.seeds])
+    control = [train("default", seed, control=True) for seed in arguments.seeds]
     measure("random direction, default", control)
 
     table = pd.DataFrame(rows)
