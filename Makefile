@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m drolab demo --out $(OUT)
 
 lab: $(VENV)/.installed
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	$(BIN)/jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
 
 # Two workers of one thread each: several OpenMP threads on tiny models cost far more than they bring.
 test: lint browser
