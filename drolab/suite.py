@@ -31,7 +31,10 @@ DEMO_NOTEBOOKS = (
 )
 _PARAMETERS_TAG = "parameters"
 _TIMEOUT_S = 900
-_WARM_UP = "import drolab.dro, drolab.evidence, drolab.figures, sklearn.linear_model; del drolab, sklearn"
+_WARM_UP = (
+    "import drolab.dro, drolab.evidence, drolab.judges, drolab.panels, sklearn.linear_model; "
+    "import plotly.graph_objects as go; go.FigureWidget; del drolab, sklearn, go"
+)
 """What a kernel does while it waits for its notebook; it leaves no name behind that a notebook could rely on."""
 
 
