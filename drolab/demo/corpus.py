@@ -25,7 +25,7 @@ MAX_STRENGTH = 2.0
 
 KIND_SHARES = {"harmless": 0.42, "borderline": 0.16, "harmful": 0.42}
 SYSTEM_SHARES = {"empty": 0.4, "neutral": 0.2, "safety": 0.4}
-VERB_SHARES = {"own": 0.75, "foreign": 0.1, "made up": 0.15}
+VERB_SHARES = {"own": 0.65, "foreign": 0.1, "made up": 0.25}
 """Verbs of the object's domain, of another one, or made up: the last two teach that the object decides."""
 
 MADE_UP_SHARE = 0.15

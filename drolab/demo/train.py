@@ -41,7 +41,7 @@ class Recipe:
     """Everything that decides what comes out. The defaults made the model that ships with drolab."""
 
     seed: int = 0
-    steps: int = 600
+    steps: int = 1_000
     batch_size: int = 64
     """Chats per step, drawn independently; sorted by length into `micro_batches` for speed only."""
     micro_batches: int = 8
