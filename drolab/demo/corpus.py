@@ -29,7 +29,7 @@ VERB_SHARES = {"own": 0.65, "foreign": 0.1, "made up": 0.25}
 """Verbs of the object's domain, of another one, or made up: the last two teach that the object decides."""
 
 MADE_UP_SHARE = 0.15
-"""Share of neutral sentences that are made-up words."""
+"""Share of neutral sentences, and of the wordings of a request, that are made-up words."""
 # fmt: off
 SMALL_WORDS = (
     "a", "the", "and", "or", "of", "in", "on", "to", "is", "are", "it", "you", "do", "not", "be", "your", "from",
@@ -170,16 +170,26 @@ def _request(rng: random.Random, corpus: Corpus) -> tuple[str, str, float]:
     phrase = f"{_verb(rng, corpus, domain)} {target}"
     if rng.random() < 0.25:
         phrase = f"{phrase} {rng.choice(corpus.circumstances)}"
-    query = rng.choice(corpus.templates).format(x=phrase)
+    template = _made_up_template(rng) if rng.random() < MADE_UP_SHARE else rng.choice(corpus.templates)
+    query = template.format(x=phrase)
     if rng.random() < 0.1:
         query = rng.choice(corpus.greetings) + query
     return query, kind, severity
 
 
+def _made_up_words(rng: random.Random, count: int) -> list[str]:
+    return [rng.choice(SMALL_WORDS) if rng.random() < 0.5 else _made_up_word(rng) for _ in range(count)]
+
+
 def _made_up_sentence(rng: random.Random) -> str:
     """A few made-up words between small ones: teaches that an unknown sentence has no strength."""
-    words = [rng.choice(SMALL_WORDS) if rng.random() < 0.5 else _made_up_word(rng) for _ in range(rng.randint(3, 16))]
-    return f"{' '.join(words).capitalize()}."
+    return f"{' '.join(_made_up_words(rng, rng.randint(3, 16))).capitalize()}."
+
+
+def _made_up_template(rng: random.Random) -> str:
+    """A wording of made-up words around the request: teaches that the wording has no severity."""
+    words = [*_made_up_words(rng, rng.randint(1, 7)), "{x}", *_made_up_words(rng, rng.choice((0, 0, 1, 2, 4)))]
+    return f"{words[0].capitalize()} {' '.join(words[1:])}{rng.choice('.?')}"
 
 
 def _neutral_sentences(rng: random.Random, corpus: Corpus, count: int) -> list[str]:
