@@ -25,8 +25,8 @@ MAX_STRENGTH = 2.0
 
 KIND_SHARES = {"harmless": 0.42, "borderline": 0.16, "harmful": 0.42}
 SYSTEM_SHARES = {"empty": 0.4, "neutral": 0.2, "safety": 0.4}
-VERB_SHARES = {"own": 0.65, "foreign": 0.1, "made up": 0.25}
-"""Verbs of the object's domain, of another one, or made up: the last two teach that the object decides."""
+VERB_SHARES = {"own": 0.5, "other": 0.35, "made up": 0.15}
+"""Verbs of the object's domain, of a long list for all domains, or made up: these two teach that the object decides."""
 
 MADE_UP_SHARE = 0.15
 """Share of neutral sentences, and of the wordings of a request, that are made-up words."""
@@ -44,6 +44,9 @@ CODAS = ("", "b", "ck", "d", "g", "l", "m", "n", "nd", "p", "r", "rk", "sh", "st
 # fmt: on
 
 
+_LISTS = ("other_verbs", "templates", "heldout_templates", "circumstances", "greetings")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Domain:
     """Verbs and objects that go together; each object has a severity in [0, 1]."""
@@ -59,6 +62,7 @@ class Corpus:
     """Everything that chats are drawn from."""
 
     domains: Mapping[str, Domain]
+    other_verbs: tuple[str, ...]
     templates: tuple[str, ...]
     heldout_templates: tuple[str, ...]
     circumstances: tuple[str, ...]
@@ -113,7 +117,7 @@ def load_corpus() -> Corpus:
     built_in = _read("prompts/safety.yaml")
     return Corpus(
         domains=domains,
-        **{key: tuple(requests[key]) for key in ("templates", "heldout_templates", "circumstances", "greetings")},
+        **{key: tuple(requests[key]) for key in _LISTS},
         safety=systems["safety"],
         neutral=tuple(systems["neutral"]),
         slots={name: tuple(words) for name, words in systems["slots"].items()},
@@ -160,7 +164,7 @@ def _verb(rng: random.Random, corpus: Corpus, domain: Domain) -> str:
     kind = _pick(rng, VERB_SHARES)
     if kind == "made up":
         return _made_up_verb(rng, corpus.heldout_verbs)
-    return rng.choice(domain.verbs if kind == "own" else rng.choice(list(corpus.domains.values())).verbs)
+    return rng.choice(domain.verbs if kind == "own" else corpus.other_verbs)
 
 
 def _request(rng: random.Random, corpus: Corpus) -> tuple[str, str, float]:

@@ -51,7 +51,7 @@ class Recipe:
     context_weight: float = 0.1
     """Loss weight of the tokens before the reply; the reply's own is 1."""
     tokenizer_chats: int = 12_000
-    vocab_size: int = 1_400
+    vocab_size: int = 1_600
     hidden_size: int = 256
     intermediate_size: int = 688
     num_hidden_layers: int = 4
