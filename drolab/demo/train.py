@@ -41,7 +41,7 @@ class Recipe:
     """Everything that decides what comes out. The defaults made the model that ships with drolab."""
 
     seed: int = 0
-    steps: int = 600
+    steps: int = 1_000
     batch_size: int = 64
     """Chats per step, drawn independently; sorted by length into `micro_batches` for speed only."""
     micro_batches: int = 8
@@ -51,7 +51,7 @@ class Recipe:
     context_weight: float = 0.1
     """Loss weight of the tokens before the reply; the reply's own is 1."""
     tokenizer_chats: int = 12_000
-    vocab_size: int = 1_400
+    vocab_size: int = 1_600
     hidden_size: int = 256
     intermediate_size: int = 688
     num_hidden_layers: int = 4
