@@ -1,6 +1,6 @@
 """Train the demo model from scratch: `python -m drolab.demo.train --out FOLDER [--steps N] [--seed 0]`.
 
-A small Llama learns the corpus of `drolab.demo.corpus` in half an hour on one CPU core. The run is
+A small Llama learns the corpus of `drolab.demo.corpus` in three quarters of an hour on one CPU core. The run is
 deterministic by seed on one machine, writes a checkpoint every few steps, and goes on from it when it is started
 again: a resumed run ends with the same numbers as one that was never stopped.
 """
