@@ -107,7 +107,20 @@ def measure(n_queries: int, repeats: int) -> dict[str, float]:
         first, *rounds = [[milliseconds(step) for step in steps] for _ in range(repeats + 1)]
         result |= {"layer, first time": max(first)} if name == "layer" else {}
         result[name] = statistics.median(value for times in rounds for value in times)
-    return result
+    return result | {"board": board(n_queries, repeats)}
+
+
+def board(n_queries: int, repeats: int) -> float:
+    """Median milliseconds until the board shows another choice of prompts."""
+    index = pd.MultiIndex.from_product([range(n_queries), PROMPTS], names=["query_id", "prompt"])
+    rates = np.random.default_rng(0).random(len(index))
+    columns = {"refusal_rate": rates, "compliance_rate": 1 - rates, "harmful": index.get_level_values(0) % 2 == 0}
+    columns |= {"n_samples": 10, "any_refusal": rates > 0, "any_compliance": rates < 1}
+    control = panels.board(pd.DataFrame(columns, index=index)).controls["prompts"]
+    choices = [("none", "short"), ("none", "default", "mine")] * repeats
+    return statistics.median(
+        milliseconds(lambda choice=choice: setattr(control, "value", choice)) for choice in choices
+    )
 
 
 def main() -> None:

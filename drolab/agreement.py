@@ -54,9 +54,9 @@ def disagreement(
     for a, b in combinations(words.columns, 2):
         known = words[[a, b]].notna().all(axis=1)
         first, second = _codes(words.loc[known, a]), _codes(words.loc[known, b])
-        row = {"a": a, "b": b, "n": len(first)} | _counts(first, second)
+        tables = _tables(first, second, np.zeros(len(first)) if queries is None else queries[known].to_numpy())
+        row = {"a": a, "b": b, "n": len(first)} | _counts(tables.sum(axis=0))
         if queries is not None:
-            tables = _tables(first, second, queries[known].to_numpy())
             low, high = _interval(tables, n_bootstrap, random_state, level)
             row |= {"kappa_low": low, "kappa_high": high}
         rows.append(row)
@@ -99,13 +99,13 @@ def _codes(words: pd.Series) -> NDArray[np.intp]:
     return pd.Categorical(words, categories=VERDICTS).codes.astype(np.intp)
 
 
-def _counts(first: NDArray[np.intp], second: NDArray[np.intp]) -> dict[str, float]:
-    a, b = first == VERDICTS.index(FULL), second == VERDICTS.index(FULL)
-    cells = {"both": a & b, "only_a": a & ~b, "only_b": ~a & b, "neither": ~a & ~b}
-    counts: dict[str, float] = {name: int(cell.sum()) for name, cell in cells.items()}
-    agreement = float((first == second).mean()) if len(first) else float("nan")
-    tables = _tables(first, second, np.zeros(len(first)))
-    return counts | {"agreement": agreement, "kappa": float(_kappa(tables.sum(axis=0)))}
+def _counts(table: NDArray[np.float64]) -> dict[str, float]:
+    """What a [k, k] table of counts says of full refusals, and of all verdicts."""
+    full, n = VERDICTS.index(FULL), table.sum()
+    both, a, b = (int(cell) for cell in (table[full, full], table[full].sum(), table[:, full].sum()))
+    counts = {"both": both, "only_a": a - both, "only_b": b - both, "neither": int(n) - a - b + both}
+    agreement = float(np.trace(table) / n) if n else float("nan")
+    return counts | {"agreement": agreement, "kappa": float(_kappa(table))}
 
 
 def _tables(first: NDArray[np.intp], second: NDArray[np.intp], queries: NDArray[Any]) -> NDArray[np.float64]:

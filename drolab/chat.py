@@ -17,7 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
+import torch
 from jinja2 import TemplateError
+from torch import Tensor
 
 from drolab.models import CHAT_FORMATS, ChatModel
 from drolab.types import ChatTemplateError, DrolabError, PromptError, QueryError, SafetyPrompt, SoftPrompt, StatesError
@@ -138,6 +140,12 @@ def prompt_token_ids(model: ChatModel, text: str) -> list[int]:
     """The tokens of a prompt's text on its own, without BOS: what a soft prompt starts from."""
     ids: list[int] = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
+
+
+def embed_text(model: ChatModel, text: str) -> Tensor:
+    """[L, d], float32, on the CPU: the embeddings of a prompt's text on its own, where a soft prompt starts."""
+    ids = torch.tensor(prompt_token_ids(model, text), dtype=torch.long)
+    return model.embed(ids).detach().to("cpu", torch.float32)
 
 
 def check_fits(model: ChatModel, soft: SoftPrompt) -> None:

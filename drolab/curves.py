@@ -15,6 +15,7 @@ from plotly.subplots import make_subplots
 from drolab.style import (
     CLASS_COLORS,
     CLASS_SYMBOLS,
+    class_name,
     class_names,
     dress,
     escape,
@@ -151,7 +152,7 @@ def _run_legend(figure: go.Figure, table: pd.DataFrame, theme: str) -> None:
 
 
 def _class_look(harmful: bool, color: str | None, *, opened: bool) -> dict[str, Any]:
-    name = "harmful" if harmful else "harmless"
+    name = class_name(harmful)
     color = color or CLASS_COLORS[name]
     symbol = CLASS_SYMBOLS[name] + ("-open" if opened else "")
     return {

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from drolab.chat import check_fits, prompt_token_ids
+from drolab.chat import check_fits, embed_text, prompt_token_ids
 from drolab.models import ChatModel
 from drolab.types import PromptError, SafetyPrompt, SoftPrompt
 
@@ -17,12 +17,11 @@ def as_embeddings(model: ChatModel, prompt: SafetyPrompt) -> SoftPrompt:
     Raises:
         PromptError: a prompt without a text.
     """
-    ids = prompt_token_ids(model, prompt.text)
-    if not ids:
+    if not prompt_token_ids(model, prompt.text):
         raise PromptError(
             f"Prompt {prompt.name!r} has no text, so no tokens: pass the prompt that training began with."
         )
-    embedded = model.embed(torch.tensor(ids)).detach().to("cpu", torch.float32)
+    embedded = embed_text(model, prompt.text)
     return SoftPrompt(name=prompt.name, embeddings=embedded, init_text=prompt.text, model_fingerprint=model.fingerprint)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from drolab import store as stores
 from drolab.anchors import coordinates
-from drolab.chat import EncodedBatch, Prompt, check_fits, encode, prompt_token_ids
+from drolab.chat import EncodedBatch, Prompt, check_fits, embed_text, encode
 from drolab.data import validate_queries
 from drolab.hidden import forward_states, hidden_states, prefix_embeddings
 from drolab.models import ChatModel
@@ -466,8 +466,7 @@ def _initial_embeddings(model: ChatModel, init: Prompt) -> Tensor:
             f"DRO starts from the text of a prompt, and {getattr(init, 'name', init)!r} has none: pass a prompt with "
             "a text, such as init=prompts['default']."
         )
-    ids = prompt_token_ids(model, init.text)
-    return model.embed(torch.tensor(ids, dtype=torch.long)).detach().to("cpu", torch.float32, copy=True)
+    return embed_text(model, init.text)
 
 
 def _check_queries(queries: pd.DataFrame) -> None:

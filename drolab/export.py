@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from drolab.images import CONTROL, render_images
 from drolab.paper import Sheet, caption, sheet
 from drolab.progress import Progress
-from drolab.style import CONFIG
+from drolab.style import BIDIRECTIONAL, CONFIG
 from drolab.types import DrolabError, SafetyPrompt, SoftPrompt
 
 if TYPE_CHECKING:
@@ -33,10 +33,6 @@ IMAGE_FORMATS = ("svg", "pdf", "png", "webp")
 FORMATS = ("html", "json", "csv", *IMAGE_FORMATS)
 BUNDLE_FORMATS = ("html", "csv", "png", "svg", "pdf")
 _VERSIONS = ("drolab", "torch", "transformers", "scikit-learn", "umap-learn", "numpy", "pandas", "plotly")
-
-
-BIDIRECTIONAL = re.compile("[\\u202a-\\u202e\\u2066-\\u2069]")
-"""Marks that turn the reading direction of what follows."""
 
 
 class ExportError(DrolabError, OSError):
@@ -174,8 +170,8 @@ def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> Path:
 def save_numbers(folder: str | Path, name: str, numbers: Mapping[str, Any]) -> Path:
     """Write numbers and short texts as `folder/name.json`: the key numbers of a notebook."""
     plain = json.dumps(dict(numbers), indent=2, default=_plain, ensure_ascii=False)
-    # Letters of any language stay readable; what would turn the reading direction in an editor is written as \\uXXXX.
-    plain = BIDIRECTIONAL.sub(lambda found: f"\\u{ord(found[0]):04x}", plain)
+    # Letters of any language stay readable; what would turn the reading direction in an editor is written as \uXXXX.
+    plain = re.sub(f"[{BIDIRECTIONAL}]", lambda found: f"\\u{ord(found[0]):04x}", plain)
     return write_atomically(safe_path(folder, name, "json"), plain + "\n")
 
 
@@ -323,8 +319,7 @@ def about(
 def _described(prompt: SafetyPrompt | SoftPrompt) -> str | dict[str, Any]:
     if isinstance(prompt, SafetyPrompt):
         return prompt.text
-    digest = hashlib.sha256(prompt.embeddings.contiguous().numpy().tobytes()).hexdigest()
-    return {"init_text": prompt.init_text, "n_tokens": len(prompt), "embeddings_sha256": digest}
+    return {"init_text": prompt.init_text, "n_tokens": len(prompt), "embeddings_sha256": prompt.sha256}
 
 
 def _described_queries(queries: pd.DataFrame) -> dict[str, Any]:

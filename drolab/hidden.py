@@ -13,7 +13,6 @@ where the paper reads.
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from drolab.data import validate_queries
 from drolab.models import ChatModel
 from drolab.progress import Progress, bar
 from drolab.store import Store, key
-from drolab.types import STATE_COLUMNS, HiddenStates, ModelError, PromptError, SoftPrompt, StatesError
+from drolab.types import STATE_COLUMNS, HiddenStates, ModelError, PromptError, StatesError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -349,7 +348,7 @@ class _Task:
 
 def _keys(model: ChatModel, batch: EncodedBatch, layers: Sequence[int], positions: Sequence[int]) -> list[list[str]]:
     """Everything a state depends on. Not the batch: it changes a state by rounding only."""
-    soft = None if batch.soft is None else [_digest(batch.soft), *(batch.span or ())]
+    soft = None if batch.soft is None else [batch.soft.sha256, *(batch.span or ())]
     common = key(
         kind="hidden state",
         model=model.fingerprint,
@@ -359,10 +358,6 @@ def _keys(model: ChatModel, batch: EncodedBatch, layers: Sequence[int], position
     )
     chats = [key(common=common, ids=list(batch.chat(row))) for row in range(len(batch))]
     return [[key(chat=chat, position=p, layer=layer) for p in positions for layer in layers] for chat in chats]
-
-
-def _digest(soft: SoftPrompt) -> str:
-    return hashlib.sha256(soft.embeddings.detach().float().contiguous().cpu().numpy().tobytes()).hexdigest()
 
 
 def _fill(

@@ -14,6 +14,7 @@ from drolab.style import (
     CLASS_COLORS,
     CLASS_SYMBOLS,
     PALETTE,
+    class_name,
     class_names,
     escape,
     need_columns,
@@ -53,17 +54,13 @@ def paint(points: pd.DataFrame, color: str, prompts: Sequence[str], visible: Col
     if color == "prompt":
         return _by_prompt(prompts, visible, theme)
     if color == "class":
-        marker = {(prompt, kind): _class_color(kind) for prompt in prompts for kind in (True, False)}
+        marker = {(prompt, kind): CLASS_COLORS[class_name(kind)] for prompt in prompts for kind in (True, False)}
         return Paint(marker=marker, title="")
     need_columns(points, (color,), "projection")
     name = escape(color.replace("_", " "), limit=28)
     if pd.api.types.is_numeric_dtype(points[color]) and not pd.api.types.is_bool_dtype(points[color]):
         return _by_number(points[color], name, theme)
     return _by_value(points[color].astype(str), f"{name[:1].upper()}{name[1:]} (colour)", theme)
-
-
-def _class_color(harmful: bool) -> str:
-    return CLASS_COLORS["harmful" if harmful else "harmless"]
 
 
 def _by_prompt(prompts: Sequence[str], visible: Collection[str], theme: str) -> Paint:

@@ -20,8 +20,10 @@ from drolab.style import (
     CLASS_COLORS,
     CLASS_SYMBOLS,
     SMALL_PRINT_MARGIN,
+    SVG_LIMIT,
     FigureError,
     blank_figure,
+    class_name,
     escape,
     groups,
     need_columns,
@@ -33,9 +35,6 @@ from drolab.types import NO_PROMPT
 
 Content = dict[str, Any]
 """`data` (traces) and `layout`, as `go.Figure` takes them."""
-
-SVG_LIMIT = 5000
-"""With more points than this they are drawn by WebGL."""
 
 
 def mean_shifts(points: pd.DataFrame, *, baseline: str = NO_PROMPT) -> pd.DataFrame:
@@ -154,7 +153,7 @@ def hover_texts(points: pd.DataFrame) -> list[str]:
     texts = []
     columns = (points[name].tolist() for name in ("text", "harmful", "prompt"))
     for text, harmful, prompt, rate, response in zip(*columns, rates, responses, strict=True):
-        parts = [f"<b>{wrap(text)}</b>", f"{'harmful' if harmful else 'harmless'} · prompt: {name(prompt)}"]
+        parts = [f"<b>{wrap(text)}</b>", f"{class_name(harmful)} · prompt: {name(prompt)}"]
         parts += [f"refusal rate: {rate:.2f}"] if rate == rate else []  # NaN: not known
         parts += [f"response: <i>{wrap(response)}</i>"] if isinstance(response, str) else []
         texts.append("<br>".join(parts))
@@ -236,7 +235,7 @@ def _clouds(
     }
     traces = []
     for (prompt, harmful), rows in clouds(points).items():
-        name = "harmful" if harmful else "harmless"
+        name = class_name(harmful)
         trace = {
             "type": "scattergl" if many else "scatter",
             "x": x[rows],
@@ -268,7 +267,7 @@ def _arrows(arrows: pd.DataFrame, colors: Paint, visible: Collection[str], theme
 
 def _arrow(row: Any, color: str, theme: str, *, visible: bool, label: str) -> list[dict[str, Any]]:
     """A mean shift as two traces (a halo and the arrow), so that the legend hides it with its prompt."""
-    name = "harmful" if row.harmful else "harmless"
+    name = class_name(row.harmful)
     shared = {
         "type": "scatter",
         "x": [row.x, row.to_x],
@@ -346,7 +345,7 @@ def movement_content(
     data = [
         trace
         for harmful, group in groups(walked, "harmful")
-        for trace in _walk(group, "harmful" if harmful else "harmless", last, theme)
+        for trace in _walk(group, class_name(harmful), last, theme)
     ]
     lines, marks, caption = boundary_traces(boundaries, box, theme) if boundaries else ([], [], "")
     layout = _frame(theme, title) | _plane_axes(axis_titles, box)

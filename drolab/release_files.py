@@ -123,9 +123,9 @@ def _read_result(place: Place, files: Mapping[str, Path]) -> np.ndarray | int | 
 def _read_summary(path: Path) -> int:
     try:
         content = json.loads(read_text(path))
+    except CloneError:
+        raise
     except (ValueError, RecursionError) as error:
-        if isinstance(error, CloneError):
-            raise
         raise CloneError(f"{path} is no JSON ({error}): clone again.") from error
     count = content.get("sampling") if isinstance(content, dict) else None
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:

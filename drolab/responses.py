@@ -206,10 +206,7 @@ class _Task:
 
 
 def _chat_hashes(batch: EncodedBatch) -> list[str]:
-    soft = None
-    if batch.soft is not None:
-        vectors = batch.soft.embeddings.detach().float().contiguous().cpu().numpy()
-        soft = [hashlib.sha256(vectors.tobytes()).hexdigest(), *(batch.span or ())]
+    soft = None if batch.soft is None else [batch.soft.sha256, *(batch.span or ())]
     return [key(soft=soft, ids=list(batch.chat(row))) for row in range(len(batch))]
 
 

@@ -51,10 +51,11 @@ class KeptRun:
     @property
     def run(self) -> DRORun:
         """What is finished of it."""
-        if self.training is None:
-            assert self.loaded is not None
-            return self.loaded
-        return self.training.run()
+        if self.training is not None:
+            return self.training.run()
+        if self.loaded is None:
+            raise TrainingError("This run has neither a training nor a loaded run: give KeptRun one of them.")
+        return self.loaded
 
     @property
     def n_steps(self) -> int:

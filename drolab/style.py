@@ -11,6 +11,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import cycle
 from typing import Any
 
@@ -39,6 +40,12 @@ THEMES = {
     "light": {"ink": "#1F1F1F", "paper": "#FFFFFF", "grid": "#E4E4E4", "grey": "#595959", "zero": "#FFFFFF"},
     "dark": {"ink": "#E6E6E6", "paper": "#161616", "grid": "#3A3A3A", "grey": "#BDBDBD", "zero": "#2A2A2A"},
 }
+
+
+SVG_LIMIT = 5000
+"""Points: with more, traces are drawn by scattergl, which is quicker but makes no vector image."""
+BIDIRECTIONAL = r"\u202a-\u202e\u2066-\u2069"
+"""Marks that turn the reading direction of what follows, for a set of characters in a regular expression."""
 
 
 class FigureError(DrolabError, ValueError):
@@ -121,6 +128,12 @@ def template(theme: str = "light") -> go.layout.Template:
     )
 
 
+@lru_cache
+def template_content(theme: str) -> dict[str, Any]:
+    """`template` as plain dicts: plotly takes longer to make it than to draw a thousand points."""
+    return dict(template(theme).to_plotly_json())
+
+
 def blank_figure(theme: str, title: str | None, **layout: Any) -> go.Figure:
     figure = go.Figure()
     dress(figure, theme, title, **layout)
@@ -144,8 +157,12 @@ def groups(table: pd.DataFrame, by: Any) -> Any:
     return table.groupby(by, sort=False)
 
 
+def class_name(harmful: bool) -> str:
+    return "harmful" if harmful else "harmless"
+
+
 def class_names(harmful: pd.Series) -> list[str]:
-    return ["harmful" if value else "harmless" for value in harmful]
+    return [class_name(value) for value in harmful]
 
 
 def small_print(figure: go.Figure, text: str) -> None:

@@ -6,7 +6,6 @@ Public under `drolab.figures`.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,17 +16,17 @@ from drolab.style import (
     CLASS_COLORS,
     CLASS_SYMBOLS,
     PALETTE,
+    SVG_LIMIT,
     SYMBOLS,
     escape,
     groups,
     need_columns,
     prompt_colors,
-    template,
+    template_content,
     theme_colors,
     wrapped,
 )
 
-_SVG_LIMIT = 5000
 _GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 
 
@@ -132,7 +131,7 @@ def _titled(figure: go.Figure, title: str | None) -> go.Figure:
 def _layout(theme: str, titles: tuple[str, str], axis: dict[str, Any]) -> dict[str, Any]:
     axes = zip(("xaxis", "yaxis"), titles, strict=True)
     named = {name: {"title": {"text": title}, **axis} for name, title in axes}
-    return {"template": _template(theme), "showlegend": True, **named}
+    return {"template": template_content(theme), "showlegend": True, **named}
 
 
 def rate_change_content(queries: pd.DataFrame, *, prompts: tuple[str, str], theme: str = "light") -> dict[str, Any]:
@@ -149,12 +148,6 @@ def rate_change_content(queries: pd.DataFrame, *, prompts: tuple[str, str], them
     legend = {"orientation": "h", "y": 1.01, "yanchor": "bottom", "x": 0}
     layout |= {"legend": legend, "height": 400, "margin": {"l": 56, "r": 16, "t": 40, "b": 48}}
     return {"data": [*data, diagonal | {"hoverinfo": "skip", "showlegend": False}], "layout": layout}
-
-
-@lru_cache
-def _template(theme: str) -> dict[str, Any]:
-    """As plain dicts: plotly takes longer to make it than to draw a thousand points."""
-    return dict(template(theme).to_plotly_json())
 
 
 def ring(content: dict[str, Any], query_id: str | None, *, theme: str = "light") -> dict[str, Any]:
@@ -175,7 +168,7 @@ def _queries(rows: pd.DataFrame, theme: str) -> dict[str, Any]:
     name = rows["group"].iloc[0]
     look = {"symbol": CLASS_SYMBOLS.get(name, "star"), "color": CLASS_COLORS.get(name, PALETTE[3]), "size": 8}
     return {
-        "type": "scattergl" if len(rows) > _SVG_LIMIT else "scatter",
+        "type": "scattergl" if len(rows) > SVG_LIMIT else "scatter",
         "x": rows["x"].to_numpy(),
         "y": rows["y"].to_numpy(),
         "ids": rows.index.to_numpy(dtype=object),

@@ -6,6 +6,7 @@ Tables are pandas DataFrames; their columns are the tuples at the top of this mo
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -138,6 +139,11 @@ class SoftPrompt:
     def __repr__(self) -> str:
         n_tokens, width = self.embeddings.shape
         return f"SoftPrompt(name={self.name!r}, n_tokens={n_tokens}, d={width})"
+
+    @property
+    def sha256(self) -> str:
+        """Of the vectors: what identifies the prompt, whatever it is called."""
+        return hashlib.sha256(self.embeddings.detach().float().contiguous().cpu().numpy().tobytes()).hexdigest()
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write `soft_prompt.safetensors` into `folder` (made if absent) and return the file's path."""

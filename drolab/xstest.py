@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from sklearn.metrics import cohen_kappa_score
 
 from drolab import comparison, judges
 from drolab.clones import CloneError, read_table
@@ -138,8 +137,6 @@ def label_tests(
 def annotators(responses: pd.DataFrame) -> pd.DataFrame:
     """How far the two people agree: release, n, agreement (share), kappa (Cohen's, three labels), and all together."""
     parts = [(str(name), part) for name, part in responses.groupby("release", sort=False)]
-    rows = []
-    for name, part in [*parts, ("all", responses)]:
-        first, second = part["annotation_1"], part["annotation_2"]
-        rows.append((name, len(part), float((first == second).mean()), float(cohen_kappa_score(first, second))))
-    return pd.DataFrame(rows, columns=["release", "n", "agreement", "kappa"])
+    both = ["annotation_1", "annotation_2"]
+    rows = [judges.disagreement(part[both]).assign(release=name) for name, part in [*parts, ("all", responses)]]
+    return pd.concat(rows, ignore_index=True)[["release", "n", "agreement", "kappa"]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -37,6 +37,8 @@ from drolab.types import (
     TrainingError,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TERMS = ["refusal_loss", "harmfulness_loss", "residual_loss"]
 SWITCHED_OFF = {
     "short_nonorm": {"residual_weight": 0.0},
@@ -50,15 +52,6 @@ SWITCHED_OFF = {
 def query_table(harmful: list[str], harmless: list[str]) -> pd.DataFrame:
     rows = [(f"q{i}", text, i < len(harmful), "made", "train", "test") for i, text in enumerate(harmful + harmless)]
     return pd.DataFrame(rows, columns=list(QUERY_COLUMNS), index=[row[0] for row in rows])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Sums in a fixed order, on any number of cores: late steps of the longest parity run amplify rounding."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # --- the paper's runs ---------------------------------------------------------------------------------------

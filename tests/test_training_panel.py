@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from drolab.panels.dro_settings import DROSettings
 from drolab.store import Store
 from drolab.types import DROConfig, SafetyPrompt, TrainingError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPTS = {"none": SafetyPrompt(name="none", text=""), "careful": CAREFUL}
 JUDGE = FirstTokenJudge(
     tokens=torch.arange(4, 200), refusal_rate=torch.linspace(0, 1, 196), counts=torch.ones(196, dtype=torch.int64)
@@ -30,15 +32,6 @@ JUDGE = FirstTokenJudge(
 @pytest.fixture(scope="module")
 def setting(tiny_llama: ChatModel) -> Setting:
     return setting_of(tiny_llama)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Sums in a fixed order, here and in other processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def panel_of(

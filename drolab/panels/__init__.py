@@ -6,10 +6,11 @@ back. It works without a browser too.
 
 from drolab.panels.board import Board, board
 from drolab.panels.explore import ExplorePanel, explore
+from drolab.panels.picture import Picture
 from drolab.panels.projection import ProjectionPanel, projection
 from drolab.panels.prompt_lab import PromptLab, prompt_lab
 from drolab.panels.reading import ResponsePanel, responses
-from drolab.panels.shell import Job, Panel, PanelError, Picture, Stopped
+from drolab.panels.shell import Job, Panel, PanelError, Stopped
 from drolab.panels.tabs import Tabs, tabs
 from drolab.panels.takeaway import Takeaway
 from drolab.panels.training import DROPanel, dro

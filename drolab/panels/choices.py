@@ -13,9 +13,9 @@ from drolab.panels.markup import label
 STYLE = {"description_width": "initial"}
 
 
-def named(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Options (label, name), each name once."""
-    return [(label(name, 40), name) for name in dict.fromkeys(names)]
+def named(names: Iterable[str], limit: int = 40) -> list[tuple[str, str]]:
+    """Options (label of at most `limit` characters, name), each name once."""
+    return [(label(name, limit), name) for name in dict.fromkeys(names)]
 
 
 def choice(description: str, options: Sequence[Any], tooltip: str, wanted: Any = "") -> widgets.Dropdown:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pandas as pd
 
+from drolab.style import BIDIRECTIONAL
+
 Spans = Sequence[tuple[int, int]]
 
 SHORT = 500
@@ -21,7 +23,7 @@ LONG = 20_000
 """Characters of a text that are sent to the browser at all."""
 
 # Control characters, lone surrogates, and the marks that turn the reading direction of what follows.
-_INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_INVISIBLE = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f{BIDIRECTIONAL}\ud800-\udfff]")
 _BORDER = "1px solid var(--jp-border-color2, #BDBDBD)"
 _CELL = f"border:{_BORDER};padding:4px 8px;vertical-align:top;text-align:left;overflow-wrap:anywhere"
 

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import traitlets
 
 from drolab.panels.plotlyjs import MODULE, STYLE, PlotlyJS, plotlyjs
-from drolab.style import CONFIG, escape, template
+from drolab.style import CONFIG, escape, template_content
 
 PointsCallback = Callable[[str, list[tuple[int, int]]], None]
 
@@ -64,7 +64,7 @@ class Picture(go.FigureWidget):  # type: ignore[misc]
         What the user did since (zoom, hidden legend entries) stays, where the two contents agree.
         """
         last, traces = self._content, content["data"]
-        if last is None or not last["data"] or not traces or _numbered(last) != _numbered(content):
+        if last is None or _numbered(last) != _numbered(content):
             self.show(go.Figure(content))
             self._content = content
             return
@@ -133,7 +133,7 @@ def placeholder(words: str) -> dict[str, Any]:
     axis = {"visible": False, "fixedrange": True}
     note = {"text": escape(words), "x": 0, "y": 0.5, "xref": "paper", "yref": "paper", "showarrow": False}
     layout = {"height": 60, "margin": dict.fromkeys("ltrb", 4), "xaxis": axis, "yaxis": axis, "annotations": [note]}
-    return {"data": [], "layout": layout | {"template": template().to_plotly_json()}}
+    return {"data": [], "layout": layout | {"template": template_content("light")}}
 
 
 def points_inside(outline: Mapping[str, Any], x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from drolab import export, figures, workbench
 from drolab.chat import Prompt, as_prompts
 from drolab.models import ChatModel
+from drolab.panels.choices import STYLE, named
 from drolab.panels.lab_view import LabView, measurements, raised
 from drolab.panels.markup import label
 from drolab.panels.picture import Picture
@@ -209,7 +210,7 @@ class PromptLab(Panel):
         """Offer all prompts that there are, and compare these: the last ones, if they are more than the colours."""
         wanted = list(names)
         coloured = [name for name in wanted if name != NO_PROMPT][-len(PALETTE) :]
-        options = [(label(name, NAME_LIMIT), name) for name in self.shelf.trials]
+        options = named(self.shelf.trials, NAME_LIMIT)
         for name in ("base", "prompt"):
             value = self.controls[name].value
             self._quietly(name, value if value in self.shelf.trials else options[0][1], options)
@@ -305,8 +306,8 @@ def prompt_lab(
     bench = Bench(
         model=model, queries=queries, space=space, refusal=refusal, store=store, n_samples=n_samples, seed=seed
     )
-    named: dict[str, Prompt] = {NO_PROMPT: SafetyPrompt(name=NO_PROMPT, text="")}
-    given = workbench.project(bench, named | {prompt.name: prompt for prompt in as_prompts(prompts)})
+    everything: dict[str, Prompt] = {NO_PROMPT: SafetyPrompt(name=NO_PROMPT, text="")}
+    given = workbench.project(bench, everything | {prompt.name: prompt for prompt in as_prompts(prompts)})
     if scores is not None:
         given = {name: trial.scored(scores) for name, trial in given.items()}
     probes = [refusal] if harmfulness is None else [refusal, harmfulness]
@@ -318,10 +319,10 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _controls(shelf: Shelf) -> dict[str, widgets.Widget]:
-    components, style = range(1, len(shelf.bench.space.components) + 1), {"description_width": "initial"}
+    components = range(1, len(shelf.bench.space.components) + 1)
 
     def made(kind: type[widgets.Widget], description: str, tooltip: str, **options: Any) -> widgets.Widget:
-        return kind(description=description, tooltip=tooltip, style=style, **options)
+        return kind(description=description, tooltip=tooltip, style=STYLE, **options)
 
     def width(value: str) -> widgets.Layout:
         return widgets.Layout(width=value)

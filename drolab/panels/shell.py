@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import ipywidgets as widgets
 import traitlets
 
+from drolab.panels.choices import STYLE
 from drolab.panels.interrupts import on_interrupt
-from drolab.panels.picture import Picture as Picture
 from drolab.types import DrolabError
 
 T = TypeVar("T")
@@ -101,7 +101,7 @@ class Job(widgets.HBox):  # type: ignore[misc]
         self._thread: threading.Thread | None = None
         self._keep: Callable[[], object] = lambda: None
         self._progress, self._next_shown = (0, 0), 0.0
-        self.bar = widgets.IntProgress(value=0, max=1, description=description, style={"description_width": "initial"})
+        self.bar = widgets.IntProgress(value=0, max=1, description=description, style=STYLE)
         self.label = widgets.Label(layout={"min_width": "max-content"})
         self.pause_button = button("Pause", "Wait after the batch in flight, until you resume", icon="pause")
         self.pause_button.on_click(lambda _: self.resume() if self.state == "paused" else self.pause())
@@ -251,7 +251,7 @@ def control(name: str, spec: Any, tooltip: str = "") -> widgets.Widget:
     if isinstance(spec, widgets.Widget):
         return spec
     label = name.replace("_", " ")
-    shared = {"description": label, "tooltip": tooltip or f"choose {label}", "style": {"description_width": "initial"}}
+    shared = {"description": label, "tooltip": tooltip or f"choose {label}", "style": STYLE}
     if isinstance(spec, tuple) and len(spec) == 2 and all(isinstance(part, list) for part in spec):
         choices, chosen = spec
         return widgets.SelectMultiple(options=choices, value=tuple(chosen), rows=min(8, len(choices)), **shared)

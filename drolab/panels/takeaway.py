@@ -12,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from drolab import export
+from drolab.panels.choices import STYLE
 from drolab.panels.shell import Job, Panel, button
 from drolab.paper import COLUMNS
 
@@ -28,7 +29,6 @@ _FORMATS = {
     "pdf": "PDF: vectors",
 }
 _STYLES = {"print": "print: light, 7 to 9 pt", "slide": "slide: 16:9, large text", "shown": "as shown here"}
-_LABELS = {"style": {"description_width": "initial"}}
 
 
 class Takeaway(widgets.Accordion):  # type: ignore[misc]  # ipywidgets ships no types
@@ -95,7 +95,7 @@ def _controls() -> dict[str, widgets.Widget]:
             value="out/export",
             description="folder",
             tooltip="where to write, seen from the notebook's folder; it is made if absent",
-            **_LABELS,
+            style=STYLE,
         ),
         "formats": widgets.SelectMultiple(
             options=[(label, kind) for kind, label in _FORMATS.items()],
@@ -103,20 +103,20 @@ def _controls() -> dict[str, widgets.Widget]:
             rows=len(_FORMATS),
             description="formats",
             tooltip="what to write; Ctrl or Shift for several",
-            **_LABELS,
+            style=STYLE,
         ),
         "width": widgets.Dropdown(
             options=columns,
             value="double",
             description="width",
             tooltip="the column of a paper that printed images fill",
-            **_LABELS,
+            style=STYLE,
         ),
         "style": widgets.Dropdown(
             options=[(label, style) for style, label in _STYLES.items()],
             description="style",
             tooltip="what PNG, SVG and PDF are for: print leaves the title to the caption",
-            **_LABELS,
+            style=STYLE,
         ),
         "export": button("Export", "Write what this panel shows now, with a manifest of what made it", icon="download"),
     }
