@@ -36,12 +36,16 @@ ROOMS = (
         "anchors",
         "probes",
         "spaces",
+        "resampling",
         "evidence",
+        "directions",
+        "sweep",
+        "steering",
         "objective",
         "dro",
     ),
     *("cues", "string_rule", "judging", "refusal_text", "guards", "classifiers", "composite"),
-    *("agreement", "responses", "first_token", "judges", "labels", "comparison", "workbench"),
+    *("agreement", "responses", "first_token", "judges", "causal", "labels", "comparison", "verdict", "workbench"),
     *("drift", "release_files", "released", "xstest", "published"),
     *(
         "style",
@@ -51,6 +55,7 @@ ROOMS = (
         "curves",
         "tradeoffs",
         "grids",
+        "maps",
         "figures",
         "views",
         "paper",
@@ -107,7 +112,7 @@ def test_the_import_check_sees_a_violation() -> None:
 def test_only_panels_imports_ipywidgets_and_figures_import_types_only() -> None:
     importers = {room_of(path) for path in MODULES if "import ipywidgets" in path.read_text(encoding="utf-8")}
     assert importers == {"panels"}
-    pictures = {"style", "boundaries", "paint", "planes", "curves", "tradeoffs", "grids"}
+    pictures = {"style", "boundaries", "paint", "planes", "curves", "tradeoffs", "grids", "maps"}
     for name in (*pictures, "figures"):
         imported = drolab_imports((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
         assert imported <= {"types", *pictures}
