@@ -1,0 +1,459 @@
+"""The layer × position sweep: where in the network harm and refusal can be read, and where safety prompts act.
+
+One pass gives the states of all layers and of the last positions of every chat, see `hidden_states`; here each
+place (a *site*: one layer at one position) gets the same measures, with the same controls. The unit of every interval
+is the query, drawn with all its prompts; every site sees the same draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import linalg, stats
+
+from drolab.anchors import fit_anchors
+from drolab.chat import encode
+from drolab.evidence import shifts
+from drolab.probes import align_target, fit_probe, grouped_folds
+from drolab.types import NO_PROMPT, HiddenStates, SafetyPrompt, StatesError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from drolab.models import ChatModel
+
+    Array = NDArray[np.float64]
+
+SWEEP_COLUMNS = ("layer", "position", "token", "measure", "value", "low", "high")
+"""Columns of `measure_sites`."""
+
+CONTROLS = {
+    "harmfulness": "harmfulness, shuffled",
+    "refusal": "refusal, shuffled",
+    "refusal within class": "refusal within class, shuffled",
+    "shift size": "shift size, control",
+    "shift cosine": "shift cosine, control",
+    "refusal cosine": "refusal cosine, control",
+}
+"""Each measure and its control; see `measure_sites`."""
+
+RIDGE = 0.1
+"""Penalty of the readouts, in units of the variance of a standardised feature."""
+
+FLAT = 1e-5
+"""A feature or a site whose spread is below this share of the states' size is constant but for rounding."""
+
+N_COMPONENTS = 4
+"""Of the anchor space in which a site's refusal direction is fitted, as in the paper."""
+
+CHUNK_VALUES = 2**23
+"""Numbers that one chunk of bootstrap draws may hold: 64 MB."""
+
+
+def position_labels(model: ChatModel, queries: pd.DataFrame, positions: Sequence[int]) -> dict[int, str]:
+    """The text of the token at each read position, "…" where it differs between the queries.
+
+    Args:
+        positions: negative, counted from the end of each chat.
+
+    Raises:
+        StatesError: a position before the start of a chat.
+    """
+    none = SafetyPrompt(name=NO_PROMPT, text="")
+    suffixes = encode(model, queries["text"].tolist(), none, min_suffix=-min(positions)).suffixes
+    found = {position: {suffix[position] for suffix in suffixes} for position in positions}
+    return {p: "…" if len(ids) > 1 else str(model.tokenizer.decode(list(ids))) for p, ids in found.items()}
+
+
+def measure_sites(
+    states: HiddenStates,
+    refusal_rate: pd.Series,
+    *,
+    controls: Sequence[str] = (),
+    tokens: Mapping[int, str] | None = None,
+    baseline: str = NO_PROMPT,
+    n_splits: int = 10,
+    n_shuffles: int = 200,
+    n_bootstrap: int = 1000,
+    random_state: int = 0,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """The measures of every layer and position in `states`.
+
+    - `harmfulness`: AUC with which a ridge readout tells harmful from harmless queries without a prompt (.5: chance).
+    - `refusal`: correlation of a ridge readout with the refusal rate, over queries and prompts (0: chance).
+      `refusal within class`: the same after taking the mean of each class under each prompt from both, so that
+      neither harm nor the prompt as such can be what is read.
+    - `shift size`: length of the mean shift under a safety prompt, over the root mean squared distance of the states
+      without a prompt from their mean (mean over prompts and classes).
+    - `shift cosine`: mean cosine between the mean shifts of two safety prompts, within each class.
+    - `refusal cosine`: mean cosine of the safety prompts' mean shifts with the site's own refusal direction: the
+      paper's probe (`fit_probe` in four components), fitted on the states that have a rate. Rates of the baseline
+      alone give a direction that no prompt had a part in.
+
+    Each has a control, see CONTROLS. `shuffled`: the same readout when the queries swap their labels, or their
+    rates under all prompts (mean and percentiles of the shuffles). `control`: the same for the prompts named
+    in `controls`; for `shift cosine` their cosines with the safety prompts' shifts.
+
+    The readouts are cross-validated in folds grouped by query. Percentile intervals are those of a bootstrap over
+    queries within each class; folds, readouts and directions stay as they are. Those of shifts are centred on the
+    estimate (sizes on a log scale, cosines on Fisher's), since resampling adds noise to every mean.
+    Where all states are equal (layer 0 at a token of the template), readouts are at chance and shifts are NaN.
+
+    Args:
+        refusal_rate: by (query_id, prompt), such as `judge(…)["refusal_rate"]`: all queries, under any of the prompts.
+        controls: prompts that ask for no caution, such as those of `load_prompts("neutral")`; all others but the
+            baseline count as safety prompts.
+        tokens: the text of each position, see `position_labels`.
+
+    Returns:
+        SWEEP_COLUMNS, one row per layer, position and measure. Without `controls` their rows are not there, with one
+        safety prompt no `shift cosine`.
+
+    Raises:
+        StatesError: no rates, a rate that is missing, a control without states, no safety prompt, or as in `shifts`,
+            `fit_probe` and `grouped_folds`.
+    """
+    rows: list[dict[str, Any]] = []
+    for position in states.index["position"].unique():
+        part = states.select(position=int(position))
+        plan = _Plan.make(part, refusal_rate, controls, baseline, n_splits, n_shuffles, random_state)
+        for layer in states.layers:
+            site = {"layer": layer, "position": int(position), "token": (tokens or {}).get(int(position), "")}
+            measured = _measures(part.select(layer=layer), plan, n_bootstrap, level)
+            rows += [{**site, "measure": name, "value": v, "low": a, "high": b} for name, (v, a, b) in measured.items()]
+    return pd.DataFrame(rows, columns=list(SWEEP_COLUMNS))
+
+
+def sites(table: pd.DataFrame) -> pd.DataFrame:
+    """Where each measure first stands out from its control, and where it does so most clearly, at every position.
+
+    It stands out where its whole interval lies above the control's. That is a description of the sweep, not a test of
+    its claims: it looks at every layer and takes the first.
+
+    Args:
+        table: of `measure_sites`.
+
+    Returns:
+        One row per measure, position and site (`first`, `clearest`): `measure, position, token, site, layer, value,
+        low, high, control_high`. The layer is NA where the measure stands out nowhere.
+
+    Raises:
+        StatesError: the table has no measure with its control.
+    """
+    keys = ["layer", "position"]
+    rows: list[dict[str, Any]] = []
+    for measure, control in CONTROLS.items():
+        own, other = (table[table["measure"] == name] for name in (measure, control))
+        if own.empty or other.empty:
+            continue
+        joined = own.merge(other[[*keys, "high"]].rename(columns={"high": "control_high"}), on=keys)
+        for _, line in joined.groupby("position", sort=False):
+            rows += _first_and_clearest(line.sort_values("layer"))
+    if not rows:
+        raise StatesError("The table holds no measure with its control: pass a table of measure_sites, with controls.")
+    columns = ["measure", "position", "token", "site", "layer", "value", "low", "high", "control_high"]
+    return pd.DataFrame(rows)[columns].astype({"layer": "Int64"})
+
+
+def _first_and_clearest(line: pd.DataFrame) -> list[dict[str, Any]]:
+    margin = (line["low"] - line["control_high"]).to_numpy()
+    records: list[dict[str, Any]] = line.to_dict("records")  # type: ignore[assignment]
+    if not (margin > 0).any():
+        nowhere = dict.fromkeys(("value", "low", "high", "control_high"), np.nan) | {"layer": pd.NA}
+        return [records[0] | nowhere | {"site": name} for name in ("first", "clearest")]
+    places = {"first": int(np.argmax(margin > 0)), "clearest": int(np.nanargmax(margin))}
+    return [records[place] | {"site": name} for name, place in places.items()]
+
+
+# --- what does not depend on the layer ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Targets:
+    """What a readout is to predict, and its shuffled copies."""
+
+    values: Array
+    """[1 + n_shuffles, n_prompts, n_queries]: the targets themselves first."""
+    folds: list[NDArray[np.intp]]
+    """The rows (prompts × queries, prompts first) that each fold holds out."""
+
+    @classmethod
+    def make(cls, grid: Array, n_splits: int, n_shuffles: int, seed: int) -> _Targets:
+        """From [n_prompts, n_queries]."""
+        n_prompts, n_queries = grid.shape
+        queries = np.tile(np.arange(n_queries), n_prompts)
+        folds = [test for _, test in grouped_folds(grid.ravel(), queries, n_splits, seed)]
+        generator = np.random.default_rng(seed)
+        order = np.tile(np.arange(n_queries), (1 + n_shuffles, 1))
+        order[1:] = generator.permuted(order[1:], axis=1)
+        return cls(values=grid[:, order].transpose(1, 0, 2), folds=folds)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Plan:
+    """The queries, prompts, targets and seeds of one position, the same at every layer."""
+
+    rates: pd.Series
+    scored: list[str]
+    safety: list[str]
+    controls: list[str]
+    baseline: str
+    classes: list[NDArray[np.intp]]
+    """The queries of each class, harmful first."""
+    harm: _Targets
+    refusal: _Targets
+    seed: int
+
+    @classmethod
+    def make(
+        cls,
+        states: HiddenStates,
+        rates: pd.Series,
+        controls: Sequence[str],
+        baseline: str,
+        n_splits: int,
+        n_shuffles: int,
+        seed: int,
+    ) -> _Plan:
+        moved = shifts(states, baseline=baseline, layer=states.layers[0])
+        if len(moved.classes) < 2:
+            raise StatesError("A sweep reads harm: pass states of harmful and of harmless queries.")
+        safety, scored = _roles(moved.prompts, rates, controls, baseline)
+        known = states.select(prompt=scored).index.assign(rate=align_target(states.select(prompt=scored), rates))
+        grid = known.pivot(index="prompt", columns="query_id", values="rate")
+        ordered = grid.reindex(index=scored, columns=moved.queries["query_id"].tolist()).to_numpy()
+        labels = moved.queries["harmful"].to_numpy(dtype=np.float64)[None]
+        return cls(
+            rates=rates, scored=scored, safety=safety, controls=list(controls), baseline=baseline, seed=seed,
+            classes=[moved.rows(harmful) for harmful in moved.classes],
+            harm=_Targets.make(labels, n_splits, n_shuffles, seed),
+            refusal=_Targets.make(ordered, n_splits, n_shuffles, seed),
+        )  # fmt: skip
+
+    def weights(self, n_draws: int, row_values: int) -> Iterator[Array]:
+        """Chunks of [draws, n_queries]: how often each query is drawn, over the size of its class; the same draws at
+        every site. The first row is the plain mean. `row_values` numbers follow per draw."""
+        generator = np.random.default_rng(self.seed)
+        n = sum(map(len, self.classes))
+        chunk = max(1, CHUNK_VALUES // max(n, row_values))
+        for start in range(0, n_draws + 1, chunk):
+            drawn = np.empty((min(chunk, n_draws + 1 - start), n))
+            for rows in self.classes:
+                size = len(rows)
+                drawn[:, rows] = generator.multinomial(size, np.full(size, 1 / size), size=len(drawn)) / size
+                drawn[: start == 0, rows] = 1 / size
+            yield drawn
+
+
+def _roles(
+    prompts: Sequence[str], rates: pd.Series, controls: Sequence[str], baseline: str
+) -> tuple[list[str], list[str]]:
+    """The safety prompts, and the prompts that have rates."""
+    if absent := [name for name in controls if name not in prompts]:
+        raise StatesError(f"No states under the controls {absent}: these have {list(prompts)}; compute them too.")
+    safety = [name for name in prompts if name not in controls]
+    if not safety:
+        raise StatesError("All prompts are controls: pass states under at least one safety prompt.")
+    if rates.index.nlevels != 2:
+        raise StatesError("The refusal rates must be indexed by (query_id, prompt): pass judge(…)['refusal_rate'].")
+    present = set(rates.index.get_level_values(1))
+    scored = [name for name in (baseline, *prompts) if name in present]
+    if not scored:
+        raise StatesError(f"No refusal rates for the prompts {[baseline, *prompts]}: score responses under these.")
+    return safety, scored
+
+
+# --- the measures of one site ------------------------------------------------------------------------------
+
+Measured = dict[str, tuple[float, float, float]]
+"""Measure → value, low, high."""
+
+
+def _measures(site: HiddenStates, plan: _Plan, n_bootstrap: int, level: float) -> Measured:
+    moved = shifts(site, baseline=plan.baseline, layer=site.layers[0])
+    start, deltas = moved.baseline.double().numpy(), moved.deltas.double().numpy()
+    scored = np.concatenate(
+        [start + deltas[moved.prompts.index(p)] if p != plan.baseline else start for p in plan.scored]
+    )
+    harm, refusal = _held_out(start, plan.harm), _held_out(scored, plan.refusal)
+
+    def readouts(weights: Array) -> Columns:
+        correlation, within = _correlations(refusal[:1], plan.refusal.values[:1], weights, plan.classes)
+        auc = _auc_draws(harm[0], plan.harm.values[0], weights)
+        return {"harmfulness": auc, "refusal": correlation[0], "refusal within class": within[0]}
+
+    measured = _intervals(readouts, plan.weights(n_bootstrap, 0), level)
+    plain = next(plan.weights(0, 0))
+    dealt = _correlations(refusal[1:], plan.refusal.values[1:], plain, plan.classes)
+    shuffled = [_aucs(harm[1:, 0], plan.harm.values[1:, 0]), *(values[:, 0] for values in dealt)]
+    for name, values in zip(list(measured), shuffled, strict=True):
+        measured[CONTROLS[name]] = (float(values.mean()), *_percentiles(values, level))
+    direction = _refusal_direction(site, plan, scored)
+    shift_measures = _shift_measures(start, deltas, moved.prompts, direction, plan)
+    return measured | _intervals(shift_measures, plan.weights(n_bootstrap, deltas[:, 0].size), level)
+
+
+Columns = dict[str, "Array"]
+"""Measure → one value per draw."""
+
+
+def _intervals(values_of: Callable[[Array], Columns], chunks: Iterator[Array], level: float) -> Measured:
+    """The first draw is the estimate, the others are its bootstrap."""
+    parts = [values_of(weights) for weights in chunks]
+    measured = {}
+    for name in parts[0]:
+        estimate, *draws = np.concatenate([part[name] for part in parts])
+        measured[name] = (float(estimate), *_limits(name, estimate, np.array(draws), level))
+    return measured
+
+
+def _limits(name: str, estimate: float, draws: Array, level: float) -> tuple[float, float]:
+    """Percentiles; those of shifts are centred on the estimate, on a scale where noise adds evenly."""
+    if np.isnan(estimate):
+        return np.nan, np.nan
+    if not name.startswith(("shift", "refusal cosine")):
+        return _percentiles(draws, level)
+    there, back = (np.log, np.exp) if name.startswith("shift size") else (_fisher, np.tanh)
+    return _percentiles(back(there(estimate) + there(draws) - np.median(there(draws))), level)
+
+
+def _fisher(cosines: Array | float) -> Any:
+    return np.arctanh(np.clip(cosines, -1 + 1e-12, 1 - 1e-12))
+
+
+def _percentiles(draws: Array, level: float) -> tuple[float, float]:
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _size(points: Array) -> float:
+    """Root mean square of all numbers: the scale below which a difference is rounding."""
+    return float(np.sqrt(np.square(points).mean()))
+
+
+def _held_out(points: Array, targets: _Targets) -> Array:
+    """[1 + n_shuffles, n_prompts, n_queries]: what a ridge regression fitted without a row's fold predicts for it,
+    less its intercept: that is the mean of the other folds, which is low where the own fold's is high.
+
+    All folds and targets come from one fit: for a linear smoother H the held-out residuals of a fold B are
+    (I - H_BB)⁻¹ r_B, with r the residuals of the fit to all rows (Pahikkala, Boberg and Salakoski 2006).
+    Features are standardised over all rows, which needs no label.
+
+    Args:
+        points: [n_prompts · n_queries, d].
+    """
+    flat = targets.values.reshape(len(targets.values), -1).T
+    half = _half_smoother(points)
+    residuals = flat - half @ (half.T @ flat)
+    predicted = np.empty_like(flat)
+    for fold in targets.folds:
+        block = np.eye(len(fold)) - half[fold] @ half[fold].T
+        others = (flat.sum(axis=0) - flat[fold].sum(axis=0)) / (len(flat) - len(fold))
+        predicted[fold] = flat[fold] - linalg.solve(block, residuals[fold], assume_a="pos") - others
+    return predicted.T.reshape(targets.values.shape)
+
+
+def _half_smoother(points: Array) -> Array:
+    """[n, 1 + min(n, d)]: W, such that WWᵀ is the hat matrix of a ridge regression with an intercept."""
+    n = len(points)
+    spreads = points.std(axis=0)
+    used = spreads > FLAT * _size(points)
+    features = (points[:, used] - points[:, used].mean(axis=0)) / spreads[used]
+    penalty = RIDGE * n
+    if n <= features.shape[1]:
+        eigenvalues, basis = linalg.eigh(features @ features.T)
+        half = basis * np.sqrt(np.clip(eigenvalues, 0, None) / (np.clip(eigenvalues, 0, None) + penalty))
+    else:
+        eigenvalues, basis = linalg.eigh(features.T @ features)
+        half = features @ basis / np.sqrt(np.clip(eigenvalues, 0, None) + penalty)
+    return np.column_stack([np.full(n, 1 / np.sqrt(n)), half])
+
+
+def _aucs(scores: Array, labels: Array) -> Array:
+    """[k] from [k, n] and [k, n]: the share of pairs in the right order, from the sum of ranks."""
+    ranks = stats.rankdata(scores, axis=1)
+    positive = labels.sum(axis=1)
+    wins = (ranks * labels).sum(axis=1) - positive * (positive + 1) / 2
+    return wins / (positive * (labels.shape[1] - positive))
+
+
+def _auc_draws(scores: Array, labels: Array, weights: Array) -> Array:
+    """[draws] from [1, n], [1, n] and [draws, n]: a draw's AUC is a weighted mean over the pairs."""
+    up, down = np.flatnonzero(labels[0]), np.flatnonzero(labels[0] == 0)
+    above, below = scores[0, up, None], scores[0, down]
+    wins = (above > below) + 0.5 * (above == below)
+    return ((weights[:, up] @ wins) * weights[:, down]).sum(axis=1)
+
+
+def _correlations(a: Array, b: Array, weights: Array, classes: Sequence[NDArray[np.intp]]) -> tuple[Array, Array]:
+    """Two [k, draws]: correlations of a and b [k, n_prompts, n_queries] over all rows, and within class and prompt."""
+    n = weights.shape[1]
+    products = np.stack([a, b, a * a, b * b, a * b])
+    cells = np.stack([products[..., rows] @ weights[:, rows].T for rows in classes])  # class, moment, k, prompt, draw
+    shares = np.array([len(rows) / n for rows in classes])
+    pooled = np.tensordot(shares, cells, 1).mean(axis=2)
+    within = np.tensordot(shares, _covariances(cells.swapaxes(0, 1)).swapaxes(0, 1), 1).mean(axis=2)
+    return _correlation(_covariances(pooled)), _correlation(within)
+
+
+def _covariances(moments: Array) -> Array:
+    """[3, …]: variance of a, of b, and their covariance, from their means and those of aa, bb and ab."""
+    a, b, aa, bb, ab = moments
+    return np.stack([aa - a * a, bb - b * b, ab - a * b])
+
+
+def _correlation(covariances: Array) -> Array:
+    """Zero where a side is constant: nothing is read there."""
+    a, b, ab = covariances
+    scale = np.sqrt(np.clip(a, 0, None) * np.clip(b, 0, None))
+    return np.divide(ab, scale, out=np.zeros_like(ab), where=scale > 1e-12)
+
+
+def _refusal_direction(site: HiddenStates, plan: _Plan, scored: Array) -> Array:
+    """[d], unit norm, or NaN where all states are equal."""
+    if np.ptp(scored, axis=0).max() <= FLAT * _size(scored):
+        return np.full(scored.shape[1], np.nan)
+    rated = site.select(prompt=plan.scored)
+    space = fit_anchors(
+        rated, n_components=min(N_COMPONENTS, *(length - 1 for length in scored.shape)), layer=site.layers[0]
+    )
+    return fit_probe(space, rated, plan.rates, positive="refuses").direction(space).double().numpy()
+
+
+def _shift_measures(
+    start: Array, deltas: Array, prompts: Sequence[str], direction: Array, plan: _Plan
+) -> Callable[[Array], Columns]:
+    """The measures of mean shifts as a function of the queries' weights [draws, n_queries]."""
+    safety, controls = ([prompts.index(name) for name in names] for names in (plan.safety, plan.controls))
+    floor = FLAT * _size(start) * np.sqrt(start.shape[1])
+    spread = np.sqrt(np.square(start - start.mean(axis=0)).sum(axis=1).mean())
+    spread = spread if spread > floor else np.nan
+    by_class = [(rows, deltas[:, rows].transpose(1, 0, 2).copy()) for rows in plan.classes]
+
+    def measures(weights: Array, rows: NDArray[np.intp], own: Array) -> Columns:
+        means = np.tensordot(weights[:, rows], own, 1)
+        norms = np.linalg.norm(means, axis=2)
+        units = means / np.where(norms > floor, norms, np.nan)[..., None]
+        cosines, along = units @ units.transpose(0, 2, 1), units @ direction
+        found = {"shift size": norms[:, safety].mean(axis=1) / spread}
+        if len(safety) > 1:
+            pairs = np.array(list(combinations(safety, 2))).T
+            found["shift cosine"] = cosines[:, pairs[0], pairs[1]].mean(axis=1)
+        found["refusal cosine"] = along[:, safety].mean(axis=1)
+        if controls:
+            found["shift size, control"] = norms[:, controls].mean(axis=1) / spread
+            found["shift cosine, control"] = cosines[:, controls][..., safety].mean(axis=(1, 2))
+            found["refusal cosine, control"] = along[:, controls].mean(axis=1)
+        return found
+
+    def over_classes(weights: Array) -> Columns:
+        parts = [measures(weights, rows, own) for rows, own in by_class]
+        return {name: np.mean([part[name] for part in parts], axis=0) for name in parts[0]}
+
+    return over_classes
