@@ -156,7 +156,7 @@ def check_fits(model: ChatModel, soft: SoftPrompt) -> None:
             f"Soft prompt {soft.name!r} has vectors of width {width}, but {model.name!r} has hidden size "
             f"{model.hidden_size}: load the model it was trained on, or train a prompt for this one."
         )
-    if soft.model_fingerprint and soft.model_fingerprint != model.fingerprint:
+    if soft.model_fingerprint not in ("", model.fingerprint, model.own_fingerprint):
         raise PromptError(
             f"Soft prompt {soft.name!r} was made for the model with fingerprint {soft.model_fingerprint}, but "
             f"{model.name!r} has {model.fingerprint} (other weights, dtype, tokenizer or chat template): "

@@ -74,11 +74,14 @@ class FirstTokenJudge:
         index, probabilities = first_token_probabilities(
             model, queries, prompts, token_budget=token_budget, progress=progress
         )
+        return index.assign(**{name: mass.numpy() for name, mass in self.masses(probabilities).items()})
+
+    def masses(self, probabilities: Tensor) -> dict[str, Tensor]:
+        """[n, vocabulary] first-token probabilities → refusal, compliance and other, [n] float64 each: see `score`."""
         seen = probabilities[:, self.tokens].double()
         refusal = seen @ self.refusal_rate.double()
         total = seen.sum(dim=1)
-        other = (1.0 - total).clamp(min=0.0)
-        return index.assign(refusal=refusal.numpy(), compliance=(total - refusal).numpy(), other=other.numpy())
+        return {"refusal": refusal, "compliance": total - refusal, "other": (1.0 - total).clamp(min=0.0)}
 
 
 def agreement(

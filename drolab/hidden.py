@@ -13,6 +13,7 @@ where the paper reads.
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from transformers import DynamicCache
 
 from drolab.chat import EncodedBatch, Prompt, as_prompts, encode
 from drolab.data import validate_queries
-from drolab.models import ChatModel
+from drolab.models import ChatModel, check_edits
 from drolab.progress import Progress, bar
 from drolab.store import Store, key
 from drolab.types import STATE_COLUMNS, HiddenStates, ModelError, PromptError, StatesError
@@ -146,6 +147,7 @@ def forward_states(
     Raises:
         StatesError: a layer the model does not have, or a position outside a suffix.
     """
+    check_edits(model)
     resolved = resolve_layers(model, layers)
     _check_positions(positions, min(map(len, suffixes), default=0))
     cache = prefix_cache(model, prefix) if len(prefix) and can_share_prefix(model) else None
@@ -223,6 +225,19 @@ def _layer_outputs(
     return [output.last_hidden_state if layer == last else output.hidden_states[layer] for layer in layers]
 
 
+def last_logits(model: ChatModel, **inputs: Any) -> Tensor:
+    """[rows, vocabulary] float32 at the last position, by the model's own head (with its scaling and caps)."""
+    if "logits_to_keep" in inspect.signature(model.model.forward).parameters:
+        inputs["logits_to_keep"] = 1
+    logits: Tensor = model.model(**inputs).logits[:, -1].float()
+    if logits.isnan().any():
+        raise StatesError(
+            f"{model.name!r} computes logits that are not numbers ({str(model.dtype).removeprefix('torch.')}): "
+            "load it with dtype='bfloat16' or 'float32'; float16 overflows in some families."
+        )
+    return logits.cpu() if logits.device.type == "mps" else logits  # sampling needs float64, which mps lacks
+
+
 # --- tables of states --------------------------------------------------------------------------------------
 
 
@@ -256,6 +271,7 @@ def hidden_states(
         QueryError, PromptError, ChatTemplateError: what is given cannot be rendered, see `chat.render`.
         StatesError: layers or positions that are not there, or a state that is not finite.
     """
+    check_edits(model)
     queries = validate_queries(queries)
     resolved = resolve_layers(model, layers)
     _check_positions(positions, limit=model.max_length)

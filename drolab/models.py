@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -45,7 +46,8 @@ class ChatModel:
     name: str
     """What `load_model` was asked for; for people only, nothing is looked up by it."""
     fingerprint: str
-    """See `fingerprint`."""
+    """See `fingerprint`. That of a model whose states are edited (`steering.steered`) goes on with a "+" and a digest
+    of the edits, once for each `steered`."""
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
@@ -82,6 +84,11 @@ class ChatModel:
     @property
     def is_demo(self) -> bool:
         return self.name == DEMO
+
+    @property
+    def own_fingerprint(self) -> str:
+        """The fingerprint without edits: of the weights and the tokenizer alone."""
+        return self.fingerprint.partition("+")[0]
 
     @property
     def base_model(self) -> nn.Module:
@@ -188,6 +195,51 @@ def chat_format(name_or_jinja: str) -> str:
             f"pass one of {', '.join(CHAT_FORMATS)}, or a Jinja template."
         )
     return name_or_jinja
+
+
+# --- edits in force ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class EditsInForce:
+    """What one `steering.steered` does to a model's modules, as far as those who run the model must know."""
+
+    digest: str
+    at_read: bool
+    """Some edit acts at the read position only."""
+
+
+_in_force: WeakKeyDictionary[PreTrainedModel, list[EditsInForce]] = WeakKeyDictionary()
+
+
+def edits_in_force(model: ChatModel) -> list[EditsInForce]:
+    """The list that `steering.steered` keeps for this model's modules, in the order of entering."""
+    return _in_force.setdefault(model.model, [])
+
+
+def check_edits(model: ChatModel, *, at_read: bool = False) -> None:
+    """Raise unless the modules compute at this moment what the fingerprint says: else a store would be poisoned.
+
+    Args:
+        at_read: whether the caller can run edits that act at the read position only.
+
+    Raises:
+        ModelError: the modules are being edited and `model` is not what `steered` yielded, or it is and the context
+            has ended; or edits at the read position where the caller cannot run them.
+    """
+    edits = edits_in_force(model)
+    if model.fingerprint.split("+")[1:] != [edit.digest for edit in edits]:
+        if edits:
+            raise ModelError(
+                f"The states of {model.name!r} are being edited: use the model that the innermost steered(…) yielded, "
+                "or leave its context first."
+            )
+        raise ModelError(f"The edits of this {model.name!r} have ended: use it inside its steered(…) context.")
+    if not at_read and any(edit.at_read for edit in edits):
+        raise ModelError(
+            f"{model.name!r} is edited at the read position, which has a meaning only in single passes of whole "
+            "chats: use steering.next_tokens, or edit all positions."
+        )
 
 
 # --- where a model comes from, and what can be wrong with it -----------------------------------------------

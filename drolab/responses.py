@@ -15,7 +15,6 @@ Only temperature and top_p shape the distribution: other settings in a model's g
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,11 +29,11 @@ from transformers import DynamicCache
 
 from drolab.chat import EncodedBatch, Prompt, as_prompts, encode
 from drolab.data import validate_queries
-from drolab.hidden import can_share_prefix, expanded, prefix_cache, prefix_embeddings
-from drolab.models import ChatModel
+from drolab.hidden import can_share_prefix, expanded, last_logits, prefix_cache, prefix_embeddings
+from drolab.models import ChatModel, check_edits
 from drolab.progress import Progress, bar
 from drolab.store import Store, key
-from drolab.types import RESPONSE_COLUMNS, QueryError, StatesError
+from drolab.types import RESPONSE_COLUMNS, QueryError
 
 _FEW = 64
 """How many of the most probable tokens are tried before the whole vocabulary is sorted."""
@@ -140,6 +139,7 @@ def generate(
         QueryError, PromptError, ChatTemplateError: what is given cannot be rendered, see `chat.render`.
         StatesError: the model's logits are not numbers.
     """
+    check_edits(model)
     queries = validate_queries(queries)
     settings = _Settings(
         n_samples=n_samples,
@@ -474,7 +474,9 @@ class _CachedReader:
         return self._run(tokens[:, None])
 
     def _run(self, ids: Tensor) -> Tensor:
-        return _logits(self._model, input_ids=ids.to(self._model.device), past_key_values=self._cache, use_cache=True)
+        return last_logits(
+            self._model, input_ids=ids.to(self._model.device), past_key_values=self._cache, use_cache=True
+        )
 
 
 class _PlainReader:
@@ -495,20 +497,7 @@ class _PlainReader:
     def _run(self) -> Tensor:
         prefix = self._prefix.expand(len(self._ids), *self._prefix.shape)
         embedded = torch.cat([prefix, self._model.embed(self._ids)], dim=1)
-        return _logits(self._model, inputs_embeds=embedded, use_cache=False)
-
-
-def _logits(model: ChatModel, **inputs: Any) -> Tensor:
-    """[rows, vocabulary] float32 at the last position, by the model's own head (with its scaling and caps)."""
-    if "logits_to_keep" in inspect.signature(model.model.forward).parameters:
-        inputs["logits_to_keep"] = 1
-    logits: Tensor = model.model(**inputs).logits[:, -1].float()
-    if logits.isnan().any():
-        raise StatesError(
-            f"{model.name!r} computes logits that are not numbers ({str(model.dtype).removeprefix('torch.')}): "
-            "load it with dtype='bfloat16' or 'float32'; float16 overflows in some families."
-        )
-    return logits.cpu() if logits.device.type == "mps" else logits  # sampling needs float64, which mps lacks
+        return last_logits(self._model, inputs_embeds=embedded, use_cache=False)
 
 
 # --- the first token ---------------------------------------------------------------------------------------
@@ -535,6 +524,7 @@ def first_token_probabilities(
     Raises:
         QueryError, PromptError, ChatTemplateError, StatesError: as `generate`.
     """
+    check_edits(model)
     queries = validate_queries(queries)
     if token_budget < 1:
         raise QueryError(f"token_budget must be at least 1, got {token_budget}: the default is 16384.")

@@ -1,0 +1,356 @@
+"""Does a direction cause refusals? Edit the states, see what the reply's first token becomes, against random edits.
+
+Each test edits the hidden states (`steering`), runs every query once, and reads refusal, compliance and the mass
+outside both from the distribution of the first token with a `FirstTokenJudge`. The judge was fitted on replies of the
+unedited model: check a large effect with `generate` inside `steered`.
+
+Beside every real direction stand random ones of the same norm: contrasts of this model's own states within a class
+(`evidence.null_directions`). They lie where the states vary, so they are a harder control than directions drawn evenly
+in all d dimensions, most of which the model hardly reads. The p-value of a direction counts itself among them:
+(1 + the random ones that change refusal at least as far the expected way) / (1 + their number), Phipson & Smyth 2010;
+with 20 of them it cannot fall below .048. It is not corrected for the number of rows that one looks at.
+
+`kl` is the Kullback-Leibler divergence of the edited from the unmodified distribution, KL(unmodified ‖ edited), in
+nats, mean over queries: what the unmodified model's own next token costs the edited one more. It grows without bound
+where the edited model has forgotten what it would have said, and is the form used to choose ablations (Arditi et al.
+2024, section 2.3 and appendix C). On harmless queries it should stay small.
+
+Columns of every table: `harmful, n` (queries), `refusal, refusal_low, refusal_high, change, change_low, change_high,
+compliance, other, kl`; `change` is the refusal under the edit minus that of the same queries without it. Intervals are
+percentiles of a bootstrap over queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from drolab.chat import EncodedBatch, Prompt, encode
+from drolab.data import validate_queries
+from drolab.evidence import Shifts, null_directions
+from drolab.first_token import FirstTokenJudge
+from drolab.hidden import hidden_states, resolve_layers
+from drolab.models import ChatModel
+from drolab.progress import Progress, bar
+from drolab.steering import Ablate, Add, Edit, Patch, Positions, check_direction, next_tokens
+from drolab.types import HiddenStates, StatesError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+RANDOM = "random"
+"""The kind of the control's rows, called `random 1`, `random 2`, …"""
+
+UNMODIFIED = "unmodified"
+"""Direction and kind of the row without an edit."""
+
+
+def dose_response(
+    model: ChatModel,
+    queries: pd.DataFrame,
+    prompt: Prompt,
+    judge: FirstTokenJudge,
+    directions: Mapping[str, Tensor],
+    *,
+    layer: int,
+    unit: float,
+    doses: Sequence[float] = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0),
+    positions: Positions = "all",
+    n_random: int = 20,
+    n_bootstrap: int = 1000,
+    random_state: int = 0,
+    level: float = 0.95,
+    token_budget: int = 16384,
+    progress: Progress = True,
+) -> pd.DataFrame:
+    """Refusal when a direction is added to the states of one layer, by strength.
+
+    Args:
+        directions: name → [d]; their length does not matter, their sign does: along refusal, say.
+        layer: where it is added, and whose states the random directions are drawn from.
+        unit: the norm of dose 1, best that of a typical shift at this layer: the mean of
+            `evidence.shifts(states, layer=layer).table()["norm"]`.
+        doses: in units of `unit`; negative ones subtract.
+        positions: add at "all" tokens of the chat or at the "read" one only, which costs a tenth.
+
+    Returns:
+        One row per direction, dose and class: `direction, kind` ("direction" or "random"), `dose`, the columns named
+        at the top of this module, and `p_value`: of a change of refusal towards the dose's sign; NaN in random rows
+        and at dose 0.
+
+    Raises:
+        StatesError: a direction that is zero, not finite or of another width; a layer that is not there; `unit` or a
+            dose that is no number.
+        ModelError: the model cannot be edited, see `steering.steered`.
+    """
+    if not unit > 0 or not np.isfinite([unit, *doses]).all() or len(doses) == 0:
+        raise StatesError(f"unit must be above 0 and doses finite numbers, got unit={unit}, doses={list(doses)}.")
+    trial = _Trial.make(model, queries, prompt, judge, token_budget)
+    generator = np.random.default_rng(random_state)
+    plans: list[Sequence[Edit]] = []
+    labels = []
+    for kind, name, vector in _with_random(trial, directions, layer, n_random, generator):
+        plans += [_adding(dose * unit * vector, layer, positions) for dose in doses]
+        labels += [{"direction": name, "kind": kind, "dose": float(dose)} for dose in doses]
+    before, after = trial.run(plans, progress)
+    draws = _Draws(n=n_bootstrap, generator=generator, level=level)
+    table = _table(trial.queries, before, after, labels, draws)
+    return table.assign(p_value=_p_values(table, "direction", ["dose", "harmful"], np.sign(table["dose"])))
+
+
+def ablation(
+    model: ChatModel,
+    queries: pd.DataFrame,
+    prompt: Prompt,
+    judge: FirstTokenJudge,
+    directions: Mapping[str, Tensor],
+    *,
+    layer: int,
+    layers: Sequence[int] | None = None,
+    n_random: int = 20,
+    n_bootstrap: int = 1000,
+    random_state: int = 0,
+    level: float = 0.95,
+    token_budget: int = 16384,
+    progress: Progress = True,
+) -> pd.DataFrame:
+    """Refusal when a direction is projected out of the states at all positions.
+
+    Args:
+        directions: name → [d]; neither length nor sign matters.
+        layer: where the directions come from: the random ones are drawn from this layer's states.
+        layers: where they are projected out; None is everywhere before the final norm, see `steering.Ablate`.
+
+    Returns:
+        One row per direction and class, the first without an edit: `direction, kind` ("unmodified", "direction" or
+        "random"), the columns named at the top of this module, and `p_value`: of a fall of refusal.
+
+    Raises:
+        As `dose_response`.
+    """
+    trial = _Trial.make(model, queries, prompt, judge, token_budget)
+    generator = np.random.default_rng(random_state)
+    named = _with_random(trial, directions, layer, n_random, generator)
+    before, after = trial.run([[Ablate(vector, layers)] for _, _, vector in named], progress)
+    names = [(UNMODIFIED, UNMODIFIED), *((kind, name) for kind, name, _ in named)]
+    draws = _Draws(n=n_bootstrap, generator=generator, level=level)
+    labels = [{"direction": name, "kind": kind} for kind, name in names]
+    table = _table(trial.queries, before, np.stack([before, *after]), labels, draws)
+    return table.assign(p_value=_p_values(table, "direction", ["harmful"], pd.Series(-1.0, table.index)))
+
+
+def swap(
+    model: ChatModel,
+    queries: pd.DataFrame,
+    donor: Prompt,
+    recipient: Prompt,
+    judge: FirstTokenJudge,
+    *,
+    layers: Sequence[int] | None = None,
+    n_random: int = 20,
+    n_bootstrap: int = 1000,
+    random_state: int = 0,
+    level: float = 0.95,
+    token_budget: int = 16384,
+    progress: Progress = True,
+) -> pd.DataFrame:
+    """How much of one prompt's effect on refusal comes across with the state at the read position, layer by layer.
+
+    The chats are those under `recipient`. At one layer and the read position, each gets (1) the state of the same query
+    under `donor`, kind "state", or (2) the mean shift from recipient to donor over all queries added, kind "shift", or
+    (3) random directions of the mean shift's norm added, kind "random". After the final norm (1) brings everything
+    across by construction, and before the first block nothing: both prompts end in the same token.
+
+    Args:
+        layers: None takes every layer but the embeddings.
+
+    Returns:
+        One row per layer, patch and class: `layer, direction, kind`, the columns named at the top of this module (all
+        against the recipient), `p_value` of a shift's change towards the donor's, `total` (the donor's refusal minus
+        the recipient's) and `recovered, recovered_low, recovered_high`: change / total, NaN where the interval
+        of the total contains 0.
+
+    Raises:
+        As `dose_response`.
+    """
+    where = resolve_layers(model, range(1, model.num_hidden_layers + 1) if layers is None else layers)
+    trial = _Trial.make(model, queries, recipient, judge, token_budget)
+    source = _Trial.make(model, queries, donor, judge, token_budget)
+    generator = np.random.default_rng(random_state)
+    own, given = trial.states(where), source.states(where)
+    plans: list[Sequence[Edit]] = []
+    labels: list[dict[str, object]] = []
+    for number in where:
+        shift = (given.matrix(number) - own.matrix(number)).mean(dim=0)
+        noise = [shift.norm() * unit for unit in _contrasts(own, number, n_random, generator)]
+        plans += [[Patch(given.matrix(number), number)], *(_adding(v, number, "read") for v in [shift, *noise])]
+        names = [("state", "state"), ("shift", "shift"), *((RANDOM, f"{RANDOM} {i + 1}") for i in range(n_random))]
+        labels += [{"layer": number, "direction": name, "kind": kind} for kind, name in names]
+    before, after = trial.run(plans, progress)
+    draws = _Draws(n=n_bootstrap, generator=generator, level=level)
+    table = _table(trial.queries, before, after, labels, draws, whole=source.run([], False)[0])
+    return table.assign(p_value=_p_values(table, "shift", ["layer", "harmful"], np.sign(table["total"])))
+
+
+# --- one run over all queries ------------------------------------------------------------------------------
+
+_MEASURES = ("refusal", "compliance", "other", "kl")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Trial:
+    """The chats of all queries under one prompt, and what scores the first tokens of their replies."""
+
+    model: ChatModel
+    queries: pd.DataFrame
+    prompt: Prompt
+    judge: FirstTokenJudge
+    batch: EncodedBatch
+    token_budget: int
+
+    @classmethod
+    def make(
+        cls, model: ChatModel, queries: pd.DataFrame, prompt: Prompt, judge: FirstTokenJudge, token_budget: int
+    ) -> _Trial:
+        queries = validate_queries(queries)
+        batch = encode(model, queries["text"].tolist(), prompt)
+        return cls(model=model, queries=queries, prompt=prompt, judge=judge, batch=batch, token_budget=token_budget)
+
+    def states(self, layers: Sequence[int]) -> HiddenStates:
+        return hidden_states(
+            self.model, self.queries, self.prompt, layers=layers, token_budget=self.token_budget, progress=False
+        )
+
+    def run(self, plans: Sequence[Sequence[Edit]], progress: Progress) -> tuple[Array, Array]:
+        """[n, 4] without an edit and [n_plans, n, 4] under each plan: _MEASURES of every query."""
+        found = np.empty((1 + len(plans), len(self.queries), len(_MEASURES)))
+        reference: dict[int, Tensor] = {}
+        with bar(progress, total=found.shape[0] * found.shape[1], desc="edited chats", unit="chat") as counted:
+            for number, rows, spoken in next_tokens(
+                self.model, self.batch, [(), *plans], token_budget=self.token_budget
+            ):
+                if number == 0:
+                    reference.update(zip(rows, spoken, strict=True))
+                masses = self.judge.masses(spoken.exp())
+                masses["kl"] = _divergence(torch.stack([reference[row] for row in rows]), spoken)
+                found[number, rows] = torch.stack([masses[name] for name in _MEASURES], dim=1).numpy()
+                counted.update(len(rows))
+        return found[0], found[1:]
+
+
+def _divergence(reference: Tensor, spoken: Tensor) -> Tensor:
+    """[n, vocabulary] log-probabilities twice → [n], nats: KL(reference ‖ spoken)."""
+    weights = reference.double().exp()
+    terms = torch.where(weights > 0, weights * (reference.double() - spoken.double()), 0.0)
+    return terms.sum(dim=1).clamp(min=0.0)
+
+
+# --- directions --------------------------------------------------------------------------------------------
+
+
+def _with_random(
+    trial: _Trial, directions: Mapping[str, Tensor], layer: int, n_random: int, generator: np.random.Generator
+) -> list[tuple[str, str, Tensor]]:
+    """(kind, name, [d] of length one): the directions given, then random ones of the layer."""
+    given = [
+        ("direction", name, _checked(vector, name, trial.model.hidden_size)) for name, vector in directions.items()
+    ]
+    drawn = _contrasts(trial.states((layer,)), layer, n_random, generator)
+    return given + [(RANDOM, f"{RANDOM} {i + 1}", vector) for i, vector in enumerate(drawn)]
+
+
+def _checked(direction: Tensor, name: str, width: int) -> Tensor:
+    check_direction(direction, f"Direction {name!r}")
+    if len(direction) != width:
+        raise StatesError(
+            f"Direction {name!r} has width {len(direction)}, but the model has hidden size {width}: use one of its own."
+        )
+    return direction.float() / direction.float().norm()
+
+
+def _contrasts(states: HiddenStates, layer: int, n: int, generator: np.random.Generator) -> Tensor:
+    """[n, d], length one: random contrasts of a layer's states, see `evidence.null_directions`."""
+    baseline = states.matrix(layer)
+    nothing = baseline.new_empty(0, *baseline.shape)
+    still = Shifts(deltas=nothing, baseline=baseline, prompts=(), queries=states.index[["query_id", "harmful"]])
+    return torch.from_numpy(null_directions(still, n, generator)).float()
+
+
+def _adding(vector: Tensor, layer: int, positions: Positions) -> list[Edit]:
+    """No edit at all where there is nothing to add."""
+    return [Add(vector, layer, positions)] if vector.any() else []
+
+
+# --- tables ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Draws:
+    """Settings of the bootstrap."""
+
+    n: int
+    generator: np.random.Generator
+    level: float
+
+
+def _table(
+    queries: pd.DataFrame,
+    before: Array,
+    after: Array,
+    labels: Sequence[Mapping[str, object]],
+    draws: _Draws,
+    whole: Array | None = None,
+) -> pd.DataFrame:
+    """One row per plan (`after`, [n_plans, n, 4], with a label each) and class; `before` and `whole` are [n, 4].
+
+    A class's draws of queries are the same in every row. With `whole`, also which share of it a plan recovers.
+    """
+    harmful = queries["harmful"].to_numpy(dtype=bool)
+    parts = []
+    for kind in sorted(set(harmful), reverse=True):
+        rows = np.flatnonzero(harmful == kind)
+        weights = draws.generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=draws.n) / len(rows)
+        refusal, start = after[:, rows, 0], before[rows, 0]
+        columns = _with_interval("refusal", refusal.mean(axis=1), weights @ refusal.T, draws.level)
+        change, changes = (refusal - start).mean(axis=1), weights @ (refusal - start).T
+        columns |= _with_interval("change", change, changes, draws.level)
+        columns |= dict(zip(_MEASURES[1:], after[:, rows, 1:].mean(axis=1).T, strict=True))
+        if whole is not None:
+            columns |= _recovered(change, changes, whole[rows, 0] - start, weights, draws.level)
+        parts.append(pd.DataFrame(labels).assign(harmful=kind, n=len(rows), **columns))
+    return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
+
+
+def _recovered(change: Array, changes: Array, total: Array, weights: Array, level: float) -> dict[str, Any]:
+    """`change` and its draws, [n_plans] and [draws, n_plans], as shares of the mean of `total`, [n]."""
+    totals = weights @ total
+    low, high = np.quantile(totals, [(1 - level) / 2, (1 + level) / 2])
+    known = low > 0 or high < 0
+    share = _with_interval("recovered", change / total.mean(), changes / totals[:, None], level) if known else {}
+    blank = dict.fromkeys(("recovered", "recovered_low", "recovered_high"), np.nan)
+    return {"total": total.mean(), **blank, **share}
+
+
+def _with_interval(name: str, values: Array, draws: Array, level: float) -> dict[str, Array]:
+    """Columns of the values, [n_plans], and of the percentiles of their draws, [draws, n_plans]."""
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return {name: values, f"{name}_low": low, f"{name}_high": high}
+
+
+def _p_values(table: pd.DataFrame, kind: str, by: Sequence[str], sign: pd.Series) -> Array:
+    """Of the rows of one kind among the random ones of the same `by`: of a change with the expected sign."""
+    expected = (table["change"] * sign).to_numpy()
+    p_values = np.full(len(table), np.nan)
+    for rows in table[sign != 0].groupby(list(by)).groups.values():
+        kinds = table.loc[rows, "kind"].to_numpy()
+        random, real = expected[rows[kinds == RANDOM]], rows[kinds == kind]
+        p_values[real] = [(1 + (random >= value).sum()) / (1 + len(random)) for value in expected[real]]
+    return p_values
