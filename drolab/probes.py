@@ -39,8 +39,8 @@ def fit_probe(space: AnchorSpace, states: HiddenStates, target: Target, *, posit
         StatesError: the target lacks a state, is NaN or outside [0, 1], or knows one class only.
     """
     fractions = align_target(states, target)
-    _check_classes(fractions, positive)
-    model = _fit(coordinates(space, states).numpy(), fractions, C)
+    check_classes(fractions, positive)
+    model = ridge_logistic(coordinates(space, states).numpy(), fractions, C)
     return Probe(
         coef=torch.tensor(model.coef_[0], dtype=torch.float32),
         intercept=float(model.intercept_[0]),
@@ -70,13 +70,13 @@ def cross_validate(
         StatesError: as in `fit_probe`, or too few queries or states per class for `n_splits` folds.
     """
     fractions = align_target(states, target)
-    _check_classes(fractions, "positive")
+    check_classes(fractions, "positive")
     points = coordinates(space, states).numpy()
     rows = []
     for fold, (train, test) in enumerate(
         grouped_folds(fractions, states.index["query_id"].to_numpy(), n_splits, random_state)
     ):
-        logits = _fit(points[train], fractions[train], C).decision_function(points[test])
+        logits = ridge_logistic(points[train], fractions[train], C).decision_function(points[test])
         rows.append({"fold": fold, "n_test": len(test), **_scores(logits, fractions[test])})
     return pd.DataFrame(rows)
 
@@ -154,7 +154,8 @@ def _names(states: HiddenStates, missing: NDArray[np.bool_]) -> str:
     return f"{len(rows)} of {len(states)} states: {named}" + (", …" if len(rows) > 3 else "")
 
 
-def _check_classes(fractions: NDArray[np.float64], positive: str) -> None:
+def check_classes(fractions: NDArray[np.float64], positive: str) -> None:
+    """Raise a StatesError if the target knows one class only."""
     if fractions.max() == 0 or fractions.min() == 1:
         value = int(fractions.max())
         raise StatesError(
@@ -163,16 +164,17 @@ def _check_classes(fractions: NDArray[np.float64], positive: str) -> None:
         )
 
 
-def _doubled(fractions: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def hard_labels(fractions: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Labels [2n] and weights [2n]: every row as positive with weight p, then as negative with 1 - p."""
     labels = np.repeat([1.0, 0.0], len(fractions))
     return labels, np.concatenate([fractions, 1 - fractions])
 
 
-def _fit(points: NDArray[np.float32], fractions: NDArray[np.float64], C: float) -> Any:
+def ridge_logistic(points: NDArray[np.floating], fractions: NDArray[np.float64], C: float) -> Any:
+    """scikit-learn's logistic regression with a ridge penalty, fitted on points [n, m] and soft labels [n]."""
     from sklearn.linear_model import LogisticRegression
 
-    labels, weights = _doubled(fractions)
+    labels, weights = hard_labels(fractions)
     # Newton steps converge on the few, badly scaled coordinates of an anchor space, where lbfgs may not.
     model = LogisticRegression(C=C, solver="newton-cholesky", max_iter=1000)
     doubled = np.concatenate([points, points]).astype(np.float64)
@@ -184,7 +186,7 @@ def _scores(logits: NDArray[np.float64], fractions: NDArray[np.float64]) -> dict
     from sklearn.metrics import roc_auc_score
 
     accuracy = float(np.where(logits > 0, fractions, 1 - fractions).mean())
-    labels, weights = _doubled(fractions)
+    labels, weights = hard_labels(fractions)
     used = weights > 0
     if len(np.unique(labels[used])) < 2:
         return {"accuracy": accuracy, "auc": float("nan")}
