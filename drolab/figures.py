@@ -3,8 +3,8 @@
 Nothing here computes a statistic, reads a file or changes a global setting. Every text that comes from data is
 escaped before plotly sees it. A class is told by symbol *and* colour or pattern, never by colour alone.
 The figures of hidden states in a plane live in `drolab.planes` and `drolab.boundaries`, those of prompts against
-each other in `drolab.tradeoffs`, those of training in `drolab.curves`, those of many results at once in `drolab.grids`;
-they are offered here too.
+each other in `drolab.tradeoffs`, those of training in `drolab.curves`, those of many results at once in `drolab.grids`,
+those of evidence in `drolab.maps`; they are offered here too.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import plotly.graph_objects as go
 from drolab.boundaries import Boundary, boundary, probe_boundaries
 from drolab.curves import first_token_curves, training_curves
 from drolab.grids import query_grid, rate_grid, token_lines
+from drolab.maps import NOT_SIGNIFICANT, add_note, cells, diverging, dose_response, forest, layer_position_map
 from drolab.planes import mean_shifts, movement, projection
 from drolab.style import (
     CLASS_COLORS,
@@ -49,7 +50,10 @@ __all__ = [
     "boundary",
     "calibration",
     "cosine_heatmap",
+    "dose_response",
     "first_token_curves",
+    "forest",
+    "layer_position_map",
     "layer_sweep",
     "mean_shifts",
     "movement",
@@ -81,7 +85,8 @@ def cosine_heatmap(table: pd.DataFrame, *, title: str | None = None, theme: str 
     """Cosines between directions, one cell per pair, the interval on hover.
 
     Args:
-        table: a, b, cosine, and optionally low, high; a pair may stand in one order only.
+        table: a, b, cosine, and optionally low, high; a pair may stand in one order only. With `significant` (against
+            the null, after correction), a cell that is not says "n.s."; with `p`, the hover says it.
     """
     need_columns(table, ("a", "b", "cosine"), "cosine heat map")
     across = set(table["a"]).isdisjoint(table["b"])  # shifts against directions, say: a table, no square
@@ -89,32 +94,35 @@ def cosine_heatmap(table: pd.DataFrame, *, title: str | None = None, theme: str 
     if not across:
         rows = columns = list(dict.fromkeys([*rows, *columns]))
     values = np.full((len(rows), len(columns)), np.nan)
-    hover = np.full(values.shape, "", dtype=object)
+    hover, weak = np.full(values.shape, "", dtype=object), np.zeros(values.shape, dtype=bool)
     for row in table.itertuples():
-        text = f"cos({escape(row.a)}, {escape(row.b)})<br>{row.cosine:.3f}{_interval(row)}"
+        text = f"cos({escape(row.a)}, {escape(row.b)})<br>{row.cosine:.3f}{_interval(row)}{_test(row)}"
         for a, b in [(row.a, row.b)] if across else [(row.a, row.b), (row.b, row.a)]:
             cell = rows.index(a), columns.index(b)
-            values[cell], hover[cell] = row.cosine, text
-    figure = blank_figure(theme, title, height=max(480, 200 + 32 * len(rows)))
+            values[cell], hover[cell], weak[cell] = row.cosine, text, not getattr(row, "significant", True)
+    figure = blank_figure(theme, title, height=max(480, 200 + (40 if weak.any() else 32) * len(rows)))
     figure.add_heatmap(
         z=values,
         x=list(range(len(columns))),
         y=list(range(len(rows))),
         zmin=-1,
         zmax=1,
-        colorscale=[[0, PALETTE[0]], [0.5, theme_colors(theme)["zero"]], [1, PALETTE[5]]],
-        text=[["" if np.isnan(value) else f"{value:.2f}" for value in line] for line in values],
-        texttemplate="%{text}",
+        colorscale=diverging(theme),
         customdata=hover,
-        hovertemplate="%{customdata}<extra></extra>",
-        hoverongaps=False,
-        xgap=1,
-        ygap=1,
         colorbar={"title": {"text": "cosine"}},
+        **cells(values, weak),
     )
     figure.update_xaxes(**_name_ticks(columns))
     figure.update_yaxes(**_name_ticks(rows), autorange="reversed")
+    if weak.any():
+        add_note(figure, f"{NOT_SIGNIFICANT}: not significant against the null, after correction")
     return figure
+
+
+def _test(row: Any) -> str:
+    p, significant = getattr(row, "p", None), getattr(row, "significant", None)
+    shown = "" if p is None or pd.isna(p) else f"<br>p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+    return shown + ("" if significant is None or significant else f"<br>{NOT_SIGNIFICANT} after correction")
 
 
 def _name_ticks(names: Sequence[str]) -> dict[str, Any]:

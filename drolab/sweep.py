@@ -2,14 +2,13 @@
 
 One pass gives the states of all layers and of the last positions of every chat, see `hidden_states`; here each
 place (a *site*: one layer at one position) gets the same measures, with the same controls. The unit of every interval
-is the query, drawn with all its prompts; every site sees the same draws.
+is the query, with all its prompts; every site sees the same draws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,13 +18,16 @@ from scipy import linalg, stats
 from drolab.anchors import fit_anchors
 from drolab.chat import encode
 from drolab.evidence import shifts
+from drolab.moments import cosine_interval, direction_cosine, mean_cosine, t_interval
 from drolab.probes import align_target, fit_probe, grouped_folds
 from drolab.types import NO_PROMPT, HiddenStates, SafetyPrompt, StatesError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from drolab.evidence import Shifts
     from drolab.models import ChatModel
+    from drolab.moments import Moments
 
     Array = NDArray[np.float64]
 
@@ -91,7 +93,7 @@ def measure_sites(
       neither harm nor the prompt as such can be what is read.
     - `shift size`: length of the mean shift under a safety prompt, over the root mean squared distance of the states
       without a prompt from their mean (mean over prompts and classes).
-    - `shift cosine`: mean cosine between the mean shifts of two safety prompts, within each class.
+    - `shift cosine`: mean cosine between the mean shifts of two safety prompts, of the same or of different classes.
     - `refusal cosine`: mean cosine of the safety prompts' mean shifts with the site's own refusal direction: the
       paper's probe (`fit_probe` in four components), fitted on the states that have a rate. Rates of the baseline
       alone give a direction that no prompt had a part in.
@@ -100,9 +102,10 @@ def measure_sites(
     rates under all prompts (mean and percentiles of the shuffles). `control`: the same for the prompts named
     in `controls`; for `shift cosine` their cosines with the safety prompts' shifts.
 
-    The readouts are cross-validated in folds grouped by query. Percentile intervals are those of a bootstrap over
-    queries within each class; folds, readouts and directions stay as they are. Those of shifts are centred on the
-    estimate (sizes on a log scale, cosines on Fisher's), since resampling adds noise to every mean.
+    The readouts are cross-validated in folds grouped by query; their intervals are percentiles of a bootstrap over the
+    queries of each class, while folds and readouts stay as they are. Shifts are measured without the bias of noise,
+    and their intervals leave out one query at a time, with all its prompts (see `drolab.moments`); the direction is
+    taken as given.
     Where all states are equal (layer 0 at a token of the template), readouts are at chance and shifts are NaN.
 
     Args:
@@ -236,12 +239,12 @@ class _Plan:
             refusal=_Targets.make(ordered, n_splits, n_shuffles, seed),
         )  # fmt: skip
 
-    def weights(self, n_draws: int, row_values: int) -> Iterator[Array]:
+    def weights(self, n_draws: int) -> Iterator[Array]:
         """Chunks of [draws, n_queries]: how often each query is drawn, over the size of its class; the same draws at
-        every site. The first row is the plain mean. `row_values` numbers follow per draw."""
+        every site. The first row is the plain mean."""
         generator = np.random.default_rng(self.seed)
         n = sum(map(len, self.classes))
-        chunk = max(1, CHUNK_VALUES // max(n, row_values))
+        chunk = max(1, CHUNK_VALUES // (len(self.scored) * n))
         for start in range(0, n_draws + 1, chunk):
             drawn = np.empty((min(chunk, n_draws + 1 - start), n))
             for rows in self.classes:
@@ -278,57 +281,36 @@ Measured = dict[str, tuple[float, float, float]]
 def _measures(site: HiddenStates, plan: _Plan, n_bootstrap: int, level: float) -> Measured:
     moved = shifts(site, baseline=plan.baseline, layer=site.layers[0])
     start, deltas = moved.baseline.double().numpy(), moved.deltas.double().numpy()
-    scored = np.concatenate(
-        [start + deltas[moved.prompts.index(p)] if p != plan.baseline else start for p in plan.scored]
-    )
-    harm, refusal = _held_out(start, plan.harm), _held_out(scored, plan.refusal)
-
-    def readouts(weights: Array) -> Columns:
-        correlation, within = _correlations(refusal[:1], plan.refusal.values[:1], weights, plan.classes)
-        auc = _auc_draws(harm[0], plan.harm.values[0], weights)
-        return {"harmfulness": auc, "refusal": correlation[0], "refusal within class": within[0]}
-
-    measured = _intervals(readouts, plan.weights(n_bootstrap, 0), level)
-    plain = next(plan.weights(0, 0))
-    dealt = _correlations(refusal[1:], plan.refusal.values[1:], plain, plan.classes)
-    shuffled = [_aucs(harm[1:, 0], plan.harm.values[1:, 0]), *(values[:, 0] for values in dealt)]
-    for name, values in zip(list(measured), shuffled, strict=True):
-        measured[CONTROLS[name]] = (float(values.mean()), *_percentiles(values, level))
-    direction = _refusal_direction(site, plan, scored)
-    shift_measures = _shift_measures(start, deltas, moved.prompts, direction, plan)
-    return measured | _intervals(shift_measures, plan.weights(n_bootstrap, deltas[:, 0].size), level)
+    places = {name: start + deltas[row] for row, name in enumerate(moved.prompts)} | {plan.baseline: start}
+    scored = np.concatenate([places[name] for name in plan.scored])
+    read = _readout_measures(_held_out(start, plan.harm), _held_out(scored, plan.refusal), plan, n_bootstrap, level)
+    return read | _shift_measures(moved, _refusal_direction(site, plan, scored), plan, level)
 
 
-Columns = dict[str, "Array"]
-"""Measure → one value per draw."""
-
-
-def _intervals(values_of: Callable[[Array], Columns], chunks: Iterator[Array], level: float) -> Measured:
-    """The first draw is the estimate, the others are its bootstrap."""
-    parts = [values_of(weights) for weights in chunks]
+def _readout_measures(harm: Array, refusal: Array, plan: _Plan, n_bootstrap: int, level: float) -> Measured:
+    """From the held-out predictions of the class and of the refusal rate, see `_held_out`."""
+    names, rates = list(CONTROLS)[:3], plan.refusal.values
+    draws = [
+        [
+            _auc_draws(harm[0, 0], plan.harm.values[0, 0], weights),
+            *(drawn[0] for drawn in _correlations(refusal[:1], rates[:1], weights, plan.classes)),
+        ]
+        for weights in plan.weights(n_bootstrap)
+    ]
+    plain = next(plan.weights(0))
+    dealt = [drawn[:, 0] for drawn in _correlations(refusal[1:], rates[1:], plain, plan.classes)]
+    shuffled = [_aucs(harm[1:, 0], plan.harm.values[1:, 0]), *dealt]
     measured = {}
-    for name in parts[0]:
-        estimate, *draws = np.concatenate([part[name] for part in parts])
-        measured[name] = (float(estimate), *_limits(name, estimate, np.array(draws), level))
+    for name, parts, values in zip(names, zip(*draws, strict=True), shuffled, strict=True):
+        estimate, *drawn = np.concatenate(parts)
+        measured[name] = (float(estimate), *_percentiles(np.array(drawn), level))
+        measured[CONTROLS[name]] = (float(values.mean()), *_percentiles(values, level))
     return measured
 
 
-def _limits(name: str, estimate: float, draws: Array, level: float) -> tuple[float, float]:
-    """Percentiles; those of shifts are centred on the estimate, on a scale where noise adds evenly."""
-    if np.isnan(estimate):
-        return np.nan, np.nan
-    if not name.startswith(("shift", "refusal cosine")):
-        return _percentiles(draws, level)
-    there, back = (np.log, np.exp) if name.startswith("shift size") else (_fisher, np.tanh)
-    return _percentiles(back(there(estimate) + there(draws) - np.median(there(draws))), level)
-
-
-def _fisher(cosines: Array | float) -> Any:
-    return np.arctanh(np.clip(cosines, -1 + 1e-12, 1 - 1e-12))
-
-
 def _percentiles(draws: Array, level: float) -> tuple[float, float]:
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    # Rounded so that draws which all equal the estimate give an interval that contains it.
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]).round(12)
     return float(low), float(high)
 
 
@@ -384,11 +366,11 @@ def _aucs(scores: Array, labels: Array) -> Array:
 
 
 def _auc_draws(scores: Array, labels: Array, weights: Array) -> Array:
-    """[draws] from [1, n], [1, n] and [draws, n]: a draw's AUC is a weighted mean over the pairs."""
-    up, down = np.flatnonzero(labels[0]), np.flatnonzero(labels[0] == 0)
-    above, below = scores[0, up, None], scores[0, down]
-    wins = (above > below) + 0.5 * (above == below)
-    return ((weights[:, up] @ wins) * weights[:, down]).sum(axis=1)
+    """[draws] from [n], [n] and [draws, n]: a draw's AUC is a weighted mean over the pairs."""
+    up, down = np.flatnonzero(labels), np.flatnonzero(labels == 0)
+    wins = (scores[up, None] > scores[down]) + 0.5 * (scores[up, None] == scores[down])
+    drawn: Array = ((weights[:, up] @ wins) * weights[:, down]).sum(axis=1)
+    return drawn.round(12)
 
 
 def _correlations(a: Array, b: Array, weights: Array, classes: Sequence[NDArray[np.intp]]) -> tuple[Array, Array]:
@@ -426,34 +408,58 @@ def _refusal_direction(site: HiddenStates, plan: _Plan, scored: Array) -> Array:
     return fit_probe(space, rated, plan.rates, positive="refuses").direction(space).double().numpy()
 
 
-def _shift_measures(
-    start: Array, deltas: Array, prompts: Sequence[str], direction: Array, plan: _Plan
-) -> Callable[[Array], Columns]:
-    """The measures of mean shifts as a function of the queries' weights [draws, n_queries]."""
-    safety, controls = ([prompts.index(name) for name in names] for names in (plan.safety, plan.controls))
-    floor = FLAT * _size(start) * np.sqrt(start.shape[1])
-    spread = np.sqrt(np.square(start - start.mean(axis=0)).sum(axis=1).mean())
-    spread = spread if spread > floor else np.nan
-    by_class = [(rows, deltas[:, rows].transpose(1, 0, 2).copy()) for rows in plan.classes]
+def _shift_measures(moved: Shifts, direction: Array, plan: _Plan, level: float) -> Measured:
+    start = moved.baseline.double().numpy()
+    floor, spread = FLAT * _size(start), _size(start - start.mean(axis=0))
+    still = np.isnan(direction).any() or _size(moved.deltas.double().numpy()) <= floor
+    moments, groups = moved.moments(direction[None]), moved.groups()
+    own, other = ([i for i, (name, _) in enumerate(groups) if name in names] for names in (plan.safety, plan.controls))
+    measured: Measured = {}
+    for suffix, members in (("", own), (", control", other)):
+        pairs = [(a, b) for a in members for b in own if groups[a][0] != groups[b][0]]
+        if members:
+            unit = spread * np.sqrt(start.shape[1])
+            measured[f"shift size{suffix}"] = (
+                _NOTHING if still or spread <= floor else _length(moments, members, unit, level)
+            )
+        if pairs:
+            measured[f"shift cosine{suffix}"] = _NOTHING if still else _cosine(moments, pairs, level)
+        if members:
+            measured[f"refusal cosine{suffix}"] = _NOTHING if still else _along(moments, members, level)
+    return measured
 
-    def measures(weights: Array, rows: NDArray[np.intp], own: Array) -> Columns:
-        means = np.tensordot(weights[:, rows], own, 1)
-        norms = np.linalg.norm(means, axis=2)
-        units = means / np.where(norms > floor, norms, np.nan)[..., None]
-        cosines, along = units @ units.transpose(0, 2, 1), units @ direction
-        found = {"shift size": norms[:, safety].mean(axis=1) / spread}
-        if len(safety) > 1:
-            pairs = np.array(list(combinations(safety, 2))).T
-            found["shift cosine"] = cosines[:, pairs[0], pairs[1]].mean(axis=1)
-        found["refusal cosine"] = along[:, safety].mean(axis=1)
-        if controls:
-            found["shift size, control"] = norms[:, controls].mean(axis=1) / spread
-            found["shift cosine, control"] = cosines[:, controls][..., safety].mean(axis=(1, 2))
-            found["refusal cosine, control"] = along[:, controls].mean(axis=1)
-        return found
 
-    def over_classes(weights: Array) -> Columns:
-        parts = [measures(weights, rows, own) for rows, own in by_class]
-        return {name: np.mean([part[name] for part in parts], axis=0) for name in parts[0]}
+_NOTHING = (np.nan, np.nan, np.nan)
 
-    return over_classes
+
+def _length(moments: Moments, members: Sequence[int], unit: float, level: float) -> tuple[float, float, float]:
+    """The mean length of some groups' mean shifts; NaN if one cannot be told from none."""
+    squares = np.diag(moments.products)[members]
+    if min(squares) <= 0:
+        return _NOTHING
+    scale = len(members) * unit
+    gradient = np.zeros_like(moments.products)
+    gradient[members, members] = 0.5 / np.sqrt(squares) / scale
+    error = _error(moments, gradient, np.zeros_like(moments.along))
+    return t_interval(float(np.sqrt(squares).sum() / scale), error, moments.n_queries, level)
+
+
+def _cosine(moments: Moments, pairs: Sequence[tuple[int, int]], level: float) -> tuple[float, float, float]:
+    """The mean cosine of some pairs of groups' mean shifts."""
+    value, gradient = mean_cosine(moments, pairs)
+    return cosine_interval(value, moments.standard_error(gradient), moments.n_queries, level)
+
+
+def _along(moments: Moments, members: Sequence[int], level: float) -> tuple[float, float, float]:
+    """The mean cosine of some groups' mean shifts with the direction."""
+    values, products, along = zip(*(direction_cosine(moments, a, 0) for a in members), strict=True)
+    error = _error(moments, np.mean(products, axis=0), np.mean(along, axis=0))
+    return cosine_interval(float(np.mean(values)), error, moments.n_queries, level)
+
+
+def _error(moments: Moments, gradient: Array, along: Array) -> float:
+    """The standard error of what depends on no product between the classes: theirs are independent."""
+    kinds = np.array(moments.classes)
+    own = [kinds == kind for kind in np.unique(kinds)]
+    errors = [moments.standard_error(gradient * np.outer(rows, rows), along * rows[:, None]) for rows in own]
+    return float(np.linalg.norm(errors))
