@@ -32,8 +32,16 @@ _HOVER = "%{customdata}<extra></extra>"
 NOT_SIGNIFICANT = "n.s."
 """Second line of a heat map's cell that does not stand out from chance or from its control."""
 
-_SCALES = {"harmfulness": (0.0, 0.5, 1.0), "refusal": (-1.0, 0.0, 1.0), "shift cosine": (-1.0, 0.0, 1.0)}
-"""Least, middle (chance) and largest value of a measure, by the first words of its name: AUC, correlations, cosines."""
+_CORRELATION = (-1.0, 0.0, 1.0)
+_SCALES = {
+    "harmfulness": ("AUC", (0.0, 0.5, 1.0)),
+    "refusal": ("correlation", _CORRELATION),
+    "refusal within class": ("correlation", _CORRELATION),
+    "shift size": ("× spread of the states", None),
+    "shift cosine": ("cosine", _CORRELATION),
+    "refusal cosine": ("cosine", _CORRELATION),
+}
+"""Per measure its unit, and its least, middle (chance) and largest value, if it has these."""
 
 
 def layer_position_map(
@@ -114,15 +122,11 @@ def diverging(theme: str) -> list[list[Any]]:
 
 
 def _color(measure: str, rows: pd.DataFrame, theme: str) -> dict[str, Any]:
-    limits = next((scale for name, scale in _SCALES.items() if measure.startswith(name)), None)
-    bar = {"colorbar": {"title": {"text": escape(measure, limit=28), "side": "right"}, "thickness": 16}}
+    unit, limits = _SCALES.get(measure.split(",")[0], (escape(measure, limit=28), None))
+    bar = {"colorbar": {"title": {"text": unit, "side": "right"}, "thickness": 16}}
     if limits is None:
-        return {
-            "zmin": min(0.0, rows["value"].min()),
-            "zmax": rows["value"].max() or 1.0,
-            "colorscale": "Cividis",
-            **bar,
-        }
+        least, largest = min(0.0, rows["value"].min()), max(0.0, rows["value"].max())
+        return {"zmin": least, "zmax": largest if largest > least else least + 1, "colorscale": "Cividis", **bar}
     return {"zmin": limits[0], "zmid": limits[1], "zmax": limits[2], "colorscale": diverging(theme), **bar}
 
 
@@ -219,9 +223,10 @@ def _add_claim(figure: go.Figure, row: Any, number: int, limits: list[float], lo
     place = {"row": number, "col": 1}
     digits = max(2, 1 - math.floor(math.log10(limits[1] - limits[0])))
     interval = "" if math.isnan(row.low) else f" [{row.low:.{digits}f}, {row.high:.{digits}f}]"
-    estimate = "no estimate" if math.isnan(row.estimate) else f"{row.estimate:.{digits}f}{interval}"
+    unit = escape(row.unit, limit=40)
+    estimate = "no estimate" if math.isnan(row.estimate) else f"{unit} {row.estimate:.{digits}f}{interval}"
     null = "" if math.isnan(row.null_low) else f", null [{row.null_low:.{digits}f}, {row.null_high:.{digits}f}]"
-    numbers = f"<b>{escape(row.verdict)}</b>: {escape(row.unit, limit=40)} {estimate}{null}, n = {int(row.n):,}"
+    numbers = f"<b>{escape(row.verdict)}</b>: {estimate}{null}, n = {int(row.n):,}"
     figure.add_scatter(
         x=[row.estimate], y=[0], mode="markers", marker={**look, "size": 12}, showlegend=False,
         error_x={
@@ -234,6 +239,7 @@ def _add_claim(figure: go.Figure, row: Any, number: int, limits: list[float], lo
         grey = {"color": _band(theme), "width": 3}  # the edge shows a null of one value
         figure.add_vrect(row.null_low, row.null_high, fillcolor=_band(theme), line=grey, layer="below", **place)
     figure.update_xaxes(range=limits, nticks=8, tickfont_size=11, showgrid=False, showline=True, **place)
+    figure.update_xaxes(visible=not math.isnan(row.estimate), **place)
     figure.update_yaxes(visible=False, range=[-1, 1], **place)
     top = figure.layout["yaxis" if number == 1 else f"yaxis{number}"].domain[1]
     figure.add_annotation(
@@ -244,10 +250,8 @@ def _add_claim(figure: go.Figure, row: Any, number: int, limits: list[float], lo
 
 # --- dose and response -------------------------------------------------------------------------------------
 
-_CHECKS = {
-    "other": "first token: neither",
-    "kl": "KL to the unmodified (nats)",
-}
+_CHECKS = {"other": "mass on neither", "kl": "KL (nats)"}
+"""What the lower panels can show, and the titles of their axes: short, since these are low."""
 
 
 def dose_response(
@@ -320,35 +324,21 @@ def _dose_hover(name: str, column: str, row: Any) -> str:
 
 def _add_random(figure: go.Figure, rows: pd.DataFrame, check: str, col: int, theme: str) -> None:
     """The range over random directions, of refusal above and of the check below."""
+    grey = {"width": 1, "color": theme_colors(theme)["grey"]}
+    hover = "dose %{x:g}: %{y:.3f}<extra>random directions</extra>"
     for row, column in enumerate(("refusal", check), start=1):
         ends = rows.groupby("dose")[column].agg(["min", "max"])
-        _add_band(
-            figure, ends.index, ends["min"], ends["max"], _band(theme), row, col, name=f"random directions, {column}"
-        )
+        edges = {"line": grey, "hoverinfo": None, "hovertemplate": hover}
+        _add_band(figure, ends.index, ends["min"], ends["max"], _band(theme), row, col, **edges)
 
 
 def _add_band(
-    figure: go.Figure,
-    x: Any,
-    low: pd.Series,
-    high: pd.Series,
-    color: str,
-    row: int,
-    col: int,
-    *,
-    name: str | None = None,
+    figure: go.Figure, x: Any, low: pd.Series, high: pd.Series, color: str, row: int, col: int, **edges: Any
 ) -> None:
-    """An area between two curves; with a name, its edges say their values."""
-    hover = {"hovertemplate": "dose %{x:g}: %{y:.3f}"} if name else {"hoverinfo": "skip"}
-    shared = {
-        "x": x,
-        "mode": "lines",
-        "line": {"width": 1 if name else 0, "color": color},
-        "showlegend": False,
-        **hover,
-    }
-    figure.add_scatter(y=low, name=name, row=row, col=col, **shared)
-    figure.add_scatter(y=high, name=name, fill="tonexty", fillcolor=color, row=row, col=col, **shared)
+    """An area between two curves; without `edges`, a look of theirs, they are not seen and say nothing."""
+    shared = {"x": x, "mode": "lines", "showlegend": False, "line": {"width": 0}, "hoverinfo": "skip", **edges}
+    figure.add_scatter(y=low, row=row, col=col, **shared)
+    figure.add_scatter(y=high, fill="tonexty", fillcolor=color, row=row, col=col, **shared)
 
 
 def _faded(color: str) -> str:

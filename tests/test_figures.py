@@ -298,6 +298,25 @@ def test_cosines_across_two_sets_make_a_rectangle() -> None:
     assert [list(line) for line in heat.z] == [[0.9], [-0.1], [0.2]]
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_cosines_that_are_not_significant_say_so_and_the_hover_has_p(theme: str) -> None:
+    rows = [("a", "b", 0.9, 0.0001, True), ("a", "c", -0.001, 0.4, False), ("b", "c", 0.5, np.nan, True)]
+    table = pd.DataFrame(rows, columns=["a", "b", "cosine", "p", "significant"])
+    figure = figures.cosine_heatmap(table, theme=theme)
+    heat = figure.data[0]
+    assert [list(line) for line in heat.text] == [
+        ["", "0.90", "0.00<br>n.s."],
+        ["0.90", "", "0.50"],
+        ["0.00<br>n.s.", "0.50", ""],
+    ]
+    assert heat.customdata[0][1] == "cos(a, b)<br>0.900<br>p < 0.001"
+    assert heat.customdata[2][0] == "cos(a, c)<br>-0.001<br>p = 0.400<br>n.s. after correction"
+    assert heat.customdata[1][2] == "cos(b, c)<br>0.500"
+    assert "not significant" in figure.layout.xaxis.title.text
+    untested = figures.cosine_heatmap(table.drop(columns=["p", "significant"]), theme=theme)
+    assert "n.s." not in str(untested.to_dict())
+
+
 def test_layer_sweep_has_a_line_and_an_interval_per_measure() -> None:
     table = pd.DataFrame(
         [(layer, name, 0.5, 0.4, 0.7) for layer in (2, 0, 1) for name in ("auc", "accuracy")],
