@@ -4,16 +4,17 @@ Each test edits the hidden states (`steering`), runs every query once, and reads
 outside both from the distribution of the first token with a `FirstTokenJudge`. The judge was fitted on replies of the
 unedited model: check a large effect with `generate` inside `steered`.
 
-Beside every real direction stand random ones of the same norm: contrasts of this model's own states within a class
-(`evidence.null_directions`). They lie where the states vary, so they are a harder control than directions drawn evenly
-in all d dimensions, most of which the model hardly reads. The p-value of a direction counts itself among them:
-(1 + the random ones that change refusal at least as far the expected way) / (1 + their number), Phipson & Smyth 2010;
-with 20 of them it cannot fall below .048. It is not corrected for the number of rows that one looks at.
+Beside every real direction stand random ones of the same norm, of one of two kinds of `control`. "contrasts" are random
+contrasts of this model's own states within a class (`evidence.null_directions`): they lie where the states vary, so
+some of them point along refusal themselves where queries of one class differ in it. To stand out among them is more
+than to stand out among "isotropic" ones, drawn evenly in all d dimensions, most of which the model hardly reads. The
+p-value is (1 + the random directions that change refusal at least as far the expected way) / (1 + their number)
+(Phipson & Smyth 2010); with 20 of them it cannot fall below .048. It is not corrected for the number of rows read.
 
 `kl` is the Kullback-Leibler divergence of the edited from the unmodified distribution, KL(unmodified ‖ edited), in
 nats, mean over queries: what the unmodified model's own next token costs the edited one more. It grows without bound
 where the edited model has forgotten what it would have said, and is the form used to choose ablations (Arditi et al.
-2024, section 2.3 and appendix C). On harmless queries it should stay small.
+2024, appendix C). On harmless queries it should stay small.
 
 Columns of every table: `harmful, n` (queries), `refusal, refusal_low, refusal_high, change, change_low, change_high,
 compliance, other, kl`; `change` is the refusal under the edit minus that of the same queries without it. Intervals are
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -52,6 +53,8 @@ RANDOM = "random"
 UNMODIFIED = "unmodified"
 """Direction and kind of the row without an edit."""
 
+Control = Literal["contrasts", "isotropic"]
+
 
 def dose_response(
     model: ChatModel,
@@ -63,8 +66,9 @@ def dose_response(
     layer: int,
     unit: float,
     doses: Sequence[float] = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0),
-    positions: Positions = "all",
+    positions: Positions = "read",
     n_random: int = 20,
+    control: Control = "contrasts",
     n_bootstrap: int = 1000,
     random_state: int = 0,
     level: float = 0.95,
@@ -79,7 +83,9 @@ def dose_response(
         unit: the norm of dose 1, best that of a typical shift at this layer: the mean of
             `evidence.shifts(states, layer=layer).table()["norm"]`.
         doses: in units of `unit`; negative ones subtract.
-        positions: add at "all" tokens of the chat or at the "read" one only, which costs a tenth.
+        positions: add at the "read" token only, where typical shifts are measured, or at "all" tokens of the chat,
+            which takes about ten times as long.
+        n_random, control: the random directions, see the top of this module.
 
     Returns:
         One row per direction, dose and class: `direction, kind` ("direction" or "random"), `dose`, the columns named
@@ -97,7 +103,7 @@ def dose_response(
     generator = np.random.default_rng(random_state)
     plans: list[Sequence[Edit]] = []
     labels = []
-    for kind, name, vector in _with_random(trial, directions, layer, n_random, generator):
+    for kind, name, vector in _with_random(trial, directions, layer, n_random, control, generator):
         plans += [_adding(dose * unit * vector, layer, positions) for dose in doses]
         labels += [{"direction": name, "kind": kind, "dose": float(dose)} for dose in doses]
     before, after = trial.run(plans, progress)
@@ -114,35 +120,47 @@ def ablation(
     directions: Mapping[str, Tensor],
     *,
     layer: int,
-    layers: Sequence[int] | None = None,
+    method: Literal["affine", "zero"] = "affine",
     n_random: int = 20,
+    control: Control = "contrasts",
     n_bootstrap: int = 1000,
     random_state: int = 0,
     level: float = 0.95,
     token_budget: int = 16384,
     progress: Progress = True,
 ) -> pd.DataFrame:
-    """Refusal when a direction is projected out of the states at all positions.
+    """Refusal when a direction is taken out of the states at all positions.
 
     Args:
         directions: name → [d]; neither length nor sign matters.
-        layer: where the directions come from: the random ones are drawn from this layer's states.
-        layers: where they are projected out; None is everywhere before the final norm, see `steering.Ablate`.
+        layer: where the directions come from, and whose states the random ones are drawn from.
+        method: "affine": at `layer`, every state gets the component that harmless queries' states have in the mean.
+            "zero": at every layer before the final norm, every state's component is set to 0. Zero is often no neutral
+            value: where the states' mean lies off zero, this moves both classes to the same place, and a fall of
+            harmful refusals comes with a rise of harmless ones.
+        n_random, control: the random directions, see the top of this module.
 
     Returns:
         One row per direction and class, the first without an edit: `direction, kind` ("unmodified", "direction" or
         "random"), the columns named at the top of this module, and `p_value`: of a fall of refusal.
 
     Raises:
-        As `dose_response`.
+        As `dose_response`; and StatesError: "affine" without harmless queries.
     """
     trial = _Trial.make(model, queries, prompt, judge, token_budget)
     generator = np.random.default_rng(random_state)
-    named = _with_random(trial, directions, layer, n_random, generator)
-    before, after = trial.run([[Ablate(vector, layers)] for _, _, vector in named], progress)
+    named = _with_random(trial, directions, layer, n_random, control, generator)
+    if method == "affine":
+        reference = trial.states((layer,)).select(harmful=False).matrix(layer).mean(dim=0)
+        plans = [[Ablate(vector, (layer,), reference)] for _, _, vector in named]
+    elif method == "zero":
+        plans = [[Ablate(vector)] for _, _, vector in named]
+    else:
+        raise StatesError(f"method must be 'affine' or 'zero', got {method!r}.")
+    before, after = trial.run(plans, progress)
     names = [(UNMODIFIED, UNMODIFIED), *((kind, name) for kind, name, _ in named)]
-    draws = _Draws(n=n_bootstrap, generator=generator, level=level)
     labels = [{"direction": name, "kind": kind} for kind, name in names]
+    draws = _Draws(n=n_bootstrap, generator=generator, level=level)
     table = _table(trial.queries, before, np.stack([before, *after]), labels, draws)
     return table.assign(p_value=_p_values(table, "direction", ["harmful"], pd.Series(-1.0, table.index)))
 
@@ -156,6 +174,7 @@ def swap(
     *,
     layers: Sequence[int] | None = None,
     n_random: int = 20,
+    control: Control = "contrasts",
     n_bootstrap: int = 1000,
     random_state: int = 0,
     level: float = 0.95,
@@ -190,7 +209,7 @@ def swap(
     labels: list[dict[str, object]] = []
     for number in where:
         shift = (given.matrix(number) - own.matrix(number)).mean(dim=0)
-        noise = [shift.norm() * unit for unit in _contrasts(own, number, n_random, generator)]
+        noise = [shift.norm() * unit for unit in _random(own, number, n_random, control, generator)]
         plans += [[Patch(given.matrix(number), number)], *(_adding(v, number, "read") for v in [shift, *noise])]
         names = [("state", "state"), ("shift", "shift"), *((RANDOM, f"{RANDOM} {i + 1}") for i in range(n_random))]
         labels += [{"layer": number, "direction": name, "kind": kind} for kind, name in names]
@@ -257,13 +276,18 @@ def _divergence(reference: Tensor, spoken: Tensor) -> Tensor:
 
 
 def _with_random(
-    trial: _Trial, directions: Mapping[str, Tensor], layer: int, n_random: int, generator: np.random.Generator
+    trial: _Trial,
+    directions: Mapping[str, Tensor],
+    layer: int,
+    n_random: int,
+    control: Control,
+    generator: np.random.Generator,
 ) -> list[tuple[str, str, Tensor]]:
     """(kind, name, [d] of length one): the directions given, then random ones of the layer."""
     given = [
         ("direction", name, _checked(vector, name, trial.model.hidden_size)) for name, vector in directions.items()
     ]
-    drawn = _contrasts(trial.states((layer,)), layer, n_random, generator)
+    drawn = _random(trial.states((layer,)), layer, n_random, control, generator)
     return given + [(RANDOM, f"{RANDOM} {i + 1}", vector) for i, vector in enumerate(drawn)]
 
 
@@ -276,9 +300,14 @@ def _checked(direction: Tensor, name: str, width: int) -> Tensor:
     return direction.float() / direction.float().norm()
 
 
-def _contrasts(states: HiddenStates, layer: int, n: int, generator: np.random.Generator) -> Tensor:
-    """[n, d], length one: random contrasts of a layer's states, see `evidence.null_directions`."""
+def _random(states: HiddenStates, layer: int, n: int, control: Control, generator: np.random.Generator) -> Tensor:
+    """[n, d], length one: random directions of one of the two kinds."""
     baseline = states.matrix(layer)
+    if control == "isotropic":
+        drawn = torch.from_numpy(generator.normal(size=(n, baseline.shape[1]))).float()
+        return drawn / drawn.norm(dim=1, keepdim=True)
+    if control != "contrasts":
+        raise StatesError(f"control must be 'contrasts' or 'isotropic', got {control!r}.")
     nothing = baseline.new_empty(0, *baseline.shape)
     still = Shifts(deltas=nothing, baseline=baseline, prompts=(), queries=states.index[["query_id", "harmful"]])
     return torch.from_numpy(null_directions(still, n, generator)).float()

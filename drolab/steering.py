@@ -55,20 +55,34 @@ class Add:
 
 @dataclass(frozen=True, eq=False)
 class Ablate:
-    """Project a direction out of the states at all positions: h - r rᵀh with r of length one.
+    """Take the component along a direction out of the states at all positions: h - r rᵀ(h - reference), |r| = 1.
 
-    In the spirit of directional ablation (Arditi et al. 2024, eq. 4). That also edits what attention writes inside a
-    block, before its feed-forward part reads it; here a block is left whole, and what it has written is edited.
+    Without a reference in the spirit of directional ablation (Arditi et al. 2024, section 2.4), which sets the
+    component to 0. That also edits what attention writes inside a block, before its feed-forward part reads it; here a
+    block is left whole, and what it has written is edited. Zero is a neutral value only if the states vary around it;
+    a reference gives every state the component of a state that stands for "without" (affine concept editing, Marshall
+    et al. 2024).
     """
 
     direction: Tensor
-    """[d]: its length does not matter."""
+    """[d]: neither its length nor its sign matters."""
     layers: Sequence[int] | None = None
     """None: the embedding output and the output of every block, but not the states after the final norm, which are a
     space of their own."""
+    reference: Tensor | None = None
+    """[d]: a state of the layer edited, which must then be one; None: 0."""
 
     def __post_init__(self) -> None:
         check_direction(self.direction)
+        if self.reference is None:
+            return
+        if self.layers is None or len(self.layers) != 1:
+            raise StatesError("A reference is a state of one layer: name it, Ablate(direction, [layer], reference).")
+        if self.reference.shape != self.direction.shape or not self.reference.isfinite().all():
+            raise StatesError(
+                f"The reference must be a finite state of shape {list(self.direction.shape)}, got "
+                f"{list(self.reference.shape)}: use the mean of states.matrix(layer)."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +125,8 @@ def _apply(edit: Edit, states: Tensor) -> Tensor:
     vectors = _vectors(edit).detach().to(states.device, torch.float32)
     if isinstance(edit, Ablate):
         unit = vectors / vectors.norm()
-        along: Tensor = states.float() @ unit
+        start = 0.0 if edit.reference is None else edit.reference.to(unit) @ unit
+        along: Tensor = states.float() @ unit - start
         return (states.float() - along[..., None] * unit).to(states.dtype)
     if isinstance(edit, Add) and edit.positions == "all":
         return (states.float() + vectors).to(states.dtype)
@@ -178,10 +193,15 @@ def _resolve(model: ChatModel, edits: Sequence[Edit]) -> _Steered:
         where = _points(model, edit, n_points)
         for point in where:
             points.setdefault(point, []).append(edit)
-        content = hashlib.sha256(vectors.detach().float().contiguous().cpu().numpy().tobytes()).hexdigest()
+        reference = edit.reference if isinstance(edit, Ablate) else None
+        content = [None if part is None else _sha256(part) for part in (vectors, reference)]
         identities.append([type(edit).__name__, where, _at_read(edit), content])
     digest = key(kind="edits", edits=identities)[:16]
     return _Steered(digest=digest, at_read=any(map(_at_read, edits)), points=points)
+
+
+def _sha256(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.detach().float().contiguous().cpu().numpy().tobytes()).hexdigest()
 
 
 def _points(model: ChatModel, edit: Edit, n_points: int) -> list[int]:
