@@ -276,10 +276,9 @@ def dose_response(
     columns = ("direction", "kind", "dose", "harmful", "refusal", "refusal_low", "refusal_high", "compliance", check)
     need_columns(table, columns, "dose-response figure")
     named = table[table["kind"] == "direction"]
-    if named["dose"].nunique() < 2:
-        raise FigureError(
-            f"A curve needs two doses of a direction, these have {sorted(named['dose'].unique())}: steer at more doses."
-        )
+    doses = sorted(named["dose"].unique().tolist())
+    if len(doses) < 2:
+        raise FigureError(f"A curve needs two doses of a direction, these have {doses}: steer at more doses.")
     classes = [kind for kind in (True, False) if (table["harmful"] == kind).any()]
     figure = make_subplots(
         rows=2, cols=len(classes), shared_xaxes=True, shared_yaxes=True, row_heights=[0.64, 0.36],

@@ -18,7 +18,7 @@ from scipy import linalg, stats
 from drolab.anchors import fit_anchors
 from drolab.chat import encode
 from drolab.evidence import shifts
-from drolab.moments import cosine_interval, direction_cosine, mean_cosine, t_interval
+from drolab.moments import FISHER, direction_cosine, interval, mean_cosine
 from drolab.probes import align_target, fit_probe, grouped_folds
 from drolab.types import NO_PROMPT, HiddenStates, SafetyPrompt, StatesError
 
@@ -102,10 +102,10 @@ def measure_sites(
     rates under all prompts (mean and percentiles of the shuffles). `control`: the same for the prompts named
     in `controls`; for `shift cosine` their cosines with the safety prompts' shifts.
 
-    The readouts are cross-validated in folds grouped by query; their intervals are percentiles of a bootstrap over the
-    queries of each class, while folds and readouts stay as they are. Shifts are measured without the bias of noise,
-    and their intervals leave out one query at a time, with all its prompts (see `drolab.moments`); the direction is
-    taken as given.
+    The readouts are cross-validated in folds grouped by query. Their intervals are percentiles of a bootstrap over the
+    queries of each class, while folds and readouts stay as they are; that of a perfect AUC has no width, since no draw
+    is ever wrong. Shifts are measured without the bias of noise, and their intervals leave out one query at a time,
+    with all its prompts (see `drolab.moments`); the direction is taken as given.
     Where all states are equal (layer 0 at a token of the template), readouts are at chance and shifts are NaN.
 
     Args:
@@ -242,14 +242,14 @@ class _Plan:
     def weights(self, n_draws: int) -> Iterator[Array]:
         """Chunks of [draws, n_queries]: how often each query is drawn, over the size of its class; the same draws at
         every site. The first row is the plain mean."""
-        generator = np.random.default_rng(self.seed)
+        streams = np.random.default_rng(self.seed).spawn(len(self.classes))  # so that chunks of any size draw the same
         n = sum(map(len, self.classes))
         chunk = max(1, CHUNK_VALUES // (len(self.scored) * n))
         for start in range(0, n_draws + 1, chunk):
             drawn = np.empty((min(chunk, n_draws + 1 - start), n))
-            for rows in self.classes:
+            for rows, stream in zip(self.classes, streams, strict=True):
                 size = len(rows)
-                drawn[:, rows] = generator.multinomial(size, np.full(size, 1 / size), size=len(drawn)) / size
+                drawn[:, rows] = stream.multinomial(size, np.full(size, 1 / size), size=len(drawn)) / size
                 drawn[: start == 0, rows] = 1 / size
             yield drawn
 
@@ -440,26 +440,18 @@ def _length(moments: Moments, members: Sequence[int], unit: float, level: float)
     scale = len(members) * unit
     gradient = np.zeros_like(moments.products)
     gradient[members, members] = 0.5 / np.sqrt(squares) / scale
-    error = _error(moments, gradient, np.zeros_like(moments.along))
-    return t_interval(float(np.sqrt(squares).sum() / scale), error, moments.n_queries, level)
+    value = float(np.sqrt(squares).sum() / scale)
+    return interval(value, moments.standard_error(gradient), moments.n_queries, level)
 
 
 def _cosine(moments: Moments, pairs: Sequence[tuple[int, int]], level: float) -> tuple[float, float, float]:
     """The mean cosine of some pairs of groups' mean shifts."""
     value, gradient = mean_cosine(moments, pairs)
-    return cosine_interval(value, moments.standard_error(gradient), moments.n_queries, level)
+    return interval(value, moments.standard_error(gradient), moments.n_queries, level, FISHER)
 
 
 def _along(moments: Moments, members: Sequence[int], level: float) -> tuple[float, float, float]:
     """The mean cosine of some groups' mean shifts with the direction."""
     values, products, along = zip(*(direction_cosine(moments, a, 0) for a in members), strict=True)
-    error = _error(moments, np.mean(products, axis=0), np.mean(along, axis=0))
-    return cosine_interval(float(np.mean(values)), error, moments.n_queries, level)
-
-
-def _error(moments: Moments, gradient: Array, along: Array) -> float:
-    """The standard error of what depends on no product between the classes: theirs are independent."""
-    kinds = np.array(moments.classes)
-    own = [kinds == kind for kind in np.unique(kinds)]
-    errors = [moments.standard_error(gradient * np.outer(rows, rows), along * rows[:, None]) for rows in own]
-    return float(np.linalg.norm(errors))
+    error = moments.standard_error(np.mean(products, axis=0), np.mean(along, axis=0))
+    return interval(float(np.mean(values)), error, moments.n_queries, level, FISHER)
