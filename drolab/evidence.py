@@ -1,22 +1,38 @@
 """The statistics: how each prompt shifts the states, how sure that is, and the controls beside it.
 
 Paper, section 3: safety prompts move all queries in similar directions, and these have to do with refusal. The
-unit of every interval is the query: a query is drawn with all its prompts (a cluster bootstrap, within each
-class), because states of the same query under several prompts are not independent.
+unit of every interval is the query: a query comes and goes with all its prompts, within its class, because states
+of the same query under several prompts are not independent. How well the intervals cover and how often the tests
+err was measured by simulation: docs/evidence.md, `benchmarks/calibration.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 
-from drolab.anchors import anchor_matrix, coordinates, one_position
-from drolab.probes import grouped_folds
+from drolab.anchors import anchor_matrix, one_position
+from drolab.moments import (
+    FISHER,
+    PLAIN,
+    Interval,
+    Moments,
+    Scale,
+    common_share,
+    cosine,
+    direction_cosine,
+    interval,
+    leading_share,
+    mean_cosine,
+    sample_interval,
+)
+from drolab.separability import auc_change, separability
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe, StatesError
 
 if TYPE_CHECKING:
@@ -25,22 +41,26 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
+__all__ = [
+    "Interval",
+    "Shifts",
+    "auc_change",
+    "mean_interval",
+    "null_directions",
+    "rate_interval",
+    "rate_table",
+    "separability",
+    "shift_cosines",
+    "shift_report",
+    "shift_similarity",
+    "shifts",
+]
+
 RANDOM = "random"
 """Name of the control rows: a random direction, against which a real one must stand out."""
 
-N_SHUFFLES = 10
-"""How often labels are dealt out anew for the control: one deal alone is often below .5 or above it by chance."""
-
 CHUNK_VALUES = 2**24
 """Numbers that one chunk of bootstrap draws may hold: 128 MB."""
-
-
-class Interval(NamedTuple):
-    """An estimate with its confidence interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +101,18 @@ class Shifts:
             rows.append({"prompt": prompt, "harmful": harmful, "n": len(own), **norms})
         return pd.DataFrame(rows)
 
+    def moments(self, directions: Array | None = None) -> Moments:
+        """Of all groups, in their order. `directions`: [n, d].
+
+        Raises:
+            StatesError: fewer than 4 queries of a class.
+        """
+        parts = [self.own(prompt, harmful).double().numpy() for prompt, harmful in self.groups()]
+        if min(map(len, parts)) < 4:
+            raise StatesError("An interval needs at least 4 queries of each class: pass more queries.")
+        fixed = np.zeros((0, self.deltas.shape[2])) if directions is None else directions
+        return Moments(parts=parts, classes=[harmful for _, harmful in self.groups()], directions=fixed)
+
     def groups(self) -> list[tuple[str, bool]]:
         """(prompt, class), in the order of every table here."""
         return [(prompt, harmful) for prompt in self.prompts for harmful in self.classes]
@@ -111,47 +143,164 @@ def shift_cosines(
     *,
     baseline: str = NO_PROMPT,
     layer: int = -1,
-    n_bootstrap: int = 1000,
+    n_null: int = 1000,
     random_state: int = 0,
     level: float = 0.95,
 ) -> pd.DataFrame:
     """Cosines between the mean shifts of all prompts and classes, and between them and given directions.
 
+    The estimates are free of the noise in the means (see `drolab.moments`); the intervals leave out one query at a
+    time, with all its prompts. The null is that shifts mean nothing: each is replaced by a contrast of the baseline
+    states with shuffled labels (see `null_directions`). It says how alike directions are only because the model's
+    states vary in few of them; that a cosine is not exactly 0 would be too easy to show.
+
     Args:
-        directions: name → [d], such as `{"refusal": refusal.direction(space)}`. Probes' directions are taken
-            as given: their own uncertainty is not in the intervals. A direction drawn at random in d
+        directions: name → [d], such as `{"refusal": refusal.direction(space)}`. They are taken as given: fit them
+            on other queries, their own uncertainty is not in the intervals. A direction drawn at random in d
             dimensions is always added under the name `random`, as the control.
+        n_null: shuffles.
 
     Returns:
-        One row per pair: `a, b, cosine, low, high`, and which kind of pair it is: `shifts`, `direction` or
-        `control`. Shifts are called `{prompt} harmful` and `{prompt} harmless`. The interval has the width of
-        the bootstrap's percentile interval over queries and is centred on the estimate, on Fisher's z scale:
-        resampling adds noise in all d dimensions, which pulls the draws' cosines towards 0, out of reach of
-        the estimate when d is large. (The estimate is pulled too, by half as much: it errs towards 0.)
+        One row per pair: `a, b, kind` (`shifts`, `direction` or `control`), `cosine, low, high`; `null_low,
+        null_high`, where the cosines of shifts without meaning lie; `p` (two-sided); `significant`, with at most
+        1 - level of such rows expected to be false (Benjamini and Hochberg 1995, Journal of the Royal Statistical
+        Society B 57). Shifts are called `{prompt} harmful` and `{prompt} harmless`. A
+        cosine is NaN where a mean shift cannot be told from none.
 
     Raises:
-        StatesError: as in `shifts`; a direction of another width, not finite, zero, or called `random`.
+        StatesError: as in `shifts`; fewer than 4 queries of a class; a direction of another width, not finite,
+            zero, or called `random`.
     """
     moved = shifts(states, baseline=baseline, layer=layer)
     width = moved.deltas.shape[2]
     named = _checked_directions(directions or {}, width)
     generator = np.random.default_rng(random_state)
-    fixed = np.stack([*named.values(), _unit(generator.normal(size=width))])
-    names = [_label(prompt, harmful) for prompt, harmful in moved.groups()]
-    pairs = _pairs(names, [*named, RANDOM])
-    pick_a, pick_b = np.array([pair[:2] for pair in pairs]).T
+    moments = moved.moments(np.stack([*named.values(), _unit(generator.normal(size=width))]))
+    names = [*(_label(prompt, harmful) for prompt, harmful in moved.groups()), *named, RANDOM]
+    pairs = _pairs(len(moments.parts), [*named, RANDOM])
+    rows = [(names[a], names[b], kind, *_pair_cosine(moments, a, b, level)) for a, b, kind in pairs]
+    table = pd.DataFrame(rows, columns=["a", "b", "kind", "cosine", "low", "high"])
+    first, second, _ = zip(*pairs, strict=True)
+    chunks = [part[:, first, second] for part in _null_products(moved, moments.directions, n_null, generator)]
+    return table.assign(**_against(table["cosine"].to_numpy(), np.concatenate(chunks), level))
 
-    def pair_cosines(means: Array) -> Array:
-        units = np.concatenate([_unit(means), np.broadcast_to(fixed, (len(means), *fixed.shape))], axis=1)
-        cosines: Array = (units @ units.transpose(0, 2, 1))[:, pick_a, pick_b]
-        return cosines
 
-    cosines = pair_cosines(_group_means(moved, None))[0]
-    draws = [pair_cosines(means) for means in _bootstrap_means(moved, n_bootstrap, generator)]
-    low, high = _cosine_interval(cosines, np.concatenate(draws), level)
-    both = [*names, *named, RANDOM]
-    table = pd.DataFrame([(both[a], both[b], kind) for a, b, kind in pairs], columns=["a", "b", "kind"])
-    return table.assign(cosine=cosines, low=low, high=high)[["a", "b", "cosine", "low", "high", "kind"]]
+def _pair_cosine(moments: Moments, a: int, b: int, level: float) -> Interval:
+    """Of two shifts, or (b counts on from the shifts) of a shift and a direction."""
+    if b < len(moments.parts):
+        value, gradient = cosine(moments, a, b)
+        return interval(value, moments.standard_error(gradient), moments.n_queries, level, FISHER)
+    value, *gradients = direction_cosine(moments, a, b - len(moments.parts))
+    return interval(value, moments.standard_error(*gradients), moments.n_queries, level, FISHER)
+
+
+def _null_products(moved: Shifts, directions: Array, n: int, generator: np.random.Generator) -> Iterator[Array]:
+    """Chunks of [draws, groups, groups + directions]: the cosines if every shift were a contrast without meaning."""
+    count, width = len(moved.groups()), moved.deltas.shape[2]
+    chunk = max(1, CHUNK_VALUES // ((count + len(directions)) * width))
+    for start in range(0, n, chunk):
+        size = min(chunk, n - start)
+        random = null_directions(moved, size * count, generator).reshape(size, count, width)
+        both = np.concatenate([random, np.broadcast_to(directions, (size, *directions.shape))], axis=1)
+        yield random @ both.transpose(0, 2, 1)
+
+
+def _against(cosines: Array, null: Array, level: float) -> dict[str, Array]:
+    """The columns that compare with the null."""
+    from statsmodels.stats.multitest import multipletests
+
+    low, high = np.quantile(null, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    p = np.where(np.isnan(cosines), 1.0, (1 + (abs(null) >= abs(cosines)).sum(axis=0)) / (1 + len(null)))
+    significant = multipletests(p, alpha=1 - level, method="fdr_bh")[0]
+    return {"null_low": low, "null_high": high, "p": p, "significant": significant}
+
+
+def shift_similarity(
+    states: HiddenStates,
+    safety: Sequence[str],
+    controls: Sequence[str] = (),
+    *,
+    baseline: str = NO_PROMPT,
+    layer: int = -1,
+    n_directions: int = 3,
+    n_null: int = 1000,
+    random_state: int = 0,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Do safety prompts share one shift, and is it more than what any system message does?
+
+    Args:
+        safety: the prompts that should be alike.
+        controls: prompts without a message of safety, such as neutral ones and `prompts.random_words`.
+        n_directions: up to how many directions the shares are given for.
+
+    Returns:
+        One row per measure: `measure, value, low, high, error` (standard), `null_low, null_high` (if every shift were a
+        contrast without meaning, see `null_directions`), `n` (queries). `alike`: the mean cosine of the mean shifts of
+        two different safety prompts, in all four combinations of the classes. `classes alike`: of one safety prompt,
+        between its classes. `like a control`: of a safety prompt and a control. `beyond the controls`: the first less
+        the third. `share in 1 direction`: how much of the safety prompts' squared mean shifts lies along their common
+        mean; `share in k directions`: in the best k. Rows whose prompts are not there are left out.
+
+    Raises:
+        StatesError: as in `shifts`; fewer than two safety prompts, a prompt without states, one class only.
+    """
+    wanted = [baseline, *safety, *controls]
+    moved = shifts(states.select(prompt=list(dict.fromkeys(wanted))), baseline=baseline, layer=layer)
+    if len(moved.classes) < 2 or len(safety) < 2:
+        raise StatesError("Similarity needs two safety prompts and queries of both classes: pass more of them.")
+    moments, groups = moved.moments(), moved.groups()
+    generator = np.random.default_rng(random_state)
+    null = np.concatenate(list(_null_products(moved, moments.directions, n_null, generator)))
+    pairs = {
+        "alike": _group_pairs(groups, safety, safety),
+        "classes alike": [
+            (a, b) for a, b in _all_pairs(groups) if groups[a][0] == groups[b][0] and groups[a][0] in safety
+        ],
+        "like a control": _group_pairs(groups, safety, controls),
+    }
+    found: dict[str, tuple[float, Array, Array, Scale]] = {
+        name: (*mean_cosine(moments, chosen), null[:, *np.array(chosen).T].mean(axis=1), FISHER)
+        for name, chosen in pairs.items()
+        if chosen
+    }
+    if controls:
+        (alike, up, drawn, _), (other, down, control, _) = found["alike"], found["like a control"]
+        found["beyond the controls"] = alike - other, up - down, drawn - control, PLAIN
+    members = [place for place, (prompt, _) in enumerate(groups) if prompt in safety]
+    shares = np.linalg.eigvalsh(null[:, members][:, :, members])[:, ::-1].cumsum(axis=1) / len(members)
+    found["share in 1 direction"] = (*common_share(moments, members), shares[:, 0], PLAIN)
+    for k in range(2, min(n_directions, len(members) - 1) + 1):
+        share = leading_share(moments, members, k, generator)
+        found[f"share in {k} directions"] = (*share, shares[:, k - 1], PLAIN)
+    return pd.DataFrame([_similarity_row(moments, name, *one, level) for name, one in found.items()])
+
+
+def _similarity_row(
+    moments: Moments, measure: str, value: float, gradient: Array, null: Array, scale: Scale, level: float
+) -> dict[str, Any]:
+    error = moments.standard_error(gradient)
+    limits = interval(value, error, moments.n_queries, level, scale)
+    null_low, null_high = np.quantile(null, [(1 - level) / 2, (1 + level) / 2])
+    row = {"measure": measure, **limits._asdict(), "error": error, "null_low": null_low, "null_high": null_high}
+    return row | {"n": moments.n_queries}
+
+
+def _all_pairs(groups: Sequence[tuple[str, bool]]) -> list[tuple[int, int]]:
+    return [(a, b) for a in range(len(groups)) for b in range(a + 1, len(groups))]
+
+
+def _group_pairs(
+    groups: Sequence[tuple[str, bool]], first: Sequence[str], second: Sequence[str]
+) -> list[tuple[int, int]]:
+    """Pairs of groups of different prompts, one of `first` and one of `second`."""
+    names = [prompt for prompt, _ in groups]
+    return [
+        (a, b)
+        for a, b in _all_pairs(groups)
+        if names[a] != names[b]
+        and ((names[a] in first and names[b] in second) or (names[b] in first and names[a] in second))
+    ]
 
 
 def shift_report(
@@ -160,7 +309,6 @@ def shift_report(
     refusal: Probe,
     *,
     baseline: str = NO_PROMPT,
-    n_bootstrap: int = 1000,
     n_null: int = 1000,
     min_cosine: float = 0.5,
     random_state: int = 0,
@@ -174,7 +322,7 @@ def shift_report(
     effect beside the one for its significance: with a hundred queries, a neutral prompt that moves the states
     somewhat towards refusal (as any system message may) is significant, too.
 
-    Directions without meaning are drawn as random contrasts of the baseline states within each class (see
+    Directions without meaning are contrasts of the baseline states with shuffled labels (see
     `null_directions`): they have no more to do with refusal than chance allows, and yet lie where this model's
     states vary. Directions drawn evenly in all d dimensions would be too easy to beat (their cosines shrink as
     1/√d with anything), and evenly in the m dimensions of the anchor space too hard (with m = 4, one in twenty
@@ -195,82 +343,32 @@ def shift_report(
     generator = np.random.default_rng(random_state)
     direction = refusal.direction(space).double().numpy()
     slope = (refusal.coef.double() @ space.components.double()).numpy()
-    means = _group_means(moved, None)
-    draws = np.concatenate(
-        [np.stack([part @ slope, _unit(part) @ direction]) for part in _bootstrap_means(moved, n_bootstrap, generator)],
-        axis=1,
-    )
-    logit_low, logit_high = _percentiles(draws[0], level)
-    cosines = _unit(means[0]) @ direction
-    cosine_low, cosine_high = _cosine_interval(cosines, draws[1], level)
-    null = np.abs(null_directions(moved, n_null, generator) @ _unit(means[0]).T)
+    moments, groups = moved.moments(direction[None]), moved.groups()
+    cosines, logits = [], []
+    for a in range(len(groups)):
+        cosines.append(_pair_cosine(moments, a, len(groups), level))
+        logits.append(sample_interval(moments.parts[a] @ slope, level))
+    means = np.stack([part.mean(axis=0) for part in moments.parts])
+    null = np.abs(null_directions(moved, n_null, generator) @ _unit(means).T)
     table = moved.table().drop(columns="mean_norm")
-    table = table.assign(logit_shift=means[0] @ slope, logit_low=logit_low, logit_high=logit_high)
-    table = table.assign(cosine=cosines, cosine_low=cosine_low, cosine_high=cosine_high)
+    table[["logit_shift", "logit_low", "logit_high"]] = logits
+    table[["cosine", "cosine_low", "cosine_high"]] = cosines
     table = table.assign(null_quantile=np.quantile(null, level, axis=0))
     passes = (table["logit_low"] > 0) & (table["cosine_low"] > table["null_quantile"].clip(lower=min_cosine))
     return table.assign(safety_shift=passes.groupby(table["prompt"]).transform("all"))
 
 
 def null_directions(moved: Shifts, n: int, generator: np.random.Generator) -> Array:
-    """[n, d], unit norm: random contrasts of the baseline states, centred within each class.
+    """[n, d], unit norm: contrasts of the baseline states with shuffled labels.
 
-    Each is the sum of all queries' states with random normal weights, so the directions follow the states'
-    own covariance within a class, and know neither the classes nor the prompts.
+    Each is the difference of the states of two random halves of the queries, centred within each class, so it follows
+    the states' own covariance within a class, and knows neither the classes nor the prompts.
     """
     centred = moved.baseline.double().numpy().copy()
     for harmful in moved.classes:
         rows = moved.rows(harmful)
         centred[rows] -= centred[rows].mean(axis=0)
-    return _unit(generator.normal(size=(n, len(centred))) @ centred)
-
-
-def separability(
-    states: HiddenStates,
-    *,
-    prompt: str | Sequence[str] | None = None,
-    space: AnchorSpace | None = None,
-    layer: int = -1,
-    n_splits: int = 10,
-    n_bootstrap: int = 1000,
-    random_state: int = 0,
-    level: float = 0.95,
-    shuffle_labels: bool = False,
-) -> pd.DataFrame:
-    """How well harmful and harmless queries can be told apart from their states, per prompt.
-
-    A logistic regression is cross-validated in folds grouped by query; accuracy and AUC are those of all
-    held-out predictions together, with bootstrap intervals over queries (the folds stay as they are).
-
-    Args:
-        prompt: one or several prompts; None takes each that is there.
-        space: adds rows for the coordinates in this space (at its layer); the full states are always used.
-        shuffle_labels: the control: the classes are dealt out to the queries at random, 10 times; expect about
-            .5 (the mean of the 10; the interval is their percentiles).
-
-    Returns:
-        One row per prompt and kind of features (`anchor`, `full`): `prompt, features, n, accuracy,
-        accuracy_low, accuracy_high, auc, auc_low, auc_high`.
-
-    Raises:
-        StatesError: a prompt that is not there, one class only, or too few queries for `n_splits` folds.
-    """
-    chosen = one_position(states if prompt is None else states.select(prompt=prompt))
-    rows = []
-    for name in chosen.index["prompt"].unique():
-        part = chosen.select(prompt=name)
-        features = {} if space is None else {"anchor": coordinates(space, part)}
-        labels, groups = _labels(part), part.index["query_id"].to_numpy()
-        for kind, points in {**features, "full": part.matrix(layer)}.items():
-            # A stream of its own per prompt: what it yields does not depend on which other prompts are there.
-            generator = np.random.default_rng([random_state, *name.encode()])
-            if shuffle_labels:
-                measured = _shuffled_scores(points, labels, groups, n_splits, generator, level)
-            else:
-                scores = _held_out_scores(points, labels, groups, n_splits, random_state)
-                measured = _accuracy_and_auc(scores, labels, n_bootstrap, generator, level)
-            rows.append({"prompt": name, "features": kind, "n": len(part), **measured})
-    return pd.DataFrame(rows)
+    return _unit((generator.integers(0, 2, size=(n, len(centred))) * 2.0 - 1) @ centred)
 
 
 def rate_interval(successes: int, n: int, *, level: float = 0.95) -> Interval:
@@ -309,7 +407,7 @@ def mean_interval(
     means = pd.Series(numbers).groupby(np.asarray(groups), sort=False).mean().to_numpy()
     generator = np.random.default_rng(random_state)
     draws = np.concatenate([weights @ means for weights in _weights(len(means), n_bootstrap, generator, 1)])
-    low, high = _percentiles(draws, level)
+    low, high = _percentiles(draws, _widened(level, len(means)))
     return Interval(round(float(means.mean()), 12), float(low), float(high))
 
 
@@ -363,9 +461,8 @@ def _label(prompt: str, harmful: bool) -> str:
     return f"{prompt} {'harmful' if harmful else 'harmless'}"
 
 
-def _pairs(names: list[str], directions: list[str]) -> list[tuple[int, int, str]]:
-    """(row, row, kind) of every pair of shifts, and of every shift with every direction."""
-    count = len(names)
+def _pairs(count: int, directions: Sequence[str]) -> list[tuple[int, int, str]]:
+    """(row, row, kind) of every pair of `count` shifts, and of every shift with every direction."""
     between = [(a, b, "shifts") for a in range(count) for b in range(a + 1, count)]
     across = [
         (a, count + b, "control" if direction == RANDOM else "direction")
@@ -402,15 +499,13 @@ def _percentiles(draws: Array, level: float) -> tuple[Array, Array]:
     return low, high
 
 
-def _cosine_interval(estimates: Array, draws: Array, level: float) -> tuple[Array, Array]:
-    """The draws' percentiles after moving their median to the estimate; see `shift_cosines`."""
-
-    def fisher(cosines: Array) -> Array:
-        return np.arctanh(np.clip(cosines, -1 + 1e-12, 1 - 1e-12))
-
-    spread = fisher(draws) - np.median(fisher(draws), axis=0)
-    low, high = _percentiles(np.tanh(fisher(estimates) + spread), level)
-    return low, high
+def _widened(level: float, n: int) -> float:
+    """The level at which a bootstrap's percentiles are as wide as Student's t: few draws' spread is too small
+    (Hesterberg 2015, The American Statistician 69)."""
+    if n < 2:
+        return level
+    half = np.sqrt(n / (n - 1)) * stats.t.ppf((1 + level) / 2, n - 1)
+    return float(2 * stats.norm.cdf(half) - 1)
 
 
 def _weights(n: int, n_draws: int, generator: np.random.Generator, row_values: int) -> Iterator[Array]:
@@ -418,100 +513,3 @@ def _weights(n: int, n_draws: int, generator: np.random.Generator, row_values: i
     chunk = max(1, CHUNK_VALUES // max(n, row_values))
     for start in range(0, n_draws, chunk):
         yield generator.multinomial(n, np.full(n, 1 / n), size=min(chunk, n_draws - start)) / n
-
-
-def _bootstrap_means(moved: Shifts, n_draws: int, generator: np.random.Generator) -> Iterator[Array]:
-    """Chunks of [draws, n_groups, d]: the mean shifts of resampled queries, each with all its prompts."""
-    row_values = len(moved.groups()) * moved.deltas.shape[2]
-    sizes = {harmful: len(moved.rows(harmful)) for harmful in moved.classes}
-    # One stream of weights per class, in step: the larger class decides the chunks for both.
-    largest = max(row_values, *sizes.values())
-    streams = [
-        _weights(size, n_draws, child, largest)
-        for size, child in zip(sizes.values(), generator.spawn(len(sizes)), strict=True)
-    ]
-    for parts in zip(*streams, strict=True):
-        yield _group_means(moved, dict(zip(sizes, parts, strict=True)))
-
-
-def _group_means(moved: Shifts, weights: Mapping[bool, Array] | None) -> Array:
-    """[draws, n_groups, d], in the order of `moved.groups()`; without weights one draw: the plain means."""
-    means = []
-    for prompt, harmful in moved.groups():
-        own = moved.own(prompt, harmful).double().numpy()
-        means.append((np.full((1, len(own)), 1 / len(own)) if weights is None else weights[harmful]) @ own)
-    return np.stack(means, axis=1)
-
-
-def _labels(states: HiddenStates) -> Array:
-    labels = states.index["harmful"].to_numpy(dtype=np.float64)
-    if len(np.unique(labels)) < 2:
-        raise StatesError("Separability needs harmful and harmless queries, these are of one class: add the other.")
-    return labels
-
-
-def _shuffled_scores(
-    points: Tensor,
-    labels: Array,
-    groups: NDArray[Any],
-    n_splits: int,
-    generator: np.random.Generator,
-    level: float,
-) -> dict[str, float]:
-    """Accuracy and AUC when the labels mean nothing: mean and percentiles over N_SHUFFLES deals of the labels."""
-    measured = []
-    for seed in range(N_SHUFFLES):
-        # One state per query here (one prompt, one position), so shuffling states is shuffling queries.
-        dealt = generator.permutation(labels)
-        scores = _held_out_scores(points, dealt, groups, n_splits, seed)
-        measured.append([((scores > 0) == dealt).mean(), _auc(scores, dealt)])
-    table: dict[str, float] = {}
-    for name, values in zip(("accuracy", "auc"), np.array(measured).T, strict=True):
-        low, high = _percentiles(values, level)
-        table |= {name: float(values.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
-    return table
-
-
-def _auc(scores: Array, labels: Array) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(labels, scores))
-
-
-def _held_out_scores(points: Tensor, labels: Array, groups: NDArray[Any], n_splits: int, random_state: int) -> Array:
-    """[n]: each state's logit from the fold in which it was held out."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    features = points.double().numpy()
-    scores = np.empty(len(labels))
-    for train, test in grouped_folds(labels, groups, n_splits, random_state):
-        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=10_000))
-        scores[test] = model.fit(features[train], labels[train]).decision_function(features[test])
-    return scores
-
-
-def _accuracy_and_auc(
-    scores: Array, labels: Array, n_bootstrap: int, generator: np.random.Generator, level: float
-) -> dict[str, float]:
-    """Both with intervals; queries are drawn within each class."""
-    positive, negative = scores[labels == 1], scores[labels == 0]
-    # AUC is the share of pairs in the right order, so a draw's AUC is a weighted mean over this table.
-    wins = (positive[:, None] > negative).astype(np.float64) + 0.5 * (positive[:, None] == negative)
-    share = len(positive) / len(scores)
-    draws: list[tuple[Array, Array]] = []
-    size = max(len(positive), len(negative))
-    for up, down in zip(
-        _weights(len(positive), n_bootstrap, generator, size),
-        _weights(len(negative), n_bootstrap, generator, size),
-        strict=True,
-    ):
-        accuracy = share * (up @ (positive > 0)) + (1 - share) * (down @ (negative <= 0))
-        draws.append((accuracy, ((up @ wins) * down).sum(axis=1)))
-    measured = {"accuracy": round(float(((scores > 0) == labels).mean()), 12), "auc": round(float(wins.mean()), 12)}
-    table: dict[str, float] = {}
-    for (name, value), parts in zip(measured.items(), zip(*draws, strict=True), strict=True):
-        low, high = _percentiles(np.concatenate(parts), level)
-        table |= {name: value, f"{name}_low": float(low), f"{name}_high": float(high)}
-    return table

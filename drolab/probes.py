@@ -114,7 +114,7 @@ def grouped_folds(
     Raises:
         StatesError: too few groups, or too few rows of a class, for `n_splits` folds.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     labels = fractions >= 0.5
     fewest = min(len(np.unique(groups)), *np.unique(labels, return_counts=True)[1])
@@ -123,8 +123,11 @@ def grouped_folds(
             f"n_splits={n_splits} needs at least 2 folds and at least as many queries and states per class as "
             f"folds (the fewest here: {fewest}): lower n_splits, or pass more queries."
         )
-    splitter = StratifiedGroupKFold(n_splits=n_splits, shuffle=True, random_state=random_state)
-    yield from splitter.split(fractions, labels, groups)
+    folds = {"n_splits": n_splits, "shuffle": True, "random_state": random_state}
+    if len(np.unique(groups)) == len(groups):  # nothing to keep together: the plain splitter is much faster
+        yield from StratifiedKFold(**folds).split(fractions, labels)
+    else:
+        yield from StratifiedGroupKFold(**folds).split(fractions, labels, groups)
 
 
 def _aligned_series(states: HiddenStates, target: pd.Series) -> NDArray[np.float64]:

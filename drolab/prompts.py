@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import random
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.resources import files
@@ -23,6 +24,16 @@ BUILT_IN = ("safety", "neutral", "unseen")
 CODE_CLONE = "git clone https://github.com/chujiezheng/LLM-Safeguard"
 """The command that gets the paper's code, with its three safety prompts."""
 _IN_CODE = "_SYSTEM_PROMPT"
+
+
+_WORDS = (
+    "apple window river table yellow garden paper seven morning walk stone letter under music quiet corner bridge "
+    "ladder winter cloud kitchen blue bottle mountain soon chair orange carpet road between tree spoon button lamp "
+    "green basket wall early train pocket cheese field never ribbon shelf autumn tower eleven leaf wooden curtain "
+    "village pencil south bread circle rain puddle candle noon path brick sweater island often thread mirror silver "
+    "farm barrel hill wide market feather sand evening above plate meadow cotton copper street lake bell round"
+)
+"""Of `random_words`: none is about safety, help, questions or answers."""
 
 
 def load_prompts(name_or_path: str | Path | Mapping[str, Any] = "safety") -> dict[str, SafetyPrompt]:
@@ -56,6 +67,23 @@ def load_prompts(name_or_path: str | Path | Mapping[str, Any] = "safety") -> dic
             f"{str(name_or_path)!r} is neither a built-in prompt set ({known}) nor a file: check the path."
         )
     return _parse(_read_file(path), str(path))
+
+
+def random_words(like: SafetyPrompt, *, seed: int = 0) -> SafetyPrompt:
+    """A control: as many words as `like` has, drawn from a list of everyday ones, called `random words ({name})`.
+
+    What such a prompt does to the states comes from there being a system message of this length, not from its meaning.
+
+    Raises:
+        PromptError: a prompt without words.
+    """
+    n = len(like.text.split())
+    if n == 0:
+        raise PromptError(f"Prompt {like.name!r} has no words to match: pass a prompt with a text.")
+    draw = random.Random(f"{seed}:{n}")
+    return SafetyPrompt(
+        name=f"random words ({like.name})", text=" ".join(draw.choice(_WORDS.split()) for _ in range(n)) + "."
+    )
 
 
 def save_prompts(prompts: Mapping[str, SafetyPrompt], path: str | Path, *, overwrite: bool = False) -> Path:

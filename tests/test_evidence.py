@@ -77,31 +77,34 @@ def test_a_query_that_a_prompt_lacks_is_named(states: HiddenStates) -> None:
 
 
 def test_cosines_with_directions_and_with_a_random_one(states: HiddenStates) -> None:
-    table = evidence.shift_cosines(states, {"refusal": REFUSAL}, n_bootstrap=300)
-    assert list(table.columns) == ["a", "b", "cosine", "low", "high", "kind"]
+    table = evidence.shift_cosines(states, {"refusal": REFUSAL}, n_null=300)
+    assert list(table.columns) == [
+        *("a", "b", "kind", "cosine", "low", "high"),
+        *("null_low", "null_high", "p", "significant"),
+    ]
     assert table["kind"].value_counts().to_dict() == {"shifts": 15, "direction": 6, "control": 6}
     assert row(table, "long harmful", "long harmless")["low"] > 0.9
     assert row(table, "long harmful", "refusal")["low"] > 0.9
     assert abs(row(table, "neutral harmful", "refusal")["cosine"]) < 0.2
     assert table.loc[table["kind"] == "control", "cosine"].abs().max() < 0.6
     assert ((table["low"] <= table["cosine"] + 0.02) & (table["cosine"] <= table["high"] + 0.02)).all()
-    pd.testing.assert_frame_equal(table, evidence.shift_cosines(states, {"refusal": REFUSAL}, n_bootstrap=300))
+    pd.testing.assert_frame_equal(table, evidence.shift_cosines(states, {"refusal": REFUSAL}, n_null=300))
 
 
 def test_memory_is_bounded_by_chunks_without_changing_the_intervals(
     states: HiddenStates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = evidence.shift_cosines(states, n_bootstrap=200)
+    whole = evidence.shift_cosines(states, n_null=200)
     monkeypatch.setattr(evidence, "CHUNK_VALUES", 1000)
-    pd.testing.assert_frame_equal(whole, evidence.shift_cosines(states, n_bootstrap=200))
+    pd.testing.assert_frame_equal(whole, evidence.shift_cosines(states, n_null=200))
 
 
 @settings(max_examples=10, deadline=None)
 @given(scale=st.floats(0.01, 100), seed=st.integers(0, 50))
 def test_cosines_do_not_depend_on_scale(scale: float, seed: int) -> None:
     small = planted_states({"long": SAFE}, n_per_class=5, seed=seed)
-    one = evidence.shift_cosines(small, n_bootstrap=20)
-    other = evidence.shift_cosines(replace(small, values=small.values * scale), n_bootstrap=20)
+    one = evidence.shift_cosines(small, n_null=20)
+    other = evidence.shift_cosines(replace(small, values=small.values * scale), n_null=20)
     np.testing.assert_allclose(one[["cosine", "low", "high"]], other[["cosine", "low", "high"]], atol=1e-4)
 
 
@@ -112,7 +115,7 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     hits = narrow = 0
     for seed in range(60):
         drawn = planted_states({"long": shift}, n_per_class=60, noise=noise, seed=seed)
-        table = evidence.shift_cosines(drawn, direction, n_bootstrap=200, level=0.9)
+        table = evidence.shift_cosines(drawn, direction, n_null=200, level=0.9)
         found = row(table, "long harmful", "refusal")
         hits += found["low"] <= np.sqrt(0.5) <= found["high"]
         narrow += abs(found["cosine"] - np.sqrt(0.5)) <= (found["high"] - found["low"]) / 8
@@ -129,7 +132,7 @@ def test_queries_are_resampled_whole(states: HiddenStates) -> None:
         values=torch.cat([twin.values, copy.values]),
         index=pd.concat([twin.index, copy.index.assign(prompt="twin")], ignore_index=True),
     )
-    table = evidence.shift_cosines(both, n_bootstrap=100)
+    table = evidence.shift_cosines(both, n_null=100)
     assert row(table, "long harmful", "twin harmful")["low"] == pytest.approx(1, abs=1e-9)
     assert row(table, "long harmful", "twin harmless")["low"] < 0.9999
 
@@ -156,7 +159,7 @@ def planted_refusal(states: HiddenStates) -> tuple[evidence.AnchorSpace, Probe]:
 
 
 def test_a_safety_prompt_is_reported_and_a_neutral_one_is_not(states: HiddenStates) -> None:
-    report = evidence.shift_report(states, *planted_refusal(states), n_bootstrap=300)
+    report = evidence.shift_report(states, *planted_refusal(states), n_null=300)
     assert report.groupby("prompt")["safety_shift"].all().to_dict() == {"long": True, "short": True, "neutral": False}
     long = report[report["prompt"] == "long"].iloc[0]
     assert long["logit_shift"] == pytest.approx(3, abs=0.4)
@@ -168,11 +171,11 @@ def test_a_neutral_prompt_that_leans_towards_refusal_needs_more_than_significanc
     states = planted_states({"date": NEUTRAL + 0.4 * SAFE, "long": SAFE})
     space, refusal = planted_refusal(states)
     states = states.select(prompt=["none", "date"])
-    report = evidence.shift_report(states, space, refusal, n_bootstrap=200)
+    report = evidence.shift_report(states, space, refusal, n_null=200)
     assert (report["logit_low"] > 0).all()
     assert (report["cosine_low"] < 0.5).all()
     assert not report["safety_shift"].any()
-    lenient = evidence.shift_report(states, space, refusal, n_bootstrap=200, min_cosine=0.0)
+    lenient = evidence.shift_report(states, space, refusal, n_null=200, min_cosine=0.0)
     assert lenient["cosine"].equals(report["cosine"])
 
 
@@ -181,7 +184,7 @@ def test_a_shift_against_refusal_or_of_one_class_is_no_safety_shift() -> None:
     one_sided = (states.index["prompt"] == "safe") & ~states.index["harmful"]
     values = states.values.clone()
     values[one_sided.to_numpy().nonzero()[0], 0, 1] -= 6
-    report = evidence.shift_report(replace(states, values=values), *planted_refusal(states), n_bootstrap=200)
+    report = evidence.shift_report(replace(states, values=values), *planted_refusal(states), n_null=200)
     assert not report["safety_shift"].any()
     assert report.loc[report["prompt"] == "safe", "logit_low"].max() > 0
 
@@ -190,43 +193,13 @@ def test_shifts_in_random_directions_are_rarely_safety_shifts() -> None:
     rng = np.random.default_rng(0)
     shifts = {f"p{i}": 3 * v / np.linalg.norm(v) for i, v in enumerate(rng.normal(size=(40, 24)))}
     states = planted_states(shifts)
-    report = evidence.shift_report(states, *planted_refusal(states), n_bootstrap=100)
+    report = evidence.shift_report(states, *planted_refusal(states), n_null=100)
     assert report.groupby("prompt")["safety_shift"].all().mean() < 0.1
 
 
 def test_the_report_needs_both_classes(states: HiddenStates) -> None:
     with pytest.raises(StatesError, match="pass states of both classes"):
         evidence.shift_report(states.select(harmful=True), *planted_refusal(states))
-
-
-# --- separability -------------------------------------------------------------------------------------------
-
-
-def test_separable_classes_and_shuffled_labels(states: HiddenStates) -> None:
-    space = fit_anchors(states)
-    found = evidence.separability(states, prompt="none", space=space, n_splits=5, n_bootstrap=300)
-    assert found["features"].tolist() == ["anchor", "full"]
-    assert (found["auc"] > 0.9).all()
-    assert (found["accuracy"] > 0.85).all()
-    many = planted_states({"long": SAFE, "short": SAFE, "neutral": NEUTRAL}, n_per_class=100)
-    control = evidence.separability(many, space=space, prompt=["none", "long"], n_splits=3, shuffle_labels=True)
-    assert control["prompt"].tolist() == ["none", "none", "long", "long"]
-    for name in ("auc", "accuracy"):
-        assert np.allclose(control[name], 0.5, atol=0.05)
-        assert ((control[f"{name}_low"] < 0.5) & (control[f"{name}_high"] > 0.5)).all()
-    for name in ("auc", "accuracy"):
-        assert (found[f"{name}_low"] <= found[name]).all()
-        assert (found[name] <= found[f"{name}_high"]).all()
-
-
-def test_classes_without_a_difference_are_not_separable() -> None:
-    found = evidence.separability(planted_states({}, gap=0.0, n_per_class=60), n_splits=5, n_bootstrap=200)
-    assert found["auc_low"].item() < 0.5 < found["auc_high"].item() + 0.05
-
-
-def test_separability_of_one_class(states: HiddenStates) -> None:
-    with pytest.raises(StatesError, match="these are of one class: add the other"):
-        evidence.separability(states.select(harmful=True))
 
 
 # --- rates --------------------------------------------------------------------------------------------------
