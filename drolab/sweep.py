@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy import linalg, stats
 
 from drolab.anchors import fit_anchors
 from drolab.chat import encode
 from drolab.evidence import shifts
 from drolab.moments import FISHER, direction_cosine, interval, mean_cosine
-from drolab.probes import align_target, fit_probe, grouped_folds
+from drolab.probes import align_target, fit_probe
+from drolab.ridge import FLAT, Targets, auc_draws, aucs, correlations, held_out, scale_of
 from drolab.types import NO_PROMPT, HiddenStates, SafetyPrompt, StatesError
 
 if TYPE_CHECKING:
@@ -43,12 +43,6 @@ CONTROLS = {
     "refusal cosine": "refusal cosine, control",
 }
 """Each measure and its control; see `measure_sites`."""
-
-RIDGE = 0.1
-"""Penalty of the readouts, in units of the variance of a standardised feature."""
-
-FLAT = 1e-5
-"""A feature or a site whose spread is below this share of the states' size is constant but for rounding."""
 
 N_COMPONENTS = 4
 """Of the anchor space in which a site's refusal direction is fitted, as in the paper."""
@@ -178,27 +172,6 @@ def _first_and_clearest(line: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Targets:
-    """What a readout is to predict, and its shuffled copies."""
-
-    values: Array
-    """[1 + n_shuffles, n_prompts, n_queries]: the targets themselves first."""
-    folds: list[NDArray[np.intp]]
-    """The rows (prompts × queries, prompts first) that each fold holds out."""
-
-    @classmethod
-    def make(cls, grid: Array, n_splits: int, n_shuffles: int, seed: int) -> _Targets:
-        """From [n_prompts, n_queries]."""
-        n_prompts, n_queries = grid.shape
-        queries = np.tile(np.arange(n_queries), n_prompts)
-        folds = [test for _, test in grouped_folds(grid.ravel(), queries, n_splits, seed)]
-        generator = np.random.default_rng(seed)
-        order = np.tile(np.arange(n_queries), (1 + n_shuffles, 1))
-        order[1:] = generator.permuted(order[1:], axis=1)
-        return cls(values=grid[:, order].transpose(1, 0, 2), folds=folds)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class _Plan:
     """The queries, prompts, targets and seeds of one position, the same at every layer."""
 
@@ -209,8 +182,8 @@ class _Plan:
     baseline: str
     classes: list[NDArray[np.intp]]
     """The queries of each class, harmful first."""
-    harm: _Targets
-    refusal: _Targets
+    harm: Targets
+    refusal: Targets
     seed: int
 
     @classmethod
@@ -235,8 +208,8 @@ class _Plan:
         return cls(
             rates=rates, scored=scored, safety=safety, controls=list(controls), baseline=baseline, seed=seed,
             classes=[moved.rows(harmful) for harmful in moved.classes],
-            harm=_Targets.make(labels, n_splits, n_shuffles, seed),
-            refusal=_Targets.make(ordered, n_splits, n_shuffles, seed),
+            harm=Targets.make(labels, n_splits, n_shuffles, seed),
+            refusal=Targets.make(ordered, n_splits, n_shuffles, seed),
         )  # fmt: skip
 
     def weights(self, n_draws: int) -> Iterator[Array]:
@@ -283,23 +256,23 @@ def _measures(site: HiddenStates, plan: _Plan, n_bootstrap: int, level: float) -
     start, deltas = moved.baseline.double().numpy(), moved.deltas.double().numpy()
     places = {name: start + deltas[row] for row, name in enumerate(moved.prompts)} | {plan.baseline: start}
     scored = np.concatenate([places[name] for name in plan.scored])
-    read = _readout_measures(_held_out(start, plan.harm), _held_out(scored, plan.refusal), plan, n_bootstrap, level)
+    read = _readout_measures(held_out(start, plan.harm), held_out(scored, plan.refusal), plan, n_bootstrap, level)
     return read | _shift_measures(moved, _refusal_direction(site, plan, scored), plan, level)
 
 
 def _readout_measures(harm: Array, refusal: Array, plan: _Plan, n_bootstrap: int, level: float) -> Measured:
-    """From the held-out predictions of the class and of the refusal rate, see `_held_out`."""
+    """From the held-out predictions of the class and of the refusal rate, see `held_out`."""
     names, rates = list(CONTROLS)[:3], plan.refusal.values
     draws = [
         [
-            _auc_draws(harm[0, 0], plan.harm.values[0, 0], weights),
-            *(drawn[0] for drawn in _correlations(refusal[:1], rates[:1], weights, plan.classes)),
+            auc_draws(harm[0, 0], plan.harm.values[0, 0], weights),
+            *(drawn[0] for drawn in correlations(refusal[:1], rates[:1], weights, plan.classes)),
         ]
         for weights in plan.weights(n_bootstrap)
     ]
     plain = next(plan.weights(0))
-    dealt = [drawn[:, 0] for drawn in _correlations(refusal[1:], rates[1:], plain, plan.classes)]
-    shuffled = [_aucs(harm[1:, 0], plan.harm.values[1:, 0]), *dealt]
+    dealt = [drawn[:, 0] for drawn in correlations(refusal[1:], rates[1:], plain, plan.classes)]
+    shuffled = [aucs(harm[1:, 0], plan.harm.values[1:, 0]), *dealt]
     measured = {}
     for name, parts, values in zip(names, zip(*draws, strict=True), shuffled, strict=True):
         estimate, *drawn = np.concatenate(parts)
@@ -314,92 +287,9 @@ def _percentiles(draws: Array, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _size(points: Array) -> float:
-    """Root mean square of all numbers: the scale below which a difference is rounding."""
-    return float(np.sqrt(np.square(points).mean()))
-
-
-def _held_out(points: Array, targets: _Targets) -> Array:
-    """[1 + n_shuffles, n_prompts, n_queries]: what a ridge regression fitted without a row's fold predicts for it,
-    less its intercept: that is the mean of the other folds, which is low where the own fold's is high.
-
-    All folds and targets come from one fit: for a linear smoother H the held-out residuals of a fold B are
-    (I - H_BB)⁻¹ r_B, with r the residuals of the fit to all rows (Pahikkala, Boberg and Salakoski 2006).
-    Features are standardised over all rows, which needs no label.
-
-    Args:
-        points: [n_prompts · n_queries, d].
-    """
-    flat = targets.values.reshape(len(targets.values), -1).T
-    half = _half_smoother(points)
-    residuals = flat - half @ (half.T @ flat)
-    predicted = np.empty_like(flat)
-    for fold in targets.folds:
-        block = np.eye(len(fold)) - half[fold] @ half[fold].T
-        others = (flat.sum(axis=0) - flat[fold].sum(axis=0)) / (len(flat) - len(fold))
-        predicted[fold] = flat[fold] - linalg.solve(block, residuals[fold], assume_a="pos") - others
-    return predicted.T.reshape(targets.values.shape).round(12)  # equal states get equal predictions
-
-
-def _half_smoother(points: Array) -> Array:
-    """[n, 1 + min(n, d)]: W, such that WWᵀ is the hat matrix of a ridge regression with an intercept."""
-    n = len(points)
-    spreads = points.std(axis=0)
-    used = spreads > FLAT * _size(points)
-    features = (points[:, used] - points[:, used].mean(axis=0)) / spreads[used]
-    penalty = RIDGE * n
-    if n <= features.shape[1]:
-        eigenvalues, basis = linalg.eigh(features @ features.T)
-        half = basis * np.sqrt(np.clip(eigenvalues, 0, None) / (np.clip(eigenvalues, 0, None) + penalty))
-    else:
-        eigenvalues, basis = linalg.eigh(features.T @ features)
-        half = features @ basis / np.sqrt(np.clip(eigenvalues, 0, None) + penalty)
-    return np.column_stack([np.full(n, 1 / np.sqrt(n)), half])
-
-
-def _aucs(scores: Array, labels: Array) -> Array:
-    """[k] from [k, n] and [k, n]: the share of pairs in the right order, from the sum of ranks."""
-    ranks = stats.rankdata(scores, axis=1)
-    positive = labels.sum(axis=1)
-    wins = (ranks * labels).sum(axis=1) - positive * (positive + 1) / 2
-    return wins / (positive * (labels.shape[1] - positive))
-
-
-def _auc_draws(scores: Array, labels: Array, weights: Array) -> Array:
-    """[draws] from [n], [n] and [draws, n]: a draw's AUC is a weighted mean over the pairs."""
-    up, down = np.flatnonzero(labels), np.flatnonzero(labels == 0)
-    wins = (scores[up, None] > scores[down]) + 0.5 * (scores[up, None] == scores[down])
-    drawn: Array = ((weights[:, up] @ wins) * weights[:, down]).sum(axis=1)
-    return drawn.round(12)
-
-
-def _correlations(a: Array, b: Array, weights: Array, classes: Sequence[NDArray[np.intp]]) -> tuple[Array, Array]:
-    """Two [k, draws]: correlations of a and b [k, n_prompts, n_queries] over all rows, and within class and prompt."""
-    n = weights.shape[1]
-    products = np.stack([a, b, a * a, b * b, a * b])
-    cells = np.stack([products[..., rows] @ weights[:, rows].T for rows in classes])  # class, moment, k, prompt, draw
-    shares = np.array([len(rows) / n for rows in classes])
-    pooled = np.tensordot(shares, cells, 1).mean(axis=2)
-    within = np.tensordot(shares, _covariances(cells.swapaxes(0, 1)).swapaxes(0, 1), 1).mean(axis=2)
-    return _correlation(_covariances(pooled)), _correlation(within)
-
-
-def _covariances(moments: Array) -> Array:
-    """[3, …]: variance of a, of b, and their covariance, from their means and those of aa, bb and ab."""
-    a, b, aa, bb, ab = moments
-    return np.stack([aa - a * a, bb - b * b, ab - a * b])
-
-
-def _correlation(covariances: Array) -> Array:
-    """Zero where a side is constant: nothing is read there."""
-    a, b, ab = covariances
-    scale = np.sqrt(np.clip(a, 0, None) * np.clip(b, 0, None))
-    return np.divide(ab, scale, out=np.zeros_like(ab), where=scale > 1e-12)
-
-
 def _refusal_direction(site: HiddenStates, plan: _Plan, scored: Array) -> Array:
     """[d], unit norm, or NaN where all states are equal."""
-    if np.ptp(scored, axis=0).max() <= FLAT * _size(scored):
+    if np.ptp(scored, axis=0).max() <= FLAT * scale_of(scored):
         return np.full(scored.shape[1], np.nan)
     rated = site.select(prompt=plan.scored)
     space = fit_anchors(
@@ -410,8 +300,8 @@ def _refusal_direction(site: HiddenStates, plan: _Plan, scored: Array) -> Array:
 
 def _shift_measures(moved: Shifts, direction: Array, plan: _Plan, level: float) -> Measured:
     start = moved.baseline.double().numpy()
-    floor, spread = FLAT * _size(start), _size(start - start.mean(axis=0))
-    still = np.isnan(direction).any() or _size(moved.deltas.double().numpy()) <= floor
+    floor, spread = FLAT * scale_of(start), scale_of(start - start.mean(axis=0))
+    still = np.isnan(direction).any() or scale_of(moved.deltas.double().numpy()) <= floor
     moments, groups = moved.moments(direction[None]), moved.groups()
     own, other = ([i for i, (name, _) in enumerate(groups) if name in names] for names in (plan.safety, plan.controls))
     measured: Measured = {}

@@ -14,7 +14,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold
 
 import drolab
-from drolab import sweep
+from drolab import ridge, sweep
 from drolab.evidence import shift_cosines
 from drolab.models import ChatModel, wrap
 from drolab.probes import cross_validate
@@ -48,7 +48,7 @@ def planted_layers(seed: int = 0) -> tuple[HiddenStates, pd.Series]:
         values=torch.tensor(np.stack(layers, axis=1), dtype=torch.float32), index=index, layers=(0, 1, 2),
         num_hidden_layers=2,
     )  # fmt: skip
-    rate = pd.Series(1 / (1 + np.exp(-lean)), index=pd.MultiIndex.from_frame(index[["query_id", "prompt"]]))
+    rate = pd.Series(1 / (1 + np.exp(-lean / 2)), index=pd.MultiIndex.from_frame(index[["query_id", "prompt"]]))
     return states, rate[index["prompt"].to_numpy() != CONTROL]
 
 
@@ -79,7 +79,7 @@ def test_harm_is_read_from_layer_1_and_refusal_beyond_it_from_layer_2_only(plant
     assert cell(planted, 1, "refusal")["low"] > cell(planted, 1, "refusal, shuffled")["high"]  # through harm
     within, dealt = (cell(planted, 1, f"refusal within class{end}") for end in ("", ", shuffled"))
     assert within["low"] < dealt["high"]
-    assert cell(planted, 2, "refusal within class")["low"] > 0.8
+    assert cell(planted, 2, "refusal within class")["low"] > 0.6
 
 
 def test_shifts_turn_to_refusal_where_it_is_planted_and_the_control_does_not(planted: pd.DataFrame) -> None:
@@ -89,8 +89,9 @@ def test_shifts_turn_to_refusal_where_it_is_planted_and_the_control_does_not(pla
     assert cell(planted, 2, "shift cosine")["value"] == pytest.approx(9 / 10, abs=0.02)  # 3 in common, 1 apart
     assert cell(planted, 2, "shift cosine")["low"] > 0.8
     assert abs(cell(planted, 2, "shift cosine, control")["value"]) < 0.2
-    spread = 2 / np.sqrt(4 + 2 * 4 + WIDTH)  # the control's length over the spread of harm, refusal and noise
-    assert cell(planted, 2, "shift size, control")["value"] == pytest.approx(spread, rel=0.1)
+    start = planted_layers()[0].select(prompt="none").matrix(2).numpy()
+    spread = np.sqrt(start.var(axis=0).sum())
+    assert cell(planted, 2, "shift size, control")["value"] == pytest.approx(2 / spread, rel=0.05)
 
 
 def test_shuffled_labels_are_at_chance(planted: pd.DataFrame) -> None:
@@ -129,14 +130,14 @@ def test_one_fit_gives_the_predictions_of_a_fit_per_fold(width: int) -> None:
     rng = np.random.default_rng(0)
     grid = rng.uniform(size=(2, 30))
     points = rng.normal(size=(60, width)) * rng.uniform(0.1, 10, size=width)
-    targets = sweep._Targets.make(grid, 5, 3, 0)
-    found = sweep._held_out(points, targets).reshape(4, 60)
+    targets = ridge.Targets.make(grid, 5, 3, 0)
+    found = ridge.held_out(points, targets).reshape(4, 60)
     scaled = (points - points.mean(axis=0)) / points.std(axis=0)
     flat = targets.values.reshape(4, 60)
     for fold in targets.folds:
         train = np.setdiff1d(np.arange(60), fold)
         for target, predicted in zip(flat, found, strict=True):
-            model = Ridge(alpha=sweep.RIDGE * 60).fit(scaled[train], target[train])
+            model = Ridge(alpha=ridge.RIDGE * 60).fit(scaled[train], target[train])
             np.testing.assert_allclose(predicted[fold], model.predict(scaled[fold]) - target[train].mean(), atol=1e-9)
 
 
