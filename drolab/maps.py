@@ -175,7 +175,8 @@ def forest(table: pd.DataFrame, *, title: str | None = None, theme: str = "light
     the sample size and the verdict stand above each row in words.
 
     Args:
-        table: claim, estimate, low, high, null_low, null_high (NaN: none), n, unit, verdict (of VERDICTS).
+        table: claim, estimate, low, high, null_low, null_high (NaN: none), n, unit, verdict (of VERDICTS), and
+            optionally threshold, what the estimate must pass, which gets a dashed line.
 
     Raises:
         FigureError: a column is missing, there are no rows, or a verdict that is none.
@@ -196,6 +197,9 @@ def forest(table: pd.DataFrame, *, title: str | None = None, theme: str = "light
         legend_entry(figure, name, {**looks[name], "size": 11})
     if table["null_low"].notna().any():
         legend_entry(figure, "range under the null", {"symbol": "square", "size": 12, "color": _band(theme)})
+    if _threshold(table):
+        line = {"color": theme_colors(theme)["ink"], "width": 1.5, "dash": "dash"}
+        figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name="threshold", hoverinfo="skip")
     legend = {"orientation": "h", "x": 0, "xref": "container", "y": 0, "yref": "container", "yanchor": "bottom"}
     figure.update_layout(showlegend=True, legend=legend)
     return figure
@@ -209,9 +213,13 @@ def _band(theme: str) -> str:
     return theme_colors(theme)["grid"] if theme == "light" else "#4A4A4A"
 
 
+def _threshold(table: pd.DataFrame) -> list[str]:
+    return [name for name in table.columns if name == "threshold"]
+
+
 def _range(rows: pd.DataFrame) -> list[float]:
     """Of all numbers of one unit, with a margin."""
-    values = rows[["estimate", "low", "high", "null_low", "null_high"]].to_numpy(dtype=float)
+    values = rows[["estimate", "low", "high", "null_low", "null_high", *_threshold(rows)]].to_numpy(dtype=float)
     if np.isnan(values).all():
         return [0.0, 1.0]
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
@@ -238,6 +246,9 @@ def _add_claim(figure: go.Figure, row: Any, number: int, limits: list[float], lo
     if null:
         grey = {"color": _band(theme), "width": 3}  # the edge shows a null of one value
         figure.add_vrect(row.null_low, row.null_high, fillcolor=_band(theme), line=grey, layer="below", **place)
+    if not math.isnan(threshold := getattr(row, "threshold", math.nan)):
+        dashed = {"color": theme_colors(theme)["ink"], "width": 1.5, "dash": "dash"}
+        figure.add_vline(threshold, line=dashed, **place)
     figure.update_xaxes(range=limits, nticks=8, tickfont_size=11, showgrid=False, showline=True, **place)
     figure.update_xaxes(visible=not math.isnan(row.estimate), **place)
     figure.update_yaxes(visible=False, range=[-1, 1], **place)

@@ -118,6 +118,14 @@ def test_rows_of_one_unit_share_their_scale_and_others_do_not() -> None:
     assert layout.xaxis4.visible is False  # no estimate, no axis
 
 
+def test_a_threshold_has_a_line_in_its_row_and_is_in_the_range() -> None:
+    figure = figures.forest(verdict_table().assign(threshold=[0.2, 0.2, 0.0, NAN]))
+    lines = [(shape.x0, shape.x1, shape.xref) for shape in figure.layout.shapes if shape.type == "line"]
+    assert lines == [(0.2, 0.2, "x"), (0.2, 0.2, "x2"), (0.0, 0.0, "x3")]
+    assert figure.layout.xaxis.range[0] < 0.2
+    assert "threshold" in {trace.name for trace in figure.data}
+
+
 @pytest.mark.parametrize("theme", THEMES)
 def test_a_verdict_is_told_by_symbol_and_by_colour(theme: str) -> None:
     figure = figures.forest(verdict_table(), theme=theme)
