@@ -89,8 +89,8 @@ def measure_sites(
       without a prompt from their mean (mean over prompts and classes).
     - `shift cosine`: mean cosine between the mean shifts of two safety prompts, of the same or of different classes.
     - `refusal cosine`: mean cosine of the safety prompts' mean shifts with the site's own refusal direction: the
-      paper's probe (`fit_probe` in four components), fitted on the states that have a rate. Rates of the baseline
-      alone give a direction that no prompt had a part in.
+      paper's probe (`fit_probe` in four components), fitted on the states that have a rate. With rates under
+      the safety prompts it is in part made of their shifts; rates of the baseline alone give one that is not.
 
     Each has a control, see CONTROLS. `shuffled`: the same readout when the queries swap their labels, or their
     rates under all prompts (mean and percentiles of the shuffles). `control`: the same for the prompts named
