@@ -8,18 +8,19 @@ paper's is, scores states on the scale of a logit, and is judged on queries that
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 
-from drolab.anchors import fit_anchors, one_position
+from drolab.anchors import one_position
 from drolab.evidence import RANDOM
-from drolab.probes import Target, align_target, check_classes, fit_probe, grouped_folds, hard_labels, ridge_logistic
+from drolab.probes import Target, align_target, check_classes, grouped_folds
+from drolab.readouts import Features, known_methods, readout, take, tune
 from drolab.types import AnchorSpace, HiddenStates, StatesError
 
 if TYPE_CHECKING:
@@ -27,16 +28,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Array = NDArray[np.float64]
-    Rows = NDArray[np.intp]
-
-INNER_FOLDS = 3
-"""Folds of the search for a penalty, within the states that a direction is fitted on."""
-
-RIDGE_GRID = tuple(10.0**power for power in range(-4, 1))
-"""scikit-learn's C of `logistic`, for standardised coordinates."""
-
-SPARSE_GRID = tuple(2.0**power for power in range(1, 7))
-"""C of `sparse`, in units of the smallest C at which a coordinate enters."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,7 +94,7 @@ def fit_directions(
     `logistic`: a logistic regression with a ridge penalty in all d standardised coordinates (le Cessie and van
         Houwelingen 1992). The penalty is the strongest of RIDGE_GRID whose log loss, in folds grouped by query, is
         within one standard error of the best (Hastie, Tibshirani and Friedman 2009, section 7.10).
-    `leace`: the direction that LEACE reads (Belrose et al. 2023, arXiv 2306.03819, theorem 4.3). With u = Cov(x, z)
+    `leace`: the direction that LEACE reads (Belrose et al. 2023, arXiv 2306.03819, section 4). With u = Cov(x, z)
         and v = Cov(x)⁻¹u, LEACE erases the concept z by x - u vᵀ(x - E[x]) / vᵀu: it *reads* along v and
         *removes* along u. Returned is v, the whitened one, since a direction here must score states; u is no
         further direction, it is `mean_difference` (for z in [0, 1] both are parallel). Cov(x) is shrunk towards
@@ -129,9 +120,10 @@ def fit_directions(
             equal; a space of another layer.
     """
     chosen = one_position(states).select(layer=layer)
-    features, fractions = Features(states=chosen, positive=positive, space=space), align_target(states, target)
+    features, fractions = Features(states=chosen, space=space), align_target(states, target)
+    check_classes(fractions, positive)
     return {
-        method: fit(method, features, fractions, tune(method, features, fractions, random_state))
+        method: fit(method, features, fractions, tune(method, features, fractions, random_state), positive)
         for method in known_methods(methods)
     }
 
@@ -142,7 +134,7 @@ def direction_cosines(
     targets: Mapping[str, Target] | None = None,
     *,
     space: AnchorSpace | None = None,
-    n_bootstrap: int = 100,
+    n_groups: int = 20,
     random_state: int = 0,
     level: float = 0.95,
 ) -> pd.DataFrame:
@@ -150,39 +142,62 @@ def direction_cosines(
 
     Args:
         directions: any name → direction of one layer; they may be of several targets.
-        states: with `targets`, adds intervals: queries are drawn anew with all their prompts, and every direction
-            is fitted again with the setting that it has.
+        states: with `targets`, adds intervals and correlations: the states that the directions were fitted on.
         targets: `positive` → what the directions of this class were fitted on.
         space: as it was given to `fit_directions`.
+        n_groups: for the intervals: one group of queries at a time is left out, with all its prompts, and every
+            direction is fitted again with the setting that it has (the delete-a-group jackknife, Shao and Wu 1989,
+            Annals of Statistics 17).
 
     Returns:
-        One row per pair: `a, b, cosine, low, high, kind` (`direction` or `control`), as in
-        `evidence.shift_cosines`; low and high are NaN without states. The intervals are centred on the estimate
-        as there. They say how far a cosine depends on which queries were drawn. They do not cover the cosine
-        that endless queries would give: noise in d dimensions pulls every estimate of it towards 0.
+        One row per pair: `a, b, kind` (`direction` or `control`), `cosine, low, high`, and `correlation`, that of
+        the scores of the states. The last four are NaN without states but for the cosine. Where a few axes hold most
+        of the states' variance, directions with a small cosine can rank the states alike.
+        The intervals say how far a cosine depends on which queries were drawn. They do not cover the cosine that
+        endless queries would give: noise in d dimensions pulls most estimates of it towards 0.
 
     Raises:
-        StatesError: fewer than one direction, several widths, one called `random`, or a target that is missing.
+        StatesError: no direction, several layers or widths, one called `random`, a target that is missing, or fewer
+            queries per class than groups.
     """
     names = [*_same_place(directions), RANDOM]
-    generator = np.random.default_rng(random_state)
-    control = generator.normal(size=len(next(iter(directions.values())).vector))
+    width = len(next(iter(directions.values())).vector)
+    control = np.random.default_rng(random_state).normal(size=width)
     first, second = np.triu_indices(len(names), k=1)
 
-    def cosines(fitted: Sequence[Direction]) -> Array:
-        vectors = np.stack([*(direction.vector.double().numpy() for direction in fitted), control])
-        lengths = np.linalg.norm(vectors, axis=1)
-        products: Array = (vectors @ vectors.T)[first, second]
-        return products / np.maximum(lengths[first] * lengths[second], np.finfo(float).tiny)  # 0 with a zero vector
+    def stacked(fitted: Iterable[Direction]) -> Array:
+        return np.stack([*(direction.vector.double().numpy() for direction in fitted), control])
 
+    vectors = stacked(directions.values())
     table = pd.DataFrame({"a": np.array(names)[first], "b": np.array(names)[second]})
-    table["cosine"] = cosines(list(directions.values()))
-    table["low"] = table["high"] = math.nan
-    if states is not None:
-        refits = _refits(directions, states, targets or {}, space, n_bootstrap, generator)
-        draws = np.stack([cosines(fitted) for fitted in refits])
-        table["low"], table["high"] = _cosine_interval(table["cosine"].to_numpy(), draws, level)
-    return table.assign(kind=np.where(table["b"] == RANDOM, "control", "direction"))
+    table["kind"] = np.where(table["b"] == RANDOM, "control", "direction")
+    table["cosine"] = _cosines(vectors)[first, second]
+    if states is None:
+        return table.assign(low=math.nan, high=math.nan, correlation=math.nan)
+    chosen = one_position(states).select(layer=next(iter(directions.values())).layer)
+    refits = [
+        _cosines(stacked(fitted))[first, second]
+        for fitted in _refits(directions, chosen, targets or {}, space, n_groups, random_state)
+    ]
+    low, high = _jackknife_interval(table["cosine"].to_numpy(), np.stack(refits), level)
+    scores = vectors @ chosen.matrix(chosen.layers[0]).double().numpy().T
+    correlations = _cosines(scores - scores.mean(axis=1, keepdims=True))[first, second]
+    return table.assign(low=low, high=high, correlation=correlations)
+
+
+def _cosines(vectors: Array) -> Array:
+    """[k, d] → [k, k]; 0 with a zero vector."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    units = vectors / np.where(lengths > 0, lengths, 1.0)
+    return units @ units.T
+
+
+def _jackknife_interval(cosines: Array, refits: Array, level: float) -> tuple[Array, Array]:
+    """Student's t on Fisher's z scale, from the cosines [n_groups, pairs] with one group left out."""
+    places, moved = (np.arctanh(np.clip(values, -1 + 1e-12, 1 - 1e-12)) for values in (cosines, refits))
+    errors = np.sqrt((len(refits) - 1) * moved.var(axis=0))
+    half = stats.t.ppf((1 + level) / 2, len(refits) - 1) * errors
+    return np.tanh(places - half), np.tanh(places + half)
 
 
 def _same_place(directions: Mapping[str, Direction]) -> list[str]:
@@ -200,250 +215,35 @@ def _refits(
     states: HiddenStates,
     targets: Mapping[str, Target],
     space: AnchorSpace | None,
-    n_draws: int,
-    generator: np.random.Generator,
+    n_groups: int,
+    random_state: int,
 ) -> Iterator[list[Direction]]:
-    """The directions fitted on resampled queries, each with all its prompts, with the settings that they have."""
+    """The directions fitted again without one group of queries, with the settings that they have."""
     if missing := {direction.positive for direction in directions.values()} - set(targets):
         raise StatesError(f"No target for {sorted(missing)}: pass targets={{'{min(missing)}': …}} with the states.")
-    layer = next(iter(directions.values())).layer
-    chosen = one_position(states).select(layer=layer)
-    fractions = {positive: align_target(chosen, target) for positive, target in targets.items()}
-    rows_of_query = list(chosen.index.groupby("query_id", sort=False).indices.values())
-    for _ in range(n_draws):
-        drawn = generator.integers(len(rows_of_query), size=len(rows_of_query))
-        rows = np.concatenate([rows_of_query[number] for number in drawn])
-        features = Features(states=take(chosen, rows), positive="", space=space)
+    fractions = {positive: align_target(states, target) for positive, target in targets.items()}
+    harmful, queries = states.index["harmful"].to_numpy(dtype=np.float64), states.index["query_id"].to_numpy()
+    for kept, _ in grouped_folds(harmful, queries, n_groups, random_state):
+        features = Features(states=take(states, kept), space=space)
         yield [
-            fit(direction.method, features, fractions[direction.positive][rows], direction.setting)
+            fit(direction.method, features, fractions[direction.positive][kept], direction.setting, direction.positive)
             for direction in directions.values()
         ]
 
 
-def _cosine_interval(estimates: Array, draws: Array, level: float) -> tuple[Array, Array]:
-    """The draws' percentiles on Fisher's z scale, after moving their median to the estimate."""
-
-    def fisher(cosines: Array) -> Array:
-        return np.arctanh(np.clip(cosines, -1 + 1e-12, 1 - 1e-12))
-
-    moved = np.tanh(fisher(estimates) + fisher(draws) - np.median(fisher(draws), axis=0))
-    low, high = np.quantile(moved, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return low, high
-
-
-def take(states: HiddenStates, rows: NDArray[np.intp]) -> HiddenStates:
-    """The states of some rows, in this order; a row may come several times."""
-    return replace(states, values=states.values[rows], index=states.index.iloc[rows].reset_index(drop=True))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Features:
-    """The states that directions are fitted on: raw, standardised, and rotated onto their principal axes."""
-
-    states: HiddenStates
-    """One layer, one position."""
-    positive: str
-    space: AnchorSpace | None = None
-    """For `anchor_probe`; None fits one on the states."""
-
-    def __post_init__(self) -> None:
-        if self.space is not None and self.space.layer != self.states.layers[0]:
-            raise StatesError(
-                f"The anchor space is of layer {self.space.layer}, the directions are of layer "
-                f"{self.states.layers[0]}: pass a space of this layer, or none."
-            )
-        if not np.ptp(self.raw, axis=0).any():
-            raise StatesError(
-                f"All {len(self.states)} states are equal, so no direction tells them apart: pass others."
-            )
-
-    @cached_property
-    def raw(self) -> Array:
-        """[n, d]"""
-        return self.states.matrix().double().numpy()
-
-    @cached_property
-    def _centre_and_scale(self) -> tuple[Array, Array]:
-        spread = self.raw.std(axis=0)
-        return self.raw.mean(axis=0), np.where(spread > 0, spread, 1.0)
-
-    @cached_property
-    def standardised(self) -> Array:
-        """[n, d]"""
-        centre, scale = self._centre_and_scale
-        return (self.raw - centre) / scale
-
-    @cached_property
-    def rotated(self) -> tuple[Array, Array]:
-        """[n, r] and [r, d]: coordinates on the r axes that the standardised states span, and these axes.
-
-        A ridge penalty and a covariance do not change under rotation, so that fits cost by min(n, d), not by d.
-        """
-        points = self.standardised
-        n, width = points.shape
-        if n >= width:
-            axes = np.linalg.eigh(points.T @ points)[1].T
-            return points @ axes.T, axes
-        squares, vectors = np.linalg.eigh(points @ points.T)
-        used = squares > 1e-10 * squares[-1]
-        axes = (vectors[:, used] / np.sqrt(squares[used])).T @ points
-        return points @ axes.T, axes
-
-    def to_raw(self, coef: Array, intercept: float) -> tuple[Array, float]:
-        """A linear function of the standardised states as one of the raw states."""
-        centre, scale = self._centre_and_scale
-        slope = coef / scale
-        return slope, float(intercept - slope @ centre)
-
-
-_Linear = tuple["Array", float]
-"""Slope [d] and intercept of a function of the raw states: logits."""
-
-
-def _anchor_probe(features: Features, fractions: Array, setting: float) -> _Linear:
-    space = features.space or fit_anchors(features.states)
-    probe = fit_probe(space, features.states, fractions.tolist(), positive=features.positive)
-    slope = (probe.coef @ space.components).double().numpy()
-    return slope, float(probe.intercept - slope @ space.mean.double().numpy())
-
-
-def _mean_difference(features: Features, fractions: Array, setting: float) -> _Linear:
-    positive, negative = _class_means(features.raw, fractions)
-    return _with_log_odds(features.raw, fractions, positive - negative)
-
-
-def _logistic(features: Features, fractions: Array, setting: float) -> _Linear:
-    points, axes = features.rotated
-    model = ridge_logistic(points, fractions, setting)
-    return features.to_raw(model.coef_[0] @ axes, model.intercept_[0])
-
-
-def _leace(features: Features, fractions: Array, setting: float) -> _Linear:
-    points, axes = features.rotated
-    variances = np.square(points).mean(axis=0)
-    shrunk = (1 - setting) * variances + setting * variances.sum() / axes.shape[1]
-    covariance_with_target = (fractions - fractions.mean()) @ points / len(points)
-    slope, _ = features.to_raw((covariance_with_target / shrunk) @ axes, 0.0)
-    return _with_log_odds(features.raw, fractions, slope)
-
-
-def _sparse(features: Features, fractions: Array, setting: float) -> _Linear:
-    model = _fit_sparse(features.standardised, fractions, setting)
-    return features.to_raw(model.coef_[0], model.intercept_[0])
-
-
-def _fit_sparse(points: Array, fractions: Array, C: float) -> Any:
-    """scikit-learn's logistic regression with an L1 penalty, fitted on points [n, d] and soft labels [n]."""
-    from sklearn.linear_model import LogisticRegression
-
-    labels, weights = hard_labels(fractions)
-    used = weights > 0
-    # liblinear penalises the intercept, too: scaled up, it hardly pays. The seed only orders the coordinates.
-    model = LogisticRegression(
-        C=C, l1_ratio=1.0, solver="liblinear", intercept_scaling=10.0, max_iter=10_000, random_state=0
-    )
-    return model.fit(np.tile(points, (2, 1))[used], labels[used], sample_weight=weights[used])
-
-
-def _class_means(points: Array, fractions: Array) -> tuple[Array, Array]:
-    return fractions @ points / fractions.sum(), (1 - fractions) @ points / (1 - fractions).sum()
-
-
-def _with_log_odds(points: Array, fractions: Array, slope: Array) -> _Linear:
-    """Scales a slope so that the function is the log odds of two normals along it (Fisher's discriminant in 1-d)."""
-    places = points @ slope
-    positive, negative = _class_means(places, fractions)
-    within = fractions @ np.square(places - positive) + (1 - fractions) @ np.square(places - negative)
-    # The floor is for states without any spread within a class, which would give endless odds.
-    gain = (positive - negative) / max(within / len(places), 1e-12 * (positive - negative) ** 2)
-    prior = math.log(fractions.sum() / (1 - fractions).sum())
-    return gain * slope, float(prior - gain * (positive + negative) / 2)
-
-
-def _penalty(
-    fit_penalised: Callable[[Array, Array, float], Any],
-    points: Array,
-    features: Features,
-    fractions: Array,
-    grid: Sequence[float],
-    random_state: int,
-) -> float:
-    """The smallest C of the grid whose log loss on held-out queries is within one standard error of the best's."""
-    queries = pd.factorize(features.states.index["query_id"])[0]
-    losses = np.empty((len(grid), len(points)))
-    for train, test in grouped_folds(fractions, queries, INNER_FOLDS, random_state):
-        for number, C in enumerate(grid):
-            logits = fit_penalised(points[train], fractions[train], C).decision_function(points[test])
-            losses[number, test] = np.logaddexp(0, logits) - fractions[test] * logits
-    worse = losses - losses[losses.mean(axis=1).argmin()]
-    by_query = np.stack([np.bincount(queries, own) for own in worse])
-    error = by_query.std(axis=1) / np.sqrt(by_query.shape[1])
-    return grid[int((by_query.mean(axis=1) <= error).argmax())]
-
-
-def _tune_logistic(features: Features, fractions: Array, random_state: int) -> float:
-    return _penalty(ridge_logistic, features.rotated[0], features, fractions, RIDGE_GRID, random_state)
-
-
-def _tune_leace(features: Features, fractions: Array, random_state: int) -> float:
-    from sklearn.covariance import ledoit_wolf_shrinkage
-
-    return float(ledoit_wolf_shrinkage(features.standardised, assume_centered=True))
-
-
-def _tune_sparse(features: Features, fractions: Array, random_state: int) -> float:
-    points = features.standardised
-    smallest = 1 / np.abs((fractions - fractions.mean()) @ points).max()
-    grid = [smallest * factor for factor in SPARSE_GRID]
-    return _penalty(_fit_sparse, points, features, fractions, grid, random_state)
-
-
-def _untuned(features: Features, fractions: Array, random_state: int) -> float:
-    return math.nan
-
-
-class _Method(NamedTuple):
-    fit: Callable[[Features, Array, float], _Linear]
-    tune: Callable[[Features, Array, int], float] = _untuned
-
-
-_METHODS = {
-    "anchor_probe": _Method(_anchor_probe),
-    "mean_difference": _Method(_mean_difference),
-    "logistic": _Method(_logistic, _tune_logistic),
-    "leace": _Method(_leace, _tune_leace),
-    "sparse": _Method(_sparse, _tune_sparse),
-}
-METHODS = tuple(_METHODS)
-"""What `fit_directions` can do."""
-
-
-def known_methods(methods: Sequence[str] | None) -> tuple[str, ...]:
-    chosen = METHODS if methods is None else tuple(methods)
-    if unknown := [method for method in chosen if method not in _METHODS]:
-        raise StatesError(f"No method {unknown[0]!r} to find a direction: choose from {list(METHODS)}.")
-    return chosen
-
-
-def tune(method: str, features: Features, fractions: Array, random_state: int) -> float:
-    """The setting for one method: see `Direction.setting`."""
-    check_classes(fractions, features.positive)
-    return _METHODS[method].tune(features, fractions, random_state)
-
-
-def fit(method: str, features: Features, fractions: Array, setting: float) -> Direction:
+def fit(method: str, features: Features, fractions: Array, setting: float, positive: str) -> Direction:
     """The direction of one method with a given setting."""
-    check_classes(fractions, features.positive)
-    slope, intercept = _METHODS[method].fit(features, fractions, setting)
+    check_classes(fractions, positive)
+    slope, intercept = readout(method, features, fractions, setting)
     length = float(np.linalg.norm(slope))
     vector = slope / length if length > 0 else slope
     return Direction(
         method=method,
-        positive=features.positive,
+        positive=positive,
         vector=torch.tensor(vector, dtype=torch.float32),
         threshold=-intercept / length if length > 0 else 0.0,
         scale=length,
         setting=setting,
-        layer=features.states.layers[0],
+        layer=features.layer,
         model_fingerprint=features.states.model_fingerprint,
     )
