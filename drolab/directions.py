@@ -98,7 +98,8 @@ def fit_directions(
         and v = Cov(x)⁻¹u, LEACE erases the concept z by x - u vᵀ(x - E[x]) / vᵀu: it *reads* along v and
         *removes* along u. Returned is v, the whitened one, since a direction here must score states; u is no
         further direction, it is `mean_difference` (for z in [0, 1] both are parallel). Cov(x) is shrunk towards
-        the identity in standardised coordinates (Ledoit and Wolf 2004), so that n may lie below d.
+        the identity in standardised coordinates (Ledoit and Wolf 2004), so that n may lie below d. They take states
+        as independent; with several prompts per query it is shrunk too little, and the scores are overconfident.
     `sparse`: a logistic regression with an L1 penalty (Tibshirani 1996; for probes, Gurnee et al. 2023,
         arXiv 2305.01610); the penalty is chosen as for `logistic`, from SPARSE_GRID.
 
@@ -151,10 +152,10 @@ def direction_cosines(
 
     Returns:
         One row per pair: `a, b, kind` (`direction` or `control`), `cosine, low, high`, and `correlation`, that of
-        the scores of the states. The last four are NaN without states but for the cosine. Where a few axes hold most
-        of the states' variance, directions with a small cosine can rank the states alike.
-        The intervals say how far a cosine depends on which queries were drawn. They do not cover the cosine that
-        endless queries would give: noise in d dimensions pulls most estimates of it towards 0.
+        the scores of the states; low, high and correlation are NaN without states. Where few axes hold most of the
+        states' variance, directions with a small cosine can rank the states alike.
+        The intervals say how far a cosine depends on which queries were drawn, and err to the wide side. They do not
+        cover the cosine that endless queries would give: noise in d dimensions pulls most estimates of it towards 0.
 
     Raises:
         StatesError: no direction, several layers or widths, one called `random`, a target that is missing, or fewer

@@ -222,6 +222,11 @@ METHODS = tuple(_METHODS)
 
 
 def known_methods(methods: Sequence[str] | None) -> tuple[str, ...]:
+    """The methods asked for; None is all.
+
+    Raises:
+        StatesError: one that does not exist.
+    """
     chosen = METHODS if methods is None else tuple(methods)
     if unknown := [method for method in chosen if method not in _METHODS]:
         raise StatesError(f"No method {unknown[0]!r} to find a direction: choose from {list(METHODS)}.")
