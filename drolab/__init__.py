@@ -20,7 +20,10 @@ from drolab.types import (
 )
 
 if TYPE_CHECKING:
+    import drolab.causal as causal
+    import drolab.claims as claims
     import drolab.comparison as comparison
+    import drolab.directions as directions
     import drolab.evidence as evidence
     import drolab.export as export
     import drolab.figures as figures
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     import drolab.labels as labels
     import drolab.panels as panels
     import drolab.published as published
+    import drolab.steering as steering
+    import drolab.sweep as sweep
     from drolab.anchors import fit_anchors
     from drolab.data import load_queries
     from drolab.dro import train_dro
@@ -53,7 +58,12 @@ _HOMES = {
     "judge": "judges",
     "Store": "store",
 }
-_MODULES = frozenset({"comparison", "evidence", "export", "figures", "judges", "labels", "panels", "published"})
+_MODULES = frozenset(
+    {
+        *("causal", "claims", "comparison", "directions", "evidence", "export", "figures", "judges", "labels"),
+        *("panels", "published", "steering", "sweep"),
+    }
+)
 
 __all__ = [
     "AnchorSpace",
@@ -65,7 +75,10 @@ __all__ = [
     "SafetyPrompt",
     "SoftPrompt",
     "Store",
+    "causal",
+    "claims",
     "comparison",
+    "directions",
     "evidence",
     "export",
     "figures",
@@ -81,6 +94,8 @@ __all__ = [
     "load_queries",
     "panels",
     "published",
+    "steering",
+    "sweep",
     "train_dro",
 ]
 

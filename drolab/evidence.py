@@ -240,7 +240,8 @@ def shift_similarity(
         two different safety prompts, in all four combinations of the classes. `classes alike`: of one safety prompt,
         between its classes. `like a control`: of a safety prompt and a control. `beyond the controls`: the first less
         the third. `share in 1 direction`: how much of the safety prompts' squared mean shifts lies along their common
-        mean; `share in k directions`: in the best k. Rows whose prompts are not there are left out.
+        mean; `share in k directions`: in the best k, without an interval (where several directions are equally good
+        there is no honest one). Rows whose prompts are not there are left out.
 
     Raises:
         StatesError: as in `shifts`; fewer than two safety prompts, a prompt without states, one class only.
@@ -259,27 +260,27 @@ def shift_similarity(
         ],
         "like a control": _group_pairs(groups, safety, controls),
     }
-    found: dict[str, tuple[float, Array, Array, Scale]] = {
+    found: dict[str, tuple[float, Array | None, Array, Scale]] = {
         name: (*mean_cosine(moments, chosen), null[:, *np.array(chosen).T].mean(axis=1), FISHER)
         for name, chosen in pairs.items()
         if chosen
     }
     if controls:
-        (alike, up, drawn, _), (other, down, control, _) = found["alike"], found["like a control"]
-        found["beyond the controls"] = alike - other, up - down, drawn - control, PLAIN
+        within, across = (mean_cosine(moments, pairs[name]) for name in ("alike", "like a control"))
+        drawn = found["alike"][2] - found["like a control"][2]
+        found["beyond the controls"] = within[0] - across[0], within[1] - across[1], drawn, PLAIN
     members = [place for place, (prompt, _) in enumerate(groups) if prompt in safety]
     shares = np.linalg.eigvalsh(null[:, members][:, :, members])[:, ::-1].cumsum(axis=1) / len(members)
     found["share in 1 direction"] = (*common_share(moments, members), shares[:, 0], PLAIN)
     for k in range(2, min(n_directions, len(members) - 1) + 1):
-        share = leading_share(moments, members, k, generator)
-        found[f"share in {k} directions"] = (*share, shares[:, k - 1], PLAIN)
+        found[f"share in {k} directions"] = leading_share(moments, members, k, generator), None, shares[:, k - 1], PLAIN
     return pd.DataFrame([_similarity_row(moments, name, *one, level) for name, one in found.items()])
 
 
 def _similarity_row(
-    moments: Moments, measure: str, value: float, gradient: Array, null: Array, scale: Scale, level: float
+    moments: Moments, measure: str, value: float, gradient: Array | None, null: Array, scale: Scale, level: float
 ) -> dict[str, Any]:
-    error = moments.standard_error(gradient)
+    error = float("nan") if gradient is None else moments.standard_error(gradient)
     limits = interval(value, error, moments.n_queries, level, scale)
     null_low, null_high = np.quantile(null, [(1 - level) / 2, (1 + level) / 2])
     row = {"measure": measure, **limits._asdict(), "error": error, "null_low": null_low, "null_high": null_high}

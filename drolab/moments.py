@@ -5,7 +5,7 @@ the means themselves, lengths come out too large and cosines too small (or too l
 noise of the baseline). Products of *different* queries' shifts have no such bias. Their mean over all pairs is a
 U-statistic (Hoeffding 1948, Annals of Mathematical Statistics 19), and of its smooth functions the standard error
 comes from leaving out one query at a time, with all its prompts: the jackknife (Arvesen 1969, ibid. 40). Where the
-shifts are small against their noise the jackknife counts the second-order part of the variance twice; the surplus
+shifts are small against their noise the jackknife counts twice what pairs of queries have for themselves; this surplus
 is estimated and taken off.
 """
 
@@ -78,72 +78,51 @@ class Moments:
         return first, second
 
     def standard_error(self, gradient: Array, gradient_along: Array | None = None) -> float:
-        """Of a smooth function of `products` and `along`; the arguments are those of `influences`."""
-        found = self.influences(gradient, gradient_along)
-        jackknife = _jackknife(found)
-        return float(np.sqrt(max(jackknife - self._surplus(list(found), gradient), jackknife / 2)))
-
-    def influences(self, gradient: Array, gradient_along: Array | None = None) -> dict[bool, Array]:
-        """Per class [n], of mean 0: how much each query moves a smooth function, by the jackknife, to first order.
+        """Of a smooth function of `products` and `along`, by the jackknife over queries, to first order.
 
         Args:
             gradient: [groups, groups], symmetric: the derivative with respect to each product.
             gradient_along: [groups, directions]: the same for `along`.
         """
-        found = {}
-        for kind in self._members(gradient, gradient_along):
-            own = self._groups(kind)
-            n = len(self.parts[own[0]])
-            rows = _without_diagonal(self._kernel(own, own, gradient)).sum(axis=1) / (n - 1)
-            single = 2 * self._kernel(own, self._groups(not kind), gradient).mean(axis=1)
-            if gradient_along is not None:
-                single = single + sum(self.parts[a] @ (gradient_along[a] @ self.directions) for a in own)
-            found[kind] = 2 * (n - 1) / (n - 2) * (rows - rows.mean()) + single - single.mean()
-        return found
-
-    def _surplus(self, kinds: Sequence[bool], gradient: Array) -> float:
-        """What the jackknife counts twice: the variance of what the queries' products have in common only in pairs."""
-        total = 0.0
-        for own in map(self._groups, kinds):
-            rest = _without_diagonal(_centred(_without_diagonal(self._kernel(own, own, gradient))))
-            n = len(rest)
-            total += 2 * (rest**2).sum() / (n**2 * (n - 1) * max(n - 3, 1))
-        if len(kinds) == 2:
-            between = 2 * self._kernel(self._groups(kinds[0]), self._groups(kinds[1]), gradient)
-            rest = between - between.mean(axis=0) - between.mean(axis=1, keepdims=True) + between.mean()
-            total += (rest**2).sum() / ((rest.shape[0] - 1) * (rest.shape[1] - 1) * rest.size)
-        return total
-
-    def _members(self, gradient: Array, gradient_along: Array | None) -> list[bool]:
-        """The classes that a function depends on."""
         both = gradient if gradient_along is None else np.hstack([gradient, gradient_along])
-        return list(dict.fromkeys(kind for kind, row in zip(self.classes, both, strict=True) if row.any()))
+        used = [int(a) for a in np.flatnonzero(both.any(axis=1))]
+        members = {kind: [a for a in used if self.classes[a] == kind] for kind in {self.classes[a] for a in used}}
+        between = self._between(members, gradient)
+        variance, surplus = 0.0, 0.0 if between is None else _pairs_alone(between)
+        for side, groups in enumerate(members.values()):
+            kernel = self._kernel(groups, groups, gradient)
+            np.fill_diagonal(kernel, 0.0)
+            n = len(kernel)
+            rows, single = kernel.sum(axis=1) / (n - 1), np.zeros(n)
+            if between is not None:
+                single += between.mean(axis=1 - side)
+            if gradient_along is not None:
+                single += sum(self.parts[a] @ (gradient_along[a] @ self.directions) for a in groups)
+            influence = 2 * (n - 1) / (n - 2) * (rows - rows.mean()) + single - single.mean()
+            variance += influence @ influence / (n * (n - 1))
+            rest = kernel - rows[:, None] - rows + rows.mean()
+            np.fill_diagonal(rest, 0.0)
+            surplus += 2 * (rest**2).sum() / (n**2 * (n - 1) * max(n - 3, 1))
+        return float(np.sqrt(max(variance - surplus, variance / 2)))
 
-    def _groups(self, kind: bool) -> list[int]:
-        return [a for a, other in enumerate(self.classes) if other == kind]
+    def _between(self, members: Mapping[bool, list[int]], gradient: Array) -> Array | None:
+        """[n, m]: the kernel between the queries of the two classes, if the function mixes them."""
+        if len(members) < 2:
+            return None
+        first, second = members.values()
+        return 2 * self._kernel(first, second, gradient) if gradient[np.ix_(first, second)].any() else None
 
     def _kernel(self, rows: Sequence[int], columns: Sequence[int], gradient: Array) -> Array:
-        """[n, m]: the products of single queries' shifts, weighted by the gradient; [n, 1] without columns."""
-        total = np.zeros((len(self.parts[rows[0]]), len(self.parts[columns[0]]) if columns else 1))
-        for a in rows:
-            if used := [b for b in columns if gradient[a, b]]:
-                total = total + self.parts[a] @ sum(gradient[a, b] * self.parts[b] for b in used).T
-        return total
+        """[n, m]: the products of single queries' shifts, weighted by the gradient."""
+        weighted = np.tensordot(gradient[np.ix_(rows, columns)], np.stack([self.parts[b] for b in columns]), axes=1)
+        kernel: Array = np.hstack([self.parts[a] for a in rows]) @ np.hstack(list(weighted)).T
+        return kernel
 
 
-def _jackknife(influences: Mapping[bool, Array]) -> float:
-    """The variance of an estimate from its queries' influences."""
-    return float(sum(values @ values / (len(values) * (len(values) - 1)) for values in influences.values()))
-
-
-def _without_diagonal(kernel: Array) -> Array:
-    return kernel - np.diag(np.diag(kernel)) if kernel.shape[0] == kernel.shape[1] else kernel
-
-
-def _centred(kernel: Array) -> Array:
-    """What the row means of a symmetric kernel without its diagonal leave."""
-    rows = kernel.sum(axis=1) / (len(kernel) - 1)
-    return kernel - rows[:, None] - rows + rows.mean()
+def _pairs_alone(kernel: Array) -> float:
+    """The variance of what a kernel between independent queries leaves to the single pair."""
+    rest = kernel - kernel.mean(axis=0) - kernel.mean(axis=1, keepdims=True) + kernel.mean()
+    return float((rest**2).sum() / ((kernel.shape[0] - 1) * (kernel.shape[1] - 1) * kernel.size))
 
 
 def cosine(moments: Moments, a: int, b: int) -> tuple[float, Array]:
@@ -193,13 +172,11 @@ def common_share(moments: Moments, groups: Sequence[int]) -> tuple[float, Array]
     return float(value), gradient
 
 
-def leading_share(
-    moments: Moments, groups: Sequence[int], k: int, generator: np.random.Generator
-) -> tuple[float, Array]:
-    """How much of their squared length lies in the best k directions, and its gradient.
+def leading_share(moments: Moments, groups: Sequence[int], k: int, generator: np.random.Generator) -> float:
+    """How much of their squared length lies in the best k directions.
 
     The directions are found on one half of the queries and measured on the other, both ways: on the same queries
-    the best of several equal directions would look better than it is.
+    the best of several equal directions would look better than it is. For the same reason there is no gradient.
     """
     halves = moments.halves(generator)
     captured = total = 0.0
@@ -207,12 +184,7 @@ def leading_share(
         vectors = np.linalg.eigh(found.products[np.ix_(groups, groups)])[1][:, -k:]
         inner = measured.products[np.ix_(groups, groups)]
         captured, total = captured + np.trace(vectors.T @ inner @ vectors), total + np.trace(inner)
-    inner = moments.products[np.ix_(groups, groups)]
-    vectors = np.linalg.eigh(inner)[1][:, -k:]
-    gradient = np.zeros_like(moments.products)
-    value = captured / total
-    gradient[np.ix_(groups, groups)] = (vectors @ vectors.T - value * np.eye(len(groups))) / np.trace(inner)
-    return float(value), gradient
+    return float(captured / total)
 
 
 class Scale(NamedTuple):
@@ -253,7 +225,10 @@ def _clip(value: float, low: float, high: float) -> float:
 
 
 def interval(value: float, error: float, n: int, level: float, scale: Scale = PLAIN) -> Interval:
-    """Student's t with n - 1 degrees of freedom, on a scale; of NaN: NaN, without limits."""
+    """Student's t with n - 1 degrees of freedom, on a scale. An estimate of NaN may be anything; an error of NaN gives
+    no interval."""
+    if math.isnan(error):
+        return Interval(value, math.nan, math.nan)
     if math.isnan(value):
         return Interval(value, scale.back(-math.inf), scale.back(math.inf))
     inside = scale.inside(value, error)

@@ -112,7 +112,7 @@ def auc_change(
     *,
     baseline: str = NO_PROMPT,
     n_splits: int = 10,
-    n_repeats: int = 5,
+    n_repeats: int = 3,
     random_state: int = 0,
     level: float = 0.95,
 ) -> pd.DataFrame:
@@ -129,15 +129,16 @@ def auc_change(
     """
     chosen = one_position(states)
     seeds = [random_state + repeat for repeat in range(n_repeats)]
-    held, order = {}, None
+    order = chosen.select(prompt=baseline).index["query_id"].to_numpy()
+    held = {}
     for name in [baseline, *prompts]:
         part = chosen.select(prompt=name)
-        queries = part.index["query_id"]
-        order = queries if order is None else order
-        if len(queries) != len(order) or (places := pd.Index(queries).get_indexer(order)).min() < 0:
+        queries = part.index["query_id"].to_numpy()
+        if len(queries) != len(order) or set(queries) != set(order):
             raise StatesError(f"Prompt {name!r} has other queries than {baseline!r}: compute the same ones under both.")
+        places = pd.Index(queries).get_indexer(order)
         points, labels = coordinates(space, part)[places], _labels(part)[places]
-        held[name] = _held_out(points, labels, order.to_numpy(), n_splits, seeds)
+        held[name] = _held_out(points, labels, order, n_splits, seeds)
     rows = [_change([held[name]], held[baseline], level) | {"prompt": name} for name in prompts]
     rows.append(_change([held[name] for name in prompts], held[baseline], level) | {"prompt": ALL})
     columns = ["prompt", "n", "auc", "baseline_auc", "baseline_error", "change", "low", "high", "error", "p"]
@@ -145,7 +146,7 @@ def auc_change(
 
 
 def shuffled_aucs(
-    states: HiddenStates, space: AnchorSpace, *, n_splits: int = 10, n_shuffles: int = 50, random_state: int = 0
+    states: HiddenStates, space: AnchorSpace, *, n_splits: int = 10, n_shuffles: int = 20, random_state: int = 0
 ) -> Array:
     """[n_shuffles]: the AUC in `space` of states of one prompt when the classes are dealt out at random."""
     part = one_position(states)
@@ -202,14 +203,14 @@ def _held_out(points: Tensor, labels: Array, groups: NDArray[Any], n_splits: int
 def _scores(points: Tensor, labels: Array, groups: NDArray[Any], n_splits: int, random_state: int) -> Array:
     """[n]: each state's logit from the fold in which it was held out."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
     features = points.double().numpy()
     scores = np.empty(len(labels))
     for train, test in grouped_folds(labels, groups, n_splits, random_state):
-        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=10_000))
-        scores[test] = model.fit(features[train], labels[train]).decision_function(features[test])
+        mean, spread = features[train].mean(axis=0), features[train].std(axis=0)
+        scaled = (features - mean) / np.where(spread > 0, spread, 1.0)
+        model = LogisticRegression(max_iter=10_000).fit(scaled[train], labels[train])
+        scores[test] = model.decision_function(scaled[test])
     return scores
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from planted import WIDTH, as_states, axis, planted_states, state_index
 from scipy import stats
 from sklearn.metrics import roc_auc_score
@@ -46,3 +47,87 @@ def test_classes_without_a_difference_are_not_separable() -> None:
 def test_separability_of_one_class(states: HiddenStates) -> None:
     with pytest.raises(StatesError, match="these are of one class: add the other"):
         separability(states.select(harmful=True))
+
+
+def two_conditions(n: int, gap: float, gain: float, seed: int) -> HiddenStates:
+    """n + n queries in 4 dimensions under `none` and `more`, which moves all of them and the classes by `gain` more."""
+    rng = np.random.default_rng(seed)
+    side = np.repeat([0.5, -0.5], n)
+    none = rng.normal(size=(2 * n, 4)) + gap * side[:, None] * [1, 0, 0, 0]
+    more = 0.8 * (none - gap * side[:, None] * [1, 0, 0, 0]) + 0.6 * rng.normal(size=(2 * n, 4))
+    more += (gap + gain) * side[:, None] * [1, 0, 0, 0] + [0, 3, 0, 0]
+    values = np.zeros((4 * n, WIDTH))
+    values[:, :4] = np.concatenate([none, more])
+    return as_states(values, state_index(["none", "more"], n))
+
+
+def flat(states: HiddenStates) -> AnchorSpace:
+    return fit_anchors(states, n_components=4)
+
+
+def test_the_auc_is_that_of_held_out_scores() -> None:
+    states = two_conditions(40, gap=2.0, gain=0.0, seed=0)
+    found = separability(states, prompt="none", n_splits=5).iloc[0]
+    normal = stats.norm.cdf(2.0 / np.sqrt(2))  # of the best score there is
+    assert found["auc_low"] < normal < found["auc_high"]
+    first_axis = roc_auc_score(states.index["harmful"][:80], states.values[:80, 0, 0])
+    assert found["auc"] == pytest.approx(first_axis, abs=0.06)
+
+
+def test_a_perfect_auc_is_not_certain() -> None:
+    found = separability(planted_states({}, gap=20.0, n_per_class=15), n_splits=5).iloc[0]
+    assert found["auc"] == 1
+    assert 0.6 < found["auc_low"] < 0.9
+
+
+def test_a_prompt_that_only_moves_changes_nothing_and_one_that_separates_does() -> None:
+    false = 0
+    for seed in range(60):
+        states = two_conditions(40, gap=1.5, gain=0.0, seed=seed)
+        false += auc_change(states, flat(states), ["more"], n_repeats=1, n_splits=5)["p"].iloc[0] < 0.05
+    assert false <= 8
+    states = two_conditions(100, gap=1.5, gain=1.5, seed=0)
+    table = auc_change(states, flat(states), ["more"], n_repeats=2)
+    assert table["prompt"].tolist() == ["more", "all"]
+    assert table["change"].iloc[0] == pytest.approx(table["auc"].iloc[0] - table["baseline_auc"].iloc[0])
+    assert table["low"].iloc[0] > 0
+    assert table["p"].iloc[0] < 1e-3
+    assert table.drop(columns="prompt").iloc[0].equals(table.drop(columns="prompt").iloc[1])
+
+
+def test_the_order_of_the_queries_does_not_matter_but_their_names_do() -> None:
+    states = two_conditions(30, gap=1.5, gain=0.5, seed=1)
+    table = auc_change(states, flat(states), ["more"], n_repeats=1)
+    turned = states.select(prompt="more")
+    flipped = HiddenStates(
+        values=turned.values.flip(0), index=turned.index[::-1].reset_index(drop=True), layers=(2,), num_hidden_layers=2
+    )
+    both = HiddenStates(
+        values=np_cat(states.select(prompt="none"), flipped),
+        index=pd.concat([states.select(prompt="none").index, flipped.index], ignore_index=True),
+        layers=(2,),
+        num_hidden_layers=2,
+        model_fingerprint="planted",
+    )
+    pd.testing.assert_frame_equal(auc_change(both, flat(states), ["more"], n_repeats=1), table)
+    index = both.index.assign(query_id=both.index["query_id"].where(both.index["prompt"] == "none", "other"))
+    with pytest.raises(StatesError, match="'more' has other queries than 'none'"):
+        auc_change(
+            HiddenStates(
+                values=both.values, index=index, layers=(2,), num_hidden_layers=2, model_fingerprint="planted"
+            ),
+            flat(states),
+            ["more"],
+        )
+
+
+def np_cat(first: HiddenStates, second: HiddenStates) -> torch.Tensor:
+    return torch.cat([first.values, second.values])
+
+
+def test_shuffled_labels() -> None:
+    states = two_conditions(40, gap=3.0, gain=0.0, seed=2)
+    dealt = shuffled_aucs(states.select(prompt="none"), flat(states), n_splits=5, n_shuffles=20)
+    assert dealt.shape == (20,)
+    assert abs(dealt.mean() - 0.5) < 0.07
+    assert dealt.max() < separability(states, prompt="none", n_splits=5)["auc"].item()

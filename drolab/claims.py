@@ -60,7 +60,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class _Measured:
+class Measured:
     """What was measured for one claim."""
 
     claim: Claim
@@ -91,7 +91,7 @@ class Verdict:
 
     table: pd.DataFrame
     """COLUMNS: one row per claim. p-values are corrected for the claims of the table (Holm)."""
-    measured: tuple[_Measured, ...]
+    measured: tuple[Measured, ...]
 
     def __str__(self) -> str:
         return "\n".join(
@@ -173,12 +173,12 @@ def power_table(
                 raise StatesError(
                     f"An effect must lie {side} the threshold {one.claim.threshold} of {claim!r}, got {effect}."
                 )
-            n = _needed(one, effect, power, (1 - level) / len(measured))
+            n = _needed(one, effect, power, (1 - level) / len(result.measured))
             rows.append({"claim": claim, "effect": effect, "threshold": one.claim.threshold, "power": power, "n": n})
     return pd.DataFrame(rows)
 
 
-def _needed(one: _Measured, effect: float, power: float, alpha: float) -> int:
+def _needed(one: Measured, effect: float, power: float, alpha: float) -> int:
     """The smallest n whose one-sided t-test has the power. The spread per query stays as it is here."""
     ratio = one.claim.distance(effect, one.error) / (one.scaled_error * np.sqrt(one.n))
 
@@ -225,15 +225,15 @@ class _Nulls:
 
 def _separable(
     states: HiddenStates, space: AnchorSpace, safety: Sequence[str], baseline: str, random_state: int, dealt: _Nulls
-) -> list[_Measured]:
+) -> list[Measured]:
     changes = auc_change(states, space, safety, baseline=baseline, random_state=random_state)
     mean = changes.iloc[-1]
     shuffled = shuffled_aucs(states.select(prompt=baseline), space, random_state=random_state)
     n, error = int(mean["n"]), float(mean["error"])
     unchanged = interval(0.0, error, n, dealt.level)[1:]  # what no change looks like, give or take its error
     return [
-        _Measured(SEPARABLE, mean["baseline_auc"], mean["baseline_error"], n, dealt.limits(shuffled)),
-        _Measured(NOT_ENHANCED, mean["change"], error, n, unchanged),
+        Measured(SEPARABLE, mean["baseline_auc"], mean["baseline_error"], n, dealt.limits(shuffled)),
+        Measured(NOT_ENHANCED, mean["change"], error, n, unchanged),
     ]
 
 
@@ -244,7 +244,7 @@ def _alike(
     baseline: str,
     layer: int,
     dealt: _Nulls,
-) -> list[_Measured]:
+) -> list[Measured]:
     seed = int(dealt.generator.integers(2**32))
     table = shift_similarity(
         states, safety, controls, baseline=baseline, layer=layer, n_null=dealt.n, random_state=seed, level=dealt.level
@@ -252,10 +252,10 @@ def _alike(
     measured = table.set_index("measure")[["value", "error", "n", "null_low", "null_high"]].T.to_dict("list")
     claims = {"alike": ALIKE, "beyond the controls": BEYOND}
     found = {claim: measured[measure] for measure, claim in claims.items() if measure in measured}
-    return [_Measured(claim, value, se, int(n), (low, high)) for claim, (value, se, n, low, high) in found.items()]
+    return [Measured(claim, value, se, int(n), (low, high)) for claim, (value, se, n, low, high) in found.items()]
 
 
-def _along(moved: Shifts, safety: Sequence[str], direction: Array, dealt: _Nulls) -> _Measured:
+def _along(moved: Shifts, safety: Sequence[str], direction: Array, dealt: _Nulls) -> Measured:
     moments, groups = moved.moments(direction[None]), moved.groups()
     members = [place for place, (prompt, _) in enumerate(groups) if prompt in safety]
     values, gradients, along = zip(*(direction_cosine(moments, place, 0) for place in members), strict=True)
@@ -263,12 +263,12 @@ def _along(moved: Shifts, safety: Sequence[str], direction: Array, dealt: _Nulls
     means = np.stack([moments.parts[place].mean(axis=0) for place in members])
     means /= np.linalg.norm(means, axis=1, keepdims=True)
     null = dealt.limits((null_directions(moved, dealt.n, dealt.generator) @ means.T).mean(axis=1))
-    return _Measured(ALONG, float(np.mean(values)), error, moments.n_queries, null)
+    return Measured(ALONG, float(np.mean(values)), error, moments.n_queries, null)
 
 
 def _refusals(
     scores: pd.DataFrame, column: str, moved: Shifts, safety: Sequence[str], baseline: str, dealt: _Nulls
-) -> list[_Measured]:
+) -> list[Measured]:
     found = []
     for claim, harmful in ((HARMFUL, True), (HARMLESS, False)):
         queries = moved.queries.loc[moved.rows(harmful), "query_id"]
@@ -291,7 +291,7 @@ def _rates(scores: pd.DataFrame, column: str, queries: pd.Series, prompt: str) -
 
 def _apart(
     moved: Shifts, refusal: Probe, space: AnchorSpace, trained: Mapping[str, str], dealt: _Nulls
-) -> list[_Measured]:
+) -> list[Measured]:
     """One row per trained prompt."""
     slope = (refusal.coef.double() @ space.components.double()).numpy()
     found = []
@@ -305,8 +305,8 @@ def _apart(
     return found
 
 
-def _mean(claim: Claim, samples: Sequence[Array], dealt: _Nulls) -> _Measured:
+def _mean(claim: Claim, samples: Sequence[Array], dealt: _Nulls) -> Measured:
     """A claim about the sum of the means of independent samples."""
     error = float(np.sqrt(sum(stats.sem(values) ** 2 for values in samples)))
     estimate, n = float(sum(values.mean() for values in samples)), sum(map(len, samples))
-    return _Measured(claim, estimate, error, n, dealt.signs(samples))
+    return Measured(claim, estimate, error, n, dealt.signs(samples))

@@ -1,0 +1,212 @@
+"""Do the intervals cover, and do the tests err, as often as they say? Simulations with a known truth.
+
+    python benchmarks/calibration.py                  # 2,000 simulations per row, about fifteen minutes on one core
+    python benchmarks/calibration.py --simulations 200
+
+Shifts of three safety prompts and two controls on two classes of queries are drawn with a planted geometry (one shared
+shift, separate ones, none), with noise that the prompts of a query share (the baseline's) and noise of their own, both
+uneven over the dimensions. Everything is printed, nothing asserted; docs/evidence.md has the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from drolab import claims, moments
+from drolab.moments import FISHER, LOGIT, PLAIN, Moments, Scale
+from drolab.separability import _change, _held_out
+
+SAFETY, CONTROLS = range(6), range(6, 10)
+"""Groups: prompt by prompt harmful, harmless; three safety prompts, two controls."""
+
+
+def means(geometry: str, d: int, size: float, generator: np.random.Generator) -> np.ndarray:
+    """[10, d]: the true mean shift of every group; safety prompts of length `size`."""
+    axes = np.linalg.qr(generator.normal(size=(d, 8)))[0].T
+    shared = {"shared": 0.9, "weak": 0.5, "separate": 0.0, "none": 0.0}[geometry]
+    found = []
+    for prompt in range(3):
+        common = np.sqrt(shared) * axes[0] + np.sqrt(1 - shared) * axes[1 + prompt]
+        found += [size * common, 0.7 * size * common]
+    found += [0.5 * size * axes[4], 0.5 * size * axes[4], 0.5 * size * axes[5], 0.5 * size * axes[5]]
+    return np.array(found) * (geometry != "none")
+
+
+def draw(true: np.ndarray, n: int, generator: np.random.Generator) -> Moments:
+    d = true.shape[1]
+    spread = np.sqrt(1 / np.arange(1, d + 1) ** 0.5)
+    spread /= np.linalg.norm(spread)
+    baseline = {kind: 0.7 * spread * generator.normal(size=(n, d)) for kind in (True, False)}
+    classes = [group % 2 == 0 for group in range(len(true))]
+    own = [baseline[kind] + 0.7 * spread * generator.normal(size=(n, d)) for kind in classes]
+    return Moments(
+        parts=[mean + noise for mean, noise in zip(true, own, strict=True)],
+        classes=classes,
+        directions=(true[:1] / max(np.linalg.norm(true[0]), 1e-12) + (true[0] == 0) / np.sqrt(d)),
+    )
+
+
+def measures(found: Moments) -> Iterator[tuple[str, float, float, Scale]]:
+    """Name, estimate, standard error, scale."""
+    pairs = [(a, b) for a in SAFETY for b in SAFETY if a < b and a // 2 != b // 2]
+    across = [(a, b) for a in SAFETY for b in CONTROLS]
+    for name, chosen in {"cosine, one class": [(0, 2)], "cosine, two classes": [(0, 3)], "alike": pairs}.items():
+        value, gradient = moments.mean_cosine(found, chosen)
+        yield name, value, found.standard_error(gradient), FISHER
+    (alike, up), (other, down) = moments.mean_cosine(found, pairs), moments.mean_cosine(found, across)
+    yield "beyond the controls", alike - other, found.standard_error(up - down), PLAIN
+    value, *gradients = moments.direction_cosine(found, 2, 0)
+    yield "cosine with a direction", value, found.standard_error(*gradients), FISHER
+    value, gradient = moments.common_share(found, list(SAFETY))
+    yield "share in 1 direction", value, found.standard_error(gradient), PLAIN
+
+
+def coverage(geometry: str, d: int, n: int, size: float, simulations: int) -> dict[str, float]:
+    """Measure → how often its 95 % interval holds the truth."""
+    generator = np.random.default_rng([d, n, int(100 * size)])
+    true = means(geometry, d, size, generator)
+    exact = Moments(
+        parts=[np.tile(mean, (8, 1)) for mean in true],
+        classes=[g % 2 == 0 for g in range(10)],
+        directions=draw(true, 4, generator).directions,
+    )
+    truth = {name: value for name, value, _, _ in measures(exact)}
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for _ in range(simulations):
+        for name, value, error, scale in measures(draw(true, n, generator)):
+            limits = moments.interval(value, error, 2 * n, 0.95, scale)
+            hits[name].append(bool(limits.low - 1e-12 <= truth[name] <= limits.high + 1e-12))
+    return {name: float(np.mean(found)) for name, found in hits.items()}
+
+
+def errors(d: int, n: int, size: float, simulations: int) -> dict[str, float]:
+    """Claim → how often it is called supported at 5 % (uncorrected) although the truth lies on its threshold."""
+    generator = np.random.default_rng([d, n, 1])
+    axes = np.linalg.qr(generator.normal(size=(d, 8)))[0].T
+    # Any two safety prompts have a cosine of exactly .5, the first control has the same with each of them.
+    safety = [np.sqrt(0.5) * axes[0] + np.sqrt(0.5) * axes[1 + prompt] for prompt in range(3)]
+    control = np.sqrt(0.5) * axes[0] + np.sqrt(0.5) * axes[4]
+    true = size * np.array([shift for shift in (*safety, control, control) for _ in range(2)])
+    false: dict[str, list[bool]] = defaultdict(list)
+    for _ in range(simulations):
+        found = draw(true, n, generator)
+        for name, value, error, _ in measures(found):
+            claim = {"alike": claims.ALIKE, "beyond the controls": claims.BEYOND}.get(name)
+            if claim:
+                false[claim.text].append(supported(claim, value, error, 2 * n))
+        rises = (generator.random(n) < 0.2) * 1.0 - (generator.random(n) < 0.2)  # no rise, in steps, mostly 0
+        false[claims.HARMLESS.text].append(supported(claims.HARMLESS, rises.mean(), rises.std(ddof=1) / n**0.5, n))
+    return {name: float(np.mean(found)) for name, found in false.items()}
+
+
+def supported(claim: claims.Claim, value: float, error: float, n: int, alpha: float = 0.05) -> bool:
+    row = claims.Measured(claim, value, error, n, (0.0, 0.0)).row(0.95)
+    return bool(row["p_support"] < alpha)
+
+
+def power(
+    claim: claims.Claim, simulate: Callable[[int], claims.Measured], effect: float, simulations: int
+) -> dict[str, float]:
+    """What the power table promises after a pilot of 100 queries, and how often so many queries do it."""
+    pilot = simulate(100)
+    result = claims.Verdict(table=pd.DataFrame(), measured=(pilot,))
+    n = int(claims.power_table(result, {claim.text: [effect]})["n"].iloc[0])
+    runs = [simulate(n) for _ in range(simulations)]
+    return {
+        "promised": 0.8,
+        "n": n,
+        "reached": float(np.mean([supported(claim, r.estimate, r.error, r.n) for r in runs])),
+    }
+
+
+def powers(simulations: int) -> dict[str, dict[str, float]]:
+    generator = np.random.default_rng(5)
+
+    def rise(n: int) -> claims.Measured:
+        rises = 0.05 + 0.2 * generator.normal(size=n)
+        return claims.Measured(claims.HARMLESS, rises.mean(), rises.std(ddof=1) / n**0.5, n, (0.0, 0.0))
+
+    axes = np.linalg.qr(generator.normal(size=(64, 8)))[0].T
+    safety = [np.sqrt(0.6) * axes[0] + np.sqrt(0.4) * axes[1 + prompt] for prompt in range(3)]
+    true = 0.6 * np.array([shift for shift in (*safety, axes[4], axes[5]) for _ in range(2)])
+
+    def alike(n: int) -> claims.Measured:
+        found = draw(true, max(n // 2, 4), generator)
+        _, value, error, _ = next(m for m in measures(found) if m[0] == "alike")
+        return claims.Measured(claims.ALIKE, value, error, found.n_queries, (0.0, 0.0))
+
+    return {
+        "rise of .05, spread .2": power(claims.HARMLESS, rise, 0.05, simulations),
+        "cosine of .6 against .5": power(claims.ALIKE, alike, 0.6, simulations),
+    }
+
+
+def aucs(n: int, d: int, gap: float, gain: float, simulations: int) -> dict[str, float]:
+    """Coverage of the AUC and its change; the truth of cross-validation is the mean of all runs."""
+    import torch
+
+    generator = np.random.default_rng([n, d])
+    labels = np.repeat([1.0, 0.0], n)
+    found = []
+    for run in range(simulations):
+        base = generator.normal(size=(2 * n, d))
+        moved = 0.8 * base + 0.6 * generator.normal(size=(2 * n, d))
+        base[:, 0] += gap * (labels - 0.5)
+        moved[:, 0] += (gap + gain) * (labels - 0.5)
+        seeds, queries = [run, run + 1], np.arange(2 * n)
+        held = [_held_out(torch.from_numpy(points), labels, queries, 10, seeds) for points in (base, moved)]
+        change = _change([held[1]], held[0], 0.95)
+        found.append((held[0].auc, held[0].error(), change["change"], change["error"]))
+    auc, auc_error, change, change_error = np.array(found).T
+    covered = {}
+    for name, values, sizes, scale in (("AUC", auc, auc_error, LOGIT), ("change", change, change_error, PLAIN)):
+        limits = [moments.interval(v, e, 2 * n, 0.95, scale) for v, e in zip(values, sizes, strict=True)]
+        covered[name] = float(np.mean([one.low <= values.mean() <= one.high for one in limits]))
+    if gain == 0:
+        covered["change called real"] = float(np.mean(abs(change) > 1.96 * change_error))
+    return covered
+
+
+def main() -> None:
+    pd.set_option("display.width", 200, "display.max_columns", 20)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--simulations", type=int, default=2000)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    count, start = arguments.simulations, time.perf_counter()
+    planted = [
+        *(("shared", 64, 20, 1.0), ("shared", 64, 100, 1.0), ("shared", 256, 100, 0.5), ("shared", 8, 50, 2.0)),
+        *(("weak", 64, 50, 1.0), ("weak", 256, 50, 0.5), ("separate", 64, 50, 1.0), ("separate", 256, 100, 0.5)),
+    ]
+    results = {
+        "coverage of 95 % intervals": {
+            f"{geometry}, d {d}, n {n} + {n}, shift/noise {size}": coverage(geometry, d, n, size, count)
+            for geometry, d, n, size in planted
+        },
+        "false support at 5 %": {
+            f"d {d}, n {n} + {n}, shift/noise {size}": errors(d, n, size, count)
+            for d, n, size in ((64, 20, 1.0), (64, 100, 1.0), (256, 50, 0.5), (8, 50, 2.0))
+        },
+        "power": powers(count),
+        "AUC, coverage of 95 % intervals": {
+            f"n {n} + {n}, {d} features, gap {gap}, gain {gain}": aucs(n, d, gap, gain, max(count // 4, 50))
+            for n, d, gap, gain in ((25, 4, 1.5, 0.0), (100, 4, 1.5, 0.0), (100, 4, 3.0, 0.3), (100, 64, 3.0, 0.0))
+        },
+    }
+    for title, table in results.items():
+        print(f"\n## {title}\n\n{pd.DataFrame(table).T.round(3).to_string()}")
+    print(f"\n{count} simulations per row, {time.perf_counter() - start:.0f} s")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
