@@ -378,8 +378,8 @@ def _p_values(table: pd.DataFrame, kind: str, by: Sequence[str], sign: pd.Series
     """Of the rows of one kind among the random ones of the same `by`: of a change with the expected sign."""
     expected = (table["change"] * sign).to_numpy()
     p_values = np.full(len(table), np.nan)
-    for rows in table[sign != 0].groupby(list(by)).groups.values():
-        kinds = table.loc[rows, "kind"].to_numpy()
+    for _, part in table[sign != 0].groupby(list(by)):
+        rows, kinds = part.index.to_numpy(), part["kind"].to_numpy()
         random, real = expected[rows[kinds == RANDOM]], rows[kinds == kind]
         p_values[real] = [(1 + (random >= value).sum()) / (1 + len(random)) for value in expected[real]]
     return p_values
