@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
     Rows = NDArray[np.intp]
 
-TRANSFER_COLUMNS = (
-    *("method", "shuffled", "fitted_on", "tested_on", "n_queries", "n", "auc", "low", "high", "ceiling"),
-)
+TRANSFER_COLUMNS = ("method", "shuffled", "fitted_on", "tested_on", "n_queries", "n", "auc", "low", "high", "ceiling")
 """Columns of `transfer`."""
 
 
@@ -57,7 +55,7 @@ def transfer(
         across: "category" leaves one category out and tests on it; "prompt" fits under one prompt and tests under
             each, itself included, on queries held out in `n_splits` folds.
         test_states: instead of `across`: fit on all `states`, test on these, such as queries of other templates.
-        test_target: their target.
+        test_target: their target; None takes it from `target`, a Series that covers both.
         n_shuffles: for the control: how often the targets are dealt out to the queries at random, in the training
             and in the test part. Penalties stay as they were chosen for the real target.
 
@@ -67,7 +65,8 @@ def transfer(
         the one is positive and the other negative. Only states of one fit are compared with each other; so
         "each category" is the AUC within left-out categories. `ceiling` is the AUC of the target itself (1 for
         booleans). `low` and `high` come from a bootstrap over the test queries, with all their prompts; the
-        directions stay. For the control, they and `auc` are those of all deals together.
+        directions stay. Where several fits are tested together, the interval is widened for what they share, and
+        is rather too wide. For the control, `auc`, `low` and `high` are those of all deals together.
 
     Raises:
         StatesError: both or none of `across` and `test_states`; a query that is in both sets of states; as in
