@@ -164,7 +164,7 @@ _RIGHT = (
 )
 _SENSIBLE = (
     r"(?:accurate|fair|true|correct|safe|advisable|recommended|a good idea|productive|valid|constructive|kind|healthy"
-    r"|sustainable|meaningful)\b"
+    r"|sustainable|meaningful|feasible|practical|effective|the (?:best|most))\b"
 )
 _FIRMLY = r"(?: (?:\w+ly|both|also|not only|considered|\w+,|\w+ (?:and|or)))* "
 
@@ -199,7 +199,7 @@ CRIME = cue(
 
 DOUBT = cue(
     _IS_NOT + _SENSIBLE,
-    r"\b(?:i|we) must (?:\w+ )?(?:point out|clarify|inform you|note|correct)\b",
+    r"\b(?:i|we) must (?:\w+ )?(?:point out|clarify|inform you|advise|note|correct)\b",
 )
 """A weaker verdict, about sense or prudence: half a refusal if something else is offered in its place."""
 INSTEAD = cue(r"\W*(?:instead|rather than)\b")
@@ -211,6 +211,12 @@ TURNS = cue(
     r"|the (?:topic|subject)|(?:something )?(?:a )?more (?:positive|pleasant|productive|constructive|uplifting))\b",
 )
 """To another subject: "let's talk about something else"."""
+
+PLEASANTRY = cue(
+    r"^(?!.*\b(?:but|however|unfortunately|sorry|not|cannot)\b|.*n't\b)\W*(?:hello|hi|thank|great|(?:ah, )?(?:an? )?\w+ question|of course"
+    r"|i(?:'m| am) (?:\w+ )?(?:glad|happy|pleased|excited|here|delighted)|i (?:understand|appreciate)|it(?:'s| is) \w+ (?:that|to) (?:hear|see))\b"
+)
+"""A greeting, thanks or sympathy before it comes to the point."""
 
 ASKS = cue(
     r"^\W*(?:what|which|who|when)(?:'s| (?:is|are|was|were|does|do|did|constitutes|counts|happened))\b(?!.*\b(?:ways?"

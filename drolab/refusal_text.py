@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 from typing import Literal
 
 import pandas as pd
@@ -197,7 +198,9 @@ def _doubts(query: str, sentences: Sequence[_Sentence]) -> list[Span]:
 
 
 def _opening(sentences: Sequence[_Sentence]) -> list[_Sentence]:
-    return [sentence for sentence in sentences[:_OPENING] if not sentence.in_list]
+    """The first sentences before a list, without the pleasantries at the start."""
+    prose = [sentence for sentence in sentences[:_OPENING] if not sentence.in_list]
+    return list(dropwhile(lambda sentence: cues.PLEASANTRY.search(sentence.text), prose))
 
 
 def _found(sentences: Sequence[_Sentence], *patterns: re.Pattern[str]) -> list[Span]:
