@@ -285,8 +285,8 @@ ELSEWHERE = words(
 )
 """To others who may know."""
 NONSENSE = cue(
-    r"\b(?:fictional|fictitious)\b[^.!?]{0,120}?(?:\bnot|n't|\bno) (?:\w+ ){0,2}?(?:exist|real|have|possess|possible)",
-    r"(?:\bnot|n't|\bno) (?:\w+ ){0,2}?(?:exist|real|have|possess|possible)[^.!?]{0,120}?\b(?:fictional|fictitious)\b",
+    r"\b(?:fictional|fictitious|mythical|cartoon) (?:\w+ )?(?:character|figure|creature|being|person|place)s?\b",
+    r"(?:\bnot|n't|\bno)\b[^.!?]{0,30}? scientific",
     r"\b(?:imaginary|inanimate|nonsens|hypothetical|supernatural|magical"
     r"|superpower|science fiction|absurd|human construct|laws of (?:physics|nature)|natural (?:phenomen|occurrence)"
     r"|(?:type|kind|species|variety) of (?:\w+ )?(?:fruit|food|drink|plant|vegetable|animal|insect|fish|object|tool))",

@@ -246,7 +246,7 @@ _LITERAL = 3
 _NO_HELP = (cues.REFUSES, cues.IMPROPER, cues.CLOSES)
 _LECTURES = (cues.LECTURES,)
 _BESIDE = (cues.REFERS, cues.ELSEWHERE, cues.BETTERS)
-_WEIGHTS = (2.3, 2.7, 2.5, 5.5, 2.3, -2.2)
+_WEIGHTS = (2.0, 2.7, 2.7, 6.0, 2.4, -2.4)
 _ENOUGH = 2.2
 
 
