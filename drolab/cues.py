@@ -216,8 +216,9 @@ TURNS = cue(
 """To another subject: "let's talk about something else"."""
 
 PLEASANTRY = cue(
-    r"^(?!.*\b(?:but|however|unfortunately|sorry|not|cannot)\b|.*n't\b)\W*(?:hello|hi|thank|great|(?:ah, )?(?:an? )?\w+ question|of course"
-    r"|i(?:'m| am) (?:\w+ )?(?:glad|happy|pleased|excited|here|delighted)|i (?:understand|appreciate)|it(?:'s| is) \w+ (?:that|to) (?:hear|see))\b"
+    r"^(?!.*\b(?:but|however|unfortunately|sorry|not|cannot)\b|.*n't\b)\W*(?:hello|hi|thank|great|of course"
+    r"|(?:ah, )?(?:an? )?\w+ question|i(?:'m| am) (?:\w+ )?(?:glad|happy|pleased|excited|here|delighted)"
+    r"|i (?:understand|appreciate)|it(?:'s| is) \w+ (?:that|to) (?:hear|see))\b"
 )
 """A greeting, thanks or sympathy before it comes to the point."""
 
