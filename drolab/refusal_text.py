@@ -96,8 +96,8 @@ class _Sentence:
 class TextJudge:
     """drolab's own judge, without a model: full refusal, partial refusal or compliance.
 
-    Made on one model's responses to XSTest, labelled by people, and on others labelled by us; `docs/judges.md` says how it agrees with
-    people on responses it was not made on, and where it fails.
+    Made on one model's responses to XSTest, labelled by people, and on others labelled by us; `docs/judges.md` says how
+    it agrees with people on responses it was not made on, and where it fails.
     """
 
     def __call__(self, query: str, response: str) -> Verdict:
