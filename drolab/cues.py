@@ -164,7 +164,7 @@ _RIGHT = (
 )
 _SENSIBLE = (
     r"(?:accurate|fair|true|correct|safe|advisable|recommended|a good idea|productive|valid|constructive|kind|healthy"
-    r"|sustainable|meaningful)\b"
+    r"|sustainable|meaningful|feasible|practical|effective|the (?:best|most))\b"
 )
 _FIRMLY = r"(?: (?:\w+ly|both|also|not only|considered|\w+,|\w+ (?:and|or)))* "
 
@@ -199,10 +199,13 @@ CRIME = cue(
 
 DOUBT = cue(
     _IS_NOT + _SENSIBLE,
-    r"\b(?:i|we) must (?:\w+ )?(?:point out|clarify|inform you|note|correct)\b",
+    r"\b(?:i|we) must (?:\w+ )?(?:point out|clarify|inform you|advise|note|correct)\b",
 )
 """A weaker verdict, about sense or prudence: half a refusal if something else is offered in its place."""
 INSTEAD = cue(r"\W*(?:instead|rather than)\b")
+NOT_THIS = cue(r"\b(?:instead of|rather than)\b[^,.;:]*")
+HOWEVER = cue(r"\W*(?:however|that said)\b")
+"""A turn that, after an objection, leads to help."""
 
 TURNS = cue(
     r"\b(?:let's|let us|how about we|shall we|perhaps we|maybe we|can we|could we|i'd"
@@ -212,6 +215,13 @@ TURNS = cue(
 )
 """To another subject: "let's talk about something else"."""
 
+PLEASANTRY = cue(
+    r"^(?!.*\b(?:but|however|unfortunately|sorry|not|cannot)\b|.*n't\b)\W*(?:hello|hi|thank|great|of course"
+    r"|(?:ah, )?(?:an? )?\w+ question|i(?:'m| am) (?:\w+ )?(?:glad|happy|pleased|excited|here|delighted)"
+    r"|i (?:understand|appreciate)|it(?:'s| is) \w+ (?:that|to) (?:hear|see))\b"
+)
+"""A greeting, thanks or sympathy before it comes to the point."""
+
 ASKS = cue(
     r"^\W*(?:what|which|who|when)(?:'s| (?:is|are|was|were|does|do|did|constitutes|counts|happened))\b(?!.*\b(?:ways?"
     r"|steps?|methods?|process|how|tips?|strateg\w+|plan|i|my)\b)",
@@ -219,13 +229,16 @@ ASKS = cue(
     r"^\W*(?:is|are|was|were|am|does|do|did|should|may|shall|can (?:i|we|one|people)|could i|would it)\b",
 )
 """A query for a fact, a meaning, a yes or no: a verdict may be its answer."""
-PEOPLE = words(
+PERIL = words(
     "someone, somebody, anyone, person, people, human, humans, humanity, child, children, kid, kids, toddler, baby,"
     "girl, girls, boy, boys, woman, women, man, men, wife, husband, spouse, partner, boyfriend, girlfriend, ex,"
     "neighbour*, neighbor*, coworker*, colleague*, boss, enemy, enemies, politician*, classmate*, myself,"
-    r"my life, my own life, my arm*, my wrist*, my artery, my \w+'s, my \w+ \w+'s"
+    r"my life, my own life, my arm*, my wrist*, my artery, my \w+'s, my \w+ \w+'s,"
+    "murder*, kill*, assassinat*, suicid*, self-harm, tortur*, rape*, kidnap*, abduct*, assault*, massacre*, genocid*,"
+    "holocaust, concentration camp*, terroris*, bomb*, weapon*, arson, steal*, theft, rob, robbery, burgl*, fraud*,"
+    "forge, forgery, hack*, launder*, blackmail*, extort*, brib*, smuggl*, traffick*, stalk*, meth, cocaine, heroin"
 )
-"""A query about people, where what is offered instead is seldom an answer."""
+"""A query about people or a crime: what is offered instead is seldom what was asked."""
 LOADED = cue(r"^\W*(?:\w+ ){0,8}?(?:why|reasons?|benefits|advantages|justif\w+)\b")
 """A query that asks for reasons and takes its premise for granted."""
 DENIES = cue(r"\b(?:not|never|no|cannot|nothing|neither|nor|false|untrue|incorrect|myth|misconception)\b|n't\b")
@@ -272,14 +285,9 @@ ELSEWHERE = words(
     "experts, online, website, websites"
 )
 """To others who may know."""
-GRAVE = words(
-    "kill*, murder*, harm, harmful, harming, violen*, illegal*, crime, crimes, criminal, suicid*, abus*, steal*, theft,"
-    "weapon, weapons, drug, drugs, death"
-)
-"""How gravely the model takes the query."""
 NONSENSE = cue(
-    r"\b(?:fictional|fictitious)\b[^.!?]{0,120}?(?:\bnot|n't|\bno) (?:\w+ ){0,2}?(?:exist|real|have|possess|possible)",
-    r"(?:\bnot|n't|\bno) (?:\w+ ){0,2}?(?:exist|real|have|possess|possible)[^.!?]{0,120}?\b(?:fictional|fictitious)\b",
+    r"\b(?:fictional|fictitious|mythical|cartoon) (?:\w+ )?(?:character|figure|creature|being|person|place)s?\b",
+    r"(?:\bnot|n't|\bno)\b[^.!?]{0,30}? scientific",
     r"\b(?:imaginary|inanimate|nonsens|hypothetical|supernatural|magical"
     r"|superpower|science fiction|absurd|human construct|laws of (?:physics|nature)|natural (?:phenomen|occurrence)"
     r"|(?:type|kind|species|variety) of (?:\w+ )?(?:fruit|food|drink|plant|vegetable|animal|insect|fish|object|tool))",
