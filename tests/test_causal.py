@@ -11,7 +11,9 @@ import torch
 from conftest import byte_tokenizer, random_llama
 from torch import Tensor
 
+import drolab
 from drolab.causal import RANDOM, UNMODIFIED, Control, ablation, dose_response, swap
+from drolab.evidence import shifts
 from drolab.first_token import FirstTokenJudge
 from drolab.hidden import hidden_states
 from drolab.models import ChatModel, wrap
@@ -20,6 +22,7 @@ from drolab.types import QueryError, SafetyPrompt, StatesError
 
 NONE = SafetyPrompt(name="none", text="")
 CARE = SafetyPrompt(name="care", text="Be careful!!!!!!!!")
+SETS = ("anchors", "heldout")
 WIDTH, REFUSING = 32, 40
 """Width of the tiny model, and the one token with which it refuses."""
 
@@ -173,6 +176,30 @@ def test_false_positives_of_the_p_value_are_as_rare_as_it_says(planted: Planted)
     p_values = table.loc[(table["kind"] == "direction") & table["harmful"], "p_value"]
     assert 0.03 < (p_values <= 0.1).mean() < 0.17
     assert 0.4 < p_values.mean() < 0.6
+
+
+def test_on_the_demo_model_the_direction_causes_refusals_and_random_ones_of_its_norm_do_not(demo: ChatModel) -> None:
+    """Difference of means of refused and complied states at layer 3, from the anchors, measured on held-out queries."""
+    anchors, heldout = (drolab.load_queries(name).groupby("harmful").sample(30, random_state=0) for name in SETS)
+    prompts, layer = drolab.load_prompts(), 3
+    states = hidden_states(demo, anchors, prompts, layers=(layer,), progress=False)
+    replies = drolab.generate(demo, anchors, prompts, n_samples=4, max_new_tokens=12, progress=False)
+    rates = drolab.judge(replies)["refusal_rate"].loc[pd.MultiIndex.from_frame(states.index[["query_id", "prompt"]])]
+    refused = torch.tensor(rates.to_numpy(), dtype=torch.float32)
+    matrix = states.matrix(layer)
+    direction = refused @ matrix / refused.sum() - (1 - refused) @ matrix / (1 - refused).sum()
+    unit = shifts(states, layer=layer).table()["norm"].mean()
+    setting = (demo, heldout, prompts["none"], FirstTokenJudge.fit(replies), {"means": direction})
+    given = small(layer=layer, control="isotropic", n_random=19)
+    added = dose_response(*setting, unit=unit, doses=(2.0,), **given)
+    ablated = ablation(*setting, **given)
+    for table, harmful, sign, margin in ((added, False, 1, 0.05), (ablated, True, -1, 0.3)):
+        found = rows(table, "means", harmful=harmful).iloc[0]
+        assert found["p_value"] == 1 / 20
+        assert sign * found["change"] > margin
+        noise = table.loc[(table["kind"] == RANDOM) & (table["harmful"] == harmful), "change"]
+        assert noise.abs().max() < 0.25 * abs(found["change"])
+    assert rows(ablated, "means", harmful=False)["kl"].iloc[0] < 0.05
 
 
 # --- the tables --------------------------------------------------------------------------------------------
