@@ -304,7 +304,8 @@ def dose_response(
             _add_direction(figure, rows.sort_values("dose"), check, col, marker)
     _dose_legend(figure, colors, bool((table["kind"] == "random").any()), theme)
     figure.update_yaxes(range=[-0.03, 1.03], tickformat=".1f", row=1)
-    figure.update_yaxes(range=[0, 1.06 * table[check].max() or 1.0], row=2)
+    # Never magnified so far that a change of no importance fills the panel.
+    figure.update_yaxes(range=[0, max(1.06 * table[check].max(), 0.01)], row=2)
     figure.update_yaxes(title_text="rate", row=1, col=1)
     figure.update_yaxes(title_text=_CHECKS[check], row=2, col=1)
     figure.update_xaxes(title_text="dose (× typical shift)", row=2)

@@ -70,7 +70,7 @@ def load_prompts(name_or_path: str | Path | Mapping[str, Any] = "safety") -> dic
 
 
 def random_words(like: SafetyPrompt, *, seed: int = 0) -> SafetyPrompt:
-    """A control: as many words as `like` has, drawn from a list of everyday ones, called `random words ({name})`.
+    """A control: as many words as `like` has, drawn from a list of everyday ones, called `words ({name})`.
 
     What such a prompt does to the states comes from there being a system message of this length, not from its meaning.
 
@@ -81,9 +81,7 @@ def random_words(like: SafetyPrompt, *, seed: int = 0) -> SafetyPrompt:
     if n == 0:
         raise PromptError(f"Prompt {like.name!r} has no words to match: pass a prompt with a text.")
     draw = random.Random(f"{seed}:{n}")
-    return SafetyPrompt(
-        name=f"random words ({like.name})", text=" ".join(draw.choice(_WORDS.split()) for _ in range(n)) + "."
-    )
+    return SafetyPrompt(name=f"words ({like.name})", text=" ".join(draw.choice(_WORDS.split()) for _ in range(n)) + ".")
 
 
 def save_prompts(prompts: Mapping[str, SafetyPrompt], path: str | Path, *, overwrite: bool = False) -> Path:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from drolab.prompts import BUILT_IN, load_prompts, save_prompts
+from drolab.prompts import BUILT_IN, load_prompts, random_words, save_prompts
 from drolab.types import PromptError, SafetyPrompt
 
 
@@ -149,3 +149,15 @@ def test_what_cannot_be_saved_says_why_and_leaves_nothing(tmp_path: Path, name: 
 def test_no_prompts_are_no_file(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="no prompts to save"):
         save_prompts({}, tmp_path / "a.yaml")
+
+
+def test_random_words_match_the_length_and_nothing_else() -> None:
+    default = load_prompts()["default"]
+    words = random_words(default, seed=1)
+    assert words.name == "words (default)"
+    assert len(words.text.split()) == len(default.text.split())
+    assert random_words(default, seed=1).text == words.text != random_words(default, seed=2).text
+    shared = set(words.text.lower().strip(".").split()) & set(default.text.lower().replace(",", "").split())
+    assert not shared - {"under", "between"}
+    with pytest.raises(PromptError, match="'none' has no words to match"):
+        random_words(load_prompts()["none"])
