@@ -19,10 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
-from drolab import claims, moments
+from drolab import claims, evidence, moments
 from drolab.moments import FISHER, LOGIT, PLAIN, Moments, Scale
 from drolab.separability import _change, _held_out
+from drolab.types import STATE_COLUMNS, HiddenStates
 
 SAFETY, CONTROLS = range(6), range(6, 10)
 """Groups: prompt by prompt harmful, harmless; three safety prompts, two controls."""
@@ -107,6 +109,35 @@ def errors(d: int, n: int, size: float, simulations: int) -> dict[str, float]:
     return {name: float(np.mean(found)) for name, found in false.items()}
 
 
+def without_meaning(n: int, d: int, simulations: int) -> dict[str, float]:
+    """How often `shift_cosines` calls a cosine unlikely (p < .05) if the shifts are contrasts with shuffled labels."""
+    generator = np.random.default_rng([n, d, 2])
+    index = pd.DataFrame({"query_id": [f"q{i}" for i in range(2 * n)], "harmful": np.arange(2 * n) % 2 == 0})
+    index = index.assign(text="", category="", split="", position=-1)
+    spread = np.sqrt(1 / np.arange(1, d + 1))
+    false: dict[str, list[bool]] = defaultdict(list)
+    for _ in range(simulations):
+        base = spread * generator.normal(size=(2 * n, d))
+        directions = (generator.integers(0, 2, size=(2, 2 * n)) * 2.0 - 1) @ base / n**0.5
+        moved = [base + direction + 0.1 * spread * generator.normal(size=base.shape) for direction in directions]
+        prompts = [index.assign(prompt=name) for name in ("none", "one", "other")]
+        states = HiddenStates(
+            values=torch.tensor(np.concatenate([base, *moved]), dtype=torch.float32)[:, None],
+            index=pd.concat(prompts, ignore_index=True)[list(STATE_COLUMNS)],
+            layers=(1,),
+            num_hidden_layers=1,
+        )
+        fixed = {"refusal": torch.tensor(spread * generator.normal(size=d))}
+        table = evidence.shift_cosines(states, fixed, n_null=199, random_state=int(generator.integers(2**31)))
+        table = table[~table["a"].str.endswith("harmless")]
+        for kind, name in (("shifts", "other harmful"), ("direction", "refusal"), ("control", "random")):
+            row = table[(table["kind"] == kind) & (table["b"] == name)].iloc[0]
+            false[f"cosine of a shift with {'another' if kind == 'shifts' else f'a {name} direction'}"].append(
+                bool(row["p"] < 0.05)
+            )
+    return {name: float(np.mean(found)) for name, found in false.items()}
+
+
 def supported(claim: claims.Claim, value: float, error: float, n: int, alpha: float = 0.05) -> bool:
     row = claims.Measured(claim, value, error, n, (0.0, 0.0)).row(0.95)
     return bool(row["p_support"] < alpha)
@@ -151,8 +182,6 @@ def powers(simulations: int) -> dict[str, dict[str, float]]:
 
 def aucs(n: int, d: int, gap: float, gain: float, simulations: int) -> dict[str, float]:
     """Coverage of the AUC and its change; the truth of cross-validation is the mean of all runs."""
-    import torch
-
     generator = np.random.default_rng([n, d])
     labels = np.repeat([1.0, 0.0], n)
     found = []
@@ -194,6 +223,9 @@ def main() -> None:
         "false support at 5 %": {
             f"d {d}, n {n} + {n}, shift/noise {size}": errors(d, n, size, count)
             for d, n, size in ((64, 20, 1.0), (64, 100, 1.0), (256, 50, 0.5), (8, 50, 2.0))
+        },
+        "p < .05 without meaning": {
+            f"n {n} + {n}, d {d}": without_meaning(n, d, count) for n, d in ((20, 32), (60, 64))
         },
         "power": powers(count),
         "AUC, coverage of 95 % intervals": {

@@ -27,9 +27,9 @@ _IN_CODE = "_SYSTEM_PROMPT"
 
 
 _WORDS = (
-    "apple window river table yellow garden paper seven morning walk stone letter under music quiet corner bridge "
-    "ladder winter cloud kitchen blue bottle mountain soon chair orange carpet road between tree spoon button lamp "
-    "green basket wall early train pocket cheese field never ribbon shelf autumn tower eleven leaf wooden curtain "
+    "apple window river table yellow garden paper seven morning walk stone letter over music quiet corner bridge "
+    "ladder winter cloud kitchen blue bottle mountain soon chair orange carpet road tree spoon button lamp "
+    "green basket wall early train pocket cheese field north ribbon shelf autumn tower eleven leaf wooden curtain "
     "village pencil south bread circle rain puddle candle noon path brick sweater island often thread mirror silver "
     "farm barrel hill wide market feather sand evening above plate meadow cotton copper street lake bell round"
 )

@@ -29,6 +29,7 @@ DEMO_NOTEBOOKS = (
     "04_refusal_direction",
     "05_train_dro",
     "06_responses",
+    "07_beyond_the_paper",
 )
 _PARAMETERS_TAG = "parameters"
 _TIMEOUT_S = 900
@@ -223,7 +224,7 @@ def demo(
     store: str | Path | None = None,
     notebooks: str | Path | None = None,
 ) -> Path:
-    """Run notebooks 01 to 06 on the demo model; write a report, a manifest and the key numbers, and print these.
+    """Run notebooks 01 to 07 on the demo model; write a report, a manifest and the key numbers, and print these.
 
     Args:
         store: the store's folder; None is drolab's usual one.

@@ -20,7 +20,7 @@ from drolab import suite
 
 pytestmark = harness.MARKS
 
-NOTEBOOKS = (*suite.DEMO_NOTEBOOKS, "07_beyond_the_paper")
+NOTEBOOKS = suite.DEMO_NOTEBOOKS
 MINE = "Refuse what could do harm."
 HOSTILE = "<img src=x onerror=window.hit=1>\u202e😀<b>"
 PLANE, LAB = "panel = panels.projection", "refusal = drolab.fit_probe(space, anchors"
