@@ -128,10 +128,13 @@ def verdict(
         n_null: draws of each null.
 
     Raises:
-        StatesError: states or prompts are missing, see `shifts`, `shift_similarity` and `auc_change`.
+        StatesError: fewer than 4 queries of a class; states or prompts are missing, see `shifts`, `shift_similarity` and
+            `auc_change`.
         QueryError: a query or prompt without a score.
     """
     moved = shifts(states, baseline=baseline, layer=space.layer)
+    if min((moved.queries["harmful"] == kind).sum() for kind in (True, False)) < 4:
+        raise StatesError("A verdict needs at least 4 queries of each class: pass more queries.")
     dealt = _Nulls(n=n_null, level=level, generator=np.random.default_rng(random_state))
     found = [
         *_separable(states, space, safety, baseline, random_state, dealt),

@@ -102,14 +102,8 @@ class Shifts:
         return pd.DataFrame(rows)
 
     def moments(self, directions: Array | None = None) -> Moments:
-        """Of all groups, in their order. `directions`: [n, d].
-
-        Raises:
-            StatesError: fewer than 4 queries of a class.
-        """
+        """Of all groups, in their order. `directions`: [n, d]."""
         parts = [self.own(prompt, harmful).double().numpy() for prompt, harmful in self.groups()]
-        if min(map(len, parts)) < 4:
-            raise StatesError("An interval needs at least 4 queries of each class: pass more queries.")
         fixed = np.zeros((0, self.deltas.shape[2])) if directions is None else directions
         return Moments(parts=parts, classes=[harmful for _, harmful in self.groups()], directions=fixed)
 
@@ -165,11 +159,10 @@ def shift_cosines(
         null_high`, where the cosines of shifts without meaning lie; `p` (two-sided); `significant`, with at most
         1 - level of such rows expected to be false (Benjamini and Hochberg 1995, Journal of the Royal Statistical
         Society B 57). Shifts are called `{prompt} harmful` and `{prompt} harmless`. A
-        cosine is NaN where a mean shift cannot be told from none.
+        cosine is NaN where a mean shift cannot be told from none, its limits with fewer than 4 queries of a class.
 
     Raises:
-        StatesError: as in `shifts`; fewer than 4 queries of a class; a direction of another width, not finite,
-            zero, or called `random`.
+        StatesError: as in `shifts`; a direction of another width, not finite, zero, or called `random`.
     """
     moved = shifts(states, baseline=baseline, layer=layer)
     width = moved.deltas.shape[2]

@@ -61,7 +61,7 @@ class Moments:
         total, n = first.sum(axis=0) @ second.sum(axis=0), len(first)
         if self.classes[a] != self.classes[b]:
             return float(total / (n * len(second)))
-        return float((total - (first * second).sum()) / (n * (n - 1)))
+        return float((total - (first * second).sum()) / (n * (n - 1))) if n > 1 else math.nan
 
     @property
     def n_queries(self) -> int:
@@ -78,7 +78,8 @@ class Moments:
         return first, second
 
     def standard_error(self, gradient: Array, gradient_along: Array | None = None) -> float:
-        """Of a smooth function of `products` and `along`, by the jackknife over queries, to first order.
+        """Of a smooth function of `products` and `along`, by the jackknife over queries, to first order; NaN with fewer
+        than 4 queries of a class.
 
         Args:
             gradient: [groups, groups], symmetric: the derivative with respect to each product.
@@ -92,7 +93,8 @@ class Moments:
         for side, groups in enumerate(members.values()):
             kernel = self._kernel(groups, groups, gradient)
             np.fill_diagonal(kernel, 0.0)
-            n = len(kernel)
+            if (n := len(kernel)) < 4:
+                return math.nan
             rows, single = kernel.sum(axis=1) / (n - 1), np.zeros(n)
             if between is not None:
                 single += between.mean(axis=1 - side)
@@ -132,7 +134,7 @@ def cosine(moments: Moments, a: int, b: int) -> tuple[float, Array]:
     """
     products, gradient = moments.products, np.zeros_like(moments.products)
     lengths = products[a, a] * products[b, b]
-    if min(products[a, a], products[b, b]) <= 0:
+    if not min(products[a, a], products[b, b]) > 0:
         return float("nan"), gradient
     value = _clip(products[a, b] / np.sqrt(lengths), -1.0, 1.0)
     gradient[a, b] = gradient[b, a] = 0.5 / np.sqrt(lengths)
@@ -145,7 +147,7 @@ def direction_cosine(moments: Moments, a: int, direction: int) -> tuple[float, A
     """The cosine of a group's mean shift with a direction, and its two gradients (NaN as in `cosine`)."""
     gradient, along = np.zeros_like(moments.products), np.zeros_like(moments.along)
     square = moments.products[a, a]
-    if square <= 0:
+    if not square > 0:
         return float("nan"), gradient, along
     value = _clip(moments.along[a, direction] / np.sqrt(square), -1.0, 1.0)
     gradient[a, a], along[a, direction] = -value / 2 / square, 1 / np.sqrt(square)

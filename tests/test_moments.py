@@ -152,6 +152,14 @@ def test_a_shift_that_is_none_has_no_cosine() -> None:
     assert interval(math.nan, 0.1, 20, 0.95, FISHER)[1:] == (-1.0, 1.0)
 
 
+def test_few_queries_give_an_estimate_but_no_interval() -> None:
+    rng = np.random.default_rng(9)
+    value, gradient = cosine(drawn(axes(0, 0), 3, rng, noise=0.1), 0, 1)
+    assert value == pytest.approx(1, abs=0.05)
+    assert math.isnan(drawn(axes(0, 0), 3, rng).standard_error(gradient))
+    assert math.isnan(cosine(drawn(axes(0, 0), 1, rng), 0, 1)[0])
+
+
 def test_shares() -> None:
     same = Moments(parts=[np.tile(axes(0), (8, 1))] * 3, classes=[True] * 3, directions=axes(0))
     apart = Moments(parts=[np.tile(axes(a), (8, 1)) for a in range(3)], classes=[True] * 3, directions=axes(0))

@@ -88,9 +88,11 @@ def test_a_typed_prompt_appears_among_the_others(lab: PromptLab) -> None:
     assert traces(lab)["careful, harmful"].marker.opacity < traces(lab)["shop, harmful"].marker.opacity
     rows = lab.result().query("prompt == 'shop'")
     assert list(rows["harmful"]) == [True, False]
-    assert rows[["predicted", "predicted_change", "cosine", "cosine_low"]].notna().all(axis=None)
+    assert rows[["predicted", "predicted_change", "cosine"]].notna().all(axis=None)
+    assert rows["cosine_low"].isna().all()  # three queries of a class are too few
     assert rows["measured"].isna().all()
     assert "shop" in lab.table.value
+    assert "nan" not in lab.table.value
     assert lab.prompts() == {"shop": SafetyPrompt(name="shop", text=TEXT)}
     assert lab.controls["text"].value == TEXT
     assert lab.controls["name"].value == "shop 2", "ready for the next attempt"

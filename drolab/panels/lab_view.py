@@ -103,6 +103,8 @@ def measurements(measured: pd.DataFrame) -> str:
 def _interval(value: float, low: float, high: float, *, sign: str) -> str:
     if pd.isna(value):
         return "–"
+    if pd.isna(low):  # too few queries
+        return _short(value, sign)
     return f"{_short(value, sign)} [{_short(low)}, {_short(high)}]"
 
 
