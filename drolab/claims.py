@@ -128,8 +128,8 @@ def verdict(
         n_null: draws of each null.
 
     Raises:
-        StatesError: fewer than 4 queries of a class; states or prompts are missing, see `shifts`, `shift_similarity` and
-            `auc_change`.
+        StatesError: fewer than 4 queries of a class; states or prompts are missing, see `shifts`,
+            `shift_similarity` and `auc_change`.
         QueryError: a query or prompt without a score.
     """
     moved = shifts(states, baseline=baseline, layer=space.layer)
