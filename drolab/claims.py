@@ -46,9 +46,9 @@ NOT_ENHANCED = Claim("safety prompts do not separate them better", "change of AU
 ALIKE = Claim("safety prompts shift alike", "cosine", 0.5, scale=FISHER)
 BEYOND = Claim("more alike than any system message", "difference of cosines", 0.0)
 ALONG = Claim("the shift is along refusal", "cosine", 0.5, scale=FISHER)
-HARMFUL = Claim("refusals rise for harmful queries", "refusal rate", 0.0)
-HARMLESS = Claim("refusals rise for harmless queries, too", "refusal rate", 0.0)
-APART = Claim("DRO moves the classes apart", "refusal logit", 0.0)
+HARMFUL = Claim("refusals rise for harmful queries", "change of refusal rate", 0.0)
+HARMLESS = Claim("refusals rise for harmless queries, too", "change of refusal rate", 0.0)
+APART = Claim("DRO moves the classes apart", "refusal logits", 0.0)
 
 SUPPORTED, NOT_SUPPORTED, TOO_LITTLE = "supported", "not supported", "too little data"
 
@@ -79,8 +79,10 @@ class Measured:
     def row(self, level: float) -> dict[str, object]:
         claim = self.claim
         limits = interval(self.estimate, self.error, self.n, level, claim.scale)
-        ratio = claim.distance(self.estimate, self.error) / self.scaled_error
-        p_support, p_against = stats.t.sf(ratio, self.n - 1), stats.t.cdf(ratio, self.n - 1)
+        p_support = p_against = 1.0
+        if self.estimate == self.estimate:  # not NaN: a cosine of shifts that cannot be told from none says nothing
+            ratio = claim.distance(self.estimate, self.error) / self.scaled_error
+            p_support, p_against = stats.t.sf(ratio, self.n - 1), stats.t.cdf(ratio, self.n - 1)
         measured = (claim.text, *limits, *self.null, claim.threshold, claim.side, self.n, claim.unit)
         return dict(zip(COLUMNS, (*measured, p_support, p_against), strict=False))
 
@@ -133,6 +135,8 @@ def verdict(
         QueryError: a query or prompt without a score.
     """
     moved = shifts(states, baseline=baseline, layer=space.layer)
+    if unknown := sorted({*safety, *controls, *(trained or {}), *(trained or {}).values()} - set(moved.prompts)):
+        raise StatesError(f"No states under {unknown}: compute them with hidden_states(model, queries, prompts).")
     if min((moved.queries["harmful"] == kind).sum() for kind in (True, False)) < 4:
         raise StatesError("A verdict needs at least 4 queries of each class: pass more queries.")
     dealt = _Nulls(n=n_null, level=level, generator=np.random.default_rng(random_state))
@@ -150,7 +154,7 @@ def verdict(
 def power_table(
     result: Verdict, effects: Mapping[str, Sequence[float]] | None = None, *, power: float = 0.8, level: float = 0.95
 ) -> pd.DataFrame:
-    """How many queries (of both classes together, in the proportion of these) show that a claim holds.
+    """How many queries show that a claim holds, counted as `n` in the verdict: of one class where it is about one.
 
     Args:
         effects: claim → true values of its number, on the claimed side of its threshold. None asks for what was

@@ -139,8 +139,18 @@ def test_missing_scores_and_prompts_are_named() -> None:
         QueryError, match=r"1 queries have no refusal_rate under 'short' \(first: 'q3'\): judge replies"
     ):
         reach(states, rates(states).drop(("q3", "short")))
-    with pytest.raises(StatesError, match="neutral"):
-        reach(states, controls=("neutral",))
+    for options in ({"controls": ("neutral",)}, {"trained": {"neutral": "long"}}, {"trained": {"long": "neutral"}}):
+        with pytest.raises(StatesError, match=r"No states under \['neutral'\]: compute them"):
+            reach(states, **options)
+    with pytest.raises(StatesError, match="at least 4 queries of each class"):
+        reach(states_of(n=3))
+
+
+def test_shifts_that_cannot_be_told_from_none_say_nothing() -> None:
+    one = claims.Measured(ALIKE, float("nan"), float("nan"), 20, (0.0, 0.0)).row(0.95)
+    sure = claims.Measured(HARMLESS, 1.0, 0.1, 20, (0.0, 0.0)).row(0.95)
+    decided = claims._decided(pd.DataFrame([one, sure]), 0.05)
+    assert decided["verdict"].tolist() == [claims.TOO_LITTLE, claims.SUPPORTED]
 
 
 def test_p_values_are_corrected_for_the_number_of_claims() -> None:
