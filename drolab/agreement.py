@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from drolab.evidence import rate_interval
 from drolab.judging import FULL, VERDICTS, as_verdicts
+from drolab.rates import rate_interval
 from drolab.types import QueryError
 
 if TYPE_CHECKING:

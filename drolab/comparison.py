@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from drolab.evidence import Interval, rate_interval
+from drolab.moments import Interval
+from drolab.rates import rate_interval
 from drolab.types import SCORE_COLUMNS, QueryError
 
 TESTS = ("rate", "any", "majority")

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 
 from drolab.anchors import anchor_matrix, one_position
 from drolab.moments import (
@@ -32,6 +31,7 @@ from drolab.moments import (
     mean_cosine,
     sample_interval,
 )
+from drolab.rates import mean_interval, rate_interval, rate_table
 from drolab.separability import auc_change, separability
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe, StatesError
 
@@ -60,7 +60,7 @@ RANDOM = "random"
 """Name of the control rows: a random direction, against which a real one must stand out."""
 
 CHUNK_VALUES = 2**24
-"""Numbers that one chunk of bootstrap draws may hold: 128 MB."""
+"""Numbers that one chunk of draws may hold: 128 MB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -365,64 +365,6 @@ def null_directions(moved: Shifts, n: int, generator: np.random.Generator) -> Ar
     return _unit((generator.integers(0, 2, size=(n, len(centred))) * 2.0 - 1) @ centred)
 
 
-def rate_interval(successes: int, n: int, *, level: float = 0.95) -> Interval:
-    """A rate of independent trials with Wilson's interval.
-
-    Raises:
-        StatesError: n is 0, or `successes` is not between 0 and n.
-    """
-    from statsmodels.stats.proportion import proportion_confint
-
-    if not 0 <= successes <= n or n == 0:
-        raise StatesError(f"{successes} successes of {n} trials are no rate: pass counts, with at least one trial.")
-    low, high = proportion_confint(successes, n, alpha=1 - level, method="wilson")
-    return Interval(successes / n, float(low), float(high))
-
-
-def mean_interval(
-    values: Sequence[float] | pd.Series,
-    groups: Sequence[Any] | pd.Series,
-    *,
-    n_bootstrap: int = 1000,
-    random_state: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """The mean over groups (queries) of each group's mean value, with a bootstrap interval over groups.
-
-    Raises:
-        StatesError: no values, NaN among them, or another number of groups than of values.
-    """
-    numbers = np.asarray(values, dtype=np.float64)
-    if len(numbers) == 0 or len(numbers) != len(groups) or np.isnan(numbers).any():
-        raise StatesError(
-            f"{len(numbers)} values (NaN: {int(np.isnan(numbers).sum())}) in {len(groups)} groups: pass at least one "
-            "value, a group for each, and no NaN."
-        )
-    means = pd.Series(numbers).groupby(np.asarray(groups), sort=False).mean().to_numpy()
-    generator = np.random.default_rng(random_state)
-    draws = np.concatenate([weights @ means for weights in _weights(len(means), n_bootstrap, generator, 1)])
-    low, high = _percentiles(draws, _widened(level, len(means)))
-    return Interval(round(float(means.mean()), 12), float(low), float(high))
-
-
-def rate_table(
-    scores: pd.DataFrame, *, column: str = "refusal_rate", n_bootstrap: int = 1000, random_state: int = 0
-) -> pd.DataFrame:
-    """Mean rates per prompt and class, from the scores of `judge` (index: query_id, prompt).
-
-    Returns:
-        `prompt, harmful, n_queries, value, low, high`; the interval is a bootstrap over queries.
-    """
-    flat = scores.reset_index()
-    rows = []
-    for (prompt, harmful), part in flat.groupby(["prompt", "harmful"], sort=False):
-        interval = mean_interval(part[column], part["query_id"], n_bootstrap=n_bootstrap, random_state=random_state)
-        rows.append(
-            {"prompt": prompt, "harmful": harmful, "n_queries": part["query_id"].nunique()} | interval._asdict()
-        )
-    return pd.DataFrame(rows)
-
-
 def _places(index: pd.DataFrame, baseline: str) -> dict[str, NDArray[np.intp]]:
     """Prompt → row numbers of its states, in the order of the baseline's queries; the baseline first."""
     present = list(index["prompt"].unique())
@@ -485,25 +427,3 @@ def _unit(vectors: Array) -> Array:
     """Scaled to length one along the last axis; zero stays zero."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
-
-
-def _percentiles(draws: Array, level: float) -> tuple[Array, Array]:
-    # Rounded so that draws which all equal the estimate give an interval that contains it.
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0).round(12)
-    return low, high
-
-
-def _widened(level: float, n: int) -> float:
-    """The level at which a bootstrap's percentiles are as wide as Student's t: few draws' spread is too small
-    (Hesterberg 2015, The American Statistician 69)."""
-    if n < 2:
-        return level
-    half = np.sqrt(n / (n - 1)) * stats.t.ppf((1 + level) / 2, n - 1)
-    return float(2 * stats.norm.cdf(half) - 1)
-
-
-def _weights(n: int, n_draws: int, generator: np.random.Generator, row_values: int) -> Iterator[Array]:
-    """Chunks of [draws, n]: how often each of n queries is drawn, over n. `row_values` numbers follow per draw."""
-    chunk = max(1, CHUNK_VALUES // max(n, row_values))
-    for start in range(0, n_draws, chunk):
-        yield generator.multinomial(n, np.full(n, 1 / n), size=min(chunk, n_draws - start)) / n

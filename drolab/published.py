@@ -16,8 +16,8 @@ from scipy import stats
 
 from drolab import comparison, judges
 from drolab.drift import drift_from_text, token_drift
-from drolab.evidence import rate_interval
 from drolab.models import ChatModel
+from drolab.rates import rate_interval
 from drolab.release_files import CLONE
 from drolab.released import Release, as_scores, base_name, load, names
 from drolab.types import PromptError, QueryError, SafetyPrompt

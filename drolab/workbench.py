@@ -19,11 +19,13 @@ import torch
 from drolab.anchors import coordinates
 from drolab.chat import Prompt, prompt_token_ids
 from drolab.data import validate_queries
-from drolab.evidence import Interval, mean_interval, shift_cosines
+from drolab.evidence import shift_cosines
 from drolab.hidden import hidden_states
 from drolab.judges import judge
 from drolab.models import ChatModel
+from drolab.moments import Interval
 from drolab.progress import Progress
+from drolab.rates import mean_interval
 from drolab.responses import generate
 from drolab.store import Store
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe, PromptError, SafetyPrompt, SoftPrompt, StatesError

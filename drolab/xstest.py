@@ -15,7 +15,7 @@ import pandas as pd
 
 from drolab import comparison, judges
 from drolab.clones import CloneError, read_table
-from drolab.evidence import rate_interval
+from drolab.rates import rate_interval
 from drolab.types import NO_PROMPT, QueryError
 
 XSTEST_CLONE = "git clone https://github.com/paul-rottger/xstest"

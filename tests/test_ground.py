@@ -37,6 +37,7 @@ ROOMS = (
         "probes",
         "spaces",
         "moments",
+        "rates",
         "separability",
         "evidence",
         "readouts",
