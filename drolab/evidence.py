@@ -59,8 +59,8 @@ __all__ = [
 RANDOM = "random"
 """Name of the control rows: a random direction, against which a real one must stand out."""
 
-CHUNK_VALUES = 2**24
-"""Numbers that one chunk of draws may hold: 128 MB."""
+CHUNK_VALUES = 2**21
+"""Numbers that one chunk of draws may hold: 16 MB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,14 +188,20 @@ def _pair_cosine(moments: Moments, a: int, b: int, level: float) -> Interval:
 
 
 def _null_products(moved: Shifts, directions: Array, n: int, generator: np.random.Generator) -> Iterator[Array]:
-    """Chunks of [draws, groups, groups + directions]: the cosines if every shift were a contrast without meaning."""
-    count, width = len(moved.groups()), moved.deltas.shape[2]
-    chunk = max(1, CHUNK_VALUES // ((count + len(directions)) * width))
+    """Chunks of [draws, groups, groups + directions]: the cosines if every shift were a contrast without meaning.
+
+    The contrasts themselves (see `null_directions`) are not needed, only the products of what they are made of.
+    """
+    count, centred = len(moved.groups()), _centred(moved)
+    products, along = centred @ centred.T, centred @ directions.T
+    chunk = max(1, CHUNK_VALUES // (2 * count * len(centred)))
     for start in range(0, n, chunk):
-        size = min(chunk, n - start)
-        random = null_directions(moved, size * count, generator).reshape(size, count, width)
-        both = np.concatenate([random, np.broadcast_to(directions, (size, *directions.shape))], axis=1)
-        yield random @ both.transpose(0, 2, 1)
+        signs = _signs(generator, (min(chunk, n - start), count, len(centred)))
+        inner = (signs @ products) @ signs.transpose(0, 2, 1)
+        lengths = np.sqrt(np.diagonal(inner, axis1=1, axis2=2))
+        # Without any variance among the states there are no contrasts, and nothing is like anything.
+        scale = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)[:, :, None]
+        yield np.concatenate([scale * inner * scale.transpose(0, 2, 1), scale * (signs @ along)], axis=2)
 
 
 def _against(cosines: Array, null: Array, level: float) -> dict[str, Array]:
@@ -358,11 +364,21 @@ def null_directions(moved: Shifts, n: int, generator: np.random.Generator) -> Ar
     Each is the difference of the states of two random halves of the queries, centred within each class, so it follows
     the states' own covariance within a class, and knows neither the classes nor the prompts.
     """
+    return _unit(_signs(generator, (n, len(moved.baseline))) @ _centred(moved))
+
+
+def _signs(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    signs: Array = generator.integers(0, 2, size=shape).astype(np.float64) * 2 - 1
+    return signs
+
+
+def _centred(moved: Shifts) -> Array:
+    """[n, d]: the baseline states less the mean of their class."""
     centred = moved.baseline.double().numpy().copy()
     for harmful in moved.classes:
         rows = moved.rows(harmful)
         centred[rows] -= centred[rows].mean(axis=0)
-    return _unit((generator.integers(0, 2, size=(n, len(centred))) * 2.0 - 1) @ centred)
+    return centred
 
 
 def _places(index: pd.DataFrame, baseline: str) -> dict[str, NDArray[np.intp]]:

@@ -204,14 +204,24 @@ def _scores(points: Tensor, labels: Array, groups: NDArray[Any], n_splits: int, 
     """[n]: each state's logit from the fold in which it was held out."""
     from sklearn.linear_model import LogisticRegression
 
-    features = points.double().numpy()
+    features = _features(points)
     scores = np.empty(len(labels))
     for train, test in grouped_folds(labels, groups, n_splits, random_state):
-        mean, spread = features[train].mean(axis=0), features[train].std(axis=0)
-        scaled = (features - mean) / np.where(spread > 0, spread, 1.0)
-        model = LogisticRegression(max_iter=10_000).fit(scaled[train], labels[train])
-        scores[test] = model.decision_function(scaled[test])
+        model = LogisticRegression(max_iter=10_000).fit(features[train], labels[train])
+        scores[test] = model.decision_function(features[test])
     return scores
+
+
+def _features(points: Tensor) -> Array:
+    """Standardised; where there are many more features than states, in the states' own span, which changes no score of a
+    regression with a ridge penalty. Labels have no part in either."""
+    features: Array = points.double().numpy()
+    spread = features.std(axis=0)
+    features = (features - features.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    if features.shape[1] > 4 * len(features):
+        left, sizes, _ = np.linalg.svd(features, full_matrices=False)
+        features = left * sizes
+    return features
 
 
 def _intervals(held: _Held, level: float) -> dict[str, float]:

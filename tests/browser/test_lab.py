@@ -51,8 +51,8 @@ board.controls["baseline"].value = INIT; assert INIT not in set(board.comparison
 def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the store and the results of a headless run of all notebooks, their panels used."""
     folder = tmp_path_factory.mktemp("notebooks")
-    few = drolab.load_queries("anchors").groupby("harmful").head(32)  # pairs: a smaller work, not another one
-    few.to_csv(folder / "few.csv", index=False)
+    for name in ("anchors", "heldout"):  # pairs: a smaller work, not another one
+        drolab.load_queries(name).groupby("harmful").head(32).to_csv(folder / f"{name}.csv", index=False)
     paths = []
     for name in NOTEBOOKS:
         notebook = nbformat.read(harness.ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
@@ -64,8 +64,13 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(folder: Path) -> dict[str, Any]:
-    folders = {"OUT": str(folder / "out"), "STORE": str(folder / "store"), "QUERIES": str(folder / "few.csv")}
-    return {**folders, "MY_PROMPT": MINE, "N_SAMPLES": 2}
+    files = {"OUT": "out", "STORE": "store", "QUERIES": "anchors.csv", "HELDOUT": "heldout.csv"}
+    return {
+        **{name: str(folder / file) for name, file in files.items()},
+        "MY_PROMPT": MINE,
+        "N_SAMPLES": 2,
+        "N_RANDOM": 3,
+    }
 
 
 @pytest.fixture(scope="module")
