@@ -198,9 +198,10 @@ def _null_products(moved: Shifts, directions: Array, n: int, generator: np.rando
     for start in range(0, n, chunk):
         signs = _signs(generator, (min(chunk, n - start), count, len(centred)))
         inner = (signs @ products) @ signs.transpose(0, 2, 1)
-        lengths = np.sqrt(np.diagonal(inner, axis1=1, axis2=2))
-        # Without any variance among the states there are no contrasts, and nothing is like anything.
-        scale = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)[:, :, None]
+        squares = np.diagonal(inner, axis1=1, axis2=2)
+        # Equal signs within the classes make no contrast, but for rounding: such a one is like nothing.
+        real = squares > 1e-10 * np.trace(products)
+        scale = np.where(real, 1 / np.sqrt(np.where(real, squares, 1.0)), 0.0)[:, :, None]
         yield np.concatenate([scale * inner * scale.transpose(0, 2, 1), scale * (signs @ along)], axis=2)
 
 

@@ -213,8 +213,8 @@ def _scores(points: Tensor, labels: Array, groups: NDArray[Any], n_splits: int, 
 
 
 def _features(points: Tensor) -> Array:
-    """Standardised; where there are many more features than states, in the states' own span, which changes no score of a
-    regression with a ridge penalty. Labels have no part in either."""
+    """Standardised; where there are many more features than states, in the states' own span, which changes no score of
+    a regression with a ridge penalty. Labels have no part in either."""
     features: Array = points.double().numpy()
     spread = features.std(axis=0)
     features = (features - features.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
