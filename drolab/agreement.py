@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from drolab.judging import FULL, VERDICTS, as_verdicts
-from drolab.rates import rate_interval
+from drolab.rates import percentiles, rate_interval
 from drolab.types import QueryError
 
 if TYPE_CHECKING:
@@ -139,5 +139,5 @@ def _interval(tables: NDArray[np.float64], n_bootstrap: int, random_state: int, 
     kappas = kappas[~np.isnan(kappas)]
     if not len(kappas):
         return float("nan"), float("nan")
-    low, high = np.quantile(kappas, [(1 - level) / 2, (1 + level) / 2])
+    low, high = percentiles(kappas, level)
     return float(low), float(high)

@@ -34,11 +34,12 @@ from torch import Tensor
 
 from drolab.chat import EncodedBatch, Prompt, encode
 from drolab.data import validate_queries
-from drolab.evidence import Shifts, null_directions
+from drolab.evidence import null_directions
 from drolab.first_token import FirstTokenJudge
 from drolab.hidden import hidden_states, resolve_layers
 from drolab.models import ChatModel
 from drolab.progress import Progress, bar
+from drolab.rates import percentiles
 from drolab.steering import Ablate, Add, Edit, Patch, Positions, check_direction, next_tokens
 from drolab.types import HiddenStates, StatesError
 
@@ -308,9 +309,7 @@ def _random(states: HiddenStates, layer: int, n: int, control: Control, generato
         return drawn / drawn.norm(dim=1, keepdim=True)
     if control != "contrasts":
         raise StatesError(f"control must be 'contrasts' or 'isotropic', got {control!r}.")
-    nothing = baseline.new_empty(0, *baseline.shape)
-    still = Shifts(deltas=nothing, baseline=baseline, prompts=(), queries=states.index[["query_id", "harmful"]])
-    return torch.from_numpy(null_directions(still, n, generator)).float()
+    return torch.from_numpy(null_directions(baseline, states.index["harmful"], n, generator)).float()
 
 
 def _adding(vector: Tensor, layer: int, positions: Positions) -> list[Edit]:
@@ -361,7 +360,7 @@ def _table(
 def _recovered(change: Array, changes: Array, total: Array, weights: Array, level: float) -> dict[str, Any]:
     """`change` and its draws, [n_plans] and [draws, n_plans], as shares of the mean of `total`, [n]."""
     totals = weights @ total
-    low, high = np.quantile(totals, [(1 - level) / 2, (1 + level) / 2])
+    low, high = percentiles(totals, level)
     known = low > 0 or high < 0
     share = _with_interval("recovered", change / total.mean(), changes / totals[:, None], level) if known else {}
     blank = dict.fromkeys(("recovered", "recovered_low", "recovered_high"), np.nan)
@@ -370,7 +369,7 @@ def _recovered(change: Array, changes: Array, total: Array, weights: Array, leve
 
 def _with_interval(name: str, values: Array, draws: Array, level: float) -> dict[str, Array]:
     """Columns of the values, [n_plans], and of the percentiles of their draws, [draws, n_plans]."""
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = percentiles(draws, level)
     return {name: values, f"{name}_low": low, f"{name}_high": high}
 
 

@@ -14,7 +14,8 @@ import pandas as pd
 from scipy import stats
 
 from drolab.evidence import Shifts, null_directions, shift_similarity, shifts
-from drolab.moments import FISHER, LOGIT, PLAIN, Scale, direction_cosine, interval
+from drolab.moments import FISHER, LOGIT, PLAIN, Scale, interval, mean_direction_cosine, unit
+from drolab.rates import percentiles
 from drolab.separability import auc_change, shuffled_aucs
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe, QueryError, StatesError
 
@@ -220,7 +221,7 @@ class _Nulls:
     generator: np.random.Generator
 
     def limits(self, draws: Array) -> tuple[float, float]:
-        low, high = np.quantile(draws, [(1 - self.level) / 2, (1 + self.level) / 2])
+        low, high = percentiles(draws, self.level)
         return float(low), float(high)
 
     def signs(self, samples: Sequence[Array]) -> tuple[float, float]:
@@ -265,12 +266,11 @@ def _alike(
 def _along(moved: Shifts, safety: Sequence[str], direction: Array, dealt: _Nulls) -> Measured:
     moments, groups = moved.moments(direction[None]), moved.groups()
     members = [place for place, (prompt, _) in enumerate(groups) if prompt in safety]
-    values, gradients, along = zip(*(direction_cosine(moments, place, 0) for place in members), strict=True)
-    error = moments.standard_error(np.mean(gradients, axis=0), np.mean(along, axis=0))
-    means = np.stack([moments.parts[place].mean(axis=0) for place in members])
-    means /= np.linalg.norm(means, axis=1, keepdims=True)
-    null = dealt.limits((null_directions(moved, dealt.n, dealt.generator) @ means.T).mean(axis=1))
-    return Measured(ALONG, float(np.mean(values)), error, moments.n_queries, null)
+    value, *gradients = mean_direction_cosine(moments, members, 0)
+    means = unit(np.stack([moments.parts[place].mean(axis=0) for place in members]))
+    random = null_directions(moved.baseline, moved.queries["harmful"], dealt.n, dealt.generator)
+    null = dealt.limits((random @ means.T).mean(axis=1))
+    return Measured(ALONG, value, moments.standard_error(*gradients), moments.n_queries, null)
 
 
 def _refusals(
@@ -300,7 +300,7 @@ def _apart(
     moved: Shifts, refusal: Probe, space: AnchorSpace, trained: Mapping[str, str], dealt: _Nulls
 ) -> list[Measured]:
     """One row per trained prompt."""
-    slope = (refusal.coef.double() @ space.components.double()).numpy()
+    slope = refusal.slope(space).numpy()
     found = []
     for prompt, init in trained.items():
         up, down = (

@@ -19,6 +19,7 @@ from scipy import stats
 
 from drolab.anchors import one_position
 from drolab.evidence import RANDOM
+from drolab.moments import unit
 from drolab.probes import Target, align_target, check_classes, grouped_folds
 from drolab.readouts import Features, known_methods, readout, take, tune
 from drolab.types import AnchorSpace, HiddenStates, StatesError
@@ -188,8 +189,7 @@ def direction_cosines(
 
 def _cosines(vectors: Array) -> Array:
     """[k, d] → [k, k]; 0 with a zero vector."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    units = vectors / np.where(lengths > 0, lengths, 1.0)
+    units = unit(vectors)
     return units @ units.T
 
 

@@ -30,8 +30,9 @@ from drolab.moments import (
     leading_share,
     mean_cosine,
     sample_interval,
+    unit,
 )
-from drolab.rates import mean_interval, rate_interval, rate_table
+from drolab.rates import mean_interval, percentiles, rate_interval, rate_table
 from drolab.separability import auc_change, separability
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe, StatesError
 
@@ -168,7 +169,7 @@ def shift_cosines(
     width = moved.deltas.shape[2]
     named = _checked_directions(directions or {}, width)
     generator = np.random.default_rng(random_state)
-    moments = moved.moments(np.stack([*named.values(), _unit(generator.normal(size=width))]))
+    moments = moved.moments(np.stack([*named.values(), unit(generator.normal(size=width))]))
     names = [*(_label(prompt, harmful) for prompt, harmful in moved.groups()), *named, RANDOM]
     pairs = _pairs(len(moments.parts), [*named, RANDOM])
     rows = [(names[a], names[b], kind, *_pair_cosine(moments, a, b, level)) for a, b, kind in pairs]
@@ -192,7 +193,7 @@ def _null_products(moved: Shifts, directions: Array, n: int, generator: np.rando
 
     The contrasts themselves (see `null_directions`) are not needed, only the products of what they are made of.
     """
-    count, centred = len(moved.groups()), _centred(moved)
+    count, centred = len(moved.groups()), _centred(moved.baseline, moved.queries["harmful"])
     products, along = centred @ centred.T, centred @ directions.T
     chunk = max(1, CHUNK_VALUES // (2 * count * len(centred)))
     for start in range(0, n, chunk):
@@ -209,7 +210,7 @@ def _against(cosines: Array, null: Array, level: float) -> dict[str, Array]:
     """The columns that compare with the null."""
     from statsmodels.stats.multitest import multipletests
 
-    low, high = np.quantile(null, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = percentiles(null, level)
     p = np.where(np.isnan(cosines), 1.0, (1 + (abs(null) >= abs(cosines)).sum(axis=0)) / (1 + len(null)))
     significant = multipletests(p, alpha=1 - level, method="fdr_bh")[0]
     return {"null_low": low, "null_high": high, "p": p, "significant": significant}
@@ -282,7 +283,7 @@ def _similarity_row(
 ) -> dict[str, Any]:
     error = float("nan") if gradient is None else moments.standard_error(gradient)
     limits = interval(value, error, moments.n_queries, level, scale)
-    null_low, null_high = np.quantile(null, [(1 - level) / 2, (1 + level) / 2])
+    null_low, null_high = percentiles(null, level)
     row = {"measure": measure, **limits._asdict(), "error": error, "null_low": null_low, "null_high": null_high}
     return row | {"n": moments.n_queries}
 
@@ -343,14 +344,14 @@ def shift_report(
         raise StatesError("A safety shift concerns harmful and harmless queries: pass states of both classes.")
     generator = np.random.default_rng(random_state)
     direction = refusal.direction(space).double().numpy()
-    slope = (refusal.coef.double() @ space.components.double()).numpy()
+    slope = refusal.slope(space).numpy()
     moments, groups = moved.moments(direction[None]), moved.groups()
     cosines, logits = [], []
     for a in range(len(groups)):
         cosines.append(_pair_cosine(moments, a, len(groups), level))
         logits.append(sample_interval(moments.parts[a] @ slope, level))
     means = np.stack([part.mean(axis=0) for part in moments.parts])
-    null = np.abs(null_directions(moved, n_null, generator) @ _unit(means).T)
+    null = np.abs(null_directions(moved.baseline, moved.queries["harmful"], n_null, generator) @ unit(means).T)
     table = moved.table().drop(columns="mean_norm")
     table[["logit_shift", "logit_low", "logit_high"]] = logits
     table[["cosine", "cosine_low", "cosine_high"]] = cosines
@@ -359,13 +360,17 @@ def shift_report(
     return table.assign(safety_shift=passes.groupby(table["prompt"]).transform("all"))
 
 
-def null_directions(moved: Shifts, n: int, generator: np.random.Generator) -> Array:
+def null_directions(baseline: Tensor, harmful: pd.Series, n: int, generator: np.random.Generator) -> Array:
     """[n, d], unit norm: contrasts of the baseline states with shuffled labels.
 
     Each is the difference of the states of two random halves of the queries, centred within each class, so it follows
     the states' own covariance within a class, and knows neither the classes nor the prompts.
+
+    Args:
+        baseline: [n_queries, d].
+        harmful: [n_queries], the class of each.
     """
-    return _unit(_signs(generator, (n, len(moved.baseline))) @ _centred(moved))
+    return unit(_signs(generator, (n, len(baseline))) @ _centred(baseline, harmful))
 
 
 def _signs(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
@@ -373,12 +378,13 @@ def _signs(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return signs
 
 
-def _centred(moved: Shifts) -> Array:
-    """[n, d]: the baseline states less the mean of their class."""
-    centred = moved.baseline.double().numpy().copy()
-    for harmful in moved.classes:
-        rows = moved.rows(harmful)
-        centred[rows] -= centred[rows].mean(axis=0)
+def _centred(baseline: Tensor, harmful: pd.Series) -> Array:
+    """[n_queries, d]: the states less the mean of their class."""
+    centred = baseline.double().numpy().copy()
+    kinds = harmful.to_numpy(dtype=bool)
+    for kind in (True, False):
+        if (kinds == kind).any():
+            centred[kinds == kind] -= centred[kinds == kind].mean(axis=0)
     return centred
 
 
@@ -436,11 +442,5 @@ def _checked_directions(directions: Mapping[str, Tensor], width: int) -> dict[st
                 f"Direction {name!r} must be a finite vector of width {width} that is not zero, got shape "
                 f"{list(vector.shape)}: use probe.direction(space) of the same model and layer."
             )
-        checked[name] = _unit(vector)
+        checked[name] = unit(vector)
     return checked
-
-
-def _unit(vectors: Array) -> Array:
-    """Scaled to length one along the last axis; zero stays zero."""
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)

@@ -121,6 +121,12 @@ class Moments:
         return kernel
 
 
+def unit(vectors: Array) -> Array:
+    """Scaled to length one along the last axis; zero stays zero."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+
+
 def _pairs_alone(kernel: Array) -> float:
     """The variance of what a kernel between independent queries leaves to the single pair."""
     rest = kernel - kernel.mean(axis=0) - kernel.mean(axis=1, keepdims=True) + kernel.mean()
@@ -158,6 +164,12 @@ def mean_cosine(moments: Moments, pairs: Sequence[tuple[int, int]]) -> tuple[flo
     """The mean of the cosines of several pairs of groups, and its gradient (NaN as in `cosine`)."""
     values, gradients = zip(*(cosine(moments, a, b) for a, b in pairs), strict=True)
     return float(np.mean(values)), np.mean(gradients, axis=0)
+
+
+def mean_direction_cosine(moments: Moments, groups: Sequence[int], direction: int) -> tuple[float, Array, Array]:
+    """The mean of several groups' cosines with a direction, and its two gradients (NaN as in `cosine`)."""
+    values, products, along = zip(*(direction_cosine(moments, a, direction) for a in groups), strict=True)
+    return float(np.mean(values)), np.mean(products, axis=0), np.mean(along, axis=0)
 
 
 def common_share(moments: Moments, groups: Sequence[int]) -> tuple[float, Array]:

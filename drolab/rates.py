@@ -57,7 +57,7 @@ def mean_interval(
     means = pd.Series(numbers).groupby(np.asarray(groups), sort=False).mean().to_numpy()
     generator = np.random.default_rng(random_state)
     draws = np.concatenate([weights @ means for weights in _weights(len(means), n_bootstrap, generator)])
-    low, high = _percentiles(draws, _widened(level, len(means)))
+    low, high = percentiles(draws, _widened(level, len(means)))
     return Interval(round(float(means.mean()), 12), float(low), float(high))
 
 
@@ -79,7 +79,8 @@ def rate_table(
     return pd.DataFrame(rows)
 
 
-def _percentiles(draws: Array, level: float) -> tuple[Array, Array]:
+def percentiles(draws: Array, level: float) -> tuple[Array, Array]:
+    """The limits, [...] each, between which the share `level` of draws [n, ...] lies."""
     # Rounded so that draws which all equal the estimate give an interval that contains it.
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0).round(12)
     return low, high

@@ -22,6 +22,7 @@ from scipy import stats
 from drolab.anchors import coordinates, one_position
 from drolab.moments import LOGIT, interval
 from drolab.probes import grouped_folds
+from drolab.rates import percentiles
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, StatesError
 
 if TYPE_CHECKING:
@@ -242,6 +243,6 @@ def _of_shuffled(deals: Sequence[_Held], level: float) -> dict[str, float]:
         "accuracy": [held.correct.mean() for held in deals],
         "auc": [held.auc for held in deals],
     }.items():
-        low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+        low, high = percentiles(np.array(values), level)
         table |= {name: float(np.mean(values)), f"{name}_low": float(low), f"{name}_high": float(high)}
     return table

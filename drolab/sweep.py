@@ -17,8 +17,9 @@ import pandas as pd
 from drolab.anchors import fit_anchors
 from drolab.chat import encode
 from drolab.evidence import shifts
-from drolab.moments import FISHER, direction_cosine, interval, mean_cosine
+from drolab.moments import FISHER, interval, mean_cosine, mean_direction_cosine
 from drolab.probes import align_target, fit_probe
+from drolab.rates import percentiles
 from drolab.ridge import FLAT, Targets, auc_draws, aucs, correlations, held_out, scale_of
 from drolab.types import NO_PROMPT, HiddenStates, SafetyPrompt, StatesError
 
@@ -276,15 +277,10 @@ def _readout_measures(harm: Array, refusal: Array, plan: _Plan, n_bootstrap: int
     measured = {}
     for name, parts, values in zip(names, zip(*draws, strict=True), shuffled, strict=True):
         estimate, *drawn = np.concatenate(parts)
-        measured[name] = (float(estimate), *_percentiles(np.array(drawn), level))
-        measured[CONTROLS[name]] = (float(values.mean()), *_percentiles(values, level))
+        for label, value, spread in ((name, estimate, np.array(drawn)), (CONTROLS[name], values.mean(), values)):
+            low, high = percentiles(spread, level)
+            measured[label] = (float(value), float(low), float(high))
     return measured
-
-
-def _percentiles(draws: Array, level: float) -> tuple[float, float]:
-    # Rounded so that draws which all equal the estimate give an interval that contains it.
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]).round(12)
-    return float(low), float(high)
 
 
 def _refusal_direction(site: HiddenStates, plan: _Plan, scored: Array) -> Array:
@@ -342,6 +338,5 @@ def _cosine(moments: Moments, pairs: Sequence[tuple[int, int]], level: float) ->
 
 def _along(moments: Moments, members: Sequence[int], level: float) -> tuple[float, float, float]:
     """The mean cosine of some groups' mean shifts with the direction."""
-    values, products, along = zip(*(direction_cosine(moments, a, 0) for a in members), strict=True)
-    error = moments.standard_error(np.mean(products, axis=0), np.mean(along, axis=0))
-    return interval(float(np.mean(values)), error, moments.n_queries, level, FISHER)
+    value, *gradients = mean_direction_cosine(moments, members, 0)
+    return interval(value, moments.standard_error(*gradients), moments.n_queries, level, FISHER)

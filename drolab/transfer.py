@@ -18,6 +18,7 @@ import torch
 from drolab.anchors import one_position
 from drolab.directions import fit
 from drolab.probes import Target, align_target, grouped_folds
+from drolab.rates import percentiles
 from drolab.readouts import Features, known_methods, take, tune
 from drolab.types import HiddenStates, StatesError
 
@@ -277,7 +278,7 @@ def _interval(value: float, draws: Array, n_fits: int, n_queries: int, level: fl
     if not len(known):
         return np.nan, np.nan
     widen = np.sqrt(1 + n_fits / (n_fits - 1)) if n_fits > 1 else 1.0
-    low, high = value + widen * (np.quantile(known, [(1 - level) / 2, (1 + level) / 2]) - value)
+    low, high = (value + widen * (limit - value) for limit in percentiles(known, level))
     # All pairs in the right order: a draw cannot show otherwise. Half the queries are trials of which none failed.
     certain = ((1 - level) / 2) ** (2 / n_queries)
     low, high = (min(low, certain) if value == 1 else low), (max(high, 1 - certain) if value == 0 else high)

@@ -325,6 +325,10 @@ class Probe:
         """[n, m] → [n]: logits; above zero means `positive`."""
         return coordinates @ self.coef.to(coordinates.device) + self.intercept
 
+    def slope(self, space: AnchorSpace) -> Tensor:
+        """[d], float64: how much the logit grows per unit of each dimension of hidden-state space."""
+        return self.coef.double() @ space.components.double()
+
     def direction(self, space: AnchorSpace) -> Tensor:
         """[d], unit norm: the direction of hidden-state space along which the logit grows fastest."""
         direction = self.coef @ space.components

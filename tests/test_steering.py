@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import byte_tokenizer
+from test_hidden import UNSHARED
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -42,20 +43,7 @@ FAMILIES: dict[str, dict] = {
     "gemma2": {**SIZED, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16},
     "falcon": COMMON,  # its blocks return tuples, and its own loop notes the states
     "openai-gpt": {**GPT2, **ENDS},  # no final norm
-    "qwen3_next": {  # no prefix can be shared
-        **SIZED,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "layer_types": ["linear_attention", "full_attention"],
-        "linear_num_value_heads": 4,
-        "linear_num_key_heads": 2,
-        "linear_key_head_dim": 8,
-        "linear_value_head_dim": 8,
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 32,
-        "shared_expert_intermediate_size": 32,
-    },
+    "qwen3_next": UNSHARED["qwen3_next"][1],  # no prefix can be shared
 }
 FINAL_NORM = [name for name in FAMILIES if name != "openai-gpt"]
 
