@@ -178,11 +178,12 @@ class Kernel:
         raise TimeoutError(f"not heard in {SECONDS} s")
 
     def printed(self, cell: str) -> str:
-        """The next that the cell prints, or the name of its error."""
-        content = self.heard(
-            lambda m: m["msg_type"] in ("stream", "error") and m["parent_header"].get("msg_id") == cell
-        )
-        return str(content.get("text") or content["ename"]).strip()
+        """The next that the cell prints, or the name of its error. A line's end may come in a message of its own."""
+
+        def said(content: Any) -> str:
+            return str(content.get("text") or content.get("ename", "")).strip()
+
+        return said(self.heard(lambda m: m["parent_header"].get("msg_id") == cell and bool(said(m["content"]))))
 
     def run(self, code: str) -> str:
         """The first that the cell prints, when it has ended and the kernel is idle."""
