@@ -32,11 +32,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from drolab.blocks import resolve_layers
 from drolab.chat import EncodedBatch, Prompt, encode
 from drolab.data import validate_queries
 from drolab.evidence import null_directions
 from drolab.first_token import FirstTokenJudge
-from drolab.hidden import hidden_states, resolve_layers
+from drolab.hidden import hidden_states
 from drolab.models import ChatModel
 from drolab.progress import Progress, bar
 from drolab.rates import percentiles

@@ -22,9 +22,10 @@ from drolab import store as stores
 from drolab.anchors import coordinates
 from drolab.chat import EncodedBatch, Prompt, check_fits, embed_text, encode
 from drolab.data import validate_queries
-from drolab.hidden import forward_states, hidden_states, prefix_embeddings
+from drolab.hidden import hidden_states
 from drolab.models import ChatModel
 from drolab.objective import Losses, losses, weights
+from drolab.passes import back_off, collecting, forward_states, passes_of, prefix_embeddings
 from drolab.progress import Progress, bar
 from drolab.types import (
     AnchorSpace,
@@ -208,6 +209,10 @@ def snapshot(run: DRORun, step: int) -> SoftPrompt:
     )
 
 
+class _PassTooLargeError(Exception):
+    """A pass did not fit into the memory; the next ones will be smaller."""
+
+
 @dataclass(kw_only=True)
 class _Done:
     """What is finished: everything after the last completed step. Replaced as a whole, so never half-updated."""
@@ -361,30 +366,56 @@ class Training:
         rows: list[int],
     ) -> dict[str, float]:
         """One optimizer step on these queries; the numbers before it."""
-        with torch.enable_grad():
-            prefix = prefix_embeddings(self.model, batch, soft)
-            states = forward_states(
-                self.model, prefix, [batch.suffixes[row] for row in rows], layers=(self.space.layer,)
-            )[:, 0, 0]
-            harmful = torch.tensor(self.queries["harmful"].to_numpy(dtype=bool)[rows])
-            origin = start[rows].to(states.device)
-            terms = losses(self.space, self.refusal, self.harmfulness, states, origin, harmful, self.config)
-            loss = terms.total(self.config)
-            self._check_finite(step, terms)
-            optimizer.zero_grad()
-            loss.backward()
+        terms = self._gradient(step, soft, batch, start, rows)
         norm = torch.nn.utils.clip_grad_norm_([soft], self.config.max_grad_norm)
         if not norm.isfinite():
             raise self._broken(step, "gradient", float(norm))
         optimizer.step()
         return {
-            "refusal_loss": float(terms.refusal.detach()),
-            "harmfulness_loss": float(terms.harmfulness.detach()),
-            "residual_loss": float(terms.residual.detach()),
-            "loss": float(loss.detach()),
-            "residual_drift": float(terms.drift.detach()),
+            "refusal_loss": float(terms.refusal),
+            "harmfulness_loss": float(terms.harmfulness),
+            "residual_loss": float(terms.residual),
+            "loss": float(terms.total(self.config)),
+            "residual_drift": float(terms.drift),
             "grad_norm": float(norm),
         }
+
+    def _gradient(self, step: int, soft: Tensor, batch: EncodedBatch, start: Tensor, rows: list[int]) -> Losses:
+        """Fill `soft.grad`; in smaller passes if memory asks for it, with equal results up to rounding."""
+        while True:
+            soft.grad = None
+            try:
+                return self._backward(step, soft, batch, start, rows)
+            except _PassTooLargeError:
+                continue
+
+    def _backward(self, step: int, soft: Tensor, batch: EncodedBatch, start: Tensor, rows: list[int]) -> Losses:
+        """Pass by pass. All terms are means over queries, so each pass counts by its number of queries."""
+        classes = self.queries["harmful"].to_numpy(dtype=bool)
+        layer, parts = self.space.layer, []
+        with torch.enable_grad(), collecting(self.model, prefix_embeddings(self.model, batch, soft), layer) as prefix:
+            for numbers in passes_of(self.model, prefix, [len(batch.suffixes[row]) for row in rows]):
+                here = [rows[number] for number in numbers]
+                suffixes, share = [batch.suffixes[row] for row in here], len(here) / len(rows)
+                try:
+                    states = forward_states(self.model, prefix, suffixes, layers=(layer,))[:, 0, 0]
+                    origin = start[here].to(states.device)
+                    terms = losses(
+                        self.space,
+                        self.refusal,
+                        self.harmfulness,
+                        states,
+                        origin,
+                        torch.tensor(classes[here]),
+                        self.config,
+                    )
+                    self._check_finite(step, terms)
+                    (terms.total(self.config) * share).backward()
+                except torch.OutOfMemoryError as error:
+                    back_off(self.model, suffixes)
+                    raise _PassTooLargeError from error
+                parts.append(torch.stack([term.detach() for term in terms]) * share)
+        return Losses(*torch.stack(parts).sum(dim=0))
 
     def _after(
         self, step: int, epoch: int, soft: Tensor, optimizer: torch.optim.AdamW, numbers: Mapping[str, float]

@@ -29,8 +29,8 @@ from transformers import DynamicCache
 
 from drolab.chat import EncodedBatch, Prompt, as_prompts, encode
 from drolab.data import validate_queries
-from drolab.hidden import can_share_prefix, expanded, last_logits, prefix_cache, prefix_embeddings
 from drolab.models import ChatModel, check_edits
+from drolab.passes import can_share_prefix, expanded, last_logits, prefix_cache, prefix_embeddings
 from drolab.progress import Progress, bar
 from drolab.store import Store, key
 from drolab.types import RESPONSE_COLUMNS, QueryError

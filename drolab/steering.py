@@ -1,6 +1,6 @@
 """Edits of the hidden states while the model runs: add a direction, project one out, put other states in.
 
-Layers count as everywhere (`hidden`): 0 is the embedding output, k the output of block k, and the last one (-1) is
+Layers count as everywhere (`blocks`): 0 is the embedding output, k the output of block k, and the last one (-1) is
 taken after the final norm. The raw output of the last block has no number; `Ablate` reaches it all the same.
 
 An edit is in force inside `steered(model, …)` only, and acts on whoever runs the model's modules there. So that no
@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from drolab.blocks import block_names, resolve_layers
 from drolab.chat import EncodedBatch
-from drolab.hidden import can_share_prefix, expanded, last_logits, prefix_cache, prefix_embeddings, resolve_layers
 from drolab.models import ChatModel, EditsInForce, check_edits, edits_in_force
+from drolab.passes import can_share_prefix, expanded, last_logits, prefix_cache, prefix_embeddings
 from drolab.store import key
-from drolab.types import ModelError, StatesError
+from drolab.types import StatesError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -180,7 +181,7 @@ def steered(model: ChatModel, *edits: Edit) -> Iterator[ChatModel]:
 
 
 def _resolve(model: ChatModel, edits: Sequence[Edit]) -> _Steered:
-    n_points = len(_names(model))
+    n_points = len(block_names(model))
     points: dict[int, list[Edit]] = {}
     identities = []
     for edit in edits:
@@ -205,7 +206,7 @@ def _sha256(tensor: Tensor) -> str:
 
 
 def _points(model: ChatModel, edit: Edit, n_points: int) -> list[int]:
-    """The places of an edit in `_names`: layers, but the one after the final norm is the last place."""
+    """The places of an edit in `blocks.block_names`: layers, but the one after the final norm is the last place."""
     last = model.num_hidden_layers
     if not isinstance(edit, Ablate):
         layers: Sequence[int] = (edit.layer,)
@@ -219,7 +220,7 @@ def _points(model: ChatModel, edit: Edit, n_points: int) -> list[int]:
 def _install(model: ChatModel) -> None:
     """Hooks at every point. They come before all others at their module: who listens there sees the edited states."""
     stack = _hooks[model.model] = ExitStack()
-    names, decoder = _names(model), model.base_model
+    names, decoder = block_names(model), model.base_model
     entering: list[Tensor] = []
 
     def edited(point: int, states: Tensor) -> Tensor:
@@ -252,57 +253,6 @@ def _install(model: ChatModel) -> None:
     stack.callback(decoder.register_forward_hook(at_end).remove)
     for point, name in enumerate(names[1:], start=1):
         stack.callback(decoder.get_submodule(name).register_forward_hook(after(point), prepend=True).remove)
-
-
-# --- where the states are ----------------------------------------------------------------------------------
-
-_known: WeakKeyDictionary[PreTrainedModel, list[str]] = WeakKeyDictionary()
-
-
-def _names(model: ChatModel) -> list[str]:
-    """Modules of the decoder: the first block (at whose input layer 0 is), every block, and the final norm if any."""
-    if model.model not in _known:
-        _known[model.model] = _find(model)
-    return _known[model.model]
-
-
-@torch.no_grad()
-def _find(model: ChatModel) -> list[str]:
-    """By trying: the list of modules whose outputs are the hidden states, and the module with the last one's values."""
-    decoder, n_blocks = model.base_model, model.num_hidden_layers
-    inputs: dict[str, Any] = {}
-    outputs: dict[str, Any] = {}
-
-    def noting(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-            inputs[name] = args[0] if args else kwargs.get("hidden_states")
-            outputs.pop(name, None)
-            outputs[name] = output[0] if isinstance(output, (tuple, list)) else output  # the last called comes last
-
-        return hook
-
-    with ExitStack() as stack:
-        for name, module in decoder.named_modules():
-            stack.callback(module.register_forward_hook(noting(name), with_kwargs=True).remove)
-        ids = torch.arange(4)[None] % len(model.tokenizer)
-        seen = decoder(inputs_embeds=model.embed(ids), use_cache=False, output_hidden_states=True)
-    states = seen.hidden_states or ()
-    lists = [n for n, m in decoder.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n_blocks]
-    for blocks in [[f"{name}.{k}" for k in range(n_blocks)] for name in lists] if len(states) > n_blocks else []:
-        found = [inputs.get(blocks[0]), *(outputs.get(name) for name in blocks[:-1])]
-        if all(map(_same, found, states)):
-            outer = [n for n in outputs if n and not any(n == block or n.startswith(block + ".") for block in blocks)]
-            final = [n for n in outer if _same(outputs[n], seen.last_hidden_state)]
-            if final or _same(outputs[blocks[-1]], seen.last_hidden_state):
-                return [blocks[0], *blocks, *final[-1:]]
-    raise ModelError(
-        f"The {n_blocks} blocks and the final norm of {model.name!r} ({model.model.config.model_type}) were not found, "
-        "so its states cannot be edited: use a decoder-only model whose transformers class returns hidden states."
-    )
-
-
-def _same(a: object, b: Tensor) -> bool:
-    return isinstance(a, Tensor) and a.shape == b.shape and torch.equal(a.to(b.device), b)
 
 
 # --- what the model then says ------------------------------------------------------------------------------

@@ -19,18 +19,19 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import drolab
+from drolab.blocks import resolve_layers
 from drolab.chat import encode, prompt_token_ids, render
-from drolab.hidden import (
-    _shares,
+from drolab.hidden import hidden_states
+from drolab.models import ChatModel, load_model, wrap
+from drolab.passes import (
+    _abilities,
+    can_pack,
     can_share_prefix,
     expanded,
     forward_states,
-    hidden_states,
     prefix_cache,
     prefix_embeddings,
-    resolve_layers,
 )
-from drolab.models import ChatModel, load_model, wrap
 from drolab.types import PromptError, QueryError, SafetyPrompt, SoftPrompt, StatesError
 
 NONE = SafetyPrompt(name="none", text="")
@@ -77,7 +78,10 @@ def counted(model: ChatModel, *, interrupt_at: int | None = None) -> Iterator[li
 # --- the paper's numbers -----------------------------------------------------------------------------------
 
 
-def test_parity_with_the_papers_code(reference: Path) -> None:
+@pytest.mark.parametrize(("token_budget", "tolerance"), [(1, 2e-5), (None, 4e-5)])
+def test_parity_with_the_papers_code(reference: Path, token_budget: int | None, tolerance: float) -> None:
+    """One chat at a time, as that code ran, to the agreement that its README expects. Other orders of summation cost a
+    little more: the numbers themselves are 6e-5 away from those in double precision."""
     folder = reference / "parity"
     model = load_model(folder / "model", chat_template="llama-2-chat", attn_implementation="eager")
     texts = {c: (folder / f"queries_{c}.txt").read_text().splitlines() for c in ("harmful", "harmless")}
@@ -86,11 +90,11 @@ def test_parity_with_the_papers_code(reference: Path) -> None:
     for name, text in json.loads((folder / "prompts.json").read_text()).items():
         prompts.append(SafetyPrompt(name=name, text=text))
     assert can_share_prefix(model)
-    states = hidden_states(model, queries, prompts, layers=(1, 2, 3), progress=False)
+    states = hidden_states(model, queries, prompts, layers=(1, 2, 3), token_budget=token_budget, progress=False)
     for name, expected in load_file(folder / "states.safetensors").items():
         prompt, query_class = name.split(".")
         found = states.select(prompt=prompt, harmful=query_class == "harmful").values
-        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
+        assert (found - expected).abs().max() < tolerance, name
     other = states.select(prompt="short", harmful=True).values - states.select(prompt="none", harmful=True).values
     assert other.abs().max() > 1  # the prompts differ by far more than the tolerance
 
@@ -360,11 +364,11 @@ def test_neither_batches_nor_order_matter(token_budget: int, order: list[str]) -
 
 def test_the_token_budget_bounds_every_batch(tiny_llama: ChatModel) -> None:
     with counted(tiny_llama) as calls:
-        hidden_states(tiny_llama, QUERIES, CARE, token_budget=300, progress=False)
-    (_, prefix), *batches = calls
-    assert sum(size for size, _ in batches) == 6
-    assert all(size * (prefix + length) <= 300 for size, length in batches)
-    assert len(batches) == 3
+        hidden_states(tiny_llama, QUERIES, CARE, token_budget=100, progress=False)
+    batch = encode(tiny_llama, QUERIES["text"].tolist(), CARE)
+    assert calls[0] == (1, len(batch.prefix))
+    assert sum(length for _, length in calls[1:]) == sum(map(len, batch.suffixes))  # each token once, no padding
+    assert all(size == 1 and length <= 100 for size, length in calls[1:])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -394,7 +398,7 @@ def test_a_family_that_cannot_share_says_so_once(caplog: pytest.LogCaptureFixtur
     assert [record.getMessage() for record in caplog.records if record.name == "drolab.hidden"] == [
         "'falcon_mamba' (falcon_mamba) cannot share a prefix between chats: plain batches, equal results, slower."
     ]
-    assert len(calls) == 2
+    assert sum(size for size, _ in calls) == 12  # every chat by itself
     for row, text in enumerate(QUERIES.text):
         ids = torch.tensor([render(model, text, CARE).input_ids])
         expected = model.base_model(ids).last_hidden_state[0, -1]
@@ -403,9 +407,9 @@ def test_a_family_that_cannot_share_says_so_once(caplog: pytest.LogCaptureFixtur
 
 def test_sharing_is_tried_once_per_model() -> None:
     model = family("llama")
-    assert model.model not in _shares
-    assert can_share_prefix(model)
-    assert _shares[model.model] is True
+    assert model.model not in _abilities
+    assert can_pack(model, 8)
+    assert _abilities[model.model] == (True, True)
 
 
 # --- the store ---------------------------------------------------------------------------------------------

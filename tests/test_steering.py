@@ -12,10 +12,11 @@ from test_hidden import UNSHARED
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from drolab import steering
+from drolab.blocks import block_names
 from drolab.chat import encode, render
-from drolab.hidden import forward_states, hidden_states
+from drolab.hidden import hidden_states
 from drolab.models import ChatModel, edits_in_force, wrap
+from drolab.passes import forward_states
 from drolab.responses import first_token_probabilities, generate
 from drolab.steering import Ablate, Add, Edit, Patch, next_tokens, steered
 from drolab.store import Store
@@ -127,7 +128,7 @@ def test_ablation_leaves_nothing_along_the_direction(family: ChatModel) -> None:
 @pytest.mark.parametrize("name", FINAL_NORM)
 def test_ablation_reaches_the_last_block_but_not_the_final_norm(name: str) -> None:
     model, unit, raw = made(name), vector(norm=1.0), []
-    block = model.base_model.get_submodule(steering._names(model)[LAST])
+    block = model.base_model.get_submodule(block_names(model)[LAST])
     with steered(model, Ablate(unit)) as ablated:
         hook = block.register_forward_hook(lambda module, args, output: raw.append(output))
         states = hidden_states(ablated, QUERIES, CARE, progress=False).values[:, 0]
