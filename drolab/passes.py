@@ -88,13 +88,19 @@ def begin(model: ChatModel, embeddings: Tensor, *, after: Prefix | None = None, 
     Args:
         after: a prefix that has run, which this one continues; it stays as it is.
         until: the highest layer that the chats will be read at.
+
+    Raises:
+        ModelError: it does not fit into the memory.
     """
     if after is not None and not len(embeddings):
         return after
     whole = embeddings if after is None else torch.cat([after.embeddings, embeddings])
     if not len(whole) or not can_share_prefix(model):
         return Prefix(whole, None)
-    return Prefix(whole, prefix_cache(model, embeddings, None if after is None else after.cache, until=until))
+    try:
+        return Prefix(whole, prefix_cache(model, embeddings, None if after is None else after.cache, until=until))
+    except torch.OutOfMemoryError as error:
+        raise _no_memory(model) from error
 
 
 def prefix_cache(
@@ -291,12 +297,16 @@ def back_off(model: ChatModel, suffixes: Sequence[Sequence[int]]) -> None:
         ModelError: it was a single chat.
     """
     if len(suffixes) == 1:
-        raise ModelError(
-            f"{model.name!r} runs out of memory with a single chat: load it with dtype='bfloat16', spread it with "
-            "device_map='auto', shorten the prompt, or free the memory that others use."
-        )
+        raise _no_memory(model)
     _afforded[model.model] = sum(map(len, suffixes)) // 2
     _log.warning("Out of memory: %r runs at most %d tokens at once from now on.", model.name, _afforded[model.model])
+
+
+def _no_memory(model: ChatModel) -> ModelError:
+    return ModelError(
+        f"{model.name!r} runs out of memory with a single chat: load it with dtype='bfloat16', spread it with "
+        "device_map='auto', shorten the prompt, or free the memory that others use."
+    )
 
 
 def pass_states(

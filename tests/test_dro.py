@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pandas as pd
 import pytest
@@ -15,9 +16,10 @@ import torch
 from conftest import byte_tokenizer, random_llama
 from planted import parity_states
 from safetensors.torch import load_file
+from test_passes import memory_for
 
 import drolab
-from drolab import dro
+from drolab import dro, passes
 from drolab.anchors import coordinates, fit_anchors
 from drolab.hidden import hidden_states
 from drolab.models import ChatModel, wrap
@@ -236,6 +238,17 @@ def test_the_iterator_yields_what_a_run_collects(setting: Setting, finished: DRO
     )
     assert torch.equal(steps[-1].embeddings, finished.soft_prompt.embeddings)
     assert not torch.equal(steps[-2].embeddings, steps[-1].embeddings)
+
+
+def test_passes_that_do_not_fit_are_divided_with_equal_results(
+    setting: Setting, finished: DRORun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "_afforded", WeakKeyDictionary())  # the model is not ours alone
+    with memory_for(setting.model, 80) as tried:
+        run = setting.train()
+    assert any(size > 80 for size in tried)
+    torch.testing.assert_close(run.soft_prompt.embeddings, finished.soft_prompt.embeddings, rtol=0, atol=1e-5)
+    pd.testing.assert_frame_equal(run.history, finished.history, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("done", [0, 1, 4, 6])
