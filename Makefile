@@ -2,7 +2,7 @@
 # make test   environment, lint, types, tests (browser tests and notebooks included)
 # make lab    environment, then JupyterLab on notebooks/
 # make app    environment, then the panels as a dashboard on the demo model, or APP_OPTIONS='--model … --store …'
-# make lint   format, lint, types, stripped notebooks        make bench  the benchmark table
+# make lint   format, lint, types, stripped notebooks        make bench  the benchmark tables
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -37,8 +37,9 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/nbstripout --drop-empty-cells $(NOTEBOOKS)
 
-bench: $(VENV)/.installed-dev
+bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/timings.py
+	$(BIN)/python benchmarks/speed.py $(BENCH_OPTIONS)
 
 # The browser tests need a Chrome or Chromium. On Debian and Ubuntu it is installed here; elsewhere, say what to do.
 browser:
@@ -63,6 +64,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(VENV)/.installed-app: $(VENV)/.installed
 	$(PIP) install --constraint constraints.txt --editable '.[app]'
+	touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(PIP) install --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
 clean:

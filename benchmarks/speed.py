@@ -78,6 +78,8 @@ def load(name: str, device: str) -> ChatModel:
 
 def prompt_of(model: ChatModel, n_tokens: int) -> SafetyPrompt:
     """The demo's safety sentences, cut and filled up to so many tokens."""
+    if n_tokens == 0:
+        return SafetyPrompt(name="none", text="")
     words = " ".join(prompt.text for prompt in drolab.load_prompts().values()).split() * 20
     text = ""
     for word in words:
@@ -87,8 +89,7 @@ def prompt_of(model: ChatModel, n_tokens: int) -> SafetyPrompt:
         text = longer
     while len(prompt_token_ids(model, text)) < n_tokens:
         text += " a" if text else "a"
-    found = len(prompt_token_ids(model, text)) if text else 0
-    return SafetyPrompt(name=f"{found} tokens", text=text)
+    return SafetyPrompt(name=f"{len(prompt_token_ids(model, text))} tokens", text=text)
 
 
 def block_parameters(model: ChatModel) -> int:

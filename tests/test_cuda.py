@@ -1,0 +1,40 @@
+"""A GPU computes what the CPU computes. Collected where there is one; drolab's own CI has none."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from conftest import byte_tokenizer, random_llama
+from test_hidden import CARE, PREFIX, QUERIES, SUFFIXES, relative, with_gradient
+
+from drolab.hidden import hidden_states
+from drolab.models import ChatModel, wrap
+from drolab.passes import forward_states
+
+if torch.cuda.is_available():
+
+    def both() -> tuple[ChatModel, ChatModel]:
+        model = random_llama()
+        return tuple(
+            wrap(copy.deepcopy(model).to(device), byte_tokenizer(), name=device, chat_template="chatml")
+            for device in ("cpu", "cuda")
+        )
+
+    def test_states() -> None:
+        here, there = both()
+        expected = hidden_states(here, QUERIES, CARE, layers=(0, 1, 2), progress=False)
+        found = hidden_states(there, QUERIES, CARE, layers=(0, 1, 2), token_budget=40, progress=False)
+        assert found.values.device.type == "cpu"
+        assert relative(found.values, expected.values) < 1e-4
+
+    def test_gradients() -> None:
+        here, there = both()
+
+        def states(model: ChatModel, prefix: torch.Tensor) -> torch.Tensor:
+            return forward_states(model, prefix, SUFFIXES).cpu()
+
+        _, expected = with_gradient(here, states)
+        _, found = with_gradient(there, states)
+        assert len(PREFIX) == len(found)
+        assert relative(found.cpu(), expected) < 1e-3
