@@ -96,7 +96,8 @@ def separability(
         places = np.flatnonzero(chosen.index["prompt"] == name)
         part = chosen.index.iloc[places]
         labels, groups = _labels(part), part["query_id"].to_numpy()
-        for kind, points in ((kind, everywhere[places]) for kind, everywhere in features.items()):
+        for kind, everywhere in features.items():
+            points = everywhere[places]
             seeds = [random_state + repeat for repeat in range(n_repeats)]
             if shuffle_labels:
                 # A stream of its own per prompt: what it yields does not depend on which other prompts are there.
@@ -216,12 +217,12 @@ def _scores(points: Tensor, labels: Array, groups: NDArray[Any], n_splits: int, 
 
 
 def _features(points: Tensor) -> Array:
-    """Standardised; where there are more features than states, in the states' own span, which changes no score of a
-    regression with a ridge penalty. Labels have no part in either."""
+    """Standardised; where there are many more features than states, in the states' own span, which changes no score of
+    a regression with a ridge penalty. Labels have no part in either."""
     features: Array = points.double().numpy()
     spread = features.std(axis=0)
     features = (features - features.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-    if features.shape[1] > len(features):
+    if features.shape[1] > 4 * len(features):
         squares, axes = np.linalg.eigh(features @ features.T)
         features = axes * np.sqrt(squares.clip(min=0))
     return features
