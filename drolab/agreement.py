@@ -12,14 +12,11 @@ import numpy as np
 import pandas as pd
 
 from drolab.judging import FULL, VERDICTS, as_verdicts
-from drolab.rates import percentiles, rate_interval
+from drolab.rates import drawn_weights, percentiles, rate_interval
 from drolab.types import QueryError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_DRAWN = 2**23
-"""Weights of queries that one chunk of bootstrap draws may hold: 64 MB."""
 
 
 def disagreement(
@@ -131,11 +128,9 @@ def _interval(tables: NDArray[np.float64], n_bootstrap: int, random_state: int, 
     n, generator = len(tables), np.random.default_rng(random_state)
     if not n:
         return float("nan"), float("nan")
-    flat, draws, chunk = tables.reshape(n, -1), [], max(1, _DRAWN // n)
-    for start in range(0, n_bootstrap, chunk):
-        weights = generator.multinomial(n, np.full(n, 1 / n), size=min(chunk, n_bootstrap - start))
-        draws.append(_kappa((weights @ flat).reshape(-1, *tables.shape[1:])))
-    kappas = np.concatenate(draws)
+    kinds, counts = np.unique(tables, axis=0, return_counts=True)
+    chunks = drawn_weights(counts, n_bootstrap, generator)
+    kappas = np.concatenate([_kappa(np.tensordot(weights, kinds, axes=1)) for weights in chunks])
     kappas = kappas[~np.isnan(kappas)]
     if not len(kappas):
         return float("nan"), float("nan")

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from drolab.evidence import Shifts, null_directions, shift_similarity, shifts
-from drolab.moments import FISHER, LOGIT, PLAIN, Scale, interval, mean_direction_cosine, unit
+from drolab.comparison import holm
+from drolab.evidence import Shifts, null_directions, shifts, similarity
+from drolab.moments import FISHER, LOGIT, PLAIN, Moments, Scale, interval, mean_direction_cosine, unit
 from drolab.rates import percentiles
 from drolab.separability import auc_change, shuffled_aucs
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe, QueryError, StatesError
@@ -140,11 +141,13 @@ def verdict(
         raise StatesError(f"No states under {unknown}: compute them with hidden_states(model, queries, prompts).")
     if min((moved.queries["harmful"] == kind).sum() for kind in (True, False)) < 4:
         raise StatesError("A verdict needs at least 4 queries of each class: pass more queries.")
+    compared = moved.only([*safety, *controls])
+    moments = compared.moments(refusal.direction(space).double().numpy()[None])
     dealt = _Nulls(n=n_null, level=level, generator=np.random.default_rng(random_state))
     found = [
         *_separable(states, space, safety, baseline, random_state, dealt),
-        *_alike(states, safety, controls, baseline, space.layer, dealt),
-        _along(moved, safety, refusal.direction(space).double().numpy(), dealt),
+        *_alike(compared, moments, safety, controls, dealt),
+        _along(compared, moments, safety, dealt),
         *_refusals(scores, column, moved, safety, baseline, dealt),
         *_apart(moved, refusal, space, trained or {}, dealt),
     ]
@@ -204,10 +207,8 @@ def _needed(one: Measured, effect: float, power: float, alpha: float) -> int:
 
 
 def _decided(table: pd.DataFrame, alpha: float) -> pd.DataFrame:
-    from statsmodels.stats.multitest import multipletests
-
     for column in ("p_support", "p_against"):
-        table[column] = multipletests(table[column], method="holm")[1]
+        table[column] = holm(pd.DataFrame({"p": table[column]}))["p_holm"]
     verdicts = np.where(table["p_against"] < alpha, NOT_SUPPORTED, TOO_LITTLE)
     return table.assign(verdict=np.where(table["p_support"] < alpha, SUPPORTED, verdicts))
 
@@ -246,16 +247,11 @@ def _separable(
 
 
 def _alike(
-    states: HiddenStates,
-    safety: Sequence[str],
-    controls: Sequence[str],
-    baseline: str,
-    layer: int,
-    dealt: _Nulls,
+    moved: Shifts, moments: Moments, safety: Sequence[str], controls: Sequence[str], dealt: _Nulls
 ) -> list[Measured]:
-    seed = int(dealt.generator.integers(2**32))
-    table = shift_similarity(
-        states, safety, controls, baseline=baseline, layer=layer, n_null=dealt.n, random_state=seed, level=dealt.level
+    generator = np.random.default_rng(int(dealt.generator.integers(2**32)))
+    table = similarity(
+        moved, moments, safety, controls, n_directions=1, n_null=dealt.n, generator=generator, level=dealt.level
     )
     measured = table.set_index("measure")[["value", "error", "n", "null_low", "null_high"]].T.to_dict("list")
     claims = {"alike": ALIKE, "beyond the controls": BEYOND}
@@ -263,9 +259,8 @@ def _alike(
     return [Measured(claim, value, se, int(n), (low, high)) for claim, (value, se, n, low, high) in found.items()]
 
 
-def _along(moved: Shifts, safety: Sequence[str], direction: Array, dealt: _Nulls) -> Measured:
-    moments, groups = moved.moments(direction[None]), moved.groups()
-    members = [place for place, (prompt, _) in enumerate(groups) if prompt in safety]
+def _along(moved: Shifts, moments: Moments, safety: Sequence[str], dealt: _Nulls) -> Measured:
+    members = [place for place, (prompt, _) in enumerate(moved.groups()) if prompt in safety]
     value, *gradients = mean_direction_cosine(moments, members, 0)
     means = unit(np.stack([moments.parts[place].mean(axis=0) for place in members]))
     random = null_directions(moved.baseline, moved.queries["harmful"], dealt.n, dealt.generator)

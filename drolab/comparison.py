@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from drolab.moments import Interval
-from drolab.rates import rate_interval
+from drolab.rates import mean_intervals, rate_interval
 from drolab.types import SCORE_COLUMNS, QueryError
 
 TESTS = ("rate", "any", "majority")
@@ -72,22 +72,11 @@ def group_rates(
         if kind == "Wilson":
             found = [rate_interval(int(total), len(values), level=level) for total in values.sum(axis=0)]
         else:
-            found = _mean_intervals(values, n_bootstrap, random_state, level)
+            found = mean_intervals(values, n_bootstrap=n_bootstrap, random_state=random_state, level=level)
         for measure, interval in zip(("refusal", "compliance"), found, strict=True):
             row = {"prompt": prompt, "group": group, "measure": measure, "n_queries": len(values)}
             rows.append(row | interval._asdict() | {"interval": kind})
     return pd.DataFrame(rows)
-
-
-def _mean_intervals(values: np.ndarray, n_bootstrap: int, random_state: int, level: float) -> list[Interval]:
-    """[n queries, m] → m means with bootstrap intervals, as `evidence.mean_interval` with one value per query. Rates
-    take few values, so a draw counts how often each comes, not each query: 25 times faster, the same distribution."""
-    distinct, counts = np.unique(values, axis=0, return_counts=True)
-    generator = np.random.default_rng(random_state)
-    draws = generator.multinomial(len(values), counts / len(values), size=n_bootstrap) @ distinct / len(values)
-    # Rounded so that draws which all equal the mean give an interval that contains it.
-    found = np.vstack([values.mean(axis=0), np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)]).round(12)
-    return [Interval(*map(float, column)) for column in found.T]
 
 
 # ---------------------------------------------------------------- paired tests
@@ -173,7 +162,7 @@ def _compare(pairs: np.ndarray, test: str, n_bootstrap: int, random_state: int, 
         raise QueryError("With more samples any of them refuses more easily: draw equally many, or test the rate.")
     differences = (own - other).round(12)  # differences of equal fractions must be equal numbers
     if differences.any():
-        found = _mean_intervals(differences[:, None], n_bootstrap, random_state, level)[0]
+        found = mean_intervals(differences[:, None], n_bootstrap=n_bootstrap, random_state=random_state, level=level)[0]
     else:  # No query changed: as many may change as a rate that was seen 0 times may have, up or down.
         most = rate_interval(0, len(own), level=level).high
         found = Interval(0.0, -most, most)

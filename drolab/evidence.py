@@ -8,8 +8,8 @@ err was measured by simulation: docs/evidence.md, `benchmarks/calibration.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,6 +80,11 @@ class Shifts:
     def classes(self) -> tuple[bool, ...]:
         """The classes present, harmful first."""
         return tuple(kind for kind in (True, False) if (self.queries["harmful"] == kind).any())
+
+    def only(self, prompts: Collection[str]) -> Shifts:
+        """Those under some prompts."""
+        keep = [place for place, prompt in enumerate(self.prompts) if prompt in prompts]
+        return replace(self, deltas=self.deltas[keep], prompts=tuple(self.prompts[place] for place in keep))
 
     def rows(self, harmful: bool) -> NDArray[np.intp]:
         return np.flatnonzero(self.queries["harmful"].to_numpy() == harmful)
@@ -247,12 +252,30 @@ def shift_similarity(
     Raises:
         StatesError: as in `shifts`; fewer than two safety prompts, a prompt without states, one class only.
     """
-    wanted = [baseline, *safety, *controls]
-    moved = shifts(states.select(prompt=list(dict.fromkeys(wanted))), baseline=baseline, layer=layer)
+    wanted = list(dict.fromkeys([baseline, *safety, *controls]))
+    moved = shifts(states.select(prompt=wanted, layer=layer), baseline=baseline, layer=layer)
+    generator = np.random.default_rng(random_state)
+    moments = moved.moments()
+    return similarity(
+        moved, moments, safety, controls, n_directions=n_directions, n_null=n_null, generator=generator, level=level
+    )
+
+
+def similarity(
+    moved: Shifts,
+    moments: Moments,
+    safety: Sequence[str],
+    controls: Sequence[str],
+    *,
+    n_directions: int,
+    n_null: int,
+    generator: np.random.Generator,
+    level: float,
+) -> pd.DataFrame:
+    """`shift_similarity` of shifts under the safety prompts and controls alone, with their moments."""
     if len(moved.classes) < 2 or len(safety) < 2:
         raise StatesError("Similarity needs two safety prompts and queries of both classes: pass more of them.")
-    moments, groups = moved.moments(), moved.groups()
-    generator = np.random.default_rng(random_state)
+    groups = moved.groups()
     null = np.concatenate(list(_null_products(moved, moments.directions, n_null, generator)))
     pairs = {
         "alike": _group_pairs(groups, safety, safety),

@@ -47,34 +47,46 @@ class Moments:
     """[n_directions, d], unit vectors that are taken as given."""
 
     @cached_property
+    def inner(self) -> Mapping[tuple[int, int], Array]:
+        """(group, group) → [n, m]: the products of their queries' shifts, all that is needed of d dimensions. Memory:
+        8 bytes times the square of the number of shifts in all groups."""
+        rows = np.concatenate(self.parts)
+        ends = np.cumsum([len(part) for part in self.parts])
+        blocks = [np.split(strip, ends[:-1], axis=1) for strip in np.split(rows @ rows.T, ends[:-1])]
+        return {(a, b): block for a, strip in enumerate(blocks) for b, block in enumerate(strip)}
+
+    @cached_property
     def products(self) -> Array:
         """[groups, groups]: the inner product of each two groups' mean shifts, unbiased."""
-        return np.array([[self._product(a, b) for b in range(len(self.parts))] for a in range(len(self.parts))])
+        return self._products(dict.fromkeys(self.classes, slice(None)))
 
     @cached_property
     def along(self) -> Array:
         """[groups, directions]: the mean shifts' products with the directions."""
         return np.stack([part.mean(axis=0) @ self.directions.T for part in self.parts])
 
-    def _product(self, a: int, b: int) -> float:
-        first, second = self.parts[a], self.parts[b]
-        total, n = first.sum(axis=0) @ second.sum(axis=0), len(first)
-        if self.classes[a] != self.classes[b]:
-            return float(total / (n * len(second)))
-        return float((total - (first * second).sum()) / (n * (n - 1))) if n > 1 else math.nan
+    def _products(self, queries: Mapping[bool, NDArray[np.intp] | slice]) -> Array:
+        """`products` of some queries of each class."""
+        groups = range(len(self.parts))
+        return np.array([[self._product(a, b, queries) for b in groups] for a in groups])
+
+    def _product(self, a: int, b: int, queries: Mapping[bool, NDArray[np.intp] | slice]) -> float:
+        first, second = self.classes[a], self.classes[b]
+        block = self.inner[a, b][queries[first]][:, queries[second]]
+        if first != second:
+            return float(block.mean())
+        n = len(block)
+        return float((block.sum() - np.trace(block)) / (n * (n - 1))) if n > 1 else math.nan
 
     @property
     def n_queries(self) -> int:
         return sum({kind: len(part) for kind, part in zip(self.classes, self.parts, strict=True)}.values())
 
-    def halves(self, generator: np.random.Generator) -> tuple[Moments, Moments]:
-        """The same from two random halves of each class's queries."""
+    def halves(self, generator: np.random.Generator) -> tuple[Array, Array]:
+        """`products` of two random halves of each class's queries."""
         sizes = {kind: len(part) for kind, part in zip(self.classes, self.parts, strict=True)}
         order = {kind: generator.permutation(n) for kind, n in sorted(sizes.items())}
-        cuts = [
-            [part[order[kind][half::2]] for kind, part in zip(self.classes, self.parts, strict=True)] for half in (0, 1)
-        ]
-        first, second = (Moments(parts=parts, classes=self.classes, directions=self.directions) for parts in cuts)
+        first, second = (self._products({kind: rows[half::2] for kind, rows in order.items()}) for half in (0, 1))
         return first, second
 
     def standard_error(self, gradient: Array, gradient_along: Array | None = None) -> float:
@@ -116,8 +128,7 @@ class Moments:
 
     def _kernel(self, rows: Sequence[int], columns: Sequence[int], gradient: Array) -> Array:
         """[n, m]: the products of single queries' shifts, weighted by the gradient."""
-        weighted = np.tensordot(gradient[np.ix_(rows, columns)], np.stack([self.parts[b] for b in columns]), axes=1)
-        kernel: Array = np.hstack([self.parts[a] for a in rows]) @ np.hstack(list(weighted)).T
+        kernel: Array = np.sum([gradient[a, b] * self.inner[a, b] for a in rows for b in columns], axis=0)
         return kernel
 
 
@@ -195,8 +206,8 @@ def leading_share(moments: Moments, groups: Sequence[int], k: int, generator: np
     halves = moments.halves(generator)
     captured = total = 0.0
     for found, measured in (halves, halves[::-1]):
-        vectors = np.linalg.eigh(found.products[np.ix_(groups, groups)])[1][:, -k:]
-        inner = measured.products[np.ix_(groups, groups)]
+        vectors = np.linalg.eigh(found[np.ix_(groups, groups)])[1][:, -k:]
+        inner = measured[np.ix_(groups, groups)]
         captured, total = captured + np.trace(vectors.T @ inner @ vectors), total + np.trace(inner)
     return float(captured / total)
 

@@ -55,10 +55,19 @@ def mean_interval(
             "value, a group for each, and no NaN."
         )
     means = pd.Series(numbers).groupby(np.asarray(groups), sort=False).mean().to_numpy()
+    return mean_intervals(means[:, None], n_bootstrap=n_bootstrap, random_state=random_state, level=level)[0]
+
+
+def mean_intervals(
+    values: NDArray[np.floating], *, n_bootstrap: int = 1000, random_state: int = 0, level: float = 0.95
+) -> list[Interval]:
+    """The means of m numbers over n queries, `values` [n, m], with bootstrap intervals over queries."""
+    # Rates take few values, so a draw counts how often each comes, not each query: the same distribution, much faster.
+    distinct, counts = np.unique(values, axis=0, return_counts=True)
     generator = np.random.default_rng(random_state)
-    draws = np.concatenate([weights @ means for weights in _weights(len(means), n_bootstrap, generator)])
-    low, high = percentiles(draws, _widened(level, len(means)))
-    return Interval(round(float(means.mean()), 12), float(low), float(high))
+    draws = np.concatenate([weights @ distinct for weights in drawn_weights(counts, n_bootstrap, generator)])
+    limits = percentiles(draws, _widened(level, len(values)))
+    return [Interval(*map(float, one)) for one in zip(values.mean(axis=0).round(12), *limits, strict=True)]
 
 
 def rate_table(
@@ -95,8 +104,14 @@ def _widened(level: float, n: int) -> float:
     return float(2 * stats.norm.cdf(half) - 1)
 
 
-def _weights(n: int, n_draws: int, generator: np.random.Generator) -> Iterator[Array]:
-    """Chunks of [draws, n]: how often each of n queries is drawn, over n."""
-    chunk = max(1, CHUNK_VALUES // n)
+def drawn_weights(
+    counts: Sequence[int] | NDArray[np.integer], n_draws: int, generator: np.random.Generator
+) -> Iterator[Array]:
+    """Chunks of [draws, k]: as many queries as there are, drawn with replacement: the share of each of k kinds.
+
+    Args:
+        counts: [k], how many queries are of each kind: all 1 for the share of each query.
+    """
+    n, chunk = int(np.sum(counts)), max(1, CHUNK_VALUES // len(counts))
     for start in range(0, n_draws, chunk):
-        yield generator.multinomial(n, np.full(n, 1 / n), size=min(chunk, n_draws - start)) / n
+        yield generator.multinomial(n, np.asarray(counts) / n, size=min(chunk, n_draws - start)) / n

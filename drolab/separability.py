@@ -89,12 +89,15 @@ def separability(
         StatesError: a prompt that is not there, one class only, or too few queries for `n_splits` folds.
     """
     chosen = one_position(states if prompt is None else states.select(prompt=prompt))
+    features = {} if space is None else {"anchor": coordinates(space, chosen)}
+    features["full"] = chosen.matrix(layer)
     rows = []
     for name in chosen.index["prompt"].unique():
-        part = chosen.select(prompt=name)
-        features = {} if space is None else {"anchor": coordinates(space, part)}
-        labels, groups = _labels(part), part.index["query_id"].to_numpy()
-        for kind, points in {**features, "full": part.matrix(layer)}.items():
+        places = np.flatnonzero(chosen.index["prompt"] == name)
+        part = chosen.index.iloc[places]
+        labels, groups = _labels(part), part["query_id"].to_numpy()
+        for kind, everywhere in features.items():
+            points = everywhere[places]
             seeds = [random_state + repeat for repeat in range(n_repeats)]
             if shuffle_labels:
                 # A stream of its own per prompt: what it yields does not depend on which other prompts are there.
@@ -133,12 +136,12 @@ def auc_change(
     order = chosen.select(prompt=baseline).index["query_id"].to_numpy()
     held = {}
     for name in [baseline, *prompts]:
-        part = chosen.select(prompt=name)
+        part = chosen.select(prompt=name, layer=space.layer)
         queries = part.index["query_id"].to_numpy()
         if len(queries) != len(order) or set(queries) != set(order):
             raise StatesError(f"Prompt {name!r} has other queries than {baseline!r}: compute the same ones under both.")
         places = pd.Index(queries).get_indexer(order)
-        points, labels = coordinates(space, part)[places], _labels(part)[places]
+        points, labels = coordinates(space, part)[places], _labels(part.index)[places]
         held[name] = _held_out(points, labels, order, n_splits, seeds)
     rows = [_change([held[name]], held[baseline], level) | {"prompt": name} for name in prompts]
     rows.append(_change([held[name] for name in prompts], held[baseline], level) | {"prompt": ALL})
@@ -151,7 +154,7 @@ def shuffled_aucs(
 ) -> Array:
     """[n_shuffles]: the AUC in `space` of states of one prompt when the classes are dealt out at random."""
     part = one_position(states)
-    points, labels, groups = coordinates(space, part), _labels(part), part.index["query_id"].to_numpy()
+    points, labels, groups = coordinates(space, part), _labels(part.index), part.index["query_id"].to_numpy()
     return np.array([held.auc for held in _deals(points, labels, groups, n_splits, n_shuffles, random_state)])
 
 
@@ -183,8 +186,8 @@ def _change(changed: Sequence[_Held], baseline: _Held, level: float) -> dict[str
     }
 
 
-def _labels(states: HiddenStates) -> Array:
-    labels = states.index["harmful"].to_numpy(dtype=np.float64)
+def _labels(index: pd.DataFrame) -> Array:
+    labels = index["harmful"].to_numpy(dtype=np.float64)
     if len(np.unique(labels)) < 2:
         raise StatesError("Separability needs harmful and harmless queries, these are of one class: add the other.")
     return labels
@@ -220,8 +223,8 @@ def _features(points: Tensor) -> Array:
     spread = features.std(axis=0)
     features = (features - features.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
     if features.shape[1] > 4 * len(features):
-        left, sizes, _ = np.linalg.svd(features, full_matrices=False)
-        features = left * sizes
+        squares, axes = np.linalg.eigh(features @ features.T)
+        features = axes * np.sqrt(squares.clip(min=0))
     return features
 
 

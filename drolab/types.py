@@ -243,7 +243,7 @@ class HiddenStates:
             raise StatesError("No state satisfies all the conditions at once: relax one of them.")
         layers = self.layers if layer is None else self._resolve_layers(layer)
         columns = [self.layers.index(number) for number in layers]
-        values = self.values[keep.nonzero()[0]][:, columns]
+        values = self.values[keep.nonzero()[0][:, None], columns]  # one step: no copy of the other layers
         return replace(self, values=values, index=self.index[keep].reset_index(drop=True), layers=layers)
 
     def _resolve_layers(self, layer: int | Sequence[int]) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from scipy import stats
 from drolab import claims
 from drolab.anchors import fit_anchors
 from drolab.claims import ALIKE, ALONG, APART, BEYOND, HARMFUL, HARMLESS, NOT_ENHANCED, SEPARABLE, Claim, Verdict
+from drolab.evidence import shift_similarity
 from drolab.moments import FISHER
 from drolab.types import AnchorSpace, HiddenStates, Probe, QueryError, StatesError
 
@@ -85,6 +86,17 @@ def test_what_is_planted_is_supported(planted: Verdict) -> None:
         < rows.loc[[ALIKE.text, ALONG.text, HARMFUL.text], "low"]
     ).all()
     assert "supported: safety prompts shift alike: 0." in str(result)
+
+
+def test_how_alike_the_shifts_are_is_said_of_the_named_prompts_alone(planted: Verdict) -> None:
+    states = states_of()
+    found = shift_similarity(states, SAFETY, CONTROLS).set_index("measure")
+    rows = planted.table.set_index("claim")
+    for claim, measure in ((ALIKE, "alike"), (BEYOND, "beyond the controls")):
+        assert list(rows.loc[claim.text, ["estimate", "n"]]) == pytest.approx(list(found.loc[measure, ["value", "n"]]))
+    # The control: the trained prompt among the safety prompts changes both.
+    other = shift_similarity(states, [*SAFETY, "trained"], CONTROLS).set_index("measure")
+    assert abs(other.loc["alike", "value"] - rows.loc[ALIKE.text, "estimate"]) > 0.02
 
 
 def test_what_is_not_there_is_not_supported() -> None:

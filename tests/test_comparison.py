@@ -71,10 +71,10 @@ def test_rates_per_prompt_and_group_with_intervals_over_queries() -> None:
     values = generator.binomial(20, 0.3, 60) / 20
     table = group_rates(scores({"none": values, "mine": np.ones(60)}, harmful=np.arange(60) < 40))
     row = table.set_index(["prompt", "group", "measure"]).loc[("none", "harmful", "refusal")]
-    usual = evidence.mean_interval(values[:40], range(40), n_bootstrap=20_000)
+    usual = evidence.mean_interval(values[:40], range(40))
     assert row["n_queries"] == 40
     assert row["value"] == pytest.approx(values[:40].mean())
-    assert (row["low"], row["high"]) == pytest.approx((usual.low, usual.high), abs=0.006)
+    assert (row["low"], row["high"]) == pytest.approx((usual.low, usual.high), abs=1e-9)
     answers = table[table["measure"] == "compliance"].reset_index(drop=True)
     refusals = table[table["measure"] == "refusal"].reset_index(drop=True)
     np.testing.assert_allclose(answers[["value", "low", "high"]], 1 - refusals[["value", "high", "low"]], atol=1e-9)

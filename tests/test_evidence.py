@@ -14,6 +14,7 @@ from planted import axis, planted_states
 
 from drolab import evidence
 from drolab.anchors import fit_anchors
+from drolab.rates import drawn_weights, percentiles
 from drolab.types import HiddenStates, Probe, StatesError
 
 SAFE = 3 * axis(1)
@@ -234,6 +235,30 @@ def test_a_mean_lies_in_its_interval_and_in_the_range(values: list[float]) -> No
     interval = evidence.mean_interval(values, list(range(len(values))), n_bootstrap=100)
     assert min(values) - 1e-9 <= interval.low <= interval.high <= max(values) + 1e-9
     assert interval.value == pytest.approx(np.mean(values))
+
+
+def test_few_queries_widen_the_interval() -> None:
+    """Percentiles alone, the control, cover the mean too rarely with 5 queries."""
+    rng = np.random.default_rng(1)
+    covered, without = [], []
+    for seed in range(300):
+        values = rng.normal(size=5)
+        found = evidence.mean_interval(values, range(5), n_bootstrap=400, random_state=seed)
+        covered.append(found.low <= 0 <= found.high)
+        low, high = percentiles(rng.choice(values, size=(400, 5)).mean(axis=1), 0.95)
+        without.append(low <= 0 <= high)
+    assert np.mean(covered) > 0.88
+    assert np.mean(without) < 0.87
+
+
+def test_draws_of_kinds_are_draws_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drolab.rates.CHUNK_VALUES", 300)
+    chunks = list(drawn_weights([5, 3, 2], 1050, np.random.default_rng(0)))
+    shares = np.concatenate(chunks)
+    assert [len(chunk) for chunk in chunks] == [100] * 10 + [50]
+    assert np.allclose(shares.sum(axis=1), 1)
+    assert shares.mean(axis=0) == pytest.approx([0.5, 0.3, 0.2], abs=0.02)
+    assert shares[:, 0].var() == pytest.approx(0.25 / 10, rel=0.15)
 
 
 def test_bad_means() -> None:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from planted import WIDTH, as_states, axis, planted_states, state_index
 from scipy import stats
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from drolab.anchors import fit_anchors
-from drolab.separability import auc_change, separability, shuffled_aucs
+from drolab.separability import _features, auc_change, separability, shuffled_aucs
 from drolab.types import AnchorSpace, HiddenStates, StatesError
 
 SAFE, NEUTRAL = 3 * axis(1), 3 * axis(12)
@@ -123,6 +124,19 @@ def test_the_order_of_the_queries_does_not_matter_but_their_names_do() -> None:
 
 def np_cat(first: HiddenStates, second: HiddenStates) -> torch.Tensor:
     return torch.cat([first.values, second.values])
+
+
+def test_a_wide_model_is_scored_as_in_all_its_dimensions() -> None:
+    rng = np.random.default_rng(3)
+    points, labels = rng.normal(size=(30, 200)) * rng.random(200) + 5, np.repeat([1.0, 0.0], 15)
+    standardised = (points - points.mean(axis=0)) / points.std(axis=0)
+    features = _features(torch.from_numpy(points))
+    assert features.shape == (30, 30)
+    model = LogisticRegression(tol=1e-9)
+    scores = [model.fit(own[::2], labels[::2]).decision_function(own[1::2]) for own in (features, standardised)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    cut = features[:, -15:]  # the control: half of the span
+    assert model.fit(cut[::2], labels[::2]).decision_function(cut[1::2]) != pytest.approx(scores[1], abs=0.05)
 
 
 def test_shuffled_labels() -> None:
