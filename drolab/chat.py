@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import pandas as pd
 import torch
@@ -26,6 +27,9 @@ from drolab.types import ChatTemplateError, DrolabError, PromptError, QueryError
 
 Prompt = SafetyPrompt | SoftPrompt
 Span = tuple[int, int]
+
+_AT_ONCE = 256
+"""Chats that are tokenised together; where each token lies in the text takes 20 kB a chat."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def render(model: ChatModel, query: str, prompt: Prompt) -> RenderedChat:
         PromptError: a soft prompt that was made for another model, or a blank text.
         QueryError, PromptError: the query or the prompt makes the chat longer than the model's context.
     """
-    return _render_all(model, [query], prompt)[0]
+    return next(_rendered(model, [query], prompt))
 
 
 def encode(model: ChatModel, texts: Sequence[str], prompt: Prompt, *, min_suffix: int = 1) -> EncodedBatch:
@@ -113,27 +117,32 @@ def encode(model: ChatModel, texts: Sequence[str], prompt: Prompt, *, min_suffix
     """
     if not texts:
         raise QueryError("No queries given: pass at least one.")
-    chats = _render_all(model, texts, prompt)
-    shortest = min(len(chat.input_ids) for chat in chats)
+    first = render(model, texts[0], prompt)
+    shared = shortest = len(first.input_ids)
+    tails: list[tuple[int, tuple[int, ...]]] = []  # of each chat from where it parts: all of them whole would be large
+    for chat in _rendered(model, texts, prompt):
+        shared = _common_length(first.input_ids[:shared], chat.input_ids)
+        shortest = min(shortest, len(chat.input_ids))
+        tails.append((shared, chat.input_ids[shared:]))
     if shortest < min_suffix:
         raise StatesError(f"A chat has only {shortest} tokens: ask for positions from -{shortest} to -1.")
-    shared = min(_common_length([chat.input_ids for chat in chats]), shortest - min_suffix)
+    shared = min(shared, shortest - min_suffix)
     soft = prompt if isinstance(prompt, SoftPrompt) else None
-    span = chats[0].prompt_span if soft else None
+    span = first.prompt_span if soft else None
     if span is not None and span[1] > shared:
         raise StatesError(
             f"The last {min_suffix} tokens of a chat, or its query, come before the end of soft prompt "
             f"{prompt.name!r}: ask for later positions, or use a template with the system text first."
         )
-    suffixes = tuple(chat.input_ids[shared:] for chat in chats)
-    return EncodedBatch(prefix=chats[0].input_ids[:shared], suffixes=suffixes, soft=soft, span=span)
+    suffixes = tuple(first.input_ids[shared:start] + tail for start, tail in tails)
+    return EncodedBatch(prefix=first.input_ids[:shared], suffixes=suffixes, soft=soft, span=span)
 
 
-def _common_length(sequences: Sequence[tuple[int, ...]]) -> int:
-    """How many first elements all share: as many as the smallest and the largest in dictionary order do."""
-    low, high = min(sequences), max(sequences)
-    differing = (place for place, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
-    return next(differing, min(len(low), len(high)))
+def _common_length(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """How many first elements they share."""
+    if one == other[: len(one)]:
+        return len(one)
+    return next(place for place, (a, b) in enumerate(zip_longest(one, other)) if a != b)
 
 
 def prompt_token_ids(model: ChatModel, text: str) -> list[int]:
@@ -167,24 +176,27 @@ def check_fits(model: ChatModel, soft: SoftPrompt) -> None:
 # --- text --------------------------------------------------------------------------------------------------
 
 
-def _render_all(model: ChatModel, queries: Sequence[str], prompt: Prompt) -> list[RenderedChat]:
+def _rendered(model: ChatModel, queries: Sequence[str], prompt: Prompt) -> Iterator[RenderedChat]:
     system = _system_text(model, prompt)
+    for begin in range(0, len(queries), _AT_ONCE):
+        yield from _render_some(model, queries[begin : begin + _AT_ONCE], prompt, system)
+
+
+def _render_some(model: ChatModel, queries: Sequence[str], prompt: Prompt, system: str) -> Iterator[RenderedChat]:
     layouts = [_layout(model, query, system, prompt.name) for query in queries]
     _check_unicode(queries, layouts)
     tokens = model.tokenizer(
         [text for text, _ in layouts], add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
-    limit, chats = model.max_length, []
     for query, (text, span), ids, offsets in zip(
         queries, layouts, tokens["input_ids"], tokens["offset_mapping"], strict=True
     ):
         token_span = None if span is None else _token_span(offsets, span)
         if isinstance(prompt, SoftPrompt):
             _check_slots(prompt, ids, token_span)
-        if len(ids) > limit:
+        if len(ids) > model.max_length:
             raise _too_long(model, query, prompt, len(ids), token_span)
-        chats.append(RenderedChat(text=text, input_ids=tuple(ids), prompt_span=token_span))
-    return chats
+        yield RenderedChat(text=text, input_ids=tuple(ids), prompt_span=token_span)
 
 
 def _check_unicode(queries: Sequence[str], layouts: Sequence[tuple[str, Span | None]]) -> None:
