@@ -29,6 +29,10 @@ ROOMS = (
         "benchmarks",
         "data",
         "prompts",
+        "atomic",
+        "shards",
+        "checkpoints",
+        "inventory",
         "store",
         "models",
         "chat",
@@ -76,7 +80,7 @@ ROOMS = (
     ),
     "__main__",
 )
-CONDA_NAMES = {"torch": "pytorch", "kaleido": "python-kaleido"}
+CONDA_NAMES = {"torch": "pytorch", "kaleido": "python-kaleido", "xxhash": "python-xxhash"}
 
 
 def drolab_imports(source: str) -> set[str]:

@@ -23,7 +23,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drolab import store as store_module
+from drolab import shards as shards_module
 from drolab.store import Store, key
 from drolab.types import StoreError
 
@@ -49,7 +49,7 @@ def rows(n: int, width: int = 8, seed: int = 0) -> torch.Tensor:
 
 
 def shards(store: Store, kind: str = "tensors") -> list[Path]:
-    return sorted((store.folder / "v1" / kind).glob("*.safetensors"))
+    return sorted((store.folder / "v2" / kind).glob("*.safetensors"))
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -183,10 +183,12 @@ def test_the_folder_is_an_argument_the_environment_or_the_platform(
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "v2").mkdir()
-    with pytest.raises(StoreError, match=r"has format v2, this drolab reads v1: use the drolab version that wrote it"):
+    (tmp_path / "v9").mkdir()
+    with pytest.raises(
+        StoreError, match=r"has format v9, this drolab reads v2 and v1: use the drolab version that wrote it"
+    ):
         Store(tmp_path)
-    (tmp_path / "v1").mkdir()
+    (tmp_path / "v2").mkdir()
     Store(tmp_path)
 
 
@@ -204,7 +206,7 @@ def test_a_run_is_replaced_and_comes_back(store: Store) -> None:
     store.save_run(name, {"a": rows(1)}, {"step": "1"})
     path = store.save_run(name, {"a": rows(2), "b": torch.tensor(3)}, {"step": "2", "ü": "\n"})
     tensors, metadata = Store(store.folder).load_run(name) or ({}, {})
-    assert path.parent == store.folder / "v1" / "runs"
+    assert path.parent == store.folder / "v2" / "runs"
     assert metadata == {"step": "2", "ü": "\n"}
     assert same_bits(tensors["a"], rows(2))
     assert same_bits(tensors["b"], torch.tensor(3))
@@ -296,7 +298,7 @@ def test_an_unreadable_file_is_ignored_and_named(store: Store, damage: str, capl
             "empty": b"",
             "truncated": content[:-10],
             "foreign": b"#!/bin/sh\necho not ours\n" * 20,
-            "other format": content.replace(b'"format":"v1"', b'"format":"v9"'),
+            "other format": content.replace(b'"format":"v2"', b'"format":"v9"'),
             "not safetensors": content[100:],
         }
         bad.write_bytes(contents[damage])
@@ -330,8 +332,8 @@ def test_check_names_every_file(store: Store) -> None:
     store.put_tensors(keys(2), rows(2))
     store.put_texts({keys(1)[0]: "x"})
     store.save_run(key(run=1), {"a": rows(1)}, {})
-    (store.folder / "v1" / "texts" / "notes.txt").write_text("mine")
-    (store.folder / "v1" / "texts" / ".x.partial").write_bytes(b"half")
+    (store.folder / "v2" / "texts" / "notes.txt").write_text("mine")
+    (store.folder / "v2" / "texts" / ".x.partial").write_bytes(b"half")
     table = store.check()
     assert sorted(table.kind) == ["runs", "tensors", "texts", "texts", "texts"]
     assert (table.status == "ok").sum() == 3
@@ -403,7 +405,7 @@ def test_an_interrupt_leaves_nothing_behind(store: Store, monkeypatch: pytest.Mo
 
 WRITER = """
 import sys, torch
-from drolab import store as store_module
+from drolab import shards as shards_module
 from drolab.store import Store, key
 store, name, n = Store(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 print("ready", flush=True)
@@ -480,7 +482,7 @@ def test_a_process_killed_while_writing_leaves_only_whole_entries(
 def test_a_thread_waits_while_another_reads_the_keys_of_a_shard(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shard counts as seen before its keys are known: in between, nobody may take them for missing."""
     store.put_tensors(keys(3), rows(3))
-    fresh, read_table = Store(store.folder), store_module._read_table
+    fresh, read_table = Store(store.folder), shards_module.read_table
     reading, go_on = threading.Event(), threading.Event()
 
     def slow(opened: Any) -> Any:
@@ -488,7 +490,7 @@ def test_a_thread_waits_while_another_reads_the_keys_of_a_shard(store: Store, mo
         assert go_on.wait(30)
         return read_table(opened)
 
-    monkeypatch.setattr(store_module, "_read_table", slow)
+    monkeypatch.setattr(shards_module, "read_table", slow)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(fresh.get_tensors, keys(3))
         assert reading.wait(30)
@@ -503,17 +505,15 @@ def test_threads_that_find_the_same_damage_warn_once(
 ) -> None:
     store.put_tensors(keys(3), rows(3))
     (path,) = shards(store)
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    both, read_table = threading.Barrier(2), store_module._read_table
+    flip_bit(path, path.read_bytes().index(rows(3)[2].numpy().tobytes()))
+    both, safe_open = threading.Barrier(2), shards_module.safe_open
 
-    def together(opened: Any) -> Any:
+    def together(*place: Any, **settings: Any) -> Any:
         with suppress(threading.BrokenBarrierError):
             both.wait(0.5)  # without a lock both come here, and each would drop the same rows
-        return read_table(opened)
+        return safe_open(*place, **settings)
 
-    monkeypatch.setattr(store_module, "_read_table", together)
+    monkeypatch.setattr(shards_module, "safe_open", together)
     with caplog.at_level(logging.WARNING, "drolab.store"), ThreadPoolExecutor(2) as pool:
         found = [pool.submit(store.get_tensors, keys(3)) for _ in range(2)]
         assert [len(future.result(30)) for future in found] == [2, 2]
