@@ -17,7 +17,7 @@ KINDS = ("tensors", "texts", "runs")
 _NAME = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # of a shard, of a run
 
 
-class _Look(NamedTuple):
+class Look(NamedTuple):
     """What one file is: its sound entries, what is wrong in words and in one word, the line for people."""
 
     entries: int
@@ -39,9 +39,9 @@ def table(folder: Path, *, verify: bool) -> pd.DataFrame:
             facts = path.stat()
         except OSError:  # gone since it was listed
             continue
-        look = _look(path, kind, verify)
+        seen = look(path, kind, verify=verify)
         file = str(path.relative_to(folder))
-        rows.append((file, kind, look.entries, facts.st_size, look.status, look.state, name, look.note, facts.st_mtime))
+        rows.append((file, kind, seen.entries, facts.st_size, seen.status, seen.state, name, seen.note, facts.st_mtime))
     result = pd.DataFrame(rows, columns=columns)
     # A wild clock may have left a time that no timestamp holds: it becomes NaT.
     written = pd.to_datetime(result["written"].astype(float), unit="s", utc=True, errors="coerce")
@@ -55,32 +55,33 @@ def _paths(folder: Path) -> Iterator[tuple[str, str, Path]]:
             yield from ((kind, name, path) for path in (sorted(place.iterdir()) if place.is_dir() else ()))
 
 
-def _look(path: Path, kind: str, verify: bool) -> _Look:
+def look(path: Path, kind: str, *, verify: bool) -> Look:
+    """What one file is; `verify` as in `table`."""
     if path.name.endswith(PARTIAL):
-        return _Look(0, "an unfinished write: it may be deleted unless a process is writing now", "unfinished")
+        return Look(0, "an unfinished write: it may be deleted unless a process is writing now", "unfinished")
     if path.suffix != SUFFIX:
-        return _Look(0, "not a file of the store: ignored", "foreign")
+        return Look(0, "not a file of the store: ignored", "foreign")
     try:
         return _run(path) if kind == "runs" else _shard(path, kind, verify)
     except shards.READ_ERRORS as error:
         ours = path.is_file() and _NAME.fullmatch(path.stem)
         advice = f"unreadable ({error}): its entries are computed again; it may be deleted"
-        return _Look(0, advice, "damaged" if ours else "foreign")
+        return Look(0, advice, "damaged" if ours else "foreign")
 
 
-def _shard(path: Path, kind: str, verify: bool) -> _Look:
+def _shard(path: Path, kind: str, verify: bool) -> Look:
     if not verify:
         listed = shards.read_table(path)
-        return _Look(len(listed.keys), note=listed.note)
+        return Look(len(listed.keys), note=listed.note)
     listed, values = shards.read_sound(path, kind)
     n, bad = len(listed.keys), len(listed.keys) - len(values)
     if bad or not listed.sound:
         what = f"{bad} of {n} entries are damaged and are computed again" if bad else "its table of keys has changed"
-        return _Look(len(values), what, "damaged", listed.note)
-    return _Look(n, note=listed.note)
+        return Look(len(values), what, "damaged", listed.note)
+    return Look(n, note=listed.note)
 
 
-def _run(path: Path) -> _Look:
+def _run(path: Path) -> Look:
     tensors, metadata = checkpoints.read(path)
     words = [metadata[name] for name in ("note", "kind", "name") if isinstance(metadata.get(name), str)]
-    return _Look(len(tensors), note=" ".join(words))
+    return Look(len(tensors), note=" ".join(words))

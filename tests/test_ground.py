@@ -34,6 +34,7 @@ ROOMS = (
         "checkpoints",
         "inventory",
         "store",
+        "upkeep",
         "models",
         "chat",
         "hidden",
