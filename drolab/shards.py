@@ -214,11 +214,12 @@ def tensor_rows(opened: Any, keys: Sequence[str], rows: Sequence[int]) -> Values
     raw = as_bytes(values).reshape(len(values), -1 if values.numel() else 0)[rows]
     kept = torch.from_numpy(raw.reshape(-1)).view(values.dtype).reshape(len(rows), *values.shape[1:])
     actual = _row_checksums(keys, kept, checksum)
-    return {
-        name: value
-        for name, value, is_, should in zip(keys, kept.unbind(), actual, expected, strict=True)
-        if is_ == should
-    }
+    found = dict(zip(keys, kept.unbind(), strict=True))
+    if actual != expected:
+        for name, is_, should in zip(keys, actual, expected, strict=True):
+            if is_ != should:
+                del found[name]
+    return found
 
 
 def text_rows(opened: Any, keys: Sequence[str], rows: Sequence[int]) -> Values:
