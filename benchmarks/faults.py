@@ -36,7 +36,7 @@ from drolab import upkeep
 from drolab.store import Store, key
 from drolab.types import StoreError
 
-ROWS, WIDTH = 10, 64
+ROWS, WIDTH = 10, 256
 OLD_STORE = Path(__file__).parents[1] / "tests" / "samples" / "store_v1"
 
 
@@ -191,7 +191,8 @@ def written(name: str, n_puts: int) -> tuple[Book, Book]:
             elif place == n_puts:
                 flying = part
     for run in flying.runs.keys() & done.runs.keys():
-        done.runs[run] = done.runs[run] | flying.runs[run]  # replaced already, or not yet: never between
+        # Replaced already, or not yet: never between.
+        done.runs[run] = flying.runs[run] = done.runs[run] | flying.runs[run]
     return done, flying
 
 
@@ -260,9 +261,7 @@ def damaged(change: Callable[[bytes, random.Random], bytes]) -> Callable[[Path, 
         path = rng.choice(files(folder))
         content = path.read_bytes()
         broken = change(content, rng)
-        hit = entries_at(
-            path, content, [at for at in range(len(content)) if broken[at : at + 1] != content[at : at + 1]]
-        )
+        hit = entries_at(path, content, changed(content, broken))
         path.write_bytes(broken)
         return judged(folder, store, book, hit, path)
 
@@ -314,6 +313,11 @@ def entries_at(path: Path, content: bytes, positions: list[int]) -> set[str]:
     return {keys[row] for row in rows}
 
 
+def changed(content: bytes, broken: bytes) -> list[int]:
+    """Where they differ; a file of another length differs from its first byte on."""
+    return [at for at, byte in enumerate(content) if byte != broken[at]] if len(content) == len(broken) else [0]
+
+
 def layout(content: bytes) -> dict[str, tuple[int, int]]:
     """Where in a shard its arrays begin and end."""
     start = 8 + int.from_bytes(content[:8], "little")
@@ -327,10 +331,11 @@ def flip(content: bytes, rng: random.Random) -> bytes:
 
 
 def foreign(content: bytes, rng: random.Random) -> bytes:
-    """A script, noise, noise below the right header, or the right file less its first bytes."""
+    """A script, noise, noise from some point on or up to some point, the right file less its first bytes."""
+    noise, at = rng.randbytes(len(content)), rng.randrange(len(content))
     header = 8 + int.from_bytes(content[:8], "little")
-    noise = rng.randbytes(len(content))
-    return rng.choice([b"#!/bin/sh\necho not ours\n", noise, content[:header] + noise[header:], content[8:]])
+    block = content[:header] + noise[header:at] + content[max(header, at) :]
+    return rng.choice([b"#!/bin/sh\necho not ours\n", noise, content[:at] + noise[at:], block, content[8:]])
 
 
 def swapped(folder: Path, rng: random.Random) -> Outcome:
@@ -364,9 +369,9 @@ def mounted(folder: Path, *options: str) -> Iterator[bool]:
 
 def full_disk(folder: Path, rng: random.Random) -> Outcome:
     """A small disk of its own; where nothing may be mounted, a limit to the size of this process's files."""
-    with mounted(folder, "-t", "tmpfs", "-o", "size=300k", "tmpfs") as may:
+    with mounted(folder, "-t", "tmpfs", "-o", "size=600k", "tmpfs") as may:
         filler = folder / "filler"
-        filler.write_bytes(bytes(rng.randrange(200_000)))
+        filler.write_bytes(bytes(rng.randrange(400_000)))
         puts, said = write_until_refused(Store(folder), None if may else rng.randrange(5000))
         done, flying = written("disk", puts)
         missing, wrong = done.compare(Store(folder))
@@ -374,7 +379,7 @@ def full_disk(folder: Path, rng: random.Random) -> Outcome:
         torn = (Store(folder).check()["state"] != "ok").any()
         filler.unlink()
         if may:
-            subprocess.run(["mount", "-o", "remount,size=2m", str(folder)], check=True)
+            subprocess.run(["mount", "-o", "remount,size=4m", str(folder)], check=True)
         usable = still_usable(folder)
     told = "Everything stored before is safe. Free some space" in said and "it goes on from there" in said
     return Outcome(
@@ -470,7 +475,7 @@ def older_format(folder: Path, rng: random.Random) -> Outcome:
     path = rng.choice([path for path in files(folder) if path.parent.name != "runs"])
     content = path.read_bytes()
     broken = flip(content, rng)
-    hit = entries_at(path, content, [at for at, byte in enumerate(content) if byte != broken[at]])
+    hit = entries_at(path, content, changed(content, broken))
     path.write_bytes(broken)
     outcome = judged(folder, Store(folder), book, hit, path)
     upkeep.export(Store(folder), folder / "new")

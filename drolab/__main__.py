@@ -149,7 +149,7 @@ def _prune(store: Store, options: argparse.Namespace) -> int:
         return 0
     done = upkeep.prune(store, plan)
     _show(done[[*columns[:-1], "done"]])
-    return int(done["done"].str.startswith("left").any())
+    return int(any(what.startswith("left") for what in done["done"]))
 
 
 def _export(store: Store, options: argparse.Namespace) -> int:

@@ -109,7 +109,8 @@ def export(store: Store, target: str | Path, choice: Choice | None = None) -> pd
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StoreError(f"There is something at {folder} already: export writes a new store, give a new folder.")
     files = store.check()
-    wanted = files[(files["entries"] > 0) & (choice or Choice()).of(files)].sort_values("format", kind="stable")
+    sound = (files["state"] == "ok") | (files["entries"] > 0)
+    wanted = files[sound & (choice or Choice()).of(files)].sort_values("format", kind="stable")
     copy = Store(folder)
     for file, kind in zip(wanted["file"], wanted["kind"], strict=True):
         _copy(store.folder / file, kind, copy)  # of a run in two formats, the newer replaces the older

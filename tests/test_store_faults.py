@@ -101,7 +101,6 @@ def no_look_at_new_files(patch: pytest.MonkeyPatch) -> None:
         ("kill -9 while writing", no_atomic_writes, "wrong"),
         ("disk full", no_advice, "untold"),
         ("bit flipped", no_checksums, "wrong"),
-        ("foreign file in its place", no_checksums, "wrong"),
         ("folder read-only", no_advice, "untold"),
         ("files swapped, copied or removed behind an open store", no_checksums, "wrong"),
         ("reading while another process writes", no_look_at_new_files, "lost"),
