@@ -106,7 +106,7 @@ def _store(options: argparse.Namespace) -> int:
 
 def _check(store: Store, _: argparse.Namespace) -> int:
     table = store.check()
-    n_damaged = (table["state"] == "damaged").sum()
+    n_damaged = table["state"].isin(["damaged", "unreadable"]).sum()
     print(f"{store.folder}: {len(table)} files, {n_damaged} damaged")
     _show(table.loc[table["state"] != "ok", ["file", "kind", "entries", "bytes", "status"]])
     if n_damaged:

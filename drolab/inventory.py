@@ -64,9 +64,13 @@ def look(path: Path, kind: str, *, verify: bool) -> Look:
     try:
         return _run(path) if kind == "runs" else _shard(path, kind, verify)
     except shards.READ_ERRORS as error:
-        ours = path.is_file() and _NAME.fullmatch(path.stem)
-        advice = f"unreadable ({error}): its entries are computed again; it may be deleted"
-        return Look(0, advice, "damaged" if ours else "foreign")
+        reason = shards.system_error(path, error) if isinstance(error, OSError) else error
+        status = f"unreadable ({reason}): its entries are computed again"
+        if not path.is_file() or not _NAME.fullmatch(path.stem):
+            return Look(0, status, "foreign")
+        if isinstance(error, OSError):  # the disk or the rights, not the content: it may be sound another time
+            return Look(0, status, "unreadable")
+        return Look(0, f"{status}; it may be deleted", "damaged")
 
 
 def _shard(path: Path, kind: str, verify: bool) -> Look:

@@ -102,7 +102,10 @@ class Shards:
             missing: Iterable[str] = wanted
             while pending := self._by_shard(missing):
                 for shard, rows in pending.items():
-                    found.update(self._load(shard, rows))
+                    values = self._load(shard, rows)
+                    found.update(values)
+                    if len(values) < len(rows):
+                        self._scan()  # a prune may have brought what was sound into a new file
                 missing = [name for name in wanted if name not in found]
         return found
 
@@ -115,12 +118,12 @@ class Shards:
 
     def _load(self, shard: str, rows: dict[str, int]) -> Values:
         """The values of these keys (key → row). What is damaged is dropped from the key map, with a warning."""
-        problem = "checksums do not match"
+        problem: Exception | str = "checksums do not match"
         try:
             with safe_open(shard, framework="pt") as opened:
                 values = self._read(opened, list(rows), list(rows.values()))
         except READ_ERRORS as error:
-            values, problem = {}, str(error)
+            values, problem = {}, error
         if lost := rows.keys() - values.keys():
             self._drop(shard, lost)
             _warn_damaged(shard, problem, len(lost))
@@ -134,7 +137,7 @@ class Shards:
             try:
                 table = read_table(shard)
             except READ_ERRORS as error:
-                _warn_damaged(shard, str(error), None)
+                _warn_damaged(shard, error, None)
                 continue
             if not table.sound:
                 _warn_damaged(shard, "its table of keys has changed", None)  # sound rows still load
@@ -302,9 +305,21 @@ def serialize(tensors: Mapping[str, torch.Tensor], header: dict[str, str]) -> by
         raise StoreError(f"These tensors cannot be stored ({error}): convert them to a plain dtype first.") from error
 
 
-def _warn_damaged(path: str, problem: str, n_entries: int | None) -> None:
+def _warn_damaged(path: str, problem: Exception | str, n_entries: int | None) -> None:
+    state = "is damaged"
+    if isinstance(problem, OSError):
+        state, problem = "cannot be read", system_error(path, problem)
     what = "its entries are" if n_entries is None else f"{n_entries} of its entries are"
-    _log.warning("The store file %s is damaged (%s): %s computed again. Nothing else is lost.", path, problem, what)
+    _log.warning("The store file %s %s (%s): %s computed again. Nothing else is lost.", path, state, problem, what)
+
+
+def system_error(path: str | Path, error: OSError) -> OSError:
+    """What the system says of a file that safetensors cannot open: that calls it missing, whatever the reason is."""
+    try:
+        with open(path, "rb"):
+            return error
+    except OSError as actual:
+        return actual
 
 
 def _shard_files(folder: Path) -> list[str]:

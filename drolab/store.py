@@ -139,7 +139,8 @@ class Store:
         """Every file, without reading the values, so that damage to them does not show.
 
         Columns: file, kind (tensors, texts, runs), entries, bytes, status (`ok`, or what is wrong and what follows),
-        state (`ok`, `damaged`, `unfinished`, `foreign`), format, note, written (the file's time, UTC).
+        state (`ok`; `damaged`; `unreadable`: the disk or the rights, not the content; `unfinished`; `foreign`),
+        format, note, written (the file's time, UTC).
         """
         return inventory.table(self.folder, verify=False)
 

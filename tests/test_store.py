@@ -364,6 +364,28 @@ def test_files_that_vanish_are_missing(store: Store, caplog: pytest.LogCaptureFi
     assert len(store.get_tensors(keys(2))) == 2
 
 
+def test_a_file_of_another_user_is_named_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
+    """As a user without the right to read it: root is nobody for a moment."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        store = Store(folder)
+        store.put_tensors(keys(2), rows(2))
+        store.put_tensors(keys(2, "open"), rows(2))
+        (path,) = (path for path in shards(store) if keys(2)[0] in shards_module.read_table(path).keys)
+        path.chmod(0)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            assert set(Store(folder).get_tensors([*keys(2), *keys(2, "open")])) == set(keys(2, "open"))
+            assert store.check().set_index("file")["state"][str(path.relative_to(folder))] == "unreadable"
+        finally:
+            os.seteuid(user)
+        assert "cannot be read ([Errno 13] Permission denied" in caplog.text
+        path.chmod(0o600)
+        assert len(Store(folder).get_tensors(keys(2))) == 2
+
+
 def test_check_names_every_file(store: Store) -> None:
     store.put_tensors(keys(2), rows(2))
     store.put_texts({keys(1)[0]: "x"})

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drolab import upkeep
+from drolab import shards, upkeep
 from drolab.__main__ import main
 from drolab.store import Store, key
 from drolab.upkeep import Choice
@@ -192,6 +192,33 @@ def test_a_file_repaired_since_the_plan_stays(full: Store) -> None:
     done = upkeep.prune(full, plan).set_index("state")["done"]
     assert done["damaged"] == "repaired"
     assert len(Store(full.folder).get_tensors(keys("b"))) == 3
+
+
+def test_a_store_open_elsewhere_finds_what_a_prune_kept(full: Store, caplog: pytest.LogCaptureFixture) -> None:
+    opened = Store(full.folder)
+    assert len(opened.get_tensors(keys("a"))) == 3  # it knows the files as they were
+    assert command(full, "prune", "--yes") == 0
+    assert set(opened.get_tensors(keys("b"))) == {keys("b")[0], keys("b")[2]}
+    assert len(caplog.records) == 1
+
+
+def test_a_file_that_only_the_disk_keeps_from_being_read_is_not_removed(
+    full: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound, safe_open = file_of(full, "model one"), shards.safe_open
+
+    def broken_disk(path: Path, **options: str) -> object:
+        if Path(path) == sound:
+            raise OSError(5, "Input/output error")
+        return safe_open(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "safe_open", broken_disk)
+        assert command(full, "check") == 1
+        assert "unreadable ([Errno 5] Input/output error)" in capsys.readouterr().out
+        assert Store(full.folder).get_tensors(keys("a")) == {}
+        assert command(full, "prune", "--kind", "tensors", "--yes") == 0
+    assert len(Store(full.folder).get_tensors(keys("a"))) == 3
 
 
 def test_what_cannot_be_removed_is_said(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:
