@@ -197,9 +197,13 @@ def written(name: str, n_puts: int) -> tuple[Book, Book]:
 
 
 def kill_while_writing(folder: Path, rng: random.Random) -> Outcome:
+    """After a random number of puts, at a random moment of the next ones."""
     process, reading = start(lambda report: write_on(folder, "killed", report))
-    time.sleep(rng.uniform(0.0, 0.1))
-    done, flying = written("killed", end(process, reading))
+    first = rng.randrange(10)
+    with open(os.dup(reading), "rb", buffering=0) as reports:
+        puts = sum(len(reports.read(1) or b"") for _ in range(first))
+    time.sleep(rng.uniform(0.0, 0.01))
+    done, flying = written("killed", puts + end(process, reading))
     missing, wrong = done.compare(Store(folder))
     not_there, wrong_flying = flying.compare(Store(folder))
     damaged = (Store(folder).check()["state"] == "damaged").sum()  # a torn file would be none of the entries above
@@ -219,7 +223,7 @@ def read_while_writing(folder: Path, rng: random.Random) -> Outcome:
     os.set_blocking(reading, False)
     store, puts, lost, wrong, done = Store(folder), 0, 0, 0, Book()
     until = time.monotonic() + rng.uniform(0.1, 0.3)
-    while time.monotonic() < until:
+    while time.monotonic() < until or not puts:
         try:
             puts += len(os.read(reading, 1 << 16))
         except BlockingIOError:

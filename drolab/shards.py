@@ -151,11 +151,9 @@ class Shards:
 
     def _drop(self, shard: str, keys: Iterable[str]) -> None:
         for name in keys:
-            left = [place for place in self._others.pop(name, []) if place[0] != shard]
-            del self._places[name]
-            if left:
-                self._places[name] = left.pop()
-                self._others[name] = left
+            places = [*self._others.pop(name, []), self._places.pop(name)]
+            if left := [place for place in places if place[0] != shard]:
+                *self._others[name], self._places[name] = left
 
 
 def read_sound(path: Path, kind: str) -> tuple[Table, Values]:
