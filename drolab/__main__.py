@@ -1,13 +1,20 @@
-"""The command line: `drolab demo`, `drolab app`, `drolab store check`. It only calls the library."""
+"""The command line: `drolab demo`, `drolab app`, `drolab store …`. It only calls the library."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from drolab import __version__
 from drolab.types import DrolabError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from drolab.store import Store
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -24,18 +31,52 @@ def _parser() -> argparse.ArgumentParser:
     app.add_argument("--store", help="folder of the store, for example that of an earlier run")
     app.add_argument("--samples", type=int, default=10, help="replies per query and prompt (default: %(default)s)")
     app.add_argument("--port", type=int, default=8866, help="on 127.0.0.1 (default: %(default)s)")
-    store = commands.add_parser("store", help="look after the store of computed states and responses")
-    actions = store.add_subparsers(dest="action", required=True)
-    check = actions.add_parser("check", help="read every file of the store and say what is damaged")
-    check.add_argument("--store", help="folder of the store")
+    _add_store(commands.add_parser("store", help="look after the store of computed states and responses"))
     return parser
+
+
+def _add_store(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True)
+
+    def action(name: str, text: str, **choices: str) -> argparse.ArgumentParser:
+        added = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        added.add_argument(
+            "--store", help="folder of the store (default: $DROLAB_CACHE or the platform's cache folder)"
+        )
+        if choices:
+            added.add_argument("--kind", choices=("tensors", "texts", "runs"), help=f"{choices['verb']} only this kind")
+            added.add_argument("--note", help=f"{choices['verb']} only those whose note fits, for example '*llama*'")
+        return added
+
+    action("check", "read every file of the store and say what is damaged (then the exit status is 1)")
+    listing = action("list", "what is in the store, by kind and note")
+    listing.add_argument("--files", action="store_true", help="every file in a line of its own")
+    action("size", "how much room the store takes, by kind and format")
+    prune = action(
+        "prune", "remove damaged and unfinished files; sound ones only as chosen", verb="remove sound files, and"
+    )
+    prune.add_argument("--format", choices=("v1", "v2"), help="remove sound files, and only of this format")
+    prune.add_argument("--older-than", type=float, metavar="DAYS", help="remove sound files, and only older ones")
+    prune.add_argument(
+        "--max-size", type=_n_bytes, metavar="SIZE", help="remove the oldest until so much is left: 20GB"
+    )
+    prune.add_argument("--yes", action="store_true", help="do it; without, only say what would be done")
+    export = action("export", "copy what is sound into a new store", verb="copy")
+    export.add_argument("target", help="folder of the new store")
+
+
+def _n_bytes(text: str) -> float:
+    found = re.fullmatch(r"([0-9.]+) *([kMGT]?)B?", text.strip())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: give for example 500MB or 20GB")
+    return float(found[1]) * 1000 ** " kMGT".index(found[2] or " ")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it worked, 1 if not (with the reason on stderr)."""
     options = _parser().parse_args(arguments)
     try:
-        return {"demo": _demo, "app": _app, "store": _check_store}[options.command](options)
+        return {"demo": _demo, "app": _app, "store": _store}[options.command](options)
     except DrolabError as error:
         print(f"drolab: {error}", file=sys.stderr)
         return 1
@@ -56,16 +97,86 @@ def _app(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_store(options: argparse.Namespace) -> int:
+def _store(options: argparse.Namespace) -> int:
     from drolab.store import Store
 
-    store = Store(options.store)
+    actions = {"check": _check, "list": _list, "size": _size, "prune": _prune, "export": _export}
+    return actions[options.action](Store(options.store), options)
+
+
+def _check(store: Store, _: argparse.Namespace) -> int:
     table = store.check()
-    damaged = table[table["status"] != "ok"]
-    print(f"{store.folder}: {len(table)} files, {len(damaged)} damaged")
-    if len(damaged):
-        print(damaged.to_string(index=False))
-    return 1 if len(damaged) else 0
+    n_damaged = table["state"].isin(["damaged", "unreadable"]).sum()
+    print(f"{store.folder}: {len(table)} files, {n_damaged} damaged")
+    _show(table.loc[table["state"] != "ok", ["file", "kind", "entries", "bytes", "status"]])
+    if n_damaged:
+        print("Nothing else is lost. What is damaged is computed again; `drolab store prune` clears it away.")
+    return int(n_damaged > 0)
+
+
+def _list(store: Store, options: argparse.Namespace) -> int:
+    files = store.files()
+    print(f"{store.folder}: {len(files)} files")
+    columns = ["kind", "note", "state", "entries", "bytes", "written"]
+    if options.files:
+        _show(files[["file", *columns]])
+    else:
+        groups = files.assign(files=1).groupby(["kind", "note", "state"], sort=False)
+        _show(groups.agg({"files": "sum", "entries": "sum", "bytes": "sum", "written": "max"}).reset_index())
+    return 0
+
+
+def _size(store: Store, _: argparse.Namespace) -> int:
+    files = store.files()
+    print(f"{store.folder}: {_human(files['bytes'].sum())} in {len(files)} files")
+    groups = files.assign(files=1).groupby(["kind", "format"], sort=False)
+    _show(groups[["files", "entries", "bytes"]].sum().reset_index())
+    return 0
+
+
+def _prune(store: Store, options: argparse.Namespace) -> int:
+    from drolab import upkeep
+
+    wanted = {"kind": options.kind, "note": options.note, "format": options.format, "days": options.older_than}
+    choice = upkeep.Choice(**wanted) if any(value is not None for value in wanted.values()) else None
+    plan = upkeep.plan_prune(store, choice, max_bytes=options.max_size)
+    print(f"{store.folder}: {len(plan)} files to remove, {_human(plan['bytes'].sum())}")
+    columns = ["file", "kind", "note", "bytes", "written", "status", "action"]
+    if not options.yes:
+        _show(plan[columns])
+        if len(plan):
+            print("Nothing was removed. Add --yes to do it.")
+        return 0
+    done = upkeep.prune(store, plan)
+    _show(done[[*columns[:-1], "done"]])
+    return int(any(what.startswith("left") for what in done["done"]))
+
+
+def _export(store: Store, options: argparse.Namespace) -> int:
+    from drolab import upkeep
+
+    copied = upkeep.export(store, options.target, upkeep.Choice(kind=options.kind, note=options.note))
+    print(f"{options.target}: {copied['entries'].sum()} sound entries of {len(copied)} files copied")
+    _show(copied.loc[copied["state"] != "ok", ["file", "kind", "entries", "status"]])
+    return 0
+
+
+def _show(table: pd.DataFrame) -> None:
+    """The rows of a table, whole; nothing where there are none."""
+    if len(table):
+        shown = table.assign(**{name: table[name].dt.strftime("%Y-%m-%d %H:%M") for name in table if name == "written"})
+        print(
+            shown.to_string(
+                index=False, formatters={"bytes": _human, "note": lambda note: note or "(none)"}, max_colwidth=None
+            )
+        )
+
+
+def _human(n_bytes: float) -> str:
+    power = 0
+    while n_bytes >= 1000 and power < 4:
+        n_bytes, power = n_bytes / 1000, power + 1
+    return f"{n_bytes:.1f} {'kMGT'[power - 1]}B" if power else f"{n_bytes:.0f} B"
 
 
 if __name__ == "__main__":

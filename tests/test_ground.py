@@ -29,7 +29,12 @@ ROOMS = (
         "benchmarks",
         "data",
         "prompts",
+        "atomic",
+        "shards",
+        "checkpoints",
+        "inventory",
         "store",
+        "upkeep",
         "models",
         "blocks",
         "chat",
@@ -78,7 +83,7 @@ ROOMS = (
     ),
     "__main__",
 )
-CONDA_NAMES = {"torch": "pytorch", "kaleido": "python-kaleido"}
+CONDA_NAMES = {"torch": "pytorch", "kaleido": "python-kaleido", "xxhash": "python-xxhash"}
 
 
 def drolab_imports(source: str) -> set[str]:

@@ -388,7 +388,7 @@ def test_killed_at_any_moment_it_goes_on_and_pays_nothing_twice(tiny_llama: Chat
 
 def test_a_damaged_store_file_is_generated_again(tiny_llama: ChatModel, store: Store) -> None:
     first = small(tiny_llama, QUERIES, NONE, store=store, batch_size=4)
-    files = sorted((store.folder / "v1" / "texts").iterdir())
+    files = sorted((store.folder / "v2" / "texts").iterdir())
     files[0].write_bytes(files[0].read_bytes()[:-4])
     again = small(tiny_llama, QUERIES, NONE, store=Store(store.folder), batch_size=4)
     assert again.attrs["summary"] == "16 hits, 4 computed"
