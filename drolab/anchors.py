@@ -132,7 +132,7 @@ def umap_view(
     else:
         places = _umap(matrices, n_neighbors, min_dist, random_state)
         if store is not None:
-            store.put_tensors([view_key], torch.from_numpy(places)[None])
+            store.put_tensors([view_key], torch.from_numpy(places)[None], note="UMAP view")
     rows = pd.concat([part.index[["query_id", "prompt"]] for part in shown], ignore_index=True)
     return rows.assign(x=places[:, 0], y=places[:, 1])
 

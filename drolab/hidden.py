@@ -181,6 +181,7 @@ class _Keeper:
     """Writes finished states to the store, many at a time."""
 
     store: Store | None
+    note: str
     waiting: dict[str, Tensor] = field(default_factory=dict)
     written: float = field(default_factory=time.monotonic)
 
@@ -192,7 +193,7 @@ class _Keeper:
 
     def write(self) -> None:
         if self.store is not None and self.waiting:
-            self.store.put_tensors(list(self.waiting), torch.stack(list(self.waiting.values())))
+            self.store.put_tensors(list(self.waiting), torch.stack(list(self.waiting.values())), note=self.note)
         self.waiting, self.written = {}, time.monotonic()
 
 
@@ -231,7 +232,7 @@ def _fill(
             model.name,
             model.model.config.model_type,
         )
-    computed, keeper = 0, _Keeper(store=store)
+    computed, keeper = 0, _Keeper(store=store, note=f"hidden states, {model.name}")
     with bar(progress, total=total, initial=hits, desc="hidden states", unit="chat") as counted:
         counted.note(f"{hits} hits, {computed} computed")
         try:

@@ -273,7 +273,8 @@ def _compute(model: ChatModel, task: _Task, batch_size: int, store: Store | None
         replies = _write(model, reader, task, batch)
         new = {task.keys[row][sample]: reply for (row, sample), reply in zip(batch, replies, strict=True)}
         if store is not None:
-            store.put_texts({name: json.dumps(reply) for name, reply in new.items()})
+            texts = {name: json.dumps(reply) for name, reply in new.items()}
+            store.put_texts(texts, note=f"replies, {model.name}")
         task.replies.update(new)
         yield replies
 
