@@ -37,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 _KEEP_EVERY = 2.0
 """Seconds of work that a crash may cost, beside the pass in flight: a write for every pass would cost more."""
+_READ_AT_ONCE = 1024
+"""Queries whose states are taken from the store together."""
 _WORTH_SHARING = 64
 """Tokens that must be saved before prompts share a beginning: it costs a pass of its own."""
 
@@ -143,13 +145,17 @@ class _Task:
         """The queries that lack a state."""
         return (~self.done.flatten(1).all(dim=1)).nonzero().flatten().tolist()
 
-    def read(self, found: Mapping[str, Tensor]) -> None:
-        for row, keys in enumerate(self.keys):
-            for number, name in enumerate(keys):
-                if name in found:
-                    place = (row, *divmod(number, len(self.layers)))
-                    self.values[place] = found[name]
-                    self.done[place] = True
+    def read(self, store: Store) -> None:
+        """Take in what the store has, some queries at a time: nothing large is held twice."""
+        for first in range(0, len(self.keys), _READ_AT_ONCE):
+            some = self.keys[first : first + _READ_AT_ONCE]
+            found = store.get_tensors([name for keys in some for name in keys])
+            for row, keys in enumerate(some, start=first):
+                for number, name in enumerate(keys):
+                    if name in found:
+                        place = (row, *divmod(number, len(self.layers)))
+                        self.values[place] = found[name]
+                        self.done[place] = True
 
     def lacks(self) -> tuple[list[int], list[int]]:
         """The queries that lack a state, and the numbers of the layers at which any does."""
@@ -221,9 +227,8 @@ def _fill(
 ) -> str:
     """Complete every task, from the store first; returns the summary."""
     if store is not None:
-        found = store.get_tensors([name for task in tasks for keys in task.keys for name in keys])
         for task in tasks:
-            task.read(found)
+            task.read(store)
     total = sum(len(task.batch) for task in tasks)
     hits = total - sum(len(task.missing()) for task in tasks)
     if hits < total and not can_share_prefix(model):
