@@ -57,7 +57,7 @@ def mean_interval(
     means = pd.Series(numbers).groupby(np.asarray(groups), sort=False).mean().to_numpy()
     generator = np.random.default_rng(random_state)
     draws = np.concatenate([weights @ means for weights in _weights(len(means), n_bootstrap, generator)])
-    low, high = percentiles(draws, _widened(level, len(means)))
+    low, high = percentiles(draws, widened(level, len(means)))
     return Interval(round(float(means.mean()), 12), float(low), float(high))
 
 
@@ -86,7 +86,7 @@ def percentiles(draws: Array, level: float) -> tuple[Array, Array]:
     return low, high
 
 
-def _widened(level: float, n: int) -> float:
+def widened(level: float, n: int) -> float:
     """The level at which a bootstrap's percentiles are as wide as Student's t: few draws' spread is too small
     (Hesterberg 2015, The American Statistician 69)."""
     if n < 2:

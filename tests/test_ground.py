@@ -38,6 +38,7 @@ ROOMS = (
         "spaces",
         "moments",
         "rates",
+        "heldout",
         "separability",
         "evidence",
         "readouts",
