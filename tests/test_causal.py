@@ -156,7 +156,7 @@ def test_swapping_the_last_state_brings_the_whole_effect_and_a_random_shift_does
         np.testing.assert_allclose(whole[column], 1.0, atol=1e-4)
     shift = rows(table, "shift")
     assert (shift["recovered_low"] > 0.7).all()  # planted in the first block, so at both layers
-    assert (shift["p_value"] <= 0.1).all()
+    assert (shift["p_value"] <= 0.2).all()
     noise = table[table["kind"] == RANDOM].groupby(["layer", "harmful"])["recovered"].mean()
     assert (noise < 0.3).all()
 
