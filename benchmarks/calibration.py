@@ -1,11 +1,12 @@
 """Do the intervals cover, and do the tests err, as often as they say? Simulations with a known truth.
 
-    python benchmarks/calibration.py                  # 2,000 simulations per row, about fifteen minutes on one core
-    python benchmarks/calibration.py --simulations 200
+    python benchmarks/calibration.py                  # 2,000 simulations per row, about an hour on one core
+    python benchmarks/calibration.py --simulations 200 --only causal transfer
 
 Shifts of three safety prompts and two controls on two classes of queries are drawn with a planted geometry (one shared
 shift, separate ones, none), with noise that the prompts of a query share (the baseline's) and noise of their own, both
-uneven over the dimensions. Everything is printed, nothing asserted; docs/evidence.md has the tables.
+uneven over the dimensions. For causal tests a logistic function of the state stands in for the model, for readouts and
+transfer the classes lie some gap apart. Everything is printed, nothing asserted; docs/evidence.md has the tables.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from drolab import claims, evidence, moments
+from drolab import causal, claims, evidence, moments, ridge, sweep
 from drolab.moments import FISHER, LOGIT, PLAIN, Moments, Scale
 from drolab.separability import _change, _held_out
+from drolab.transfer import transfer
 from drolab.types import STATE_COLUMNS, HiddenStates
 
 SAFETY, CONTROLS = range(6), range(6, 10)
@@ -110,7 +113,7 @@ def errors(d: int, n: int, size: float, simulations: int) -> dict[str, float]:
 
 
 def without_meaning(n: int, d: int, simulations: int) -> dict[str, float]:
-    """How often `shift_cosines` calls a cosine unlikely (p < .05) if the shifts are contrasts with shuffled labels."""
+    """How often `shift_cosines` calls a cosine unlikely (p ≤ .05) if the shifts are contrasts with shuffled labels."""
     generator = np.random.default_rng([n, d, 2])
     index = pd.DataFrame({"query_id": [f"q{i}" for i in range(2 * n)], "harmful": np.arange(2 * n) % 2 == 0})
     index = index.assign(text="", category="", split="", position=-1)
@@ -133,7 +136,7 @@ def without_meaning(n: int, d: int, simulations: int) -> dict[str, float]:
         for kind, name in (("shifts", "other harmful"), ("direction", "refusal"), ("control", "random")):
             row = table[(table["kind"] == kind) & (table["b"] == name)].iloc[0]
             false[f"cosine of a shift with {'another' if kind == 'shifts' else f'a {name} direction'}"].append(
-                bool(row["p"] < 0.05)
+                bool(row["p"] <= 0.05)  # with 199 draws p < .05 would be one in 22, not one in 20
             )
     return {name: float(np.mean(found)) for name, found in false.items()}
 
@@ -204,38 +207,258 @@ def aucs(n: int, d: int, gap: float, gain: float, simulations: int) -> dict[str,
     return covered
 
 
+# --- causal tests: a logistic function of the state stands in for the model -----------------------------------
+
+
+def queries(n: int, d: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """[2n, d] states, the classes 2 apart on the first axis, and [2n], whether harmful."""
+    harmful = np.arange(2 * n) < n
+    states = generator.normal(size=(2 * n, d)) / np.sqrt(np.arange(1, d + 1))
+    states[:, 0] += np.where(harmful, 1.0, -1.0)
+    return states, harmful
+
+
+def spoken(states: np.ndarray, slope: np.ndarray) -> np.ndarray:
+    """[..., 4]: refusal, compliance, the rest and KL, as `causal` measures them."""
+    refusal = 1 / (1 + np.exp(1.2 - states @ slope))
+    return np.stack([refusal, 1 - refusal, 0 * refusal, 0 * refusal], axis=-1)
+
+
+def causal_table(
+    test: str, n: int, tested: str, generator: np.random.Generator, *, d: int = 16, n_random: int = 39
+) -> pd.DataFrame:
+    """One run of a causal test with directions of length 1; `tested` is one of TESTED."""
+    states, harmful = queries(n, d, generator)
+    slope = 0.8 * generator.normal(size=d)
+    slope[0] = 1.5
+    drawn = evidence.null_directions(torch.from_numpy(states), pd.Series(harmful), n_random + 1, generator)
+    if tested == "planted":
+        drawn[0] = slope / np.linalg.norm(slope) * (-1 if test == "swap" else 1)
+    elif tested == "fitted":
+        others, kinds = queries(n, d, generator)
+        labels = generator.permutation(kinds)
+        drawn[0] = moments.unit(others[labels].mean(axis=0) - others[~labels].mean(axis=0))
+    names = [f"random {i}" if i else "tested" for i in range(len(drawn))]
+    first = "shift" if test == "swap" else "direction"
+    labels = [{"direction": name, "kind": causal.RANDOM if i else first} for i, name in enumerate(names)]
+    draws = causal._Draws(n=10, generator=generator, level=0.95)
+    table, before = pd.DataFrame({"harmful": harmful}), spoken(states, slope)
+    if test == "ablation":
+        reference = states[~harmful].mean(axis=0)
+        gone = [states - np.outer((states - reference) @ vector, vector) for vector in drawn]
+        return causal._ablation_table(table, before, spoken(np.stack(gone), slope), labels, draws)
+    after = spoken(states + drawn[:, None], slope)
+    if test == "dose":
+        return causal._dose_table(table, before, after, [row | {"dose": 1.0} for row in labels], draws)
+    donor = states + drawn[0] + 0.1 * generator.normal(size=states.shape)
+    return causal._swap_table(table, before, after, [row | {"layer": 1} for row in labels], draws, spoken(donor, slope))
+
+
+TESTED = {
+    "exchangeable": "one of the random directions",
+    "fitted": "difference of means of other queries, labels dealt out",
+    "planted": "the direction that the model reads",
+}
+
+
+def causal_errors(test: str, n: int, simulations: int) -> dict[str, float]:
+    """How often p ≤ .05 with 39 contrasts, over both classes, by what the tested direction is."""
+    generator = np.random.default_rng([n, len(test)])
+    found = {}
+    for tested, name in TESTED.items():
+        runs = simulations if tested != "planted" else max(simulations // 10, 10)
+        tables = [causal_table(test, n, tested, generator) for _ in range(runs)]
+        p = np.array([table.loc[table["direction"] == "tested", "p_value"] for table in tables])
+        found[name] = float((p <= 0.05).mean())
+    return found
+
+
+def causal_coverage(n: int, d: int, simulations: int) -> dict[str, float]:
+    """Of the 95 % intervals of a fixed shift: refusal, its change, and the share of the donor's effect."""
+    generator = np.random.default_rng(d)
+    slope, rest = 0.8 * generator.normal(size=d), 0.3 * generator.normal(size=d) / d**0.5
+    slope[0] = 1.5
+    shift = 0.7 * slope / np.linalg.norm(slope)
+
+    def run(n: int, n_draws: int) -> pd.DataFrame:
+        states, harmful = queries(n, d, generator)
+        donor = states + shift + rest + 0.1 * generator.normal(size=states.shape)
+        draws = causal._Draws(n=n_draws, generator=generator, level=0.95)
+        rows = [{"direction": "shift", "kind": "shift", "layer": 1}]
+        after = spoken((states + shift)[None], slope)
+        before = spoken(states, slope)
+        table = causal._swap_table(pd.DataFrame({"harmful": harmful}), before, after, rows, draws, spoken(donor, slope))
+        return table.set_index("harmful")
+
+    truth, covered = run(500_000, 2).round(3), defaultdict(list)
+    generator = np.random.default_rng([n, d])
+    for _ in range(simulations):
+        found = run(n, 1000)
+        for kind, name in ((True, "harmful"), (False, "harmless")):
+            for column in ("refusal", "change", "recovered"):
+                low, high = found.loc[kind, f"{column}_low"], found.loc[kind, f"{column}_high"]
+                covered[f"{column} of {name} ({truth.loc[kind, column]:.2f})"].append(
+                    low <= truth.loc[kind, column] <= high
+                )
+    return {name: float(np.mean(held)) for name, held in covered.items()}
+
+
+# --- what held-out predictions say ----------------------------------------------------------------------------
+
+
+def classes(n: int, d: int, gap: float, prompts: tuple[str, ...], generator: np.random.Generator) -> HiddenStates:
+    """n + n queries in five categories, some noise of the query, some of the prompt, the classes `gap` apart."""
+    numbers = np.tile(np.arange(2 * n), len(prompts))
+    index = pd.DataFrame({"query_id": numbers, "text": numbers}).astype(str)
+    index = index.assign(prompt=np.repeat(prompts, 2 * n), position=-1, harmful=numbers < n, split="")
+    spread = np.arange(1, d + 1) ** -0.25
+    values = 0.8 * np.tile(generator.normal(size=(2 * n, d)), (len(prompts), 1)) + 0.6 * generator.normal(
+        size=(len(index), d)
+    )
+    values *= spread
+    values[:, 0] += gap * (index["harmful"] - 0.5)
+    index["category"] = numbers % 5
+    return HiddenStates(
+        values=torch.tensor(values, dtype=torch.float32)[:, None],
+        index=index[list(STATE_COLUMNS)],
+        layers=(1,),
+        num_hidden_layers=1,
+    )
+
+
+def transfer_coverage(across: str, method: str, n: int, d: int, gap: float, simulations: int) -> dict[str, float]:
+    """Of the AUC of `transfer`, one test and several together; the truth is the mean of all runs."""
+    generator = np.random.default_rng([n, d, int(10 * gap)])
+    tables = []
+    for run in range(simulations):
+        states = classes(n, d, gap, ("none", "long"), generator)
+        options = {"methods": [method], "n_shuffles": 0, "n_bootstrap": 400, "random_state": run}
+        if across == "states":
+            options["test_states"] = other = classes(n, d, gap, ("none", "long"), generator)
+            other.index[["query_id", "text"]] = "t" + other.index[["query_id", "text"]]
+            options["test_target"] = other.index["harmful"].to_numpy()
+        else:
+            options["across"] = across
+        tables.append(transfer(states, states.index["harmful"].to_numpy(), **options))
+    table = pd.concat(tables, ignore_index=True)
+    pooled = {"category": table["tested_on"] == "each category", "prompt": table["fitted_on"] != table["tested_on"]}
+    return {"AUC": table.loc[pooled[across], "auc"].mean()} | {
+        name: _held(table[chosen])
+        for name, chosen in (("together", pooled[across]), ("one test", ~pooled[across]))
+        if chosen.any()
+    }
+
+
+def _held(table: pd.DataFrame) -> float:
+    truth = table.groupby(["fitted_on", "tested_on"])["auc"].transform("mean")
+    return float(((table["low"] <= truth) & (truth <= table["high"])).mean())
+
+
+def readout_coverage(n: int, d: int, gap: float, simulations: int) -> dict[str, float]:
+    """Of the readouts of `sweep`; the truth is the mean of all runs."""
+    generator = np.random.default_rng([n, d, int(10 * gap)])
+    prompts = ("none", "long")
+    found, plan = [], None
+    for _ in range(simulations):
+        states = classes(n, d, gap, prompts, generator)
+        lean = states.values[:, 0, :2].numpy() @ [1.0, 1.0 if gap else 0.0] + 0.5 * (states.index["prompt"] == "long")
+        rates = generator.binomial(10, 1 / (1 + np.exp(-lean))) / 10
+        if gap == 0:  # nothing to read: rates dealt out to the queries
+            rates = rates.reshape(2, -1)[:, generator.permutation(2 * n)].ravel()
+        if plan is None:
+            pairs = pd.MultiIndex.from_frame(states.index[["query_id", "prompt"]])
+            plan = sweep._Plan.make(states, pd.Series(rates, index=pairs), (), "none", 10, 1, 0)
+        refusal = replace(plan.refusal, values=np.stack([rates.reshape(2, -1)] * 2))
+        own = replace(plan, refusal=refusal, seed=int(generator.integers(2**31)))
+        points = states.values[:, 0].double().numpy()
+        read = ridge.held_out(points[: 2 * n], own.harm), ridge.held_out(points, refusal)
+        found.append(sweep._readout_measures(*read, own, 400, 0.95))
+    result = {}
+    for name in ("harmfulness", "refusal", "refusal within class"):
+        value, low, high = np.array([one[name] for one in found]).T
+        result |= {name: value.mean(), f"{name}, held": ((low <= value.mean()) & (value.mean() <= high)).mean()}
+    return result
+
+
+PLANTED = (
+    *(("shared", 64, 20, 1.0), ("shared", 64, 100, 1.0), ("shared", 256, 100, 0.5), ("shared", 8, 50, 2.0)),
+    *(("weak", 64, 50, 1.0), ("weak", 256, 50, 0.5), ("separate", 64, 50, 1.0), ("separate", 256, 100, 0.5)),
+)
+TABLES: dict[str, tuple[str, Callable[[int], dict[str, dict[str, float]]]]] = {
+    "shifts": (
+        "coverage of 95 % intervals",
+        lambda count: {
+            f"{geometry}, d {d}, n {n} + {n}, shift/noise {size}": coverage(geometry, d, n, size, count)
+            for geometry, d, n, size in PLANTED
+        },
+    ),
+    "claims": (
+        "false support at 5 %",
+        lambda count: {
+            f"d {d}, n {n} + {n}, shift/noise {size}": errors(d, n, size, count)
+            for d, n, size in ((64, 20, 1.0), (64, 100, 1.0), (256, 50, 0.5), (8, 50, 2.0))
+        },
+    ),
+    "null": (
+        "p ≤ .05 without meaning",
+        lambda count: {f"n {n} + {n}, d {d}": without_meaning(n, d, count) for n, d in ((20, 32), (60, 64))},
+    ),
+    "power": ("power", powers),
+    "auc": (
+        "AUC, coverage of 95 % intervals",
+        lambda count: {
+            f"n {n} + {n}, {d} features, gap {gap}, gain {gain}": aucs(n, d, gap, gain, max(count // 4, 50))
+            for n, d, gap, gain in ((25, 4, 1.5, 0.0), (100, 4, 1.5, 0.0), (100, 4, 3.0, 0.3), (100, 64, 3.0, 0.0))
+        },
+    ),
+    "causal": (
+        "causal tests, p ≤ .05",
+        lambda count: {
+            f"{test}, n {n} + {n}": causal_errors(test, n, count)
+            for test, n in (("dose", 20), ("ablation", 20), ("swap", 20), ("swap", 100))
+        },
+    ),
+    "effects": (
+        "causal effects, coverage of 95 % intervals",
+        lambda count: {f"n {n} + {n}, d {d}": causal_coverage(n, d, count) for n, d in ((20, 16), (50, 16), (110, 16))},
+    ),
+    "transfer": (
+        "transfer, coverage of 95 % intervals",
+        lambda count: {
+            f"{across}, {method}, n {n} + {n}, d {d}, gap {gap}": transfer_coverage(across, method, n, d, gap, count)
+            for across, method, n, d, gap in (
+                ("category", "mean_difference", 40, 16, 0.0),
+                ("category", "mean_difference", 40, 16, 1.0),
+                ("category", "leace", 40, 32, 2.0),
+                ("prompt", "mean_difference", 40, 16, 1.0),
+            )
+        },
+    ),
+    "readouts": (
+        "readouts of the sweep, coverage of 95 % intervals",
+        lambda count: {
+            f"n {n} + {n}, d {d}, gap {gap}": readout_coverage(n, d, gap, count)
+            for n, d, gap in ((20, 16, 1.0), (50, 64, 0.0), (50, 64, 2.0), (110, 128, 2.0))
+        },
+    ),
+}
+"""Name → title and rows, from the number of simulations."""
+
+
 def main() -> None:
     pd.set_option("display.width", 200, "display.max_columns", 20)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=2000)
+    parser.add_argument("--only", nargs="*", choices=sorted(TABLES), default=list(TABLES))
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
-    count, start = arguments.simulations, time.perf_counter()
-    planted = [
-        *(("shared", 64, 20, 1.0), ("shared", 64, 100, 1.0), ("shared", 256, 100, 0.5), ("shared", 8, 50, 2.0)),
-        *(("weak", 64, 50, 1.0), ("weak", 256, 50, 0.5), ("separate", 64, 50, 1.0), ("separate", 256, 100, 0.5)),
-    ]
-    results = {
-        "coverage of 95 % intervals": {
-            f"{geometry}, d {d}, n {n} + {n}, shift/noise {size}": coverage(geometry, d, n, size, count)
-            for geometry, d, n, size in planted
-        },
-        "false support at 5 %": {
-            f"d {d}, n {n} + {n}, shift/noise {size}": errors(d, n, size, count)
-            for d, n, size in ((64, 20, 1.0), (64, 100, 1.0), (256, 50, 0.5), (8, 50, 2.0))
-        },
-        "p < .05 without meaning": {
-            f"n {n} + {n}, d {d}": without_meaning(n, d, count) for n, d in ((20, 32), (60, 64))
-        },
-        "power": powers(count),
-        "AUC, coverage of 95 % intervals": {
-            f"n {n} + {n}, {d} features, gap {gap}, gain {gain}": aucs(n, d, gap, gain, max(count // 4, 50))
-            for n, d, gap, gain in ((25, 4, 1.5, 0.0), (100, 4, 1.5, 0.0), (100, 4, 3.0, 0.3), (100, 64, 3.0, 0.0))
-        },
-    }
-    for title, table in results.items():
-        print(f"\n## {title}\n\n{pd.DataFrame(table).T.round(3).to_string()}")
-    print(f"\n{count} simulations per row, {time.perf_counter() - start:.0f} s")
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    start = time.perf_counter()
+    for name in arguments.only:
+        title, table = TABLES[name]
+        results[title] = table(arguments.simulations)
+        print(f"\n## {title}\n\n{pd.DataFrame(results[title]).T.round(3).to_string()}", flush=True)
+    print(f"\n{arguments.simulations} simulations per row, {time.perf_counter() - start:.0f} s")
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 

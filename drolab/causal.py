@@ -10,6 +10,7 @@ some of them point along refusal themselves where queries of one class differ in
 than to stand out among "isotropic" ones, drawn evenly in all d dimensions, most of which the model hardly reads. The
 p-value is (1 + the random directions that change refusal at least as far the expected way) / (1 + their number)
 (Phipson & Smyth 2010); with 20 of them it cannot fall below .048. It is not corrected for the number of rows read.
+Where the queries themselves say which way is expected (`swap`), the p-value is twice that.
 
 `kl` is the Kullback-Leibler divergence of the edited from the unmodified distribution, KL(unmodified ‖ edited), in
 nats, mean over queries: what the unmodified model's own next token costs the edited one more. It grows without bound
@@ -18,7 +19,7 @@ where the edited model has forgotten what it would have said, and is the form us
 
 Columns of every table: `harmful, n` (queries), `refusal, refusal_low, refusal_high, change, change_low, change_high,
 compliance, other, kl`; `change` is the refusal under the edit minus that of the same queries without it. Intervals are
-percentiles of a bootstrap over queries.
+those of a bootstrap over queries; the edits stay. docs/evidence.md has the simulations of both.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from drolab.first_token import FirstTokenJudge
 from drolab.hidden import hidden_states
 from drolab.models import ChatModel
 from drolab.progress import Progress, bar
-from drolab.rates import percentiles
+from drolab.rates import percentiles, widened
 from drolab.steering import Ablate, Add, Edit, Patch, Positions, check_direction, next_tokens
 from drolab.types import HiddenStates, StatesError
 
@@ -110,8 +111,7 @@ def dose_response(
         labels += [{"direction": name, "kind": kind, "dose": float(dose)} for dose in doses]
     before, after = trial.run(plans, progress)
     draws = _Draws(n=n_bootstrap, generator=generator, level=level)
-    table = _table(trial.queries, before, after, labels, draws)
-    return table.assign(p_value=_p_values(table, "direction", ["dose", "harmful"], np.sign(table["dose"])))
+    return _dose_table(trial.queries, before, after, labels, draws)
 
 
 def ablation(
@@ -163,8 +163,7 @@ def ablation(
     names = [(UNMODIFIED, UNMODIFIED), *((kind, name) for kind, name, _ in named)]
     labels = [{"direction": name, "kind": kind} for kind, name in names]
     draws = _Draws(n=n_bootstrap, generator=generator, level=level)
-    table = _table(trial.queries, before, np.stack([before, *after]), labels, draws)
-    return table.assign(p_value=_p_values(table, "direction", ["harmful"], pd.Series(-1.0, table.index)))
+    return _ablation_table(trial.queries, before, np.stack([before, *after]), labels, draws)
 
 
 def swap(
@@ -175,7 +174,7 @@ def swap(
     judge: FirstTokenJudge,
     *,
     layers: Sequence[int] | None = None,
-    n_random: int = 20,
+    n_random: int = 40,
     control: Control = "contrasts",
     n_bootstrap: int = 1000,
     random_state: int = 0,
@@ -195,9 +194,9 @@ def swap(
 
     Returns:
         One row per layer, patch and class: `layer, direction, kind`, the columns named at the top of this module (all
-        against the recipient), `p_value` of a shift's change towards the donor's, `total` (the donor's refusal minus
-        the recipient's) and `recovered, recovered_low, recovered_high`: change / total, NaN where the interval
-        of the total contains 0.
+        against the recipient), `p_value` of a shift's change towards the donor's (two-sided: above .05 with less than
+        39 random directions), `total` (the donor's refusal minus the recipient's) and `recovered, recovered_low,
+        recovered_high`: change / total, NaN where the interval of the total contains 0.
 
     Raises:
         As `dose_response`.
@@ -217,8 +216,7 @@ def swap(
         labels += [{"layer": number, "direction": name, "kind": kind} for kind, name in names]
     before, after = trial.run(plans, progress)
     draws = _Draws(n=n_bootstrap, generator=generator, level=level)
-    table = _table(trial.queries, before, after, labels, draws, whole=source.run([], False)[0])
-    return table.assign(p_value=_p_values(table, "shift", ["layer", "harmful"], np.sign(table["total"])))
+    return _swap_table(trial.queries, before, after, labels, draws, source.run([], False)[0])
 
 
 # --- one run over all queries ------------------------------------------------------------------------------
@@ -330,11 +328,33 @@ class _Draws:
     level: float
 
 
+_Labels = Sequence[Mapping[str, object]]
+
+
+def _dose_table(queries: pd.DataFrame, before: Array, after: Array, labels: _Labels, draws: _Draws) -> pd.DataFrame:
+    table = _table(queries, before, after, labels, draws)
+    return table.assign(p_value=_p_values(table, "direction", ["dose", "harmful"], np.sign(table["dose"])))
+
+
+def _ablation_table(queries: pd.DataFrame, before: Array, after: Array, labels: _Labels, draws: _Draws) -> pd.DataFrame:
+    table = _table(queries, before, after, labels, draws)
+    return table.assign(p_value=_p_values(table, "direction", ["harmful"], pd.Series(-1.0, table.index)))
+
+
+def _swap_table(
+    queries: pd.DataFrame, before: Array, after: Array, labels: _Labels, draws: _Draws, whole: Array
+) -> pd.DataFrame:
+    table = _table(queries, before, after, labels, draws, whole)
+    # The sign is that of the donor's effect, which the shift is a part of: also a random shift mostly has this sign.
+    one_sided = _p_values(table, "shift", ["layer", "harmful"], np.sign(table["total"]))
+    return table.assign(p_value=np.minimum(2 * one_sided, 1.0))
+
+
 def _table(
     queries: pd.DataFrame,
     before: Array,
     after: Array,
-    labels: Sequence[Mapping[str, object]],
+    labels: _Labels,
     draws: _Draws,
     whole: Array | None = None,
 ) -> pd.DataFrame:
@@ -347,13 +367,13 @@ def _table(
     for kind in sorted(set(harmful), reverse=True):
         rows = np.flatnonzero(harmful == kind)
         weights = draws.generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=draws.n) / len(rows)
-        refusal, start = after[:, rows, 0], before[rows, 0]
-        columns = _with_interval("refusal", refusal.mean(axis=1), weights @ refusal.T, draws.level)
+        refusal, start, level = after[:, rows, 0], before[rows, 0], widened(draws.level, len(rows))
+        columns = _with_interval("refusal", refusal.mean(axis=1), weights @ refusal.T, level)
         change, changes = (refusal - start).mean(axis=1), weights @ (refusal - start).T
-        columns |= _with_interval("change", change, changes, draws.level)
+        columns |= _with_interval("change", change, changes, level)
         columns |= dict(zip(_MEASURES[1:], after[:, rows, 1:].mean(axis=1).T, strict=True))
         if whole is not None:
-            columns |= _recovered(change, changes, whole[rows, 0] - start, weights, draws.level)
+            columns |= _recovered(change, changes, whole[rows, 0] - start, weights, level)
         parts.append(pd.DataFrame(labels).assign(harmful=kind, n=len(rows), **columns))
     return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
 

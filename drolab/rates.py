@@ -66,7 +66,7 @@ def mean_intervals(
     distinct, counts = np.unique(values, axis=0, return_counts=True)
     generator = np.random.default_rng(random_state)
     draws = np.concatenate([weights @ distinct for weights in drawn_weights(counts, n_bootstrap, generator)])
-    limits = percentiles(draws, _widened(level, len(values)))
+    limits = percentiles(draws, widened(level, len(values)))
     return [Interval(*map(float, one)) for one in zip(values.mean(axis=0).round(12), *limits, strict=True)]
 
 
@@ -95,7 +95,7 @@ def percentiles(draws: Array, level: float) -> tuple[Array, Array]:
     return low, high
 
 
-def _widened(level: float, n: int) -> float:
+def widened(level: float, n: int) -> float:
     """The level at which a bootstrap's percentiles are as wide as Student's t: few draws' spread is too small
     (Hesterberg 2015, The American Statistician 69)."""
     if n < 2:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import linalg, stats
 
+from drolab.heldout import query_groups
 from drolab.probes import grouped_folds
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Targets:
     """[1 + n_shuffles, n_prompts, n_queries]: the targets themselves first."""
     folds: list[NDArray[np.intp]]
     """The rows (prompts × queries, prompts first) that each fold holds out."""
+    left_out: list[NDArray[np.intp]]
+    """The rows of each group of queries that is left out in turn, see `drolab.heldout`."""
 
     @classmethod
     def make(cls, grid: Array, n_splits: int, n_shuffles: int, seed: int) -> Targets:
@@ -42,10 +45,11 @@ class Targets:
         n_prompts, n_queries = grid.shape
         queries = np.tile(np.arange(n_queries), n_prompts)
         folds = [test for _, test in grouped_folds(grid.ravel(), queries, n_splits, seed)]
+        left_out = query_groups(grid.ravel(), queries, seed)
         generator = np.random.default_rng(seed)
         order = np.tile(np.arange(n_queries), (1 + n_shuffles, 1))
         order[1:] = generator.permuted(order[1:], axis=1)
-        return cls(values=grid[:, order].transpose(1, 0, 2), folds=folds)
+        return cls(values=grid[:, order].transpose(1, 0, 2), folds=folds, left_out=left_out)
 
 
 def scale_of(points: Array) -> float:
@@ -53,9 +57,9 @@ def scale_of(points: Array) -> float:
     return float(np.sqrt(np.square(points).mean()))
 
 
-def held_out(points: Array, targets: Targets) -> Array:
-    """[1 + n_shuffles, n_prompts, n_queries]: what a ridge regression fitted without a row's fold predicts for it,
-    less its intercept: that is the mean of the other folds, which is low where the own fold's is high.
+def held_out(points: Array, targets: Targets) -> tuple[Array, Array]:
+    """What a ridge regression fitted without a row's fold predicts for it, less its intercept: that is the mean of the
+    other folds, which is low where the own fold's is high.
 
     All folds and targets come from one fit: for a linear smoother H the held-out residuals of a fold B are
     (I - H_BB)⁻¹ r_B, with r the residuals of the fit to all rows (Pahikkala, Boberg and Salakoski 2006).
@@ -63,16 +67,31 @@ def held_out(points: Array, targets: Targets) -> Array:
 
     Args:
         points: [n_prompts · n_queries, d].
+
+    Returns:
+        [1 + n_shuffles, n_prompts, n_queries], and [n_groups, n_prompts, n_queries]: predictions of the targets
+        themselves without one group of queries more.
     """
     flat = targets.values.reshape(len(targets.values), -1).T
     half = _half_smoother(points)
-    residuals = flat - half @ (half.T @ flat)
-    predicted = np.empty_like(flat)
+    hat, residuals = half @ half.T, flat - half @ (half.T @ flat)
+    predicted, fewer = np.empty_like(flat), np.empty((len(flat), len(targets.left_out)))
     for fold in targets.folds:
-        block = np.eye(len(fold)) - half[fold] @ half[fold].T
-        others = (flat.sum(axis=0) - flat[fold].sum(axis=0)) / (len(flat) - len(fold))
-        predicted[fold] = flat[fold] - linalg.solve(block, residuals[fold], assume_a="pos") - others
-    return predicted.T.reshape(targets.values.shape).round(12)  # equal states get equal predictions
+        predicted[fold] = _without(fold, hat, residuals, flat)
+        for number, group in enumerate(targets.left_out):
+            rows = np.concatenate([fold, np.setdiff1d(group, fold)])
+            fewer[fold, number] = _without(rows, hat, residuals[:, :1], flat[:, :1])[: len(fold), 0]
+    # Rounded: equal states get equal predictions.
+    first, second = (found.T.reshape(-1, *targets.values.shape[1:]).round(12) for found in (predicted, fewer))
+    return first, second
+
+
+def _without(rows: NDArray[np.intp], hat: Array, residuals: Array, flat: Array) -> Array:
+    """[k, targets]: predictions of k rows by a fit without them."""
+    block = np.eye(len(rows)) - hat[np.ix_(rows, rows)]
+    others = (flat.sum(axis=0) - flat[rows].sum(axis=0)) / (len(flat) - len(rows))
+    predicted: Array = flat[rows] - linalg.solve(block, residuals[rows], assume_a="pos") - others
+    return predicted
 
 
 def _half_smoother(points: Array) -> Array:

@@ -17,6 +17,7 @@ import pandas as pd
 from drolab.anchors import fit_anchors
 from drolab.chat import encode
 from drolab.evidence import shifts
+from drolab.heldout import limits
 from drolab.moments import FISHER, interval, mean_cosine, mean_direction_cosine
 from drolab.probes import align_target, fit_probe
 from drolab.rates import percentiles
@@ -97,10 +98,11 @@ def measure_sites(
     rates under all prompts (mean and percentiles of the shuffles). `control`: the same for the prompts named
     in `controls`; for `shift cosine` their cosines with the safety prompts' shifts.
 
-    The readouts are cross-validated in folds grouped by query. Their intervals are percentiles of a bootstrap over the
-    queries of each class, while folds and readouts stay as they are; that of a perfect AUC has no width, since no draw
-    is ever wrong. Shifts are measured without the bias of noise, and their intervals leave out one query at a time,
-    with all its prompts (see `drolab.moments`); the direction is taken as given.
+    The readouts are cross-validated in folds grouped by query. Their intervals are of what a readout of as many other
+    queries reads: a bootstrap over the held-out queries of each class, widened by how far the value depends on the
+    queries that the readouts were fitted on (see `drolab.heldout`); that of a perfect AUC may have no width, since no
+    draw is ever wrong. Shifts are measured without the bias of noise, and their intervals leave out one query at a
+    time, with all its prompts (see `drolab.moments`); the direction is taken as given.
     Where all states are equal (layer 0 at a token of the template), readouts are at chance and shifts are NaN.
 
     Args:
@@ -261,26 +263,39 @@ def _measures(site: HiddenStates, plan: _Plan, n_bootstrap: int, level: float) -
     return read | _shift_measures(moved, _refusal_direction(site, plan, scored), plan, level)
 
 
-def _readout_measures(harm: Array, refusal: Array, plan: _Plan, n_bootstrap: int, level: float) -> Measured:
+def _readout_measures(
+    harm: tuple[Array, Array], refusal: tuple[Array, Array], plan: _Plan, n_bootstrap: int, level: float
+) -> Measured:
     """From the held-out predictions of the class and of the refusal rate, see `held_out`."""
-    names, rates = list(CONTROLS)[:3], plan.refusal.values
+    n_queries = sum(map(len, plan.classes))
     draws = [
         [
-            auc_draws(harm[0, 0], plan.harm.values[0, 0], weights),
-            *(drawn[0] for drawn in correlations(refusal[:1], rates[:1], weights, plan.classes)),
+            auc_draws(harm[0][0, 0], plan.harm.values[0, 0], weights),
+            *(drawn[0] for drawn in correlations(refusal[0][:1], plan.refusal.values[:1], weights, plan.classes)),
         ]
         for weights in plan.weights(n_bootstrap)
     ]
-    plain = next(plan.weights(0))
-    dealt = [drawn[:, 0] for drawn in correlations(refusal[1:], rates[1:], plain, plan.classes)]
-    shuffled = [aucs(harm[1:, 0], plan.harm.values[1:, 0]), *dealt]
+    shuffled = _plain_values(harm[0][1:], refusal[0][1:], plan, slice(1, None))
+    refitted = _plain_values(harm[1], refusal[1], plan, slice(1))
     measured = {}
-    for name, parts, values in zip(names, zip(*draws, strict=True), shuffled, strict=True):
+    for (name, bounds), parts, values, refits in zip(
+        _BOUNDS.items(), zip(*draws, strict=True), shuffled, refitted, strict=True
+    ):
         estimate, *drawn = np.concatenate(parts)
-        for label, value, spread in ((name, estimate, np.array(drawn)), (CONTROLS[name], values.mean(), values)):
-            low, high = percentiles(spread, level)
-            measured[label] = (float(value), float(low), float(high))
+        measured[name] = (float(estimate), *limits(estimate, np.array(drawn), refits, n_queries, level, bounds))
+        low, high = percentiles(values, level)
+        measured[CONTROLS[name]] = (float(values.mean()), float(low), float(high))
     return measured
+
+
+_BOUNDS = {"harmfulness": (0.0, 1.0), "refusal": (-1.0, 1.0), "refusal within class": (-1.0, 1.0)}
+
+
+def _plain_values(harm: Array, refusal: Array, plan: _Plan, own: slice) -> list[Array]:
+    """The three measures over the queries as they are, [k] each; `own`: which of the targets are predicted."""
+    rates = np.broadcast_to(plan.refusal.values[own], refusal.shape)
+    found = correlations(refusal, rates, next(plan.weights(0)), plan.classes)
+    return [aucs(harm[:, 0], plan.harm.values[own, 0]), *(drawn[:, 0] for drawn in found)]
 
 
 def _refusal_direction(site: HiddenStates, plan: _Plan, scored: Array) -> Array:

@@ -17,13 +17,16 @@ import torch
 
 from drolab.anchors import one_position
 from drolab.directions import fit
+from drolab.heldout import limits, query_groups
 from drolab.probes import Target, align_target, grouped_folds
-from drolab.rates import percentiles
 from drolab.readouts import Features, known_methods, take, tune
 from drolab.types import HiddenStates, StatesError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
+
+    from drolab.directions import Direction
 
     Array = NDArray[np.float64]
     Rows = NDArray[np.intp]
@@ -65,9 +68,10 @@ def transfer(
         that of a soft target: how often a state ranks above another, over all pairs, weighted by the chance that
         the one is positive and the other negative. Only states of one fit are compared with each other; so
         "each category" is the AUC within left-out categories. `ceiling` is the AUC of the target itself (1 for
-        booleans). `low` and `high` come from a bootstrap over the test queries, with all their prompts; the
-        directions stay. Where several fits are tested together, the interval is widened for what they share, and
-        is rather too wide. For the control, `auc`, `low` and `high` are those of all deals together.
+        booleans). With `across`, the interval is of what the method reaches when it is fitted on so many other
+        queries and tested on other ones, see `drolab.heldout`; with `test_states`, of what these very directions
+        reach on other test queries (a bootstrap over them, with all their prompts). For the control, `auc`, `low` and
+        `high` are those of all deals together.
 
     Raises:
         StatesError: both or none of `across` and `test_states`; a query that is in both sets of states; as in
@@ -81,9 +85,10 @@ def transfer(
     generator = np.random.default_rng(random_state)
     deals = [np.concatenate(targets)]
     deals += [deals[0][_dealt_rows(both.index, part, generator)] for _ in range(n_shuffles)]
+    left_out = query_groups(deals[0], both.index["query_id"].to_numpy(), random_state) if across else []
     held_out: dict[tuple[str, str], list[_HeldOut]] = defaultdict(list)
     for split in _splits(both.index, deals[0], part, across, n_splits, random_state):
-        for tested_on, scored in _held_out(both, split, deals, chosen, random_state):
+        for tested_on, scored in _held_out(both, split, deals, left_out, chosen, random_state):
             held_out[split.fitted_on, tested_on].append(scored)
     rows = []
     for (fitted_on, tested_on), parts in held_out.items():
@@ -108,6 +113,8 @@ class _HeldOut(NamedTuple):
     """[k]"""
     scores: dict[str, Array]
     """Method → [n_deals, k]: a direction for each deal of the targets."""
+    refits: dict[str, Array]
+    """Method → [n_groups, k]: a direction without each group of queries, for the real targets."""
 
 
 def _joined(
@@ -180,7 +187,12 @@ def _dealt_rows(index: pd.DataFrame, part: Rows, generator: np.random.Generator)
 
 
 def _held_out(
-    states: HiddenStates, split: _Split, deals: Sequence[Array], methods: Sequence[str], random_state: int
+    states: HiddenStates,
+    split: _Split,
+    deals: Sequence[Array],
+    left_out: Sequence[Rows],
+    methods: Sequence[str],
+    random_state: int,
 ) -> Iterator[tuple[str, _HeldOut]]:
     """The scores of one split's test parts; settings are chosen on the training part's real targets."""
     features = Features(states=take(states, split.train))
@@ -189,12 +201,20 @@ def _held_out(
         method: [fit(method, features, deal[split.train], setting, "positive") for deal in deals]
         for method, setting in settings.items()
     }
+    refitted: dict[str, list[Direction]] = {method: [] for method in methods}
+    for group in left_out:
+        kept = np.setdiff1d(split.train, group)
+        fewer = Features(states=take(states, kept))
+        for method, setting in settings.items():
+            refitted[method].append(fit(method, fewer, deals[0][kept], setting, "positive"))
     for tested_on, rows in split.tests.items():
         matrix = take(states, rows).matrix(features.layer)
-        scores = {
-            m: np.stack([own.scores(matrix).double().numpy() for own in by_deal]) for m, by_deal in fitted.items()
-        }
-        yield tested_on, _HeldOut(rows, scores)
+        yield tested_on, _HeldOut(rows, *({m: _scores(matrix, own[m]) for m in methods} for own in (fitted, refitted)))
+
+
+def _scores(matrix: Tensor, directions: Sequence[Direction]) -> Array:
+    """[n_directions, n]"""
+    return np.array([direction.scores(matrix).double().numpy() for direction in directions])
 
 
 def _auc_rows(
@@ -217,13 +237,16 @@ def _auc_rows(
     ceilings = [auc([deal[part.rows] for part in parts], deal, 0)[0] for deal in deals]
     for method in parts[0].scores:
         aucs = [auc([p.scores[method][k] for p in parts], deal, n_bootstrap) for k, deal in enumerate(deals)]
+        n_refits = len(parts[0].refits[method])
+        refits = np.array([auc([p.refits[method][g] for p in parts], deals[0], 0)[0] for g in range(n_refits)])
         for shuffled, own in ((False, slice(0, 1)), (True, slice(1, None))):
             if aucs[own]:
                 value, draws = (
                     np.mean([both[0] for both in aucs[own]]),
                     np.concatenate([both[1:] for both in aucs[own]]),
                 )
-                low, high = _interval(value, draws, len(parts), size["n_queries"], level)
+                # Several deals show by themselves how far the fits differ.
+                low, high = _interval(value, draws, refits[: 0 if shuffled else None], size["n_queries"], level)
                 row = {"method": method, "shuffled": shuffled, **size, "auc": value, "low": low, "high": high}
                 yield row | {"ceiling": np.mean(ceilings[own])}
 
@@ -268,18 +291,11 @@ def _query_weights(n: int, n_draws: int, generator: np.random.Generator) -> Iter
         yield generator.multinomial(n, np.full(n, 1 / n), size=min(256, n_draws - start)).astype(np.float64)
 
 
-def _interval(value: float, draws: Array, n_fits: int, n_queries: int, level: float) -> tuple[float, float]:
-    """The draws' percentiles, widened if several fits were tested, each on what the others were fitted on.
-
-    Such fits err together. The factor is that of Nadeau and Bengio (2003, Machine Learning 52) for n_fits folds:
-    with directions that mean nothing, the percentiles alone cover .5 in only 85 to 90 % of cases.
-    """
+def _interval(value: float, draws: Array, refits: Array, n_queries: int, level: float) -> tuple[float, float]:
     known = draws[~np.isnan(draws)]
     if not len(known):
         return np.nan, np.nan
-    widen = np.sqrt(1 + n_fits / (n_fits - 1)) if n_fits > 1 else 1.0
-    low, high = (value + widen * (limit - value) for limit in percentiles(known, level))
+    low, high = limits(value, known, refits[~np.isnan(refits)], n_queries, level, (0.0, 1.0))
     # All pairs in the right order: a draw cannot show otherwise. Half the queries are trials of which none failed.
     certain = ((1 - level) / 2) ** (2 / n_queries)
-    low, high = (min(low, certain) if value == 1 else low), (max(high, 1 - certain) if value == 0 else high)
-    return float(np.clip(low, 0, 1).round(12)), float(np.clip(high, 0, 1).round(12))
+    return (min(low, certain) if value == 1 else low), (max(high, 1 - certain) if value == 0 else high)

@@ -12,7 +12,7 @@ from conftest import byte_tokenizer, random_llama
 from torch import Tensor
 
 import drolab
-from drolab.causal import RANDOM, UNMODIFIED, Control, ablation, dose_response, swap
+from drolab.causal import RANDOM, UNMODIFIED, Control, _Draws, _swap_table, _table, ablation, dose_response, swap
 from drolab.evidence import shifts
 from drolab.first_token import FirstTokenJudge
 from drolab.hidden import hidden_states
@@ -156,7 +156,7 @@ def test_swapping_the_last_state_brings_the_whole_effect_and_a_random_shift_does
         np.testing.assert_allclose(whole[column], 1.0, atol=1e-4)
     shift = rows(table, "shift")
     assert (shift["recovered_low"] > 0.7).all()  # planted in the first block, so at both layers
-    assert (shift["p_value"] <= 0.1).all()
+    assert (shift["p_value"] <= 0.2).all()
     noise = table[table["kind"] == RANDOM].groupby(["layer", "harmful"])["recovered"].mean()
     assert (noise < 0.3).all()
 
@@ -176,6 +176,32 @@ def test_false_positives_of_the_p_value_are_as_rare_as_it_says(planted: Planted)
     p_values = table.loc[(table["kind"] == "direction") & table["harmful"], "p_value"]
     assert 0.03 < (p_values <= 0.1).mean() < 0.17
     assert 0.4 < p_values.mean() < 0.6
+
+
+def test_a_random_shift_is_called_real_as_rarely_as_the_swap_says() -> None:
+    """The donor's effect is that of its own shift, so its sign is no prediction: the one-sided p-value errs twice."""
+    generator, p_values = np.random.default_rng(0), []
+    names = [{"layer": 1, "direction": str(i), "kind": RANDOM if i else "shift"} for i in range(40)]
+    for _ in range(200):
+        start, moves = generator.uniform(0.3, 0.7, size=(1, 5, 1)), 0.2 * generator.normal(size=(40, 1, 1))
+        before, after = (np.repeat(values, 4, axis=2) for values in (start, start + moves))
+        draws = _Draws(n=2, generator=generator, level=0.95)
+        table = _swap_table(QUERIES[QUERIES["harmful"]].head(5), before[0], after, names, draws, after[0])
+        p_values.append(table["p_value"].iloc[0])
+    assert (np.array(p_values) <= 0.1).mean() == pytest.approx(0.1, abs=0.04)
+    assert (np.array(p_values) / 2 <= 0.1).mean() > 0.15  # control: the one-sided one
+
+
+def test_intervals_are_widened_for_few_queries() -> None:
+    """Of six queries, percentiles of a bootstrap hold the mean in about 85 % of cases, not 95 %."""
+    generator = np.random.default_rng(0)
+    names = [{"direction": "d", "kind": "direction", "dose": 1.0}] * 500  # other data in each
+    before = np.zeros((6, 4))
+    after = 0.5 + 0.1 * generator.normal(size=(500, 6, 4))
+    draws = _Draws(n=1000, generator=generator, level=0.95)
+    table = _table(QUERIES[QUERIES["harmful"]].head(6), before, after, names, draws)
+    held = table["change_low"].le(0.5) & table["change_high"].ge(0.5)
+    assert held.mean() > 0.91
 
 
 def test_on_the_demo_model_the_direction_causes_refusals_and_random_ones_of_its_norm_do_not(demo: ChatModel) -> None:

@@ -45,6 +45,7 @@ ROOMS = (
         "spaces",
         "moments",
         "rates",
+        "heldout",
         "separability",
         "evidence",
         "readouts",
