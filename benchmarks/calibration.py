@@ -24,6 +24,7 @@ import pandas as pd
 import torch
 
 from drolab import causal, claims, evidence, moments, ridge, sweep
+from drolab.directions import direction_cosines, fit_directions
 from drolab.moments import FISHER, LOGIT, PLAIN, Moments, Scale
 from drolab.separability import _change, _held_out
 from drolab.transfer import transfer
@@ -354,6 +355,19 @@ def _held(table: pd.DataFrame) -> float:
     return float(((table["low"] <= truth) & (truth <= table["high"])).mean())
 
 
+def direction_coverage(n: int, d: int, gap: float, simulations: int) -> dict[str, float]:
+    """Of the cosine of two directions in `direction_cosines`; the truth is the mean of all runs."""
+    generator, rows = np.random.default_rng([n, d, int(10 * gap)]), []
+    for run in range(simulations):
+        states = classes(n, d, gap, ("none",), generator)
+        labels = states.index["harmful"].to_numpy()
+        found = fit_directions(states, labels, positive="harmful", methods=["mean_difference", "leace"])
+        table = direction_cosines(found, states, {"harmful": labels}, n_groups=20, random_state=run)
+        rows.append(table.loc[0, ["cosine", "low", "high"]].astype(float))
+    cosine, low, high = np.array(rows).T
+    return {"cosine": cosine.mean(), "held": ((low <= cosine.mean()) & (cosine.mean() <= high)).mean()}
+
+
 def readout_coverage(n: int, d: int, gap: float, simulations: int) -> dict[str, float]:
     """Of the readouts of `sweep`; the truth is the mean of all runs."""
     generator = np.random.default_rng([n, d, int(10 * gap)])
@@ -432,6 +446,13 @@ TABLES: dict[str, tuple[str, Callable[[int], dict[str, dict[str, float]]]]] = {
                 ("category", "leace", 40, 32, 2.0),
                 ("prompt", "mean_difference", 40, 16, 1.0),
             )
+        },
+    ),
+    "directions": (
+        "cosine of the difference of means with LEACE, coverage of 95 % intervals",
+        lambda count: {
+            f"n {n} + {n}, d {d}, gap {gap}": direction_coverage(n, d, gap, count)
+            for n, d, gap in ((40, 16, 1.0), (100, 64, 2.0))
         },
     ),
     "readouts": (

@@ -71,7 +71,7 @@ def transfer(
         booleans). With `across`, the interval is of what the method reaches when it is fitted on so many other
         queries and tested on other ones, see `drolab.heldout`; with `test_states`, of what these very directions
         reach on other test queries (a bootstrap over them, with all their prompts). For the control, `auc`, `low` and
-        `high` are those of all deals together.
+        `high` are those of all deals together, and too narrow with few of them.
 
     Raises:
         StatesError: both or none of `across` and `test_states`; a query that is in both sets of states; as in
