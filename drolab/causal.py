@@ -244,9 +244,7 @@ class _Trial:
         return cls(model=model, queries=queries, prompt=prompt, judge=judge, batch=batch, token_budget=token_budget)
 
     def states(self, layers: Sequence[int]) -> HiddenStates:
-        return hidden_states(
-            self.model, self.queries, self.prompt, layers=layers, token_budget=self.token_budget, progress=False
-        )
+        return hidden_states(self.model, self.queries, self.prompt, layers=layers, progress=False)
 
     def run(self, plans: Sequence[Sequence[Edit]], progress: Progress) -> tuple[Array, Array]:
         """[n, 4] without an edit and [n_plans, n, 4] under each plan: _MEASURES of every query."""

@@ -68,7 +68,8 @@ def hidden_states(
             ends, also by an error or Ctrl-C, so a crash loses two seconds and the pass in flight. None computes
             everything and keeps nothing.
         token_budget: tokens in one pass, without the shared prefix; bounds the memory. None takes 512 on a CPU and 4096
-            elsewhere. A pass that runs out of memory is divided, and so are later ones of this model.
+            elsewhere, and packed passes never have more. A pass that runs out of memory is divided, and so are later
+            ones of this model.
         progress: show a bar; or a callable, see `drolab.progress`.
 
     Raises:

@@ -273,6 +273,7 @@ def passes_of(
     while todo:
         longest, budget = lengths[todo[0]], pass_tokens(model, token_budget)
         if can_pack(model, len(prefix.embeddings) + longest):
+            budget = min(budget, pass_tokens(model))  # the mask of a row grows with its square
             costs = [lengths[row] for row in todo[:budget]]
         else:
             costs = [longest + (len(prefix.embeddings) if prefix.cache is None else 0)] * min(budget, len(todo))

@@ -101,6 +101,13 @@ def test_every_chat_is_in_one_pass_and_no_pass_is_too_long(tiny_llama: ChatModel
     assert len(found) == 1
 
 
+def test_a_large_budget_makes_no_long_row(tiny_llama: ChatModel) -> None:
+    """Its mask would grow with the square."""
+    begun = begin(tiny_llama, tiny_llama.embed(torch.tensor(PREFIX)))
+    found = list(passes_of(tiny_llama, begun, [20] * 100, 10**6))
+    assert max(map(len, found)) * 20 <= passes.pass_tokens(tiny_llama) < 2000
+
+
 # --- what runs ---------------------------------------------------------------------------------------------
 
 
