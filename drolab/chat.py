@@ -15,7 +15,6 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 
 import pandas as pd
 import torch
@@ -117,10 +116,11 @@ def encode(model: ChatModel, texts: Sequence[str], prompt: Prompt, *, min_suffix
     """
     if not texts:
         raise QueryError("No queries given: pass at least one.")
-    first = render(model, texts[0], prompt)
+    chats = _rendered(model, texts, prompt)
+    first = next(chats)
     shared = shortest = len(first.input_ids)
     tails: list[tuple[int, tuple[int, ...]]] = []  # of each chat from where it parts: all of them whole would be large
-    for chat in _rendered(model, texts, prompt):
+    for chat in itertools.chain([first], chats):
         shared = _common_length(first.input_ids[:shared], chat.input_ids)
         shortest = min(shortest, len(chat.input_ids))
         tails.append((shared, chat.input_ids[shared:]))
@@ -142,7 +142,7 @@ def _common_length(one: tuple[int, ...], other: tuple[int, ...]) -> int:
     """How many first elements they share."""
     if one == other[: len(one)]:
         return len(one)
-    return next(place for place, (a, b) in enumerate(zip_longest(one, other)) if a != b)
+    return next(place for place, (a, b) in enumerate(itertools.zip_longest(one, other)) if a != b)
 
 
 def prompt_token_ids(model: ChatModel, text: str) -> list[int]:
