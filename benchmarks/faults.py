@@ -1,4 +1,4 @@
-"""What the store loses when things go wrong: real processes, real files, real faults, again and again.
+"""What the store and a training lose when things go wrong: real processes, real files, real faults, again and again.
 
     python benchmarks/faults.py                  # the whole matrix, a few minutes; the table of docs/store.md
     python benchmarks/faults.py --tries 3        # each fault three times
@@ -7,7 +7,8 @@
 A try makes a store, does the harm, and counts entries (vectors, texts and checkpoints). *At stake*: what was stored
 before. *Hit*: what the fault itself destroyed, or was in flight. Promised, and counted where broken: of the *others*
 none is lost; no value is *wrong*; afterwards the store reads, writes and is cleared up by `prune` (*unusable*); where
-an error or a warning is due, it says what happened and what to do (*untold*).
+an error or a warning is due, it says what happened and what to do (*untold*). Of trainings, the entries are steps:
+those after the last checkpoint are in flight, and *wrong* is a run that resumes to other numbers, to the last bit.
 """
 
 from __future__ import annotations
@@ -27,14 +28,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
+import drolab
 from drolab import upkeep
+from drolab.dro import Training
+from drolab.models import ChatModel
 from drolab.store import Store, key
-from drolab.types import StoreError
+from drolab.types import DROConfig, DRORun, StoreError, TrainingError
 
 ROWS, WIDTH = 10, 256
 OLD_STORE = Path(__file__).parents[1] / "tests" / "samples" / "store_v1"
@@ -171,9 +177,15 @@ def write_on(folder: Path, name: str, report: int, n: int | None = None) -> None
             os.write(report, b".")
 
 
-def end(process: int, reading: int) -> int:
-    """Kill a writer; how many of its puts had come back."""
-    os.kill(process, signal.SIGKILL)
+def wait_for(reading: int, n: int) -> int:
+    """Wait for `n` reports; fewer if the process ends before."""
+    with open(os.dup(reading), "rb", buffering=0) as reports:
+        return sum(len(reports.read(1) or b"") for _ in range(n))
+
+
+def end(process: int, reading: int, how: signal.Signals = signal.SIGKILL) -> int:
+    """End a process; how many reports it had made."""
+    os.kill(process, how)
     os.waitpid(process, 0)
     with open(reading, "rb") as reports:
         return len(reports.read())
@@ -199,9 +211,7 @@ def written(name: str, n_puts: int) -> tuple[Book, Book]:
 def kill_while_writing(folder: Path, rng: random.Random) -> Outcome:
     """After a random number of puts, at a random moment of the next ones."""
     process, reading = start(lambda report: write_on(folder, "killed", report))
-    first = rng.randrange(10)
-    with open(os.dup(reading), "rb", buffering=0) as reports:
-        puts = sum(len(reports.read(1) or b"") for _ in range(first))
+    puts = wait_for(reading, rng.randrange(10))
     time.sleep(rng.uniform(0.0, 0.01))
     done, flying = written("killed", puts + end(process, reading))
     missing, wrong = done.compare(Store(folder))
@@ -490,6 +500,79 @@ def older_format(folder: Path, rng: random.Random) -> Outcome:
     return outcome
 
 
+# Training
+
+
+@cache
+def trained() -> tuple[ChatModel, dict[str, Any], DRORun]:
+    """The demo model, a short training of a short prompt, and how it ends if nothing happens."""
+    model = drolab.load_model("demo")
+    queries, prompts = drolab.load_queries("anchors").groupby("harmful").head(4), drolab.load_prompts()
+    states = drolab.hidden_states(model, queries, [prompts["none"], prompts["short"]], progress=False)
+    space = drolab.fit_anchors(states)
+    harmful = drolab.fit_probe(space, states, queries["harmful"], positive="harmful")
+    probes = {"refusal": replace(harmful, positive="refuses"), "harmfulness": harmful}
+    config = DROConfig(num_train_epochs=6, batch_size=4, checkpoint_every=4)  # 12 steps
+    inputs = {"queries": queries, "init": prompts["short"], "space": space, "config": config, **probes}
+    return model, inputs, drolab.train_dro(model, **inputs, progress=False)
+
+
+def train_on(folder: Path, report: int) -> None:
+    """One byte of report for each finished step, after its checkpoint if it has one."""
+    model, inputs, _ = trained()
+    for _ in Training.start(model, **inputs, store=Store(folder)).steps():
+        os.write(report, b".")
+
+
+def resumed(folder: Path, finished: int, checkpointed: int, told: bool = True) -> Outcome:
+    """What is there of a training that ended after so many steps, the last of them with a checkpoint, and how it ends
+    when it goes on."""
+    model, inputs, whole = trained()
+    kept = Training.start(model, **inputs, store=Store(folder)).done.step
+    again = drolab.train_dro(model, **inputs, store=Store(folder), progress=False)
+    same = again.history.equals(whole.history) and same_bits(again.soft_prompt.embeddings, whole.soft_prompt.embeddings)
+    return Outcome(
+        at_stake=checkpointed,
+        hit=finished + 1 - checkpointed,
+        hit_lost=max(0, finished - max(kept, checkpointed)),
+        lost=max(0, checkpointed - kept),
+        wrong=not same,
+        unusable=not still_usable(folder),
+        untold=not told,
+    )
+
+
+def end_training(how: signal.Signals) -> Callable[[Path, random.Random], Outcome]:
+    def fault(folder: Path, rng: random.Random) -> Outcome:
+        inputs = trained()[1]  # before the fork: a try is no longer than it must be
+        process, reading = start(lambda report: train_on(folder, report))
+        finished = wait_for(reading, rng.randrange(1, 12))
+        time.sleep(rng.uniform(0.0, 0.03))
+        finished += end(process, reading, how)
+        every = inputs["config"].checkpoint_every if how == signal.SIGKILL else 1
+        return resumed(folder, finished, finished // every * every)
+
+    return fault
+
+
+def weights_break(folder: Path, rng: random.Random) -> Outcome:
+    """A weight of the model becomes NaN before some step, as a failing memory or another program may make it."""
+    model, inputs, _ = trained()
+    weight, finished, said, last = model.base_model.get_submodule("norm").weight, 0, "", rng.randrange(1, 12)
+    sound = weight.detach().clone()
+    try:
+        for _ in Training.start(model, **inputs, store=Store(folder)).steps():
+            finished += 1
+            if finished == last:
+                weight.data.fill_(float("nan"))
+    except TrainingError as error:
+        said = str(error)
+    finally:
+        weight.data.copy_(sound)
+    told = f"DRO step {finished + 1}: " in said and f"after step {finished} is kept" in said and "Lower" in said
+    return resumed(folder, finished, finished, told)
+
+
 FAULTS: dict[str, tuple[int, Callable[[Path, random.Random], Outcome]]] = {
     "kill -9 while writing": (300, kill_while_writing),
     "disk full": (50, full_disk),
@@ -504,6 +587,9 @@ FAULTS: dict[str, tuple[int, Callable[[Path, random.Random], Outcome]]] = {
     "clock jumps": (100, jumping_clock),
     "path with spaces, quotes, non-ASCII names": (50, odd_path),
     "folder of format v1, one bit flipped": (200, older_format),
+    "training killed with kill -9": (100, end_training(signal.SIGKILL)),
+    "training interrupted": (50, end_training(signal.SIGINT)),
+    "a weight becomes NaN while training": (50, weights_break),
 }
 
 
@@ -530,6 +616,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the counts here")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # a forked process has none of the others, and would wait for them
     print(f"{HEADER}\n|---|{'---:|' * (HEADER.count('|') - 2)}", flush=True)
     outcomes = {}
     for name, (tries, _) in FAULTS.items():

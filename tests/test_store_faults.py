@@ -7,13 +7,14 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from drolab import atomic, shards
+from drolab import atomic, dro, shards
 from drolab.types import StoreError
 
 ROOT = Path(__file__).parents[1]
@@ -94,6 +95,21 @@ def no_look_at_new_files(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(shards.Shards, "_scan", lambda self: None if self._seen else scan(self))
 
 
+def no_checkpoint_at_the_end(patch: pytest.MonkeyPatch) -> None:
+    save = dro.Training.save
+    patch.setattr(dro.Training, "save", lambda self: self.done.step % self.config.checkpoint_every or save(self))
+
+
+def no_optimizer(patch: pytest.MonkeyPatch) -> None:
+    load = dro._load
+
+    def forgetful(*arguments: Any) -> Any:
+        done = load(*arguments)
+        return done and replace(done, optimizer={})
+
+    patch.setattr(dro, "_load", forgetful)
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize(
     ("fault", "sabotage", "broken"),
@@ -106,6 +122,8 @@ def no_look_at_new_files(patch: pytest.MonkeyPatch) -> None:
         ("reading while another process writes", no_look_at_new_files, "lost"),
         ("clock jumps", no_second_place, "lost"),
         ("folder of format v1, one bit flipped", no_old_format, "lost"),
+        ("training killed with kill -9", no_optimizer, "wrong"),
+        ("training interrupted", no_checkpoint_at_the_end, "lost"),
     ],
 )
 def test_the_matrix_finds_a_broken_promise(
