@@ -120,10 +120,12 @@ def encode(model: ChatModel, texts: Sequence[str], prompt: Prompt, *, min_suffix
     first = next(chats)
     shared = shortest = len(first.input_ids)
     tails: list[tuple[int, tuple[int, ...]]] = []  # of each chat from where it parts: all of them whole would be large
+    known: dict[int, int] = {}  # one object for each id: a number of its own for every token would be large, too
     for chat in itertools.chain([first], chats):
         shared = _common_length(first.input_ids[:shared], chat.input_ids)
         shortest = min(shortest, len(chat.input_ids))
-        tails.append((shared, chat.input_ids[shared:]))
+        tail = chat.input_ids[shared:]
+        tails.append((shared, tuple(map(known.setdefault, tail, tail))))
     if shortest < min_suffix:
         raise StatesError(f"A chat has only {shortest} tokens: ask for positions from -{shortest} to -1.")
     shared = min(shared, shortest - min_suffix)

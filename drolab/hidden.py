@@ -84,12 +84,13 @@ def hidden_states(
     if token_budget is not None and token_budget < 1:
         raise StatesError(f"token_budget must be at least 1, got {token_budget}: None takes what suits the device.")
     places = tuple(dict.fromkeys(positions))
-    texts = queries["text"].tolist()
     tasks = [
-        _Task.make(model, prompt, encode(model, texts, prompt, min_suffix=-min(places)), resolved, places)
+        _Task.make(
+            model, prompt, encode(model, queries["text"].tolist(), prompt, min_suffix=-min(places)), resolved, places
+        )
         for prompt in as_prompts(prompts)
     ]
-    summary = _fill(model, tasks, queries["query_id"].tolist(), store, token_budget, progress)
+    summary = _fill(model, tasks, queries["query_id"], store, token_budget, progress)
     index = pd.concat([_index(queries, task.prompt.name, places) for task in tasks], ignore_index=True)
     index.attrs["summary"] = summary
     return HiddenStates(
@@ -115,8 +116,8 @@ class _Task:
     batch: EncodedBatch
     layers: tuple[int, ...]
     positions: tuple[int, ...]
-    keys: list[list[str]]
-    """Per query the store keys of its states, positions x layers."""
+    common: str
+    """A hash of what all states of this task depend on, their chat apart."""
     values: Tensor
     """[n_queries, n_positions, n_layers, d], filled in place."""
     done: Tensor
@@ -137,10 +138,18 @@ class _Task:
             batch=batch,
             layers=layers,
             positions=positions,
-            keys=_keys(model, batch, layers, positions),
+            common=_common(model, batch),
             values=torch.empty(*shape, model.hidden_size, dtype=model.dtype),
             done=torch.zeros(shape, dtype=torch.bool),
         )
+
+    def keys(self, row: int) -> list[str]:
+        """The store keys of one query's states, positions x layers. Made when they are needed: all together are large.
+
+        Everything a state depends on is in them. Not the batch: it changes a state by rounding only.
+        """
+        chat = key(common=self.common, ids=list(self.batch.chat(row)))
+        return [key(chat=chat, position=p, layer=layer) for p in self.positions for layer in self.layers]
 
     def missing(self) -> list[int]:
         """The queries that lack a state."""
@@ -148,10 +157,10 @@ class _Task:
 
     def read(self, store: Store) -> None:
         """Take in what the store has, some queries at a time: nothing large is held twice."""
-        for first in range(0, len(self.keys), _READ_AT_ONCE):
-            some = self.keys[first : first + _READ_AT_ONCE]
-            found = store.get_tensors([name for keys in some for name in keys])
-            for row, keys in enumerate(some, start=first):
+        for first in range(0, len(self.batch), _READ_AT_ONCE):
+            some = {row: self.keys(row) for row in range(first, min(first + _READ_AT_ONCE, len(self.batch)))}
+            found = store.get_tensors([name for keys in some.values() for name in keys])
+            for row, keys in some.items():
                 for number, name in enumerate(keys):
                     if name in found:
                         place = (row, *divmod(number, len(self.layers)))
@@ -166,12 +175,13 @@ class _Task:
         """Take in [rows, positions, columns, d] where nothing was; returns what is new, by its key."""
         new = {}
         for row, states in zip(rows, computed, strict=True):
+            keys = self.keys(row)
             for place in range(len(self.positions)):
                 for column, state in zip(columns, states[place], strict=True):
                     if not self.done[row, place, column]:
                         self.values[row, place, column] = state
                         self.done[row, place, column] = True
-                        new[self.keys[row][place * len(self.layers) + column]] = state
+                        new[keys[place * len(self.layers) + column]] = state
         return new
 
     def beginning(self) -> list[tuple]:
@@ -204,24 +214,21 @@ class _Keeper:
         self.waiting, self.written = {}, time.monotonic()
 
 
-def _keys(model: ChatModel, batch: EncodedBatch, layers: Sequence[int], positions: Sequence[int]) -> list[list[str]]:
-    """Everything a state depends on. Not the batch: it changes a state by rounding only."""
+def _common(model: ChatModel, batch: EncodedBatch) -> str:
     soft = None if batch.soft is None else [batch.soft.sha256, *(batch.span or ())]
-    common = key(
+    return key(
         kind="hidden state",
         model=model.fingerprint,
         dtype=str(model.dtype),
         attention=model.model.config._attn_implementation,
         soft=soft,
     )
-    chats = [key(common=common, ids=list(batch.chat(row))) for row in range(len(batch))]
-    return [[key(chat=chat, position=p, layer=layer) for p in positions for layer in layers] for chat in chats]
 
 
 def _fill(
     model: ChatModel,
     tasks: Sequence[_Task],
-    query_ids: Sequence[str],
+    query_ids: pd.Series,
     store: Store | None,
     token_budget: int | None,
     progress: Progress,
@@ -293,7 +300,7 @@ def _compute(
     model: ChatModel,
     task: _Task,
     prefix: Prefix,
-    query_ids: Sequence[str],
+    query_ids: pd.Series,
     keeper: _Keeper,
     token_budget: int | None,
 ) -> Iterator[int]:
@@ -309,7 +316,7 @@ def _compute(
         good = finite.nonzero().flatten().tolist()
         keeper.add(task.put([numbers[i] for i in good], columns, states[good]))
         if len(good) < len(numbers):
-            bad = query_ids[numbers[int((~finite).nonzero()[0])]]
+            bad = query_ids.iloc[numbers[int((~finite).nonzero()[0])]]
             raise StatesError(
                 f"The hidden states of query {bad!r} under prompt {task.prompt.name!r} are not finite "
                 f"({str(model.dtype).removeprefix('torch.')}): load the model with dtype='bfloat16' or 'float32'; "

@@ -26,7 +26,8 @@ def test_it_runs_and_writes_its_tables(tmp_path: Path) -> None:
         assert {"the paper's way", "drolab", "limit"} <= set(table)
         assert all(row["seconds"] > 0 for row in table.values())
         assert table["limit"]["seconds"] < table["drolab"]["seconds"]
-    assert growth["8"]["result MB"] == pytest.approx(8 * 256 * 4 / 2**20)
+    vectors = 8 * 256 * 4 / 2**20
+    assert vectors < growth["8"]["result MB"] < 1.5 * vectors  # with the table of what each row is
 
 
 def test_a_side_that_reads_other_states_is_noticed() -> None:
