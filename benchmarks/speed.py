@@ -7,8 +7,8 @@
 All sides do the same work in one process, in turn; times are medians. nnsight, TransformerLens and PEFT are measured
 where they are installed (pip install nnsight transformer-lens peft). The *limit* is the fewest tokens that must pass
 (the prompt once, then what follows in each chat) x 2 x parameters of the blocks (x 4 for a training step: the weights
-need no gradient), over the rate of the model's own largest matrix product, measured in between. Memory is the peak of
-a process of its own above the loaded model. Printed, never asserted.
+need no gradient), over the rate of the model's own largest matrix product, measured in between; GFLOP/s are this
+work over the time. Memory is the peak of a process of its own above the loaded model. Printed, never asserted.
 """
 
 from __future__ import annotations
@@ -324,10 +324,12 @@ def in_turn(model: ChatModel, sides: dict[str, Side], repeats: int) -> tuple[dic
     return {name: statistics.median(found) for name, found in times.items()}, statistics.median(rates)
 
 
-def table_of(seconds: dict[str, float], limit: float) -> pd.DataFrame:
-    table = pd.DataFrame({"seconds": {**seconds, "limit": limit}})
+def table_of(seconds: dict[str, float], work: float, rate: float) -> pd.DataFrame:
+    """Of the sides that do so much necessary work, in FLOP, on a machine of this matrix rate, in FLOP per second."""
+    table = pd.DataFrame({"seconds": {**seconds, "limit": work / rate}})
     table["x drolab"] = table["seconds"] / seconds["drolab"]
-    table["x limit"] = table["seconds"] / limit
+    table["x limit"] = table["seconds"] * rate / work
+    table["GFLOP/s"] = work / table["seconds"] / 1e9
     return table
 
 
@@ -336,7 +338,7 @@ def states_table(model: ChatModel, queries: pd.DataFrame, prompts: list[SafetyPr
     _check_equal(sides)
     seconds, rate = in_turn(model, sides, repeats)
     tokens = sum(fewest_tokens(encode(model, queries["text"].tolist(), prompt)) for prompt in prompts)
-    return table_of(seconds, 2 * block_parameters(model) * tokens / rate)
+    return table_of(seconds, 2 * block_parameters(model) * tokens, rate)
 
 
 def _check_equal(sides: dict[str, Side]) -> None:
@@ -352,7 +354,7 @@ def _check_equal(sides: dict[str, Side]) -> None:
 def steps_table(model: ChatModel, queries: pd.DataFrame, prompt: SafetyPrompt, repeats: int) -> pd.DataFrame:
     seconds, rate = in_turn(model, step_sides(model, queries, prompt), repeats)
     tokens = fewest_tokens(encode(model, queries["text"].tolist(), prompt))
-    return table_of(seconds, 4 * block_parameters(model) * tokens / rate)
+    return table_of(seconds, 4 * block_parameters(model) * tokens, rate)
 
 
 def peak(name: str, device: str, side: str, n_queries: int, lengths: list[int]) -> float:
