@@ -84,17 +84,25 @@ def hidden_states(
     if token_budget is not None and token_budget < 1:
         raise StatesError(f"token_budget must be at least 1, got {token_budget}: None takes what suits the device.")
     places = tuple(dict.fromkeys(positions))
+    wanted = as_prompts(prompts)
+    shape = (len(wanted), len(queries), len(places), len(resolved), model.hidden_size)
+    values = torch.empty(shape, dtype=model.dtype)  # filled in place: to put parts together would take twice the room
     tasks = [
         _Task.make(
-            model, prompt, encode(model, queries["text"].tolist(), prompt, min_suffix=-min(places)), resolved, places
+            model,
+            prompt,
+            encode(model, queries["text"].tolist(), prompt, min_suffix=-min(places)),
+            resolved,
+            places,
+            own,
         )
-        for prompt in as_prompts(prompts)
+        for prompt, own in zip(wanted, values, strict=True)
     ]
     summary = _fill(model, tasks, queries["query_id"], store, token_budget, progress)
     index = pd.concat([_index(queries, task.prompt.name, places) for task in tasks], ignore_index=True)
     index.attrs["summary"] = summary
     return HiddenStates(
-        values=torch.cat([task.values for task in tasks]).flatten(0, 1),
+        values=values.flatten(0, 2),
         index=index,
         layers=resolved,
         num_hidden_layers=model.num_hidden_layers,
@@ -131,16 +139,16 @@ class _Task:
         batch: EncodedBatch,
         layers: tuple[int, ...],
         positions: tuple[int, ...],
+        values: Tensor,
     ) -> _Task:
-        shape = (len(batch), len(positions), len(layers))
         return cls(
             prompt=prompt,
             batch=batch,
             layers=layers,
             positions=positions,
             common=_common(model, batch),
-            values=torch.empty(*shape, model.hidden_size, dtype=model.dtype),
-            done=torch.zeros(shape, dtype=torch.bool),
+            values=values,
+            done=torch.zeros(values.shape[:-1], dtype=torch.bool),
         )
 
     def keys(self, row: int) -> list[str]:
