@@ -88,14 +88,7 @@ def hidden_states(
     shape = (len(wanted), len(queries), len(places), len(resolved), model.hidden_size)
     values = torch.empty(shape, dtype=model.dtype)  # filled in place: to put parts together would take twice the room
     tasks = [
-        _Task.make(
-            model,
-            prompt,
-            encode(model, queries["text"].tolist(), prompt, min_suffix=-min(places)),
-            resolved,
-            places,
-            own,
-        )
+        _Task.make(model, queries["text"].tolist(), prompt, resolved, places, own)
         for prompt, own in zip(wanted, values, strict=True)
     ]
     summary = _fill(model, tasks, queries["query_id"], store, token_budget, progress)
@@ -135,12 +128,13 @@ class _Task:
     def make(
         cls,
         model: ChatModel,
+        texts: Sequence[str],
         prompt: Prompt,
-        batch: EncodedBatch,
         layers: tuple[int, ...],
         positions: tuple[int, ...],
         values: Tensor,
     ) -> _Task:
+        batch = encode(model, texts, prompt, min_suffix=-min(positions))
         return cls(
             prompt=prompt,
             batch=batch,
