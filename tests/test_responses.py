@@ -31,7 +31,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from drolab import responses
+from drolab import decoding, responses
 from drolab.chat import prompt_token_ids, render
 from drolab.models import ChatModel, wrap
 from drolab.responses import first_token_probabilities, generate
@@ -101,7 +101,7 @@ def test_greedy_replies_equal_those_of_transformers(family: ChatModel) -> None:
 
 def test_without_a_shared_prefix_replies_are_equal(tiny_llama: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = small(tiny_llama, QUERIES, [NONE, CAREFUL])
-    monkeypatch.setattr(responses, "can_share_prefix", lambda _: False)
+    monkeypatch.setattr(decoding, "can_share_prefix", lambda _: False)
     assert small(tiny_llama, QUERIES, [NONE, CAREFUL]).equals(shared)
 
 
@@ -323,7 +323,7 @@ def test_a_second_call_generates_nothing(tiny_llama: ChatModel, store: Store, mo
     def forbidden(*_: object) -> None:
         raise AssertionError("the model ran")
 
-    monkeypatch.setattr(responses, "_reader", forbidden)
+    monkeypatch.setattr(responses, "reader_for", forbidden)
     again = small(tiny_llama, QUERIES[::-1], {"renamed": CAREFUL}, store=Store(store.folder), n_samples=5)
     assert again.attrs["summary"] == "25 hits, 0 computed"
     assert set(again.prompt) == {"renamed"}
