@@ -107,7 +107,7 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 0.9,
     seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int = 128,
     store: Store | None = None,
     progress: Progress = True,
 ) -> pd.DataFrame:
@@ -151,7 +151,7 @@ def generate(
         seed=seed,
     )
     if batch_size < 1:
-        raise QueryError(f"batch_size must be at least 1, got {batch_size}: the default is 256.")
+        raise QueryError(f"batch_size must be at least 1, got {batch_size}: the default is 128.")
     found_prompts = as_prompts(prompts)
     tasks = [_Task.make(model, queries["text"].tolist(), prompt, settings) for prompt in found_prompts]
     summary = _fill(model, tasks, batch_size, store, progress)
