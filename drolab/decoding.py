@@ -258,7 +258,7 @@ class _InPlaceReader:
         """What packed passes have computed of one layer, each chat in a place of its own."""
         n_prefix = len(self._prefix.embeddings)
         first = passed[0][1]
-        prefix = (first.keys[0, :, :n_prefix], first.values[0, :, :n_prefix])
+        prefix = (first.keys[0, :, :n_prefix].clone(), first.values[0, :, :n_prefix].clone())
         chats = []
         for name in ("keys", "values"):
             example = getattr(first, name)
@@ -297,7 +297,7 @@ class _InPlaceReader:
         places = torch.arange(int(self._lengths.max()))
         hidden = places >= self._lengths[self._rows.chats][:, None]
         mask = torch.zeros(hidden.shape, dtype=self._model.dtype).masked_fill_(hidden, float("-inf"))
-        return torch.nn.functional.pad(mask, (len(self._prefix.embeddings), self._n_own))[:, None, None]
+        return functional.pad(mask, (len(self._prefix.embeddings), self._n_own))[:, None, None]
 
 
 class _CachedReader:

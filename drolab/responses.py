@@ -2,11 +2,13 @@
 
 The loop is drolab's own, so that a reply is a function of the chat, the settings and the sample's number
 alone. Each sample has its own stream of uniform numbers, which pick tokens by the inverse of the cumulative
-distribution; chats are batched with chats of equal length only, so nothing is ever padded. Batch size, order
-and the other queries change a result by rounding errors at most.
+distribution. Batch size, order and the other queries change a result by rounding errors at most.
 
-Two things make it fast. The tokens that all chats under a prompt share run once. And samples of a query that
-have said the same so far are one row of the batch: they part where their tokens first differ.
+Two things make it fast. What chats and samples share is read where it is and never copied (`decoding`). And samples of
+a query that have said the same so far are one row of the batch: they part where their tokens first differ.
+
+transformers' continuous batching is not used: it takes token ids only (no soft prompts), has one seed for all requests
+and no stop strings, and replaces the model's attention while it runs. benchmarks/generation.py measures it.
 
 Only temperature and top_p shape the distribution: other settings in a model's generation_config
 (top_k, repetition_penalty, …) are not applied.
