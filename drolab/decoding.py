@@ -93,18 +93,25 @@ class _Rows:
         place[order] = torch.arange(len(chats)) - (counts.cumsum(0) - counts)[chats[order]]
         self._place = place + chats * self.most
         self._full = torch.equal(self._place, torch.arange(n_chats * self.most))
+        self._places: dict[torch.device, Tensor] = {}
+
+    def _on(self, device: torch.device) -> Tensor:
+        """The places, moved to each device once and not once per layer."""
+        if device not in self._places:
+            self._places[device] = self._place.to(device)
+        return self._places[device]
 
     def by_chat(self, values: Tensor) -> Tensor:
         """[rows, H, G, x] → [chats, H, most rows of a chat x G, x]; what no row fills is 0."""
         if not self._full:
             padded = values.new_zeros(self.n_chats * self.most, *values.shape[1:])
-            values = padded.index_copy_(0, self._place.to(values.device), values)
+            values = padded.index_copy_(0, self._on(values.device), values)
         return values.unflatten(0, (self.n_chats, self.most)).transpose(1, 2).flatten(2, 3)
 
     def by_row(self, values: Tensor) -> Tensor:
         """The inverse of `by_chat`."""
         values = values.unflatten(2, (self.most, -1)).transpose(1, 2).flatten(0, 1)
-        return values if self._full else values.index_select(0, self._place.to(values.device))
+        return values if self._full else values.index_select(0, self._on(values.device))
 
 
 class _Block(NamedTuple):
@@ -233,8 +240,9 @@ class _InPlaceReader:
     def __init__(self, model: ChatModel, prefix: Tensor, cache: DynamicCache) -> None:
         self._model = model
         # Without a config: no layer of it forgets what lies outside a window, in a row that is longer than any chat.
-        pairs = [(layer.keys, layer.values) for layer in cache.layers] if len(prefix) else None
-        self._prefix = Prefix(prefix, DynamicCache(pairs))
+        layers: list[Any] = list(cache.layers) if len(prefix) else []
+        pairs = [(layer.keys, layer.values) for layer in layers]
+        self._prefix = Prefix(prefix, DynamicCache(pairs or None))
         self._layers: list[_Layer] = []
         self._lengths = torch.empty(0, dtype=torch.long)
         self._rows, self._n_own = _Rows(torch.zeros(1, dtype=torch.long), 1), 0
@@ -242,6 +250,7 @@ class _InPlaceReader:
     def start(self, suffixes: Sequence[Sequence[int]]) -> Tensor:
         self._lengths = torch.tensor([len(suffix) for suffix in suffixes])
         self._rows, self._n_own = _Rows(torch.arange(len(suffixes)), len(suffixes)), 0
+        self._layers = []  # the memory of the last batch
         found: list[tuple[list[int], Tensor, Cache]] = []
         for rows in passes_of(self._model, self._prefix, self._lengths.tolist()):
             placed = packed(self._model, self._prefix, [suffixes[row] for row in rows], [-1])
@@ -273,16 +282,16 @@ class _InPlaceReader:
         return _Layer(prefix, (chats[0], chats[1]))
 
     def step(self, parents: Tensor, tokens: Tensor) -> Tensor:
-        same = torch.equal(parents, torch.arange(len(self._rows.chats)))
-        if not same:
+        device = self._model.device
+        if not torch.equal(parents, torch.arange(len(self._rows.chats))):
             self._rows = _Rows(self._rows.chats[parents], self._rows.n_chats)
-        for layer in self._layers:
-            layer.rows = self._rows
-            if not same:
-                layer.pick(parents)
+            moved = parents.to(device)
+            for layer in self._layers:
+                layer.pick(moved)
         positions = len(self._prefix.embeddings) + self._lengths[self._rows.chats] + self._n_own
         self._n_own += 1
-        device = self._model.device
+        for layer in self._layers:
+            layer.rows = self._rows
         return last_logits(
             self._model,
             input_ids=tokens[:, None].to(device),

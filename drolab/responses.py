@@ -284,12 +284,13 @@ def _batches(
     missing: Mapping[int, Sequence[int]], suffixes: Sequence[Sequence[int]], batch_size: int, mixed: bool
 ) -> Iterator[list[tuple[int, int]]]:
     """(query, sample) pairs, of chats of one length unless mixed; the longest first: if memory is short, that shows
-    at once."""
+    at once. Batches of about one size: a small last one would cost almost as much as a full one."""
     groups: dict[int, list[tuple[int, int]]] = {}
     for row, samples in sorted(missing.items(), key=lambda item: -len(suffixes[item[0]])):
         groups.setdefault(0 if mixed else len(suffixes[row]), []).extend((row, sample) for sample in samples)
     for pairs in groups.values():
-        yield from (pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size))
+        size = -(-len(pairs) // -(-len(pairs) // batch_size))
+        yield from (pairs[start : start + size] for start in range(0, len(pairs), size))
 
 
 def _write(model: ChatModel, reader: Reader, task: _Task, batch: Sequence[tuple[int, int]]) -> list[_Reply]:
