@@ -7,8 +7,8 @@ distribution. Batch size, order and the other queries change a result by roundin
 Two things make it fast. What chats and samples share is read where it is and never copied (`decoding`). And samples of
 a query that have said the same so far are one row of the batch: they part where their tokens first differ.
 
-transformers' continuous batching is not used: it takes token ids only (no soft prompts), has one seed for all requests
-and no stop strings, and replaces the model's attention while it runs. benchmarks/generation.py measures it.
+transformers' continuous batching is not used: it takes token ids only (no soft prompts), has no stop strings and one
+seed for all requests, which it sets globally. benchmarks/generation.py measures it.
 
 Only temperature and top_p shape the distribution: other settings in a model's generation_config
 (top_k, repetition_penalty, …) are not applied.
