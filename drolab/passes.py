@@ -161,6 +161,15 @@ def collecting(model: ChatModel, embeddings: Tensor, until: int = -1) -> Iterato
 # --- what a family allows ----------------------------------------------------------------------------------
 
 
+TRIAL_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""What a family may raise that cannot do what is tried."""
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """The relative difference up to which two ways to compute the same are equal."""
+    return float(2**3 * torch.finfo(dtype).eps ** 0.75)
+
+
 class _Abilities(NamedTuple):
     shares: bool
     packs: bool
@@ -201,7 +210,7 @@ def _try(model: ChatModel) -> _Abilities:
     ids, layers = torch.arange(8) % len(model.tokenizer), (model.num_hidden_layers,)
     embeddings, suffixes = model.embed(ids[:5]), [ids[5:].tolist(), ids[6:].tolist()]
     plain = _states(model, _padded(model, Prefix(embeddings, None), suffixes, [-1]), layers)
-    tolerance = 2**3 * torch.finfo(plain.dtype).eps ** 0.75
+    limit = tolerance(plain.dtype)
 
     def equal(place: Callable[..., _Placed]) -> bool:
         try:
@@ -210,21 +219,13 @@ def _try(model: ChatModel) -> _Abilities:
                 found = _states(model, place(model, begun, suffixes, [-1]), layers)
         except torch.OutOfMemoryError:
             raise
-        except (
-            AttributeError,
-            IndexError,
-            KeyError,
-            NotImplementedError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except TRIAL_ERRORS as error:
             _log.debug("%s: %r", place.__name__, error)
             return False
-        return bool((plain - found).float().norm() <= tolerance * plain.float().norm())
+        return bool((plain - found).float().norm() <= limit * plain.float().norm())
 
     shares = equal(_padded)
-    return _Abilities(shares, packs=shares and len(ids) <= _window(model) and equal(_packed))
+    return _Abilities(shares, packs=shares and len(ids) <= _window(model) and equal(packed))
 
 
 # --- passes ------------------------------------------------------------------------------------------------
@@ -318,8 +319,8 @@ def pass_states(
     positions: Sequence[int],
 ) -> Tensor:
     """`forward_states` in a single pass, of layers and positions that are known to exist."""
-    packed = can_pack(model, len(prefix.embeddings) + max(map(len, suffixes)))
-    return _states(model, (_packed if packed else _padded)(model, prefix, suffixes, positions), layers)
+    place = packed if can_pack(model, len(prefix.embeddings) + max(map(len, suffixes))) else _padded
+    return _states(model, place(model, prefix, suffixes, positions), layers)
 
 
 class _Placed(NamedTuple):
@@ -332,7 +333,7 @@ class _Placed(NamedTuple):
     """[B, n_positions]"""
 
 
-def _packed(model: ChatModel, prefix: Prefix, suffixes: Sequence[Sequence[int]], positions: Sequence[int]) -> _Placed:
+def packed(model: ChatModel, prefix: Prefix, suffixes: Sequence[Sequence[int]], positions: Sequence[int]) -> _Placed:
     """All suffixes one after the other in one row; each sees the prefix and itself."""
     lengths = torch.tensor([len(suffix) for suffix in suffixes], device=model.device)
     ends, n_prefix = lengths.cumsum(0), len(prefix.embeddings)
@@ -430,11 +431,18 @@ def _take_all(
         take(layer, states[layer])
 
 
-def last_logits(model: ChatModel, **inputs: Any) -> Tensor:
-    """[rows, vocabulary] float32 at the last position, by the model's own head (with its scaling and caps)."""
-    if "logits_to_keep" in inspect.signature(model.model.forward).parameters:
-        inputs["logits_to_keep"] = 1
-    logits: Tensor = model.model(**inputs).logits[:, -1].float()
+def last_logits(model: ChatModel, columns: Tensor | None = None, **inputs: Any) -> Tensor:
+    """[rows, vocabulary] float32 at the last position, by the model's own head (with its scaling and caps).
+
+    Args:
+        columns: [n], for a single packed row: [n, vocabulary] at these positions instead.
+    """
+    keeps = "logits_to_keep" in inspect.signature(model.model.forward).parameters
+    if keeps:
+        inputs["logits_to_keep"] = 1 if columns is None else columns
+    logits: Tensor = model.model(**inputs).logits
+    taken = logits[:, -1] if columns is None else logits[0] if keeps else logits[0, columns]
+    logits = taken.float()
     if logits.isnan().any():
         raise StatesError(
             f"{model.name!r} computes logits that are not numbers ({str(model.dtype).removeprefix('torch.')}): "

@@ -2,11 +2,13 @@
 
 The loop is drolab's own, so that a reply is a function of the chat, the settings and the sample's number
 alone. Each sample has its own stream of uniform numbers, which pick tokens by the inverse of the cumulative
-distribution; chats are batched with chats of equal length only, so nothing is ever padded. Batch size, order
-and the other queries change a result by rounding errors at most.
+distribution. Batch size, order and the other queries change a result by rounding errors at most.
 
-Two things make it fast. The tokens that all chats under a prompt share run once. And samples of a query that
-have said the same so far are one row of the batch: they part where their tokens first differ.
+Two things make it fast. What chats and samples share is read where it is and never copied (`decoding`). And samples of
+a query that have said the same so far are one row of the batch: they part where their tokens first differ.
+
+transformers' continuous batching is not used: it takes token ids only (no soft prompts), has no stop strings and one
+seed for all requests, which it sets globally. benchmarks/generation.py measures it.
 
 Only temperature and top_p shape the distribution: other settings in a model's generation_config
 (top_k, repetition_penalty, …) are not applied.
@@ -19,18 +21,17 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from drolab.chat import EncodedBatch, Prompt, as_prompts, encode
 from drolab.data import validate_queries
+from drolab.decoding import Reader, reader_for
 from drolab.models import ChatModel, check_edits
-from drolab.passes import can_share_prefix, expanded, last_logits, prefix_cache, prefix_embeddings
 from drolab.progress import Progress, bar
 from drolab.store import Store, key
 from drolab.types import RESPONSE_COLUMNS, QueryError
@@ -108,7 +109,7 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 0.9,
     seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int = 128,
     store: Store | None = None,
     progress: Progress = True,
 ) -> pd.DataFrame:
@@ -152,7 +153,7 @@ def generate(
         seed=seed,
     )
     if batch_size < 1:
-        raise QueryError(f"batch_size must be at least 1, got {batch_size}: the default is 256.")
+        raise QueryError(f"batch_size must be at least 1, got {batch_size}: the default is 128.")
     found_prompts = as_prompts(prompts)
     tasks = [_Task.make(model, queries["text"].tolist(), prompt, settings) for prompt in found_prompts]
     summary = _fill(model, tasks, batch_size, store, progress)
@@ -268,8 +269,8 @@ def _compute(model: ChatModel, task: _Task, batch_size: int, store: Store | None
     missing = task.missing()
     if not missing:
         return
-    reader = _reader(model, task.batch)
-    for batch in _batches(missing, task.batch.suffixes, batch_size):
+    reader = reader_for(model, task.batch, task.settings.max_new_tokens)
+    for batch in _batches(missing, task.batch.suffixes, batch_size, reader.mixes_lengths):
         replies = _write(model, reader, task, batch)
         new = {task.keys[row][sample]: reply for (row, sample), reply in zip(batch, replies, strict=True)}
         if store is not None:
@@ -280,18 +281,19 @@ def _compute(model: ChatModel, task: _Task, batch_size: int, store: Store | None
 
 
 def _batches(
-    missing: Mapping[int, Sequence[int]], suffixes: Sequence[Sequence[int]], batch_size: int
+    missing: Mapping[int, Sequence[int]], suffixes: Sequence[Sequence[int]], batch_size: int, mixed: bool
 ) -> Iterator[list[tuple[int, int]]]:
-    """(query, sample) pairs of chats of one length; the longest first: if memory is short, that shows at once."""
-    by_length: dict[int, list[tuple[int, int]]] = {}
-    for row, samples in missing.items():
-        by_length.setdefault(len(suffixes[row]), []).extend((row, sample) for sample in samples)
-    for length in sorted(by_length, reverse=True):
-        pairs = by_length[length]
-        yield from (pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size))
+    """(query, sample) pairs, of chats of one length unless mixed; the longest first: if memory is short, that shows
+    at once. Batches of about one size: a small last one would cost almost as much as a full one."""
+    groups: dict[int, list[tuple[int, int]]] = {}
+    for row, samples in sorted(missing.items(), key=lambda item: -len(suffixes[item[0]])):
+        groups.setdefault(0 if mixed else len(suffixes[row]), []).extend((row, sample) for sample in samples)
+    for pairs in groups.values():
+        size = -(-len(pairs) // -(-len(pairs) // batch_size))
+        yield from (pairs[start : start + size] for start in range(0, len(pairs), size))
 
 
-def _write(model: ChatModel, reader: _Reader, task: _Task, batch: Sequence[tuple[int, int]]) -> list[_Reply]:
+def _write(model: ChatModel, reader: Reader, task: _Task, batch: Sequence[tuple[int, int]]) -> list[_Reply]:
     rows = list(dict.fromkeys(row for row, _ in batch))
     places = {row: place for place, row in enumerate(rows)}
     settings = task.settings
@@ -361,7 +363,7 @@ def _uniforms(seed: int, chat: str, sample: int, n: int) -> np.ndarray:
 
 
 def _decode(
-    reader: _Reader,
+    reader: Reader,
     suffixes: Sequence[Sequence[int]],
     rows: Tensor,
     uniforms: Tensor | None,
@@ -435,72 +437,6 @@ def _kept(ranked: Tensor, top_p: float) -> Tensor:
     return (before < top_p) & (ranked > 0)
 
 
-# --- running the model -------------------------------------------------------------------------------------
-
-
-class _Reader(Protocol):
-    """Runs chats of equal length; float32 logits [rows, vocabulary] at the last position."""
-
-    def start(self, suffixes: Sequence[Sequence[int]]) -> Tensor: ...
-
-    def step(self, parents: Tensor, tokens: Tensor) -> Tensor:
-        """Row i becomes the old row parents[i] with tokens[i] appended."""
-
-
-def _reader(model: ChatModel, batch: EncodedBatch) -> _Reader:
-    prefix = prefix_embeddings(model, batch)
-    if not can_share_prefix(model):
-        return _PlainReader(model, prefix)
-    empty = DynamicCache(config=model.model.config.get_text_config())
-    return _CachedReader(model, prefix_cache(model, prefix) if len(prefix) else empty)
-
-
-class _CachedReader:
-    """The prefix ran once; each step runs one token per row."""
-
-    def __init__(self, model: ChatModel, prefix: DynamicCache) -> None:
-        self._model, self._prefix = model, prefix
-        self._cache, self._n_rows = prefix, 1
-
-    def start(self, suffixes: Sequence[Sequence[int]]) -> Tensor:
-        self._n_rows = len(suffixes)
-        self._cache = expanded(self._prefix, self._n_rows)
-        return self._run(torch.tensor(suffixes))
-
-    def step(self, parents: Tensor, tokens: Tensor) -> Tensor:
-        if not torch.equal(parents, torch.arange(self._n_rows)):
-            # The beam search's name for picking rows; three times as fast as batch_select_indices.
-            self._cache.reorder_cache(cast(torch.LongTensor, parents))
-            self._n_rows = len(parents)
-        return self._run(tokens[:, None])
-
-    def _run(self, ids: Tensor) -> Tensor:
-        return last_logits(
-            self._model, input_ids=ids.to(self._model.device), past_key_values=self._cache, use_cache=True
-        )
-
-
-class _PlainReader:
-    """For families whose cache cannot be split: each step runs the whole chats again."""
-
-    def __init__(self, model: ChatModel, prefix: Tensor) -> None:
-        self._model, self._prefix = model, prefix
-        self._ids = torch.empty(0, 0, dtype=torch.long)
-
-    def start(self, suffixes: Sequence[Sequence[int]]) -> Tensor:
-        self._ids = torch.tensor(suffixes)
-        return self._run()
-
-    def step(self, parents: Tensor, tokens: Tensor) -> Tensor:
-        self._ids = torch.cat([self._ids[parents], tokens[:, None]], dim=1)
-        return self._run()
-
-    def _run(self) -> Tensor:
-        prefix = self._prefix.expand(len(self._ids), *self._prefix.shape)
-        embedded = torch.cat([prefix, self._model.embed(self._ids)], dim=1)
-        return last_logits(self._model, inputs_embeds=embedded, use_cache=False)
-
-
 # --- the first token ---------------------------------------------------------------------------------------
 
 
@@ -544,10 +480,10 @@ def first_token_probabilities(
 
 
 def _first_tokens(model: ChatModel, batch: EncodedBatch, token_budget: int) -> Iterator[dict[int, Tensor]]:
-    reader = _reader(model, batch)
+    reader = reader_for(model, batch, 1)
     longest = len(batch.prefix) + max(map(len, batch.suffixes))
     one_each = {row: [0] for row in range(len(batch))}
-    for pairs in _batches(one_each, batch.suffixes, max(1, token_budget // longest)):
+    for pairs in _batches(one_each, batch.suffixes, max(1, token_budget // longest), reader.mixes_lengths):
         rows = [row for row, _ in pairs]
         probabilities = reader.start([batch.suffixes[row] for row in rows]).softmax(dim=-1).cpu()
         yield dict(zip(rows, probabilities, strict=True))

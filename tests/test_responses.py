@@ -31,7 +31,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from drolab import responses
+from drolab import decoding, responses
 from drolab.chat import prompt_token_ids, render
 from drolab.models import ChatModel, wrap
 from drolab.responses import first_token_probabilities, generate
@@ -101,7 +101,7 @@ def test_greedy_replies_equal_those_of_transformers(family: ChatModel) -> None:
 
 def test_without_a_shared_prefix_replies_are_equal(tiny_llama: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = small(tiny_llama, QUERIES, [NONE, CAREFUL])
-    monkeypatch.setattr(responses, "can_share_prefix", lambda _: False)
+    monkeypatch.setattr(decoding, "can_share_prefix", lambda _: False)
     assert small(tiny_llama, QUERIES, [NONE, CAREFUL]).equals(shared)
 
 
@@ -323,7 +323,7 @@ def test_a_second_call_generates_nothing(tiny_llama: ChatModel, store: Store, mo
     def forbidden(*_: object) -> None:
         raise AssertionError("the model ran")
 
-    monkeypatch.setattr(responses, "_reader", forbidden)
+    monkeypatch.setattr(responses, "reader_for", forbidden)
     again = small(tiny_llama, QUERIES[::-1], {"renamed": CAREFUL}, store=Store(store.folder), n_samples=5)
     assert again.attrs["summary"] == "25 hits, 0 computed"
     assert set(again.prompt) == {"renamed"}
@@ -403,7 +403,7 @@ def test_a_damaged_store_file_is_generated_again(tiny_llama: ChatModel, store: S
     [
         ({"n_samples": 0}, "n_samples must be at least 1, got 0"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0: the default is 256"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0: the default is 128"),
         ({"temperature": 0.0}, r"temperature must be above 0, got 0\.0: do_sample=False is greedy"),
         ({"temperature": float("nan")}, "temperature must be above 0, got nan"),
         ({"top_p": 0.0}, r"top_p must be above 0 and at most 1, got 0\.0: 1 keeps every token"),
