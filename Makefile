@@ -40,6 +40,7 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/timings.py
 	$(BIN)/python benchmarks/speed.py $(BENCH_OPTIONS)
+	$(BIN)/python benchmarks/generation.py
 
 # The browser tests need a Chrome or Chromium. On Debian and Ubuntu it is installed here; elsewhere, say what to do.
 browser:

@@ -19,7 +19,6 @@ import importlib.metadata
 import json
 import multiprocessing
 import platform
-import resource
 import statistics
 import time
 import warnings
@@ -31,49 +30,22 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from workload import MODELS, load, peak_of, synchronised
 
 import drolab
 from drolab.anchors import fit_anchors
 from drolab.chat import EncodedBatch, encode, prompt_token_ids, render
 from drolab.dro import Training
-from drolab.models import ChatModel, wrap
+from drolab.models import ChatModel
 from drolab.objective import losses
 from drolab.passes import prefix_embeddings
-from drolab.types import DROConfig, Probe, SafetyPrompt
+from drolab.types import DROConfig, HiddenStates, Probe, SafetyPrompt
 
-SHAPES = {"random 85M": (768, 2048, 12, 12), "random 7B": (4096, 11008, 32, 32)}
-"""Width, width of the feed-forward part, layers, heads."""
-MODELS = ("demo", *SHAPES)
 PLAIN_BATCH = 32
 Side = Callable[[], object]
 
 
 # --- what is run -------------------------------------------------------------------------------------------
-
-
-def load(name: str, device: str) -> ChatModel:
-    demo = drolab.load_model("demo")
-    if name == "demo":
-        demo.model.to(device)
-        return demo
-    width, inner, layers, heads = SHAPES[name]
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(demo.tokenizer) if name != "random 7B" else 32000,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=4096,
-        dtype="bfloat16" if device == "cuda" else "float32",
-    )
-    with torch.device(device):
-        torch.set_default_dtype(config.dtype)
-        model = LlamaForCausalLM(config)
-        torch.set_default_dtype(torch.float32)
-    return wrap(model, demo.tokenizer, name=name)
 
 
 def prompt_of(model: ChatModel, n_tokens: int) -> SafetyPrompt:
@@ -96,11 +68,6 @@ def block_parameters(model: ChatModel) -> int:
     """Weights that every token is multiplied with: neither the embedding nor the head."""
     names = model.base_model.named_parameters()
     return sum(weights.numel() for name, weights in names if weights.dim() == 2 and "embed" not in name)
-
-
-def synchronised(model: ChatModel) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def matrix_rate(model: ChatModel, n_tokens: int = 512) -> float:
@@ -368,24 +335,7 @@ def _peak(name: str, device: str, side: str, n_queries: int, lengths: list[int])
     queries = drolab.load_queries("anchors").head(n_queries)
     chats_of = state_sides(model, queries, [prompt_of(model, length) for length in lengths])
     drolab.hidden_states(model, queries.head(1), prompt_of(model, 4), progress=False)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        chats_of[side]()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = _resident()
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of loading
-    chats_of[side]()
-    return _highest() - before
-
-
-def _resident() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-
-
-def _highest() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return float(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+    return peak_of(chats_of[side], device)
 
 
 def growth(device: str, sizes: list[int]) -> pd.DataFrame:
@@ -407,13 +357,12 @@ def _grow(device: str, size: int) -> tuple[float, float, float, float]:
     queries = rows.assign(query_id=names, text=texts).set_index("query_id", drop=False)
     prompt = prompt_of(model, 116)
     drolab.hidden_states(model, queries.head(8), prompt, progress=False)
-    before = _resident()
-    Path("/proc/self/clear_refs").write_text("5")
+    found: list[HiddenStates] = []
     start, start_processor = time.perf_counter(), time.process_time()
-    states = drolab.hidden_states(model, queries, prompt, progress=False)
+    highest = peak_of(lambda: found.append(drolab.hidden_states(model, queries, prompt, progress=False)), device)
     seconds, processor = time.perf_counter() - start, time.process_time() - start_processor
-    result = states.values.nbytes + states.index.memory_usage(deep=True).sum()
-    return 1000 * seconds / size, 1000 * processor / size, _highest() - before, result / 2**20
+    result = found[0].values.nbytes + found[0].index.memory_usage(deep=True).sum()
+    return 1000 * seconds / size, 1000 * processor / size, highest, result / 2**20
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The speed benchmark: it runs at a small size, and it notices a side that reads other states."""
+"""The benchmarks of speed and of sampling: they run at a small size, and a side that reads other states is noticed."""
 
 from __future__ import annotations
 
@@ -28,6 +28,18 @@ def test_it_runs_and_writes_its_tables(tmp_path: Path) -> None:
         assert table["limit"]["seconds"] < table["drolab"]["seconds"]
     vectors = 8 * 256 * 4 / 2**20
     assert vectors < growth["8"]["result MB"] < 1.5 * vectors  # with the table of what each row is
+
+
+def test_sampling_is_measured_on_all_sides(tmp_path: Path) -> None:
+    target = tmp_path / "generation.json"
+    options = "--models demo --queries 1 --repeats 1 --max-new-tokens 3"
+    script = SCRIPT.with_name("generation.py")
+    subprocess.run([sys.executable, str(script), *options.split(), "--json", str(target)], check=True)
+    table = json.loads(target.read_text())["models"]["demo"]
+    assert {"one model.generate per query", "drolab.generate"} <= set(table)
+    for side in ("one model.generate per query", "drolab.generate"):
+        assert table[side]["tokens/s"] > 0
+        assert table[side]["peak MB"] > 0
 
 
 def test_a_side_that_reads_other_states_is_noticed() -> None:
