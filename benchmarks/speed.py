@@ -324,6 +324,22 @@ def steps_table(model: ChatModel, queries: pd.DataFrame, prompt: SafetyPrompt, r
     return table_of(seconds, 4 * block_parameters(model) * tokens, rate)
 
 
+def compiled_table(model: ChatModel, twin: ChatModel, queries: pd.DataFrame, prompt: SafetyPrompt, repeats: int) -> Any:
+    """drolab with and without torch.compile of norms and feed-forward parts. (Of whole blocks dynamo compiles only the
+    first eight: what each reads of the cache is another object.)"""
+    for module in twin.base_model.modules():
+        if type(module).__name__.endswith(("MLP", "RMSNorm")):
+            module.compile(dynamic=True)
+    rows = {}
+    for work, sides in {"states": state_sides, "a DRO step": step_sides}.items():
+        both = {
+            name: sides(own, queries, [prompt] if work == "states" else prompt)["drolab"]
+            for name, own in (("as it is", model), ("compiled", twin))
+        }
+        rows[work] = in_turn(model, both, repeats)[0]
+    return pd.DataFrame(rows).T.assign(ratio=lambda table: table["as it is"] / table["compiled"])
+
+
 def peak(name: str, device: str, side: str, n_queries: int, lengths: list[int]) -> float:
     """MB above the loaded model, in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -378,6 +394,7 @@ def main() -> None:
     parser.add_argument(
         "--growth", type=int, nargs="*", default=[], help="numbers of queries, such as 1000 10000 100000"
     )
+    parser.add_argument("--compile", action="store_true", help="also drolab with torch.compile")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     given = parser.parse_args()
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {given.device}"
@@ -399,6 +416,11 @@ def main() -> None:
         for title, table in tables.items():
             print(f"\n{title}\n{table.round(2).to_string()}", flush=True)
             found[title] = table.to_dict("index")
+        if given.compile:
+            some, twin = queries.head(given.queries), load(name, given.device)
+            table = compiled_table(model, twin, some, prompts[-1], given.repeats)
+            print(f"\n{work}: torch.compile, seconds\n{table.round(2).to_string()}", flush=True)
+            found[f"{work}: torch.compile"] = table.to_dict("index")
         if given.memory_queries:
             peaks = {
                 side: peak(name, given.device, side, given.memory_queries, given.prompt_tokens)
