@@ -303,10 +303,16 @@ def _random(states: HiddenStates, layer: int, n: int, control: Control, generato
     if control == "isotropic":
         drawn = torch.from_numpy(generator.normal(size=(n, baseline.shape[1]))).float()
         return drawn / drawn.norm(dim=1, keepdim=True)
+    return torch.from_numpy(random_contrasts(baseline, states.index["harmful"], n, control, generator)).float()
+
+
+def random_contrasts(
+    baseline: Tensor, harmful: pd.Series, n: int, control: Control, generator: np.random.Generator
+) -> Array:
+    """[n, d], length one: contrasts within the classes, or of labels that are dealt out over both."""
     if control not in ("contrasts", "dealt"):
         raise StatesError(f"control must be 'contrasts', 'dealt' or 'isotropic', got {control!r}.")
-    kinds = states.index["harmful"] if control == "contrasts" else pd.Series(True, states.index.index)
-    return torch.from_numpy(null_directions(baseline, kinds, n, generator)).float()
+    return null_directions(baseline, harmful if control == "contrasts" else harmful | True, n, generator)
 
 
 def _adding(vector: Tensor, layer: int, positions: Positions) -> list[Edit]:
