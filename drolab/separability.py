@@ -188,8 +188,8 @@ def _change(changed: Sequence[_Held], baseline: _Held, level: float) -> dict[str
 
 
 def _unbiased(kernel: Array) -> float:
-    """DeLong's variance less what it counts twice: what pairs of queries have for themselves, which is much where nearly
-    all pairs are in the right order (on such variances Brunner and Konietschke 2024, arXiv 2409.05038)."""
+    """DeLong's variance less what it counts twice: what pairs of queries have for themselves, which is much where
+    nearly all pairs are in the right order (on such variances Brunner and Konietschke 2024, arXiv 2409.05038)."""
     measured = _delong(kernel)
     return max(measured - pairs_alone(kernel), measured / 2)
 
