@@ -6,11 +6,10 @@ Annals of Statistics 17): one group of queries at a time is left out of every tr
 tested as before.
 
 What single tested queries owe to single queries of the training part is in both variances (for AUCs, Yousef, Wagner and
-Loew 2006, IEEE TPAMI 28, take such a variance to pieces). So each of the refits is tested without each of the groups,
-too: what then remains after the effects of both, as in an analysis of variance with two factors, is taken off once. It
-is rightly there twice as far as it is symmetric: two queries that stand in each other's training part help or harm each
-other alike. What triples of queries do stays, so that the error still errs to the wide side (Efron and Stein 1981,
-Annals of Statistics 9).
+Loew 2006, IEEE TPAMI 28, take such a variance to pieces). So each refit is also tested without each of the groups: the
+part of the training variance that belongs to such pairs is left out, but for as far as the pairs are symmetric. Two
+queries that stand in each other's training part help or harm each other alike, and what they do then counts twice.
+A jackknife errs to the wide side where more than pairs matter (Efron and Stein 1981, Annals of Statistics 9).
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def limits(
         bounds: the range of the number.
     """
     low, high = percentiles(draws, widened(level, n_queries))
-    half = stats.norm.ppf((1 + level) / 2) * np.sqrt(training_variance(refits))
+    half = np.sqrt(training_variance(refits)) * stats.t.ppf((1 + level) / 2, max(len(refits) - 2, 1))
     low, high = value - np.hypot(value - low, half), value + np.hypot(high - value, half)
     return float(np.clip(low, *bounds).round(12)), float(np.clip(high, *bounds).round(12))
 
@@ -69,6 +68,7 @@ def training_variance(refits: Array) -> float:
         return 0.0
     jackknife = (n - 1) * np.var(refits[1:, 0])
     both = refits[1:, 1:] - refits[1:, :1] - refits[:1, 1:] + refits[0, 0]
-    # The square of the part that is not symmetric. NaN: without the group, no pair was left to test.
-    twice = (n - 1) ** 2 * np.nanmean((both - both.T)[~np.eye(n, dtype=bool)] ** 2) / 2
-    return float(max(jackknife - twice, 0.0))
+    both = np.nan_to_num(both[~np.eye(n, dtype=bool)]), np.nan_to_num(both.T[~np.eye(n, dtype=bool)])
+    pairs, odd = ((n - 1) ** 2 * np.mean(part**2) for part in (both[0], (both[0] - both[1]) / np.sqrt(2)))
+    # Numbers that go in steps (AUCs) show more of pairs in small groups than there is: no more than all of it.
+    return float(jackknife * max(1 - odd / max(pairs, jackknife), 0.0)) if jackknife > 0 else 0.0

@@ -27,7 +27,8 @@ def test_the_two_parts_add_in_squares() -> None:
     apart = np.tile([1.0, -1.0], 5) / 3  # of ten groups: a jackknife error of 1
     refits = table(apart, rng.normal(size=10), np.zeros((10, 10)))
     both = limits(0.0, draws, refits, 10_000, 0.95, ANY)
-    assert both == pytest.approx((-1.96 * 2**0.5, 1.96 * 2**0.5), abs=0.03)
+    half = float(np.hypot(1.96, stats.t.ppf(0.975, 9)))  # ten groups: nine degrees of freedom
+    assert both == pytest.approx((-half, half), abs=0.03)
     assert limits(0.0, draws, np.full((11, 11), 0.7), 10_000, 0.95, ANY) == pytest.approx(none)
     assert limits(0.9, 0.9 + draws, refits, 10_000, 0.95, (0.0, 1.0)) == (0.0, 1.0)
 
