@@ -211,7 +211,8 @@ def held_out_fast(points: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> 
             break
     logits = np.where(train == 0, slopes @ features.T, 0.0).reshape(len(folds), n_splits, n).sum(axis=1)
     up, down = logits[:, labels == 1], logits[:, labels == 0]
-    return _Held((up[:, :, None] > down[:, None]).mean(axis=0), ((logits > 0) == labels).mean(axis=0))
+    wins = (up[:, :, None] > down[:, None]).mean(axis=0)
+    return _Held(wins.mean(axis=1), wins.mean(axis=0), ((logits > 0) == labels).mean(axis=0))
 
 
 def aucs(n: int, d: int, gap: float, gain: float, simulations: int) -> dict[str, float]:

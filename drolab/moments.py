@@ -101,7 +101,7 @@ class Moments:
         used = [int(a) for a in np.flatnonzero(both.any(axis=1))]
         members = {kind: [a for a in used if self.classes[a] == kind] for kind in {self.classes[a] for a in used}}
         between = self._between(members, gradient)
-        variance, surplus = 0.0, 0.0 if between is None else pairs_alone(between)
+        variance, surplus = 0.0, 0.0 if between is None else _pairs_alone(between)
         for side, groups in enumerate(members.values()):
             kernel = self._kernel(groups, groups, gradient)
             np.fill_diagonal(kernel, 0.0)
@@ -138,7 +138,7 @@ def unit(vectors: Array) -> Array:
     return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
 
 
-def pairs_alone(kernel: Array) -> float:
+def _pairs_alone(kernel: Array) -> float:
     """The variance of what a kernel between independent queries leaves to the single pair."""
     rest = kernel - kernel.mean(axis=0) - kernel.mean(axis=1, keepdims=True) + kernel.mean()
     return float((rest**2).sum() / ((kernel.shape[0] - 1) * (kernel.shape[1] - 1) * kernel.size))

@@ -20,7 +20,7 @@ import pandas as pd
 from scipy import stats
 
 from drolab.anchors import coordinates, one_position
-from drolab.moments import LOGIT, interval, pairs_alone
+from drolab.moments import LOGIT, interval
 from drolab.probes import grouped_folds
 from drolab.rates import percentiles
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, StatesError
@@ -42,24 +42,22 @@ ALL = "all"
 class _Held:
     """What held-out predictions say of each query, averaged over the divisions into folds."""
 
-    wins: Array
-    """[n_harmful, n_harmless]: how often the harmful query has the higher score; a tie counts half."""
+    won: Array
+    """[n_harmful]: the share of harmless queries with a lower score."""
+    beaten: Array
+    """[n_harmless]: the share of harmful queries with a higher score."""
     correct: Array
     """[n]: the share of right answers."""
 
     @property
     def auc(self) -> float:
-        return float(self.wins.mean())
+        return float(self.won.mean())
 
     def error(self) -> float:
         """DeLong's standard error of the AUC; at least that of half a comparison lost, also if none is."""
-        fewest, most = sorted(self.wins.shape)
-        return float(np.sqrt(max(_delong(self.wins), 0.5 / (fewest * most) / fewest)))
-
-
-def _delong(kernel: Array) -> float:
-    """The variance of the mean of a kernel over the pairs of two classes, [n_harmful, n_harmless]."""
-    return float(stats.sem(kernel.mean(axis=1)) ** 2 + stats.sem(kernel.mean(axis=0)) ** 2)
+        measured = stats.sem(self.won) ** 2 + stats.sem(self.beaten) ** 2
+        fewest, most = sorted((len(self.won), len(self.beaten)))
+        return float(np.sqrt(max(measured, 0.5 / (fewest * most) / fewest)))
 
 
 def separability(
@@ -169,14 +167,15 @@ def _deals(
 
 
 def _change(changed: Sequence[_Held], baseline: _Held, level: float) -> dict[str, float]:
-    wins = np.mean([held.wins for held in changed], axis=0)
-    error = float(np.sqrt(_unbiased(wins - baseline.wins)))
-    n, change = sum(wins.shape), float(wins.mean() - baseline.auc)
+    won = np.mean([held.won for held in changed], axis=0)
+    differences = won - baseline.won, np.mean([held.beaten for held in changed], axis=0) - baseline.beaten
+    error = float(np.sqrt(sum(stats.sem(values) ** 2 for values in differences)))
+    n, change = sum(map(len, differences)), float(won.mean() - baseline.auc)
     p = 2 * stats.t.sf(abs(change) / error, n - 1) if error else float(change == 0)
     limits = interval(change, error, n, level)
     return {
         "n": n,
-        "auc": float(wins.mean()),
+        "auc": float(won.mean()),
         "baseline_auc": baseline.auc,
         "baseline_error": baseline.error(),
         "change": change,
@@ -185,13 +184,6 @@ def _change(changed: Sequence[_Held], baseline: _Held, level: float) -> dict[str
         "error": error,
         "p": float(p),
     }
-
-
-def _unbiased(kernel: Array) -> float:
-    """DeLong's variance less what it counts twice: what pairs of queries have for themselves, which is much where
-    nearly all pairs are in the right order (on such variances Brunner and Konietschke 2024, arXiv 2409.05038)."""
-    measured = _delong(kernel)
-    return max(measured - pairs_alone(kernel), measured / 2)
 
 
 def _labels(index: pd.DataFrame) -> Array:
@@ -207,8 +199,9 @@ def _held_out(points: Tensor, labels: Array, groups: NDArray[Any], n_splits: int
         scores = _scores(points, labels, groups, n_splits, seed)
         up, down = scores[labels == 1], scores[labels == 0]
         wins = (up[:, None] > down).astype(np.float64) + 0.5 * (up[:, None] == down)
-        found.append((wins, ((scores > 0) == labels).astype(np.float64)))
-    return _Held(*(np.mean(values, axis=0) for values in zip(*found, strict=True)))
+        found.append((wins.mean(axis=1), wins.mean(axis=0), ((scores > 0) == labels).astype(np.float64)))
+    won, beaten, correct = (np.mean(values, axis=0) for values in zip(*found, strict=True))
+    return _Held(won, beaten, correct)
 
 
 def _scores(points: Tensor, labels: Array, groups: NDArray[Any], n_splits: int, random_state: int) -> Array:
