@@ -4,10 +4,13 @@ Each test edits the hidden states (`steering`), runs every query once, and reads
 outside both from the distribution of the first token with a `FirstTokenJudge`. The judge was fitted on replies of the
 unedited model: check a large effect with `generate` inside `steered`.
 
-Beside every real direction stand random ones of the same norm, of one of two kinds of `control`. "contrasts" are random
-contrasts of this model's own states within a class (`evidence.null_directions`): they lie where the states vary, so
-some of them point along refusal themselves where queries of one class differ in it. To stand out among them is more
-than to stand out among "isotropic" ones, drawn evenly in all d dimensions, most of which the model hardly reads. The
+Beside every real direction stand random ones of the same norm, of one of three kinds of `control`. "contrasts" are
+random contrasts of this model's own states within a class (`evidence.null_directions`): they lie where the states vary,
+so some of them point along refusal themselves where queries of one class differ in it. To stand out among them is more
+than to stand out among "isotropic" ones, drawn evenly in all d dimensions, most of which the model hardly reads.
+"dealt" ones are contrasts of all states with labels dealt out over both classes: what a direction fitted on labels
+would be if these told nothing. They hold some of the difference of the classes by chance, and are the hardest to beat.
+The p-value is as rare as it says for a direction that is drawn as its control is, so the control is the null. The
 p-value is (1 + the random directions that change refusal at least as far the expected way) / (1 + their number)
 (Phipson & Smyth 2010); with 20 of them it cannot fall below .048. It is not corrected for the number of rows read.
 Where the queries themselves say which way is expected (`swap`), the p-value is twice that.
@@ -19,7 +22,8 @@ where the edited model has forgotten what it would have said, and is the form us
 
 Columns of every table: `harmful, n` (queries), `refusal, refusal_low, refusal_high, change, change_low, change_high,
 compliance, other, kl`; `change` is the refusal under the edit minus that of the same queries without it. Intervals are
-those of a bootstrap over queries; the edits stay. docs/evidence.md has the simulations of both.
+over queries, the edits as given: Student's t, for `refusal` on the scale of a logit, on which a mean near an end has
+its longer side inwards. docs/evidence.md has the simulations of both.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 from torch import Tensor
 
 from drolab.blocks import resolve_layers
@@ -40,8 +45,8 @@ from drolab.evidence import null_directions
 from drolab.first_token import FirstTokenJudge
 from drolab.hidden import hidden_states
 from drolab.models import ChatModel
+from drolab.moments import LOGIT, PLAIN, Scale, interval
 from drolab.progress import Progress, bar
-from drolab.rates import percentiles, widened
 from drolab.steering import Ablate, Add, Edit, Patch, Positions, check_direction, next_tokens
 from drolab.types import HiddenStates, StatesError
 
@@ -56,7 +61,7 @@ RANDOM = "random"
 UNMODIFIED = "unmodified"
 """Direction and kind of the row without an edit."""
 
-Control = Literal["contrasts", "isotropic"]
+Control = Literal["contrasts", "dealt", "isotropic"]
 
 
 def dose_response(
@@ -72,7 +77,6 @@ def dose_response(
     positions: Positions = "read",
     n_random: int = 20,
     control: Control = "contrasts",
-    n_bootstrap: int = 1000,
     random_state: int = 0,
     level: float = 0.95,
     token_budget: int = 16384,
@@ -110,8 +114,7 @@ def dose_response(
         plans += [_adding(dose * unit * vector, layer, positions) for dose in doses]
         labels += [{"direction": name, "kind": kind, "dose": float(dose)} for dose in doses]
     before, after = trial.run(plans, progress)
-    draws = _Draws(n=n_bootstrap, generator=generator, level=level)
-    return _dose_table(trial.queries, before, after, labels, draws)
+    return _dose_table(trial.queries, before, after, labels, level)
 
 
 def ablation(
@@ -125,7 +128,6 @@ def ablation(
     method: Literal["affine", "zero"] = "affine",
     n_random: int = 20,
     control: Control = "contrasts",
-    n_bootstrap: int = 1000,
     random_state: int = 0,
     level: float = 0.95,
     token_budget: int = 16384,
@@ -162,8 +164,7 @@ def ablation(
     before, after = trial.run(plans, progress)
     names = [(UNMODIFIED, UNMODIFIED), *((kind, name) for kind, name, _ in named)]
     labels = [{"direction": name, "kind": kind} for kind, name in names]
-    draws = _Draws(n=n_bootstrap, generator=generator, level=level)
-    return _ablation_table(trial.queries, before, np.stack([before, *after]), labels, draws)
+    return _ablation_table(trial.queries, before, np.stack([before, *after]), labels, level)
 
 
 def swap(
@@ -176,7 +177,6 @@ def swap(
     layers: Sequence[int] | None = None,
     n_random: int = 40,
     control: Control = "contrasts",
-    n_bootstrap: int = 1000,
     random_state: int = 0,
     level: float = 0.95,
     token_budget: int = 16384,
@@ -215,8 +215,7 @@ def swap(
         names = [("state", "state"), ("shift", "shift"), *((RANDOM, f"{RANDOM} {i + 1}") for i in range(n_random))]
         labels += [{"layer": number, "direction": name, "kind": kind} for kind, name in names]
     before, after = trial.run(plans, progress)
-    draws = _Draws(n=n_bootstrap, generator=generator, level=level)
-    return _swap_table(trial.queries, before, after, labels, draws, source.run([], False)[0])
+    return _swap_table(trial.queries, before, after, labels, level, source.run([], False)[0])
 
 
 # --- one run over all queries ------------------------------------------------------------------------------
@@ -299,14 +298,21 @@ def _checked(direction: Tensor, name: str, width: int) -> Tensor:
 
 
 def _random(states: HiddenStates, layer: int, n: int, control: Control, generator: np.random.Generator) -> Tensor:
-    """[n, d], length one: random directions of one of the two kinds."""
+    """[n, d], length one: random directions of one of the three kinds."""
     baseline = states.matrix(layer)
     if control == "isotropic":
         drawn = torch.from_numpy(generator.normal(size=(n, baseline.shape[1]))).float()
         return drawn / drawn.norm(dim=1, keepdim=True)
-    if control != "contrasts":
-        raise StatesError(f"control must be 'contrasts' or 'isotropic', got {control!r}.")
-    return torch.from_numpy(null_directions(baseline, states.index["harmful"], n, generator)).float()
+    return torch.from_numpy(random_contrasts(baseline, states.index["harmful"], n, control, generator)).float()
+
+
+def random_contrasts(
+    baseline: Tensor, harmful: pd.Series, n: int, control: Control, generator: np.random.Generator
+) -> Array:
+    """[n, d], length one: contrasts within the classes, or of labels that are dealt out over both."""
+    if control not in ("contrasts", "dealt"):
+        raise StatesError(f"control must be 'contrasts', 'dealt' or 'isotropic', got {control!r}.")
+    return null_directions(baseline, harmful if control == "contrasts" else harmful | True, n, generator)
 
 
 def _adding(vector: Tensor, layer: int, positions: Positions) -> list[Edit]:
@@ -317,32 +323,23 @@ def _adding(vector: Tensor, layer: int, positions: Positions) -> list[Edit]:
 # --- tables ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Draws:
-    """Settings of the bootstrap."""
-
-    n: int
-    generator: np.random.Generator
-    level: float
-
-
 _Labels = Sequence[Mapping[str, object]]
 
 
-def _dose_table(queries: pd.DataFrame, before: Array, after: Array, labels: _Labels, draws: _Draws) -> pd.DataFrame:
-    table = _table(queries, before, after, labels, draws)
+def _dose_table(queries: pd.DataFrame, before: Array, after: Array, labels: _Labels, level: float) -> pd.DataFrame:
+    table = _table(queries, before, after, labels, level)
     return table.assign(p_value=_p_values(table, "direction", ["dose", "harmful"], np.sign(table["dose"])))
 
 
-def _ablation_table(queries: pd.DataFrame, before: Array, after: Array, labels: _Labels, draws: _Draws) -> pd.DataFrame:
-    table = _table(queries, before, after, labels, draws)
+def _ablation_table(queries: pd.DataFrame, before: Array, after: Array, labels: _Labels, level: float) -> pd.DataFrame:
+    table = _table(queries, before, after, labels, level)
     return table.assign(p_value=_p_values(table, "direction", ["harmful"], pd.Series(-1.0, table.index)))
 
 
 def _swap_table(
-    queries: pd.DataFrame, before: Array, after: Array, labels: _Labels, draws: _Draws, whole: Array
+    queries: pd.DataFrame, before: Array, after: Array, labels: _Labels, level: float, whole: Array
 ) -> pd.DataFrame:
-    table = _table(queries, before, after, labels, draws, whole)
+    table = _table(queries, before, after, labels, level, whole)
     # The sign is that of the donor's effect, which the shift is a part of: also a random shift mostly has this sign.
     one_sided = _p_values(table, "shift", ["layer", "harmful"], np.sign(table["total"]))
     return table.assign(p_value=np.minimum(2 * one_sided, 1.0))
@@ -353,43 +350,56 @@ def _table(
     before: Array,
     after: Array,
     labels: _Labels,
-    draws: _Draws,
+    level: float,
     whole: Array | None = None,
 ) -> pd.DataFrame:
     """One row per plan (`after`, [n_plans, n, 4], with a label each) and class; `before` and `whole` are [n, 4].
 
-    A class's draws of queries are the same in every row. With `whole`, also which share of it a plan recovers.
+    With `whole`, also which share of it a plan recovers.
     """
     harmful = queries["harmful"].to_numpy(dtype=bool)
     parts = []
     for kind in sorted(set(harmful), reverse=True):
         rows = np.flatnonzero(harmful == kind)
-        weights = draws.generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=draws.n) / len(rows)
-        refusal, start, level = after[:, rows, 0], before[rows, 0], widened(draws.level, len(rows))
-        columns = _with_interval("refusal", refusal.mean(axis=1), weights @ refusal.T, level)
-        change, changes = (refusal - start).mean(axis=1), weights @ (refusal - start).T
-        columns |= _with_interval("change", change, changes, level)
+        change = after[:, rows, 0] - before[rows, 0]
+        columns = _with_interval("refusal", after[:, rows, 0], level, LOGIT)
+        columns |= _with_interval("change", change, level, PLAIN)
         columns |= dict(zip(_MEASURES[1:], after[:, rows, 1:].mean(axis=1).T, strict=True))
         if whole is not None:
-            columns |= _recovered(change, changes, whole[rows, 0] - start, weights, level)
+            columns |= _recovered(change, whole[rows, 0] - before[rows, 0], level)
         parts.append(pd.DataFrame(labels).assign(harmful=kind, n=len(rows), **columns))
     return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
 
 
-def _recovered(change: Array, changes: Array, total: Array, weights: Array, level: float) -> dict[str, Any]:
-    """`change` and its draws, [n_plans] and [draws, n_plans], as shares of the mean of `total`, [n]."""
-    totals = weights @ total
-    low, high = percentiles(totals, level)
-    known = low > 0 or high < 0
-    share = _with_interval("recovered", change / total.mean(), changes / totals[:, None], level) if known else {}
-    blank = dict.fromkeys(("recovered", "recovered_low", "recovered_high"), np.nan)
-    return {"total": total.mean(), **blank, **share}
+def _with_interval(name: str, values: Array, level: float, scale: Scale) -> dict[str, Array]:
+    """Columns of the means of values, [n_plans, n], and of their limits."""
+    n = values.shape[1]
+    means, errors = (
+        values.mean(axis=1),
+        values.std(axis=1, ddof=1) / np.sqrt(n) if n > 1 else np.full(len(values), np.nan),
+    )
+    limits = [interval(*both, n, level, scale) for both in zip(means, errors, strict=True)]
+    low, high = np.array([(one.low, one.high) for one in limits]).reshape(-1, 2).T.round(12)
+    return {name: means.round(12), f"{name}_low": low, f"{name}_high": high}
 
 
-def _with_interval(name: str, values: Array, draws: Array, level: float) -> dict[str, Array]:
-    """Columns of the values, [n_plans], and of the percentiles of their draws, [draws, n_plans]."""
-    low, high = percentiles(draws, level)
-    return {name: values, f"{name}_low": low, f"{name}_high": high}
+def _recovered(change: Array, total: Array, level: float) -> dict[str, Any]:
+    """The mean of `change`, [n_plans, n], as a share of that of `total`, [n], with Fieller's interval (1954, Journal of
+    the Royal Statistical Society B 16): the shares for which the mean of change - share · total may be 0. It is bounded
+    where the interval of the total does not contain 0."""
+    n, top, bottom = len(total), change.mean(axis=1), total.mean()
+    columns = dict.fromkeys(("recovered", "recovered_low", "recovered_high"), np.nan)
+    if n > 1:
+        reach = stats.t.ppf((1 + level) / 2, n - 1) ** 2 / n
+        spread = np.var(total, ddof=1)
+        own = np.var(change, axis=1, ddof=1)
+        both = (change - top[:, None]) @ (total - bottom) / (n - 1)
+        if (square := bottom**2 - reach * spread) > 0:
+            middle, last = top * bottom - reach * both, top**2 - reach * own
+            half = np.sqrt(np.clip(middle**2 - square * last, 0, None))
+            found = top / bottom, (middle - half) / square, (middle + half) / square
+            columns = dict(zip(columns, (values.round(12) for values in found), strict=True))
+    return {"total": bottom, **columns}
 
 
 def _p_values(table: pd.DataFrame, kind: str, by: Sequence[str], sign: pd.Series) -> Array:

@@ -12,7 +12,7 @@ from conftest import byte_tokenizer, random_llama
 from torch import Tensor
 
 import drolab
-from drolab.causal import RANDOM, UNMODIFIED, Control, _Draws, _swap_table, _table, ablation, dose_response, swap
+from drolab.causal import RANDOM, UNMODIFIED, Control, _swap_table, _table, ablation, dose_response, swap
 from drolab.evidence import shifts
 from drolab.first_token import FirstTokenJudge
 from drolab.hidden import hidden_states
@@ -86,7 +86,7 @@ def planted() -> Planted:
 
 
 def small(**changed: object) -> dict:
-    return {"n_random": 39, "n_bootstrap": 200, "progress": False, **changed}
+    return {"n_random": 39, "progress": False, **changed}
 
 
 def rows(table: pd.DataFrame, direction: str, **where: object) -> pd.DataFrame:
@@ -172,7 +172,7 @@ def test_false_positives_of_the_p_value_are_as_rare_as_it_says(planted: Planted)
     """A direction that is itself one of the random kind is found at level .1 in one case of ten, not more."""
     generator = torch.Generator().manual_seed(0)
     directions = {str(i): torch.randn(WIDTH, generator=generator) for i in range(200)}
-    table = dosed(planted, directions, doses=(1.0,), control="isotropic", n_random=199, n_bootstrap=10)
+    table = dosed(planted, directions, doses=(1.0,), control="isotropic", n_random=199)
     p_values = table.loc[(table["kind"] == "direction") & table["harmful"], "p_value"]
     assert 0.03 < (p_values <= 0.1).mean() < 0.17
     assert 0.4 < p_values.mean() < 0.6
@@ -185,23 +185,57 @@ def test_a_random_shift_is_called_real_as_rarely_as_the_swap_says() -> None:
     for _ in range(200):
         start, moves = generator.uniform(0.3, 0.7, size=(1, 5, 1)), 0.2 * generator.normal(size=(40, 1, 1))
         before, after = (np.repeat(values, 4, axis=2) for values in (start, start + moves))
-        draws = _Draws(n=2, generator=generator, level=0.95)
-        table = _swap_table(QUERIES[QUERIES["harmful"]].head(5), before[0], after, names, draws, after[0])
+        table = _swap_table(QUERIES[QUERIES["harmful"]].head(5), before[0], after, names, 0.95, after[0])
         p_values.append(table["p_value"].iloc[0])
     assert (np.array(p_values) <= 0.1).mean() == pytest.approx(0.1, abs=0.04)
     assert (np.array(p_values) / 2 <= 0.1).mean() > 0.15  # control: the one-sided one
 
 
-def test_intervals_are_widened_for_few_queries() -> None:
+def held(values: np.ndarray, column: str, truth: float, whole: np.ndarray | None = None) -> float:
+    """How often the intervals of many data sets, [n_tables, n], hold the truth; refusal was .1 before."""
+    n = values.shape[1]
+    own, before = pd.DataFrame({"harmful": np.ones(n, dtype=bool)}), np.full((n, 4), 0.1)
+    after = np.repeat(values[:, :, None], 4, axis=2)
+    names = [{"direction": "d", "kind": "direction", "dose": 1.0}]
+    if whole is None:
+        table = _table(own, before, after, names * len(values), 0.95)
+    else:  # every data set with a donor of its own
+        pairs = zip(after[:, None], whole[:, :, None], strict=True)
+        table = pd.concat([_table(own, before, one, names, 0.95, donor) for one, donor in pairs])
+    return float((table[f"{column}_low"].le(truth) & table[f"{column}_high"].ge(truth)).mean())
+
+
+def test_intervals_of_few_queries_hold_the_truth() -> None:
     """Of six queries, percentiles of a bootstrap hold the mean in about 85 % of cases, not 95 %."""
     generator = np.random.default_rng(0)
-    names = [{"direction": "d", "kind": "direction", "dose": 1.0}] * 500  # other data in each
-    before = np.zeros((6, 4))
-    after = 0.5 + 0.1 * generator.normal(size=(500, 6, 4))
-    draws = _Draws(n=1000, generator=generator, level=0.95)
-    table = _table(QUERIES[QUERIES["harmful"]].head(6), before, after, names, draws)
-    held = table["change_low"].le(0.5) & table["change_high"].ge(0.5)
-    assert held.mean() > 0.91
+    values = 0.5 + 0.1 * generator.normal(size=(1000, 6))
+    assert held(values, "refusal", 0.5) == pytest.approx(0.95, abs=0.025)
+    assert held(values, "change", 0.4) == pytest.approx(0.95, abs=0.025)
+    donors = 0.1 + 2 * (values[:300] - 0.1) + 0.1 * generator.normal(size=(300, 6))
+    assert held(values[:300], "recovered", 0.5, donors) == pytest.approx(0.95, abs=0.035)
+
+
+def test_a_mean_near_an_end_is_held_more_often_on_the_scale_of_a_logit() -> None:
+    """Most queries are refused and a few are not. The control is the change, by Student's t as it is."""
+
+    def refusals(size: tuple[int, ...], seed: int) -> np.ndarray:
+        return 1 / (1 + np.exp(-2.5 - 2 * np.random.default_rng(seed).normal(size=size)))
+
+    truth, values = float(refusals((10**6,), 1).mean()), refusals((1500, 20), 0)
+    assert held(values, "refusal", truth) > max(0.91, 0.01 + held(values, "change", truth - 0.1))
+
+
+def test_a_share_of_an_effect_that_may_be_none_is_not_given() -> None:
+    """Fieller's interval is bounded where that of the whole effect does not contain 0."""
+    before, after = np.zeros((4, 4)), np.full((1, 4, 4), 0.1)
+    names, donor = [{"direction": "d", "kind": "direction", "dose": 1.0}], np.array([0.3, 0.1, 0.3, 0.1])[:, None]
+    own = QUERIES.head(4)
+    assert _table(own, before, after, names, 0.95, donor)["recovered"].item() == pytest.approx(0.5)
+    unknown = _table(own, before, after, names, 0.95, donor - 0.1)
+    assert unknown[["recovered", "recovered_low", "recovered_high"]].isna().all(axis=None)
+    alone = _table(own.head(1), before[:1], after[:, :1], names, 0.95, donor[:1])
+    assert alone[["refusal_low", "change_low", "recovered"]].isna().all(axis=None)
+    assert alone["refusal"].item() == 0.1
 
 
 def test_on_the_demo_model_the_direction_causes_refusals_and_random_ones_of_its_norm_do_not(demo: ChatModel) -> None:
@@ -319,7 +353,7 @@ def test_bad_directions_are_refused(planted: Planted, bad: Tensor, said: str) ->
         ({"doses": ()}, "finite numbers"),
         ({"doses": (1.0, np.nan)}, "finite numbers"),
         ({"positions": "last"}, "'all' or 'read'"),
-        ({"control": "none"}, "'contrasts' or 'isotropic'"),
+        ({"control": "none"}, "'contrasts', 'dealt' or 'isotropic'"),
     ],
 )
 def test_bad_settings_are_refused(planted: Planted, changed: dict, said: str) -> None:
