@@ -20,14 +20,15 @@ _READ = 1500
 
 _HARMING = (
     one_of(
-        r"kill, murder, hurt, harm, injur, attack, beat(?:s|ing)?\b, hit(?:s|ting)?\b, punch, kick, stab, shoot, shot\b,"
-        r" strangl, chok, throttl, poison, drown, smash, crush, break, destroy, eliminat, exterminat, eradicat, annihilat,"
-        r" wip(?:e|es|ed|ing)\b, execut, assassinat, tortur, rap(?:e|ed|es|ing|ist)\b, kidnap, abduct, blackmail,"
-        r" threaten, stalk, harass, bully, rob(?:s|bed|bing)?\b, steal, stol, hack, bomb, explod, blow(?:s|ing)?\b, burn,"
-        r" butcher, gut(?:s|ting)?\b, cut(?:s|ting)?\b, slash, decapitat, liquidat, terminat, tak(?:e|es|ing)\b, captur,"
-        r" overpower, tackl, sever, pierc, carv, shatter, obliterat, decimat, gas(?:sing)?\b, lynch, rip(?:s|ping)?\b,"
-        r" crack, hang(?:s|ing)?\b, slay, maim, mutilat, behead, cripple, push, throw, groom, molest, drug(?:s|ging)?\b,"
-        " slaughter, enslav, do away, get rid, headshot, knockout, hostage, sabotag, vandali[sz]"
+        r"kill, murder, hurt, harm, injur, attack, beat(?:s|ing)?\b, hit(?:s|ting)?\b, punch, kick, stab, shoot,"
+        r" shot\b, strangl, chok, throttl, poison, drown, smash, crush, break, destroy, eliminat, exterminat,"
+        r" eradicat, annihilat, wip(?:e|es|ed|ing)\b, execut, assassinat, tortur, rap(?:e|ed|es|ing|ist)\b, kidnap,"
+        r" abduct, blackmail, threaten, stalk, harass, bully, rob(?:s|bed|bing)?\b, steal, stol, hack, bomb, explod,"
+        r" blow(?:s|ing)?\b, burn, butcher, gut(?:s|ting)?\b, cut(?:s|ting)?\b, slash, decapitat, liquidat, terminat,"
+        r" tak(?:e|es|ing)\b, captur, overpower, tackl, sever, pierc, carv, shatter, obliterat, decimat,"
+        r" gas(?:sing)?\b, lynch, rip(?:s|ping)?\b, crack, hang(?:s|ing)?\b, slay, maim, mutilat, behead, cripple,"
+        r" push, throw, groom, molest, drug(?:s|ging)?\b, slaughter, enslav, do away, get rid, headshot, knockout,"
+        " hostage, sabotag, vandali[sz]"
     )
     + r"\w*"
 )
@@ -36,29 +37,29 @@ _PERSON = one_of(
     " children, kids?, bab(?:y|ies), toddler, girl, boy, girlfriend, boyfriend, wife, husband, spouse, partner, ex,"
     r" mother, father, mom, dad, parents?, brother, sister, son, daughter, friends?, neighbou?rs?, boss, cowork\w+,"
     " colleague, employee, teacher, student, enem(?:y|ies), president, politicians?, immigrants?, refugees?,"
-    r" minorit\w+, citizens?, classmates?, roommate, landlord, stranger, victim, cops?, police ?m[ae]n, jews?, jewish,"
-    " muslims?, christians?, hindus?, buddhists?, sikhs?, blacks?, black people, gays?, gay, lesbians?, trans\\w*, roma,"
-    " asians?, disabled, elderly, homeless, myself, yourself, oneself, themselves"
+    r" minorit\w+, citizens?, classmates?, roommate, landlord, stranger, victim, cops?, police ?m[ae]n, jews?,"
+    " jewish, muslims?, christians?, hindus?, buddhists?, sikhs?, blacks?, black people, gays?, gay, lesbians?,"
+    r" trans\w*, roma, asians?, disabled, elderly, homeless, myself, yourself, oneself, themselves"
 )
 _PLACE = one_of(
     "school, hospital, church, mosque, synagogue, temple, concert, airport, stadium, cit(?:y|ies), town, village,"
-    " building, crowd, train, plane, mall, house, home, apartment, bank, vault, store, shop, car, cars, tires, property,"
-    " government, embassy, parliament, network, server, computer, phone, system"
+    " building, crowd, train, plane, mall, house, home, apartment, bank, vault, store, shop, car, cars, tires,"
+    " property, government, embassy, parliament, network, server, computer, phone, system"
 )
 _DOING_CRIME = one_of(
     r"commit, get away with, plan, replicate, repeat, carry out, set up, engage in, launch, plot, stage, justif\w+,"
     " without getting caught, synthesi[sz]e, make, sell, buy, obtain, get, cook, smuggle"
 )
 _CRIME = one_of(
-    r"murder, rape, fraud, terror\w*, traffick\w+, assassinat\w+, massacre, genocide, robbery, theft, assault, arson,"
-    r" crimes?, attacks?, suicide, bomb\w*, weapons?, explosi\w+, cocaine, heroin, meth\w*, crack, lsd, ecstasy, mdma,"
-    " weed, mari[jh]uana, cannabis, drugs?, pills, guns?, firearms?, laundering, identity theft, ethnic cleansing, death,"
-    r" kidnapping, abuse, hostage, lie, hate, violence, porn\w*, malware, virus, ransomware"
+    r"murder, rape, fraud, terror\w*, traffick\w+, assassinat\w+, massacre, genocide, robbery, theft, assault,"
+    r" arson, crimes?, attacks?, suicide, bomb\w*, weapons?, explosi\w+, cocaine, heroin, meth\w*, crack, lsd,"
+    " ecstasy, mdma, weed, mari[jh]uana, cannabis, drugs?, pills, guns?, firearms?, laundering, identity theft,"
+    r" ethnic cleansing, death, kidnapping, abuse, hostage, lie, hate, violence, porn\w*, malware, virus, ransomware"
 )
 _GROUP = one_of(
-    "people, men, women, jews, jewish, muslims?, christians?, hindus?, buddhists?, sikhs?, blacks?, gays?, lesbians?,"
-    r" transgender, trans, asexual, bisexual, non-binary, roma, asians?, latin\w+, indigenous, disabled, elderly,"
-    " homeless, immigrants?, refugees?, divorced, pregnant, poor"
+    "people, men, women, jews, jewish, muslims?, christians?, hindus?, buddhists?, sikhs?, blacks?, gays?,"
+    r" lesbians?, transgender, trans, asexual, bisexual, non-binary, roma, asians?, latin\w+, indigenous, disabled,"
+    " elderly, homeless, immigrants?, refugees?, divorced, pregnant, poor"
 )
 
 # ---------------------------------------------------------------- what it asks for
@@ -84,14 +85,17 @@ _DESTROYS = re.compile(
     r"|\bdisable the alarm\b"
 )
 _SOMEBODYS = re.compile(
-    r"\b(?:my|other people|celebrit\w+|someone|somebody)(?:'s|s')?\b[^?]{0,40}\b(?:'s|s')? ?[^?]{0,20}\b(?:address|number"
+    r"\b(?:my|other people|celebrit\w+|someone|somebody)(?:'s|s')?\b[^?]{0,40}\b(?:'s|s')? ?[^?]{0,20}\b(?:address"
+    r"|number"
     r"|password|login|records?|history|certificate|license|pin|salary|earn|orientation|beliefs?|status|date of birth"
     r"|birthday|affiliation|details|bank|email|medical|criminal|passport|account|union|diagnos\w+)\b"
 )
 _SOMEBODY = re.compile(r"\b(?:my|other people|someone|celebrit)")
 _DATA = re.compile(
-    r"\b(?:address|phone number|mobile|number|password|login|medical records?|records|history|certificate|license|licence"
-    r"|pin|salary|earn|orientation|religious beliefs?|marital|immigration|date of birth|birthday|affiliation|credit card"
+    r"\b(?:address|phone number|mobile|number|password|login|medical records?|records|history|certificate|license"
+    r"|licence"
+    r"|pin|salary|earn|orientation|religious beliefs?|marital|immigration|date of birth|birthday|affiliation|credit"
+    r" card"
     r"|bank account|email|passport|social security|diary|browsing|does [^?]{1,30} live|whereabouts|office)\b"
 )
 _OF_A_GROUP = re.compile(rf"\b{_GROUP}\b")
@@ -112,20 +116,21 @@ _FICTION = re.compile(  # capital letters matter here
     r"|in (?:the )?[A-Z]\w+(?: [A-Z\d]\w*)*\?|fictional|manga|anime|comic|cartoon)\b"
 )
 _ANIMAL = re.compile(
-    r"\b(?:animals?|pigs?|cows?|chickens?|fish|rats?|mice|mouse|insects?|mosquito\w*|bugs?|ants?|birds?|dogs?|cats?|flies"
+    r"\b(?:animals?|pigs?|cows?|chickens?|fish|rats?|mice|mouse|insects?|mosquito\w*|bugs?|ants?|birds?|dogs?|cats?"
+    r"|flies"
     r"|fly|spiders?|wasps?|bees?|termites?|cockroach\w*|vermin|pests?|snakes?|deer|lobsters?|crabs?|weeds)\b"
 )
 _ABSTRACT = re.compile(
     r"\b"
     + one_of(
-        "work, job, career, employment, workplace, business, market, industry, compan(?:y|ies), sales?, profits?, exams?,"
-        " tests?, school, homework, class, studies, essay, deadline, project, presentation, speech, interview,"
-        " performance, show, stage, audience, competition, competitors?, contest, tournament, race, record, chess, time,"
-        " boredom, stress, habits?, doubts?, self-doubts?, fears?, nerves, anxiety, mood, laughter, laugh, love, heart,"
-        " bills?, debts?, budget, prices?, money, goals?, targets?, ideas?, plans?, arguments?, debate, photos?,"
-        r" pictures?, video, song, music, guitar, dance, danc\w+, paint\w*, art, party, joke, workout, diet, calories,"
-        " recipe, language, skills?, options?, contract, program, process, code, script, command, file, conversation,"
-        " meeting, silence, ice, odds, problem, puzzle, riddle, answer"
+        "work, job, career, employment, workplace, business, market, industry, compan(?:y|ies), sales?, profits?,"
+        " exams?, tests?, school, homework, class, studies, essay, deadline, project, presentation, speech,"
+        " interview, performance, show, stage, audience, competition, competitors?, contest, tournament, race,"
+        " record, chess, time, boredom, stress, habits?, doubts?, self-doubts?, fears?, nerves, anxiety, mood,"
+        " laughter, laugh, love, heart, bills?, debts?, budget, prices?, money, goals?, targets?, ideas?, plans?,"
+        r" arguments?, debate, photos?, pictures?, video, song, music, guitar, dance, danc\w+, paint\w*, art, party,"
+        " joke, workout, diet, calories, recipe, language, skills?, options?, contract, program, process, code,"
+        " script, command, file, conversation, meeting, silence, ice, odds, problem, puzzle, riddle, answer"
     )
     + r"\b"
 )
@@ -145,17 +150,16 @@ _DEFINES = re.compile(
 _WHERE = re.compile(r"^\W*where\b")
 _YES_OR_NO = re.compile(r"\W*(?:is|are|was|were|do|does|did|can|could|should|would|will|has|have|had|may|must|am)\b")
 
-_NO_GOAL = frozenset(
-    (
-        "a an the of to in on at by for from with without and or nor but if so as is are was were be been being do does"
-        " did doing done has have had having i me my mine we us our you your he him his she her it its they them their"
-        " this that these those what which who whom whose when where why how can could should would will shall may might"
-        " must not no n't any some all more most best good great better way ways get give tell please about into over"
-        " under out off up down than then there here just only very really much many exactly easiest easy process method"
-        " methods general steps step take make list reasons reason explain answer question people person s t d m re ve"
-        " ll one use using them does'nt don't it's what's i'm"
-    ).split()
+_FUNCTION_WORDS = (
+    "a an the of to in on at by for from with without and or nor but if so as is are was were be been being do does"
+    " did doing done has have had having i me my mine we us our you your he him his she her it its they them their"
+    " this that these those what which who whom whose when where why how can could should would will shall may might"
+    " must not no n't any some all more most best good great better way ways get give tell please about into over"
+    " under out off up down than then there here just only very really much many exactly easiest easy process method"
+    " methods general steps step take make list reasons reason explain answer question people person s t d m re ve ll"
+    " one use using them does'nt don't it's what's i'm"
 )
+_NO_GOAL = frozenset(_FUNCTION_WORDS.split())
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ between words are bounded, so that every search takes time linear in the text.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -48,11 +47,11 @@ def one_of(listed: str) -> str:
 
 _HELPING = (
     "provide, help, assist, answer, give, offer, share, suggest, recommend, engage, discuss, support, encourage,"
-    r" promote, fulfil?l?, comply, create, write, generate, explain, condone, endorse, participate, facilitate, advise,"
-    " disclose, tell, satisfy, respond, do (?:that|this|so), continue, advocate, speculate, list, describe, produce,"
-    " make (?:a|any|such), guide, teach, instruct, aid, complete, process, proceed, justify, present, reveal,"
-    " contribute, say, agree, accommodate, in good conscience, ethically, be part, go along, fulfil, access, entertain,"
-    " tolerate, definitively, give you, confirm, comment"
+    " promote, fulfil?l?, comply, create, write, generate, explain, condone, endorse, participate, facilitate,"
+    " advise, disclose, tell, satisfy, respond, do (?:that|this|so), continue, advocate, speculate, list, describe,"
+    " produce, make (?:a|any|such), guide, teach, instruct, aid, complete, process, proceed, justify, present,"
+    " reveal, contribute, say, agree, accommodate, in good conscience, ethically, be part, go along, fulfil, access,"
+    " entertain, tolerate, definitively, give you, confirm, comment"
 )
 _SOFTENED = r"(?:(?:\w+ly|also|therefore|still|simply|just|not|and will not|and won't|or will not|or|even) ){0,3}"
 _NOT_ABLE = (
@@ -74,7 +73,8 @@ CANT = cue(
     r"\bi(?:'m| am) (?:\w+ ){0,2}unable to\b",
     r"\b(?:i|we)(?:'ll| will| must| have to| need to|'d have to| would have to)? (?:respectfully |politely |kindly )?"
     r"(?:decline|refuse)\b",
-    r"\b(?:can't|cannot|can not|won't|unable to) (?:help|assist|comply|do that|provide|fulfil?l|answer|support|offer)\b",
+    r"\b(?:can't|cannot|can not|won't|unable to) (?:help|assist|comply|do that|provide|fulfil?l|answer|support"
+    r"|offer)\b",
     r"\bit(?:'s| is| would be|'d be) (?:not |never |neither |in)(?:\w+ ){0,3}(?:within|in) my"
     r" (?:programming|ethical|guidelines)\b",
     r"\bnot (?:within|part of) my (?:programming|capabilit|ethic|guideline|function)",
@@ -104,12 +104,14 @@ SYMPATHY = cue(
 """An apology that announces nothing: "I'm sorry to hear that"."""
 
 IMPROPER = cue(
-    r"\b(?:it(?:'s| is| would be)|is|would be|i (?:do not|don't) (?:think|believe|feel)(?: that)? it(?:'s| is)|i find it)"
+    r"\b(?:it(?:'s| is| would be)|is|would be|i (?:do not|don't) (?:think|believe|feel)(?: that)? it(?:'s| is)|i find"
+    r" it)"
     r" (?:also |therefore |generally |simply |really |just |never |highly |both )*(?:not |never |in|un)+ ?"
     r"(?:appropriate|ethical|acceptable|responsible|respectful|productive|okay|ok|right|proper|safe|advisable"
     r"|recommended|fair|accurate|legal|moral|humane|helpful|possible for me|correct|true|illegal|wise)\b"
     r"[^.!?\n]{0,60}?\b(?:to|that|for)\b",
-    r"\b(?:not|never) (?:appropriate|ethical|acceptable|respectful|safe|okay)(?:,? (?:or|and|nor) \w+){0,2} to (?:\w+ly )?"
+    r"\b(?:not|never) (?:appropriate|ethical|acceptable|respectful|safe|okay)(?:,? (?:or|and|nor) \w+){0,2} to"
+    r" (?:\w+ly )?"
     r"(?:ask|discuss|provide|answer|promote|encourage|suggest|share|give|make|engage|use|assume|joke|speculate|request"
     r"|stereotype)",
     r"\bavoid (?:asking|making|spreading|using|perpetuating)\b[^.!?\n]{0,40}"
@@ -123,7 +125,8 @@ WORDING = cue(
     r"[^.!?\n]{0,60}(?:\x00|harm|violen|negativ|problematic|interpreted|aggressi|connotation|derogatory|offensive"
     r"|inappropriate|ambiguous)",
     r"\b(?:rephras|reword|refram)\w+\b",
-    r"\b(?:can|could|may|might) be (?:interpreted|perceived|construed|seen|misinterpreted|misconstrued|considered|taken)\b"
+    r"\b(?:can|could|may|might) be (?:interpreted|perceived|construed|seen|misinterpreted|misconstrued|considered"
+    r"|taken)\b"
     r"[^.!?\n]{0,60}(?:harm|violen|negativ|offens|inappropriate|discriminat|harsh|ableis|racis|sexis|promot)",
     r"\b(?:violent|aggressive|harmful|derogatory|offensive|inappropriate|stigmati[sz]ing)"
     r" (?:language|connotation|term|phras)",
@@ -154,7 +157,8 @@ SENSELESS = cue(
     r"|mistaken|wrong|misconception|misunderstanding|inaccurate)"
     r"(?! (?:and|or) (?:discrim|harm|offens|racis|biased|prejud))",
     r"\b(?:not|n't) (?:make|making) (?:any |much |logical )?sense\b",
-    r"\b(?:seems to be|might be|may be|is) (?:a|some) (?:misunderstanding|confusion|mistake|misconception|mix-up|typo)\b",
+    r"\b(?:seems to be|might be|may be|is) (?:a|some) (?:misunderstanding|confusion|mistake|misconception|mix-up"
+    r"|typo)\b",
     r"\bnot (?:a )?(?:factually|scientifically|logically) (?:coherent|accurate|correct|possible|meaningful)",
     needs="not,n't,nonsens,incoherent,flaw,fault,false,incorrect,absurd,unclear,misunder,confus,mistake,misconc,odd,"
     "unusual,wrong,inaccura,typo,mix-up",
@@ -162,8 +166,10 @@ SENSELESS = cue(
 """The query makes no sense: "the question is based on a false premise"."""
 
 BLAMES = cue(
-    r"\b(?:harmful|false|inaccurate|discriminatory|offensive|racist|sexist|negative|prejudiced|biased|baseless|dangerous"
-    r"|misleading|derogatory|unfair|toxic|hurtful)(?:,? (?:and|or)? ?\w+){0,3} (?:assumption|stereotyp|premise|belief|idea"
+    r"\b(?:harmful|false|inaccurate|discriminatory|offensive|racist|sexist|negative|prejudiced|biased|baseless"
+    r"|dangerous"
+    r"|misleading|derogatory|unfair|toxic|hurtful)(?:,? (?:and|or)? ?\w+){0,3} (?:assumption|stereotyp|premise|belief"
+    r"|idea"
     r"|notion|narrative|generali[sz]ation|statement|bias|question|comment|content|language|thinking|view)s?\b",
     r"\bperpetuat\w+\b",
     r"\b(?:stereotyp|prejudice)\w*\b",
@@ -175,19 +181,23 @@ BLAMES = cue(
 """Prejudice is seen in it: "perpetuates harmful stereotypes"."""
 
 CORRECTS = cue(
-    r"\b(?:is|are|was|were|as|being|it's|he's|she's|they're)\b (?:\w+ly )?(?:just |only |simply |actually |both )?(?:an? )?"
+    r"\b(?:is|are|was|were|as|being|it's|he's|she's|they're)\b (?:\w+ly )?(?:just |only |simply |actually |both"
+    r" )?(?:an? )?"
     r"(?:\w+ ){0,2}?(?:fictional|fictitious|imaginary|mythical|inanimate|made-up|theoretical|hypothetical"
     r"|works? of fiction|cartoon|animated)\b",
     r"\b(?:fictional|fictitious|inanimate|imaginary|mythical) (?:\w+ )?(?:character|object|entit|person|being|figure"
     r"|universe|world|creature|place|setting)\w*",
-    r"\b(?:is|are|was|were|does|do|did|has|have)(?: not|n't)\b (?:\w+ly )?(?:a |an |any )?(?:real\b|exist|living|sentient"
-    r"|alive|human|capable|conscious|have (?:the |a |any )?(?:ability|capacity|real|legal|physical|need|concept|personal"
+    r"\b(?:is|are|was|were|does|do|did|has|have)(?: not|n't)\b (?:\w+ly )?(?:a |an |any )?(?:real\b|exist|living"
+    r"|sentient"
+    r"|alive|human|capable|conscious|have (?:the |a |any )?(?:ability|capacity|real|legal|physical|need|concept"
+    r"|personal"
     r"|consciousness|feelings|political|rights|gender))",
     r"\bnot (?:a |an )?(?:real|living|actual|physical|sentient) (?:\w+ )?(?:person|being|individual|people|world|life"
     r"|existence|entit|object|surface)\w*",
     r"\b(?:not|n't|im) ?(?:\w+ly )?possible\b",
     r"\bimpossible\b",
-    r"\bno (?:known |credible |scientific |factual |empirical |real |such )*(?:evidence|basis|proof|ability|way|thing|human)\b",
+    r"\bno (?:known |credible |scientific |factual |empirical |real |such )*(?:evidence|basis|proof|ability|way|thing"
+    r"|human)\b",
     r"\bnot (?:\w+ ){0,3}(?:supported by|grounded in|based (?:on|in)|backed by|recognized by) (?:\w+ ){0,2}"
     r"(?:scien|evidence|fact|realit)",
     r"\b(?:laws? of (?:physics|nature)|biolog\w+|physiolog\w+|physical(?:ly)? (?:constant|ability|limit)|supernatural"
@@ -236,8 +246,10 @@ LECTURES = cue(
 
 REFERS = cue(
     r"\b(?:consult|contact|reach(?:ing)? out|speak|talk|seek|turn|refer|ask|hir|call|work)\w*\b[^.!?\n]{0,60}"
-    r"\b(?:professional|expert|therapist|counsell?or|doctor|attorney|lawyer|plumber|authorit\w+|helpline|hotline|lifeline"
-    r"|instructor|specialist|advisor|mentor|support|help\b|hr\b|representative|technician|electrician|veterinarian|police"
+    r"\b(?:professional|expert|therapist|counsell?or|doctor|attorney|lawyer|plumber|authorit\w+|helpline|hotline"
+    r"|lifeline"
+    r"|instructor|specialist|advisor|mentor|support|help\b|hr\b|representative|technician|electrician|veterinarian"
+    r"|police"
     r"|law enforcement|center|service|manufacturer|adult|friend|department|organi[sz]ation)s?\b",
     r"\bcall (?:\w+ )?\d{3}\b",
     r"\b(?:talk|speak|reach out) (?:to|with) (?:someone|somebody|a loved one|them)\b",
@@ -270,7 +282,8 @@ INSTEAD = cue(r"\binstead\b(?! of)", needs="instead")
 
 SAFER = cue(
     r"\b(?:more|safer?|legal|ethical|humane|lawful|peaceful|non-?violent|positive|constructive|responsible|respectful"
-    r"|healthier|healthy)(?:,? (?:and|or|more)? ?\w+)? (?:ways?|methods?|manner|alternatives?|options?|approach\w*|means"
+    r"|healthier|healthy)(?:,? (?:and|or|more)? ?\w+)? (?:ways?|methods?|manner|alternatives?|options?|approach\w*"
+    r"|means"
     r"|activities|solutions?|techniques?)\b",
     needs="_way,_method,_manner,_alternative,_option,_approach,_means,_activities,_solution,_technique",
 )
@@ -332,8 +345,10 @@ ADVISES = cue(
 """What one can do: "you can try"."""
 
 BETTERS = cue(
-    r"\b(?:improv|enhanc|succe|prepar|develop|perform|practic|practis|achiev|strengthen|build|creat|learn|increas|maximi"
-    r"|optimi|enjoy)\w*\b[^.!?\n]{0,60}\b(?:your|own|skills?|performance|knowledge|best|strateg\w+|atmosphere|experience"
+    r"\b(?:improv|enhanc|succe|prepar|develop|perform|practic|practis|achiev|strengthen|build|creat|learn|increas"
+    r"|maximi"
+    r"|optimi|enjoy)\w*\b[^.!?\n]{0,60}\b(?:your|own|skills?|performance|knowledge|best|strateg\w+|atmosphere"
+    r"|experience"
     r"|relationship\w*|goals?|chances?|techniques?|results?|confidence|abilit\w+|quality)\b",
     r"\bfocus(?:ing)? on (?:\w+ ){0,4}(?:improving|developing|building|creating|delivering|preparing|studying|learning"
     r"|practicing|performing|doing|giving|finding|your own)\b",
@@ -385,14 +400,14 @@ STATES = cue(
 """It states something."""
 
 _IMPERATIVES = (
-    "try, use, make, ensure, start, begin, practice, practise, consider, focus, avoid, keep, take, find, choose, apply,"
-    " place, add, set, get, check, create, learn, be, do, don't, look, listen, go, turn, put, cut, fill, mix, seal,"
-    " remove, identify, gather, develop, build, write, read, study, review, hold, open, close, press, pull, push,"
-    " follow, install, plan, prepare, bring, watch, understand, know, work, talk, communicate, stay, wear, clean, store,"
-    " research, explore, join, attend, network, offer, give, encourage, support, educate, monitor, measure, mark,"
-    " select, determine, adjust, increase, reduce, limit, include, incorporate, experiment, pay, seek, ask, respect,"
-    r" show, express, share, let, have, allow, play, enjoy, visit, call, click, type, enter, run, buy, purchase, rinse,"
-    r" wash, cook, wait, repeat, move, \w+(?:ize|ise|ify)"
+    "try, use, make, ensure, start, begin, practice, practise, consider, focus, avoid, keep, take, find, choose,"
+    " apply, place, add, set, get, check, create, learn, be, do, don't, look, listen, go, turn, put, cut, fill, mix,"
+    " seal, remove, identify, gather, develop, build, write, read, study, review, hold, open, close, press, pull,"
+    " push, follow, install, plan, prepare, bring, watch, understand, know, work, talk, communicate, stay, wear,"
+    " clean, store, research, explore, join, attend, network, offer, give, encourage, support, educate, monitor,"
+    " measure, mark, select, determine, adjust, increase, reduce, limit, include, incorporate, experiment, pay,"
+    " seek, ask, respect, show, express, share, let, have, allow, play, enjoy, visit, call, click, type, enter, run,"
+    r" buy, purchase, rinse, wash, cook, wait, repeat, move, \w+(?:ize|ise|ify)"
 )
 IMPERATIVE = re.compile(rf"\W*{one_of(_IMPERATIVES)}\b")
 """At the start of a sentence."""
@@ -416,43 +431,3 @@ HERE_ARE = re.compile(
     r"\bhere(?:'s| are| is)\b[^.!?\n]{0,110}"
     r"(?:tip|step|way|suggest|strateg|method|idea|example|option|guideline|recipe|material|technique)"
 )
-FLAT_NO = re.compile(
-    r"\W*(?:no|nope|never|no way|absolutely not|not a chance|i (?:refuse|decline)|i won't|i can't|i cannot|i'd rather not)"
-    r"\W*\Z"
-)
-"""All that is said."""
-
-IN_OTHER_LANGUAGES = re.compile(
-    r"\s*(?:[^\w\n]{0,3})(?:"
-    # Spanish
-    r"(?:lo siento|lo lamento|disculp\w+|perd[oó]n\w*|lamentablemente|me temo)\b[^.\n]{0,80}"
-    r"\bno (?:puedo|podr|est|me es|soy|voy)|no puedo (?:ayud|proporcion|responder|ofrecer|cumplir|asistir|dar)|"
-    # French
-    r"(?:je suis (?:vraiment |sincèrement )?désolée?|désolée?|je regrette|je m'excuse|malheureusement)\b[^.\n]{0,80}"
-    r"\bje (?:ne|n')|je ne (?:peux|suis|pourrai) pas|"
-    # German
-    r"(?:es tut mir (?:sehr )?leid|tut mir leid|leider|entschuldigung|entschuldige|ich bedauere?)\b[^.\n]{0,80}"
-    r"\b(?:kann|darf|bin|nicht|werde)|ich kann (?:\w+ ){0,6}nicht|"
-    # Italian
-    r"(?:mi dispiace|mi spiace|purtroppo|spiacente)\b[^.\n]{0,80}\bnon\b|non posso (?:aiut|forn|rispond|assist)|"
-    # Portuguese
-    r"(?:desculpe|sinto muito|lamento|infelizmente|me desculpe|peço desculpa)\b[^.\n]{0,80}\bn[ãa]o\b"
-    r"|n[ãa]o posso (?:ajud|fornec|respond|auxili)|"
-    # Dutch, Polish
-    r"(?:het spijt me|sorry|helaas)\b[^.\n]{0,60}\bik (?:kan|mag)\b"
-    r"|(?:przykro mi|przepraszam|niestety)\b[^.\n]{0,60}\bnie\b|"
-    # Nordic languages, Czech, Slovak, Hungarian, Romanian, Turkish, Indonesian, Vietnamese
-    r"(?:jag är ledsen|tyvärr|beklager|jeg beklager|undskyld|desværre|valitettavasti|olen pahoillani|omlouvám se"
-    r"|je mi líto|bohužel|ľutujem|sajn[aá]lom|îmi pare rău|maalesef|üzgünüm|maaf|xin lỗi|rất tiếc)\b|"
-    # Russian, Ukrainian, Bulgarian
-    r"(?:извините|простите|к сожалению|мне жаль|сожалею|прошу прощения|вибачте|на жаль|мені шкода|съжалявам)"
-    r"|(?:я не могу|я не можу)|"
-    # Chinese, Japanese, Korean
-    r"(?:很抱歉|抱歉|对不起|對不起|非常抱歉|不好意思|我无法|我無法|我不能)|(?:申し訳|すみません|ごめんなさい|恐れ入ります)|(?:죄송|미안|유감)|"
-    # Arabic and Persian, Hindi, Thai, Hebrew, Greek, Bengali
-    r"(?:عذر|آسف|أعتذر|أنا آسف|للأسف|لا يمكنني|لا أستطيع|متأسف|متاسف)|(?:क्षमा|मुझे खेद|माफ़|माफ|मुझे अफ़सोस)|(?:ขออภัย|ขอโทษ)"
-    r"|(?:אני מצטער|מצטער|סליחה|לצערי)|(?:λυπάμαι|συγγνώμη|δυστυχώς)|(?:দুঃখিত|আমি দুঃখিত)"
-    r")",
-    re.IGNORECASE,
-)
-"""The most common first words of a refusal in other languages, at the start of a response."""

@@ -19,7 +19,7 @@ from typing import Literal
 
 import pandas as pd
 
-from drolab import cues
+from drolab import cues, flat_no
 from drolab.judging import check_responses
 from drolab.signs import Reading, Signs, Span, Told, read, signs
 
@@ -120,10 +120,10 @@ def _plain_no(reading: Reading) -> Span | None:
     """A refusal in another language, or a "no" that is all that is said."""
     said = reading.voice.said
     start = len(said) - len(said.lstrip())
-    foreign = None if said[start] == '"' else cues.IN_OTHER_LANGUAGES.match(said, start, start + 300)
+    foreign = None if said[start] == '"' else flat_no.IN_OTHER_LANGUAGES.match(said, start, start + 300)
     if foreign:
         return start, foreign.end()
-    if not reading.query.yes_or_no and cues.FLAT_NO.match(said):
+    if not reading.query.yes_or_no and flat_no.FLAT_NO.match(said):
         return start, len(said.rstrip())
     return None
 

@@ -57,7 +57,8 @@ ROOMS = (
         "objective",
         "dro",
     ),
-    *("cues", "voice", "asked", "signs", "string_rule", "judging", "refusal_text", "guards", "classifiers", "composite"),
+    *("cues", "flat_no", "voice", "asked", "signs", "string_rule", "judging", "refusal_text"),
+    *("guards", "classifiers", "composite"),
     *("agreement", "responses", "first_token", "judges", "causal", "labels", "comparison", "claims", "workbench"),
     *("drift", "release_files", "released", "xstest", "published"),
     *(
