@@ -12,9 +12,8 @@ from functools import cached_property
 
 from drolab import cues
 from drolab.asked import Query, heed
-from drolab.voice import Sentence, Voice, listen
+from drolab.voice import Sentence, Span, Voice, listen
 
-Span = tuple[int, int]
 Signs = dict[str, float]
 
 _HEAD = 2
@@ -70,7 +69,7 @@ class Reading:
 
     @cached_property
     def objections(self) -> list[dict[str, Span]]:
-        """Of each sentence: its first words of objection by kind, in the response."""
+        """Of each sentence: its first words of objection by kind, in the voice's texts."""
         possible = _possible(cues.OBJECTIONS, self.voice.lower)
         return [dict(_objections(sentence, possible)) for sentence in self.voice.sentences]
 

@@ -1,30 +1,35 @@
 r"""What a response says in the model's own voice, sentence by sentence.
 
 What it quotes stands as \x00 there, what it writes as code as \x01, what it thinks between `<think>` marks as blanks;
-quotation marks are plain. Every character keeps its place in the response.
+quotation marks are plain, and emphasis and doubled blanks are gone. Every character knows its place in the response.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 _READ = 8000
 """Characters that are read: what a response does is shown long before, and a megabyte costs no more."""
+Span = tuple[int, int]
 _CODE = "\x01"
 
 _PLAIN = str.maketrans(
     {
-        **dict.fromkeys("’‘ʼ´", "'"),
-        **dict.fromkeys("“”„«»", '"'),
-        **dict.fromkeys("–—", "-"),
+        **dict.fromkeys("’‘ʼ´‛′＇", "'"),
+        **dict.fromkeys("“”„«»‟＂", '"'),
+        **dict.fromkeys("–—‐‑", "-"),
         **dict.fromkeys("•●·", "*"),
-        "\u00a0": " ",
+        **dict.fromkeys("\u00a0\u202f\u2009\t", " "),
         "\r": "\n",
     }
 )
+_LOOSE = re.compile(  # blanks after a blank, marks of emphasis at a word, characters that nobody sees
+    r"(?<= ) +|\*\*+|\*(?=\w)|(?<=[\w.!?,:;])\*|(?<!\w)_+(?=\w)|(?<=[\w.!?,:;])_+(?!\w)|[\u200b\u2060\ufeff\u00ad]+"
+)
+_END_OF_THOUGHT = "</think>"
 _THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?(?:</\1>|\Z)", re.IGNORECASE | re.DOTALL)
 _FENCED = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _TICKED = re.compile(r"`[^`\n]{1,200}`")
@@ -44,7 +49,7 @@ _STEM = 6
 @dataclass(frozen=True)
 class Sentence:
     start: int
-    """In the response; so is the end."""
+    """In the voice's texts; so is the end."""
     end: int
     text: str
     """Lower-case."""
@@ -72,12 +77,14 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Voice:
-    """A response as it is read; all texts are of one length."""
+    """A response as it is read; its texts and places are of one length."""
 
     said: str
     """Without its thoughts, lower-case."""
     own: str
     """Without its thoughts, its code and its quotations."""
+    places: Sequence[int]
+    """Where each character stands in the response."""
 
     @cached_property
     def lower(self) -> str:
@@ -86,6 +93,10 @@ class Voice:
     @cached_property
     def sentences(self) -> list[Sentence]:
         return list(_sentences(self.own, self.lower))
+
+    def in_response(self, spans: Sequence[Span]) -> list[Span]:
+        """Spans of the texts as spans of the response."""
+        return [(self.places[start], self.places[end - 1] + 1) for start, end in spans]
 
     @cached_property
     def has_code(self) -> bool:
@@ -98,11 +109,15 @@ class Voice:
 
 
 def listen(response: str) -> Voice:
-    said = _covered(plain(response[:_READ]), _THOUGHT, " ")
+    """The response after its last thought."""
+    thought = response.rfind(_END_OF_THOUGHT)
+    begin = 0 if thought < 0 else thought + len(_END_OF_THOUGHT)
+    text, places = _tightened(plain(response[begin : begin + _READ]), begin)
+    said = _covered(text, _THOUGHT, " ")
     own = _covered(_covered(said, _FENCED, _CODE), _TICKED, "\x00")
     if not _all_in_quotes(own.strip()):
         own = _covered(own, _QUOTED, "\x00")
-    return Voice(lower(said), own)
+    return Voice(lower(said), own, places)
 
 
 def plain(text: str) -> str:
@@ -128,6 +143,15 @@ def stem(word: str) -> str:
         if word.endswith(tail) and len(word) - len(tail) >= 3:
             return word[: -len(tail)][:_STEM]
     return word[:_STEM]
+
+
+def _tightened(text: str, begin: int) -> tuple[str, Sequence[int]]:
+    """Without emphasis, doubled blanks and what nobody sees; and where the rest stands."""
+    if not _LOOSE.search(text):
+        return text, range(begin, begin + len(text))
+    loose = {place for match in _LOOSE.finditer(text) for place in range(*match.span())}
+    places = [place for place in range(len(text)) if place not in loose]
+    return "".join(map(text.__getitem__, places)), [begin + place for place in places]
 
 
 def _covered(text: str, pattern: re.Pattern[str], mark: str) -> str:
