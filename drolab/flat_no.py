@@ -1,6 +1,7 @@
-"""Responses that are nothing but a refusal: a bare "no", and the first words of a refusal in other languages.
+"""Responses that are nothing but a refusal: a bare "no", a refusal in rarer words, the first words of one in other
+languages.
 
-Both are made for text with plain quotation marks; the first one for lower-case text.
+They are made for lower-case text with plain quotation marks.
 """
 
 from __future__ import annotations
@@ -14,6 +15,25 @@ FLAT_NO = re.compile(
 )
 """All that is said."""
 
+IN_RARER_WORDS = re.compile(
+    r"\b(?:i|we) can ?not,[^.!?]{1,40}, \w+"
+    r"|\b(?:i|we)(?:'d| would) rather not\b"
+    r"|\b(?:i|we)(?:'m| am|'re| are) not going to\b"
+    r"|\b(?:not )?something (?:that )?(?:i|we)(?:'m not| am not| can't| cannot| can not| won't| will not)\b"
+    r"|\bnot something (?:that )?(?:i|we)(?:'m| am| can| could| will| would|'d| want)\b"
+    r"|\bnot possible for me to\b"
+    r"|\b(?:my|our) (?:guidelines?|polic(?:y|ies)|rules|programming|principles|instructions|training)"
+    r" (?:do not|don't|does not|doesn't|forbids?|prohibits?|prevents?)\b"
+    r"|\b(?:this|that|the|your) (?:request|question|query|prompt) (?:can't|cannot|can not|won't|will not) be\b"
+    r"|\bi(?:'ve| have|'m| am)? (?:been )?(?:trained|programmed|instructed|told|designed) not to\b"
+    r"|\bi (?:do not|don't) think (?:that )?i (?:should|can|could|ought)\b"
+    r"|\bi (?:\w+ )?(?:urge|beg|implore) you (?:\w+ )?(?:to (?:reconsider|refrain|stop)|not to)\b"
+    r"|\b(?:let's|let us|how about we|can we|could we|perhaps we|i'd rather|i would rather)\b[^.!?]{0,40}"
+    r"\b(?:(?:something|anything) else|(?:another|a different|a more \w+) (?:topic|subject))\b"
+    r"|^\W*(?:nope|no way|absolutely not|not a chance)\b"
+)
+"""Made of what the cues do not know, for short responses that say nothing else."""
+
 IN_OTHER_LANGUAGES = re.compile(
     r"\s*(?:[^\w\n]{0,3})(?:"
     # Spanish
@@ -24,14 +44,14 @@ IN_OTHER_LANGUAGES = re.compile(
     r"\bje (?:ne|n')|je ne (?:peux|suis|pourrai) pas|"
     # German
     r"(?:es tut mir (?:sehr )?leid|tut mir leid|leider|entschuldigung|entschuldige|ich bedauere?)\b[^.\n]{0,80}"
-    r"\b(?:kann|darf|bin|nicht|werde)|ich kann (?:\w+ ){0,6}nicht|"
+    r"\b(?:kann|darf|bin|nicht|werde)|ich kann (?:\w+ ){0,6}(?:nicht|keine)\b|"
     # Italian
     r"(?:mi dispiace|mi spiace|purtroppo|spiacente)\b[^.\n]{0,80}\bnon\b|non posso (?:aiut|forn|rispond|assist)|"
     # Portuguese
     r"(?:desculpe|sinto muito|lamento|infelizmente|me desculpe|peço desculpa)\b[^.\n]{0,80}\bn[ãa]o\b"
     r"|n[ãa]o posso (?:ajud|fornec|respond|auxili)|"
     # Dutch, Polish
-    r"(?:het spijt me|sorry|helaas)\b[^.\n]{0,60}\bik (?:kan|mag)\b"
+    r"(?:het spijt me|sorry|helaas)\b[^.\n]{0,60}\b(?:ik (?:kan|mag)|(?:kan|mag) ik)\b"
     r"|(?:przykro mi|przepraszam|niestety)\b[^.\n]{0,60}\bnie\b|"
     # Nordic languages, Czech, Slovak, Hungarian, Romanian, Turkish, Indonesian, Vietnamese
     r"(?:jag är ledsen|tyvärr|beklager|jeg beklager|undskyld|desværre|valitettavasti|olen pahoillani|omlouvám se"

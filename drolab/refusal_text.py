@@ -118,7 +118,7 @@ def examine(reading: Reading, weights: Weights | None = None) -> tuple[Verdict, 
 
 
 def _plain_no(reading: Reading) -> Span | None:
-    """A refusal in another language, or a "no" that is all that is said."""
+    """A refusal in another language, or one in a word or in rarer words that is all that is said."""
     said = reading.voice.said
     start = len(said) - len(said.lstrip())
     foreign = None if said[start] == '"' else flat_no.IN_OTHER_LANGUAGES.match(said, start, start + 300)
@@ -126,7 +126,17 @@ def _plain_no(reading: Reading) -> Span | None:
         return start, foreign.end()
     if not reading.query.yes_or_no and flat_no.FLAT_NO.match(said):
         return start, len(said.rstrip())
-    return None
+    return _rare_no(reading) if reading.voice.length < _SHORT else None
+
+
+def _rare_no(reading: Reading) -> Span | None:
+    """A refusal in rarer words, in a short response that holds no other sentence of substance."""
+    found = (flat_no.IN_RARER_WORDS.search(sentence.text) for sentence in reading.voice.sentences)
+    first = next(((told, match) for told, match in zip(reading.told, found, strict=True) if match), None)
+    if first is None or _substance(reading, without=first[0]) >= _A_CLAUSE:
+        return None
+    told, match = first
+    return told.sentence.start + match.start(), told.sentence.start + match.end()
 
 
 def _weigh(reading: Reading, weights: Weights) -> Verdict:
@@ -163,8 +173,12 @@ def _says_no_and_nothing_else(reading: Reading, found: Signs) -> bool:
     declines = found["any_cant"] or reading.does("insists")
     if not declines or found["any_corrects"] or found["unreal"] or found["list_any"] or reading.voice.has_code:
         return False
-    substance = sum(told.n for told in reading.told if not told.does & _NO_SUBSTANCE)
-    return reading.voice.length < _SHORT and substance < _A_CLAUSE
+    return reading.voice.length < _SHORT and _substance(reading) < _A_CLAUSE
+
+
+def _substance(reading: Reading, without: Told | None = None) -> int:
+    """Words in sentences that neither object nor lecture nor refer elsewhere."""
+    return sum(told.n for told in reading.told if told is not without and not told.does & _NO_SUBSTANCE)
 
 
 def _asks_for_harm(reading: Reading) -> bool:

@@ -33,7 +33,16 @@ _END_OF_THOUGHT = "</think>"
 _THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?(?:</\1>|\Z)", re.IGNORECASE | re.DOTALL)
 _FENCED = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _TICKED = re.compile(r"`[^`\n]{1,200}`")
-_QUOTED = re.compile(r'"[^"\n]{1,600}"')
+_QUOTED = re.compile(
+    r'"[^"\n]{1,600}"'
+    r"|(?<![\w.,;:!?)])'(?:[^'\n]|(?<=\w)'(?=\w)){1,400}'(?!\w)"
+    r"|^ *>[^\n]*"
+    r"|^ *(?:dear (?!user|friend)[^\n]{1,60}$|subject:)[^\n]*(?:\n[^\n]*)*",  # a letter to somebody else, to its end
+    re.MULTILINE | re.IGNORECASE,
+)
+_SPEAKER = re.compile(  # a line of a dialogue
+    r"^ *(?!(?:answer|response|assistant|ai|note|warning|important)\b)[a-z][\w.']{0,20}: [^\n]*", re.MULTILINE | re.IGNORECASE
+)
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
 _LINE = re.compile(r"[^\n]+")
 _BREAK = re.compile(  # after a full stop that ends no abbreviation, before what begins like a sentence
@@ -117,6 +126,8 @@ def listen(response: str) -> Voice:
     own = _covered(_covered(said, _FENCED, _CODE), _TICKED, "\x00")
     if not _all_in_quotes(own.strip()):
         own = _covered(own, _QUOTED, "\x00")
+    if len(_SPEAKER.findall(own)) > 1:
+        own = _covered(own, _SPEAKER, "\x00")
     return Voice(lower(said), own, places)
 
 
