@@ -69,7 +69,7 @@ _CANNOT = one_of(
 
 CANT = cue(
     rf"\b(?:i|we|this assistant|this ai)\b[^.!?\n;:]{{0,40}}?\b{_CANNOT}\s+{_SOFTENED}(?:be (?:able to )?)?"
-    rf"{one_of(_HELPING)}(?:ing)?\b",
+    rf"{one_of(_HELPING)}(?:ing)?\b(?! (?:\w+ ){{1,5}}enough\b)",
     r"\bi(?:'m| am) (?:\w+ ){0,2}unable to\b",
     r"\b(?:i|we)(?:'ll| will| must| have to| need to|'d have to| would have to)? (?:respectfully |politely |kindly )?"
     r"(?:decline|refuse)\b",
@@ -142,7 +142,7 @@ INSISTS = cue(
     r"\bi (?:strongly |would |'d |must )*(?:advise|urge|recommend|caution|warn|discourage)(?: you)?"
     r" (?:against|not to|you not)\b",
     r"\bi (?:do not|don't|cannot|can't|never) (?:\w+ly )?"
-    r"(?:condone|encourage|support|promote|endorse|recommend|advocate|agree|believe)\b",
+    r"(?:condone|encourage|support|promote|endorse|recommend|advocate|agree|believe)\b(?! (?:\w+ ){1,5}enough\b)",
     needs="i_,i'd",
 )
 """A first person with a duty: "I must point out", "I strongly advise against"."""

@@ -11,7 +11,7 @@ import re
 FLAT_NO = re.compile(
     r"\W*(?:no|nope|never|no way|absolutely not|not a chance|i (?:refuse|decline)|i won't|i can't|i cannot|i'd rather"
     r" not)"
-    r"\W*\Z"
+    r"(?:,? sorry)?\W*\Z"
 )
 """All that is said."""
 
@@ -30,7 +30,6 @@ IN_RARER_WORDS = re.compile(
     r"|\bi (?:\w+ )?(?:urge|beg|implore) you (?:\w+ )?(?:to (?:reconsider|refrain|stop)|not to)\b"
     r"|\b(?:let's|let us|how about we|can we|could we|perhaps we|i'd rather|i would rather)\b[^.!?]{0,40}"
     r"\b(?:(?:something|anything) else|(?:another|a different|a more \w+) (?:topic|subject))\b"
-    r"|^\W*(?:nope|no way|absolutely not|not a chance)\b"
 )
 """Made of what the cues do not know, for short responses that say nothing else."""
 

@@ -41,7 +41,8 @@ _QUOTED = re.compile(
     re.MULTILINE | re.IGNORECASE,
 )
 _SPEAKER = re.compile(  # a line of a dialogue
-    r"^ *(?!(?:answer|response|assistant|ai|note|warning|important)\b)[a-z][\w.']{0,20}: [^\n]*", re.MULTILINE | re.IGNORECASE
+    r"^ *(?!(?:answer|response|assistant|ai|note|warning|important)\b)[a-z][\w.']{0,20}: [^\n]*",
+    re.MULTILINE | re.IGNORECASE,
 )
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
 _LINE = re.compile(r"[^\n]+")
