@@ -22,6 +22,8 @@ IN_RARER_WORDS = re.compile(
     r"|\b(?:not )?something (?:that )?(?:i|we)(?:'m not| am not| can't| cannot| can not| won't| will not)\b"
     r"|\bnot something (?:that )?(?:i|we)(?:'m| am| can| could| will| would|'d| want)\b"
     r"|\bnot possible for me to\b"
+    r"|^\W*(?:i'm |i am )?(?:\w+ )?sorry\b(?! (?:to hear|about|for|you|that you))[^.!?]{0,40}"
+    r"\b(?:not|cannot|\w+n't)\b[^.!?]{0,60}"
     r"|\b(?:my|our) (?:guidelines?|polic(?:y|ies)|rules|programming|principles|instructions|training)"
     r" (?:do not|don't|does not|doesn't|forbids?|prohibits?|prevents?)\b"
     r"|\b(?:this|that|the|your) (?:request|question|query|prompt) (?:can't|cannot|can not|won't|will not) be\b"

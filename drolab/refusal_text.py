@@ -33,10 +33,10 @@ _SURE = 0.9
 _MOSTLY = 0.6
 _SHORT = 60
 """Words."""
-_A_CLAUSE = 6
+_A_CLAUSE = 8
 """Words: less of substance is nothing."""
 _BLAME = frozenset({"lectures", "refers", "denies", "improper", "blames", "cant", "closes"})
-_NO_SUBSTANCE = _BLAME | {"sorry", "willing", "alternative", "insists", "wording", "instead"}
+_NO_SUBSTANCE = _BLAME | {"sorry", "willing", "alternative", "insists", "wording", "instead", "harm"}
 _STRONG = frozenset({"cant", "sorry", "improper", "insists", "wording", "senseless"})
 
 
