@@ -32,9 +32,10 @@ _ASSET = resources.files("drolab") / "assets" / "judges" / "text_judge.json"
 _SURE = 0.9
 _MOSTLY = 0.6
 _SHORT = 60
-"""Words."""
+"""Words, like the next two."""
+_A_LINE = 16
 _A_CLAUSE = 8
-"""Words: less of substance is nothing."""
+"""Less of substance is nothing."""
 _BLAME = frozenset({"lectures", "refers", "denies", "improper", "blames", "cant", "closes"})
 _NO_SUBSTANCE = _BLAME | {"sorry", "willing", "alternative", "insists", "wording", "instead", "harm"}
 _STRONG = frozenset({"cant", "sorry", "improper", "insists", "wording", "senseless"})
@@ -143,11 +144,13 @@ def _rare_no(reading: Reading) -> Span | None:
     text = reading.voice.lower
     if reading.voice.length >= _SHORT or cues.UNREAL.search(text) or cues.FICTIONAL.search(text):
         return None
-    found = (flat_no.IN_RARER_WORDS.search(sentence.text) for sentence in reading.voice.sentences)
-    first = next(((told, match) for told, match in zip(reading.told, found, strict=True) if match), None)
-    if first is None or _substance(reading, without=first[0]) >= _A_CLAUSE:
+    brief = (sentence if sentence.n <= _A_LINE else None for sentence in reading.voice.sentences)
+    found = [sentence and flat_no.IN_RARER_WORDS.search(sentence.text) for sentence in brief]
+    if not any(found):
         return None
-    told, match = first
+    told, match = next((told, match) for told, match in zip(reading.told, found, strict=True) if match)
+    if _substance(reading, without=told) >= _A_CLAUSE:
+        return None
     return told.sentence.start + match.start(), told.sentence.start + match.end()
 
 
