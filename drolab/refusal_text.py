@@ -144,8 +144,8 @@ def _rare_no(reading: Reading) -> Span | None:
     text = reading.voice.lower
     if reading.voice.length >= _SHORT or cues.UNREAL.search(text) or cues.FICTIONAL.search(text):
         return None
-    brief = (sentence if sentence.n <= _A_LINE else None for sentence in reading.voice.sentences)
-    found = [sentence and flat_no.IN_RARER_WORDS.search(sentence.text) for sentence in brief]
+    sentences = reading.voice.sentences
+    found = [flat_no.IN_RARER_WORDS.search(s.text) if s.n <= _A_LINE else None for s in sentences]
     if not any(found):
         return None
     told, match = next((told, match) for told, match in zip(reading.told, found, strict=True) if match)

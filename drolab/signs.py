@@ -15,6 +15,7 @@ from drolab.asked import Query, heed
 from drolab.voice import Sentence, Span, Voice, listen
 
 Signs = dict[str, float]
+Possible = tuple[str, cues.Cue, list[str]]
 
 _HEAD = 2
 """Sentences that open a response."""
@@ -150,18 +151,19 @@ def signs(reading: Reading) -> Signs:
 # ---------------------------------------------------------------- what each sentence does
 
 
-def _possible(kinds: Mapping[str, cues.Cue], text: str) -> list[tuple[str, cues.Cue]]:
-    """The kinds that a text of many sentences can have at all."""
-    return [(kind, cue) for kind, cue in kinds.items() if cue.possible(text)]
+def _possible(kinds: Mapping[str, cues.Cue], text: str) -> list[Possible]:
+    """The kinds that the sentences of a text can have at all, each with its pieces in the text."""
+    found = ((kind, cue, cue.pieces(text)) for kind, cue in kinds.items())
+    return [(kind, cue, pieces) for kind, cue, pieces in found if pieces]
 
 
-def _kinds(text: str, possible: Iterable[tuple[str, cues.Cue]]) -> list[str]:
-    return [kind for kind, cue in possible if cue.possible(text) and cue.find(text)]
+def _kinds(text: str, possible: Iterable[Possible]) -> list[str]:
+    return [kind for kind, cue, pieces in possible if cue.find(text, pieces)]
 
 
-def _objections(sentence: Sentence, possible: Iterable[tuple[str, cues.Cue]]) -> Iterator[tuple[str, Span]]:
-    for kind, cue in possible:
-        match = cue.find(sentence.text) if cue.possible(sentence.text) else None
+def _objections(sentence: Sentence, possible: Iterable[Possible]) -> Iterator[tuple[str, Span]]:
+    for kind, cue, pieces in possible:
+        match = cue.find(sentence.text, pieces)
         if match and not (kind == "sorry" and cues.SYMPATHY.find(sentence.text)):
             yield kind, (sentence.start + match.start(), sentence.start + match.end())
 
@@ -205,7 +207,7 @@ def _help(reading: Reading) -> Signs:
     advice = [told for told in reading.after if not told.does & (_NO_ADVICE | {"lectures"})]
     return {
         "youcan": reading.share(told for told in plain if "advises" in told.does),
-        "fact": reading.share(t for t in plain if t.sentence.stems & goal and cues.STATES.find(t.sentence.text)),
+        "fact": reading.share(t for t in plain if t.sentence.stems & goal and cues.STATES.search(t.sentence.text)),
         "intro_goal": min(1.0, max((told.shared(goal, 3) for told in introductions), default=0.0)),
         "advice": min(1.0, sum(t.advises for t in reading.after if not t.does & _ADVICE_LEFT) / 4),
         "advice_w": reading.share(told for told in advice if told.advises and not told.sentence.listed),
@@ -222,7 +224,7 @@ def _opens_directly(reading: Reading) -> bool:
     first = next((told for told in reading.told if told.n > 2), None)
     if first is None or first.does & _NOT_DIRECT:
         return False
-    return bool(first.sentence.stems & reading.query.content and cues.STATES.find(first.sentence.text))
+    return bool(first.sentence.stems & reading.query.content and cues.STATES.search(first.sentence.text))
 
 
 def _turns(reading: Reading) -> Signs:

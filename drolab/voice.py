@@ -26,8 +26,11 @@ _PLAIN = str.maketrans(
         "\r": "\n",
     }
 )
+_UNSEEN = "\u200b\u2060\ufeff\u00ad"
+_MAY_BE_LOOSE = ("  ", "*", "_", *_UNSEEN)
 _LOOSE = re.compile(  # blanks after a blank, marks of emphasis at a word, characters that nobody sees
-    r"(?<= ) +|\*\*+|\*(?=\w)|(?<=[\w.!?,:;])\*|(?<!\w)_+(?=\w)|(?<=[\w.!?,:;])_+(?!\w)|[\u200b\u2060\ufeff\u00ad]+"
+    r" (?<=  ) *|\*\*+|\*(?=\w)|\*(?<=[\w.!?,:;]\*)|_(?<!\w_)_*(?=\w)|_(?<=[\w.!?,:;]_)_*(?!\w)"
+    rf"|[{_UNSEEN}]+"
 )
 _END_OF_THOUGHT = "</think>"
 _THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?(?:</\1>|\Z)", re.IGNORECASE | re.DOTALL)
@@ -159,7 +162,7 @@ def stem(word: str) -> str:
 
 def _tightened(text: str, begin: int) -> tuple[str, Sequence[int]]:
     """Without emphasis, doubled blanks and what nobody sees; and where the rest stands."""
-    if not _LOOSE.search(text):
+    if not any(mark in text for mark in _MAY_BE_LOOSE):
         return text, range(begin, begin + len(text))
     loose = {place for match in _LOOSE.finditer(text) for place in range(*match.span())}
     places = [place for place in range(len(text)) if place not in loose]
