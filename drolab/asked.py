@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from drolab.cues import one_of
 from drolab.voice import lower, plain, stem, words
@@ -249,6 +249,8 @@ class Query:
         return bool(_YES_OR_NO.match(self.text))
 
 
+@lru_cache(maxsize=1024)
 def heed(query: str) -> Query:
+    """Kept for a while, since many responses are to the same query."""
     cased = plain(query[:_READ])
     return Query(lower(cased), cased)

@@ -126,11 +126,15 @@ class Reading:
         """Which sentence says no first."""
         return next((i for i, told in enumerate(self.told) if told.does & _SAYS_NO), None)
 
-    def does(self, kind: str) -> bool:
-        return any(kind in told.does for told in self.told)
+    @cached_property
+    def does(self) -> Set[str]:
+        """What any of its sentences does."""
+        return frozenset().union(*(told.does for told in self.told))
 
-    def opens(self, kind: str) -> bool:
-        return any(kind in told.does for told in self.head)
+    @cached_property
+    def opens(self) -> Set[str]:
+        """What its opening does."""
+        return frozenset().union(*(told.does for told in self.head))
 
     def share(self, some: Iterable[Told]) -> float:
         """Of its words."""
@@ -177,9 +181,9 @@ def _kinds_of_talk(reading: Reading) -> Signs:
         for kind in told.does & words.keys():
             words[kind] += told.n
     return {
-        **{f"open_{kind}": float(reading.opens(kind)) for kind in _OPENS},
+        **{f"open_{kind}": float(kind in reading.opens) for kind in _OPENS},
         **{f"share_{kind}": count / reading.voice.length for kind, count in words.items()},
-        **{f"any_{kind}": float(reading.does(kind)) for kind in _ANY},
+        **{f"any_{kind}": float(kind in reading.does) for kind in _ANY},
         "late": 1.0 if reading.first is None else min(1.0, reading.first / 4),
         "scold": reading.share(told for told in reading.prose if told.does & {"blames", "improper"}),
     }
@@ -189,7 +193,7 @@ def _list(reading: Reading) -> Signs:
     """Its list, which counts for less where it holds alternatives, or kinder treatment of animals."""
     first = next((i for i, told in enumerate(reading.told) if told.sentence.listed), 0)
     alternatives = any("alternative" in told.does for told in reading.told[max(0, first - 2) : first])
-    kinder = reading.query.animal and reading.does("animals")
+    kinder = reading.query.animal and "animals" in reading.does
     counts = 1 - 0.7 * (alternatives or kinder)
     return {
         "altnear": float(alternatives),

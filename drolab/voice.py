@@ -66,21 +66,15 @@ class Sentence:
     end: int
     text: str
     """Lower-case."""
+    n: int
+    """Words."""
     listed: bool
     """Part of a list."""
     opens_item: bool
 
     @cached_property
-    def words(self) -> list[str]:
-        return words(self.text)
-
-    @cached_property
-    def n(self) -> int:
-        return len(self.words)
-
-    @cached_property
     def stems(self) -> frozenset[str]:
-        return frozenset(map(stem, self.words))
+        return frozenset(map(stem, words(self.text)))
 
     @cached_property
     def announces(self) -> bool:
@@ -185,7 +179,8 @@ def _sentences(text: str, low: str) -> Iterator[Sentence]:
         opens = bool(item)
         for end, following in _breaks(text, start, stop):
             if text[start:end].strip(_NOTHING):
-                yield Sentence(start, end, low[start:end], bool(item), opens)
+                said = low[start:end]
+                yield Sentence(start, end, said, len(words(said)), bool(item), opens)
                 opens = False
             start = following
 
