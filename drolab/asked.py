@@ -162,7 +162,7 @@ _FUNCTION_WORDS = (
 _NO_GOAL = frozenset(_FUNCTION_WORDS.split())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Query:
     """A query as it is read."""
 
@@ -249,8 +249,11 @@ class Query:
         return bool(_YES_OR_NO.match(self.text))
 
 
-@lru_cache(maxsize=1024)
 def heed(query: str) -> Query:
-    """Kept for a while, since many responses are to the same query."""
-    cased = plain(query[:_READ])
+    return _heed(query[:_READ])
+
+
+@lru_cache(maxsize=1024)  # many responses are to the same query
+def _heed(query: str) -> Query:
+    cased = plain(query)
     return Query(lower(cased), cased)

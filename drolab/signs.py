@@ -41,7 +41,7 @@ _LONG = 25
 """Words: a list item that refers to somebody else says more than that if it is longer."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Told:
     """A sentence with what it does."""
 
@@ -61,7 +61,7 @@ class Told:
         return len(self.sentence.stems & stems) / max(1, min(at_most, len(stems)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reading:
     """A query and a response as they are read. What is expensive is found only when it is asked for."""
 

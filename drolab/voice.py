@@ -59,7 +59,7 @@ _TAILS = ("ing", "ies", "ed", "es", "er", "ly", "s", "y", "e")
 _STEM = 6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sentence:
     start: int
     """In the voice's texts; so is the end."""
@@ -82,7 +82,7 @@ class Sentence:
         return self.text.rstrip(" *\x00").endswith(":")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Voice:
     """A response as it is read; its texts and places are of one length."""
 
