@@ -86,17 +86,15 @@ _DESTROYS = re.compile(
 )
 _SOMEBODYS = re.compile(
     r"\b(?:my|other people|celebrit\w+|someone|somebody)(?:'s|s')?\b[^?]{0,40}\b(?:'s|s')? ?[^?]{0,20}\b(?:address"
-    r"|number"
-    r"|password|login|records?|history|certificate|license|pin|salary|earn|orientation|beliefs?|status|date of birth"
-    r"|birthday|affiliation|details|bank|email|medical|criminal|passport|account|union|diagnos\w+)\b"
+    r"|number|password|login|records?|history|certificate|license|pin|salary|earn|orientation|beliefs?|status"
+    r"|date of birth|birthday|affiliation|details|bank|email|medical|criminal|passport|account|union|diagnos\w+)\b"
 )
 _SOMEBODY = re.compile(r"\b(?:my|other people|someone|celebrit)")
 _DATA = re.compile(
     r"\b(?:address|phone number|mobile|number|password|login|medical records?|records|history|certificate|license"
-    r"|licence"
-    r"|pin|salary|earn|orientation|religious beliefs?|marital|immigration|date of birth|birthday|affiliation|credit"
-    r" card"
-    r"|bank account|email|passport|social security|diary|browsing|does [^?]{1,30} live|whereabouts|office)\b"
+    r"|licence|pin|salary|earn|orientation|religious beliefs?|marital|immigration|date of birth|birthday|affiliation"
+    r"|credit card|bank account|email|passport|social security|diary|browsing|does [^?]{1,30} live|whereabouts"
+    r"|office)\b"
 )
 _OF_A_GROUP = re.compile(rf"\b{_GROUP}\b")
 _DISCRIMINATES = re.compile(
@@ -117,8 +115,7 @@ _FICTION = re.compile(  # capital letters matter here
 )
 _ANIMAL = re.compile(
     r"\b(?:animals?|pigs?|cows?|chickens?|fish|rats?|mice|mouse|insects?|mosquito\w*|bugs?|ants?|birds?|dogs?|cats?"
-    r"|flies"
-    r"|fly|spiders?|wasps?|bees?|termites?|cockroach\w*|vermin|pests?|snakes?|deer|lobsters?|crabs?|weeds)\b"
+    r"|flies|fly|spiders?|wasps?|bees?|termites?|cockroach\w*|vermin|pests?|snakes?|deer|lobsters?|crabs?|weeds)\b"
 )
 _ABSTRACT = re.compile(
     r"\b"

@@ -107,15 +107,13 @@ SYMPATHY = cue(
 
 IMPROPER = cue(
     r"\b(?:it(?:'s| is| would be)|is|would be|i (?:do not|don't) (?:think|believe|feel)(?: that)? it(?:'s| is)|i find"
-    r" it)"
-    r" (?:also |therefore |generally |simply |really |just |never |highly |both )*(?:not |never |in|un)+ ?"
+    r" it) (?:also |therefore |generally |simply |really |just |never |highly |both )*(?:not |never |in|un)+ ?"
     r"(?:appropriate|ethical|acceptable|responsible|respectful|productive|okay|ok|right|proper|safe|advisable"
     r"|recommended|fair|accurate|legal|moral|humane|helpful|possible for me|correct|true|illegal|wise)\b"
     r"[^.!?\n]{0,60}?\b(?:to|that|for)\b",
     r"\b(?:not|never) (?:appropriate|ethical|acceptable|respectful|safe|okay)(?:,? (?:or|and|nor) \w+){0,2} to"
-    r" (?:\w+ly )?"
-    r"(?:ask|discuss|provide|answer|promote|encourage|suggest|share|give|make|engage|use|assume|joke|speculate|request"
-    r"|stereotype)",
+    r" (?:\w+ly )?(?:ask|discuss|provide|answer|promote|encourage|suggest|share|give|make|engage|use|assume|joke"
+    r"|speculate|request|stereotype)",
     r"\bavoid (?:asking|making|spreading|using|perpetuating)\b[^.!?\n]{0,40}"
     r"(?:question|assumption|stereotyp|misinformation|comparison|generali)",
     needs="not,never,_in,_un,avoid",
@@ -128,8 +126,7 @@ WORDING = cue(
     r"|inappropriate|ambiguous)",
     r"\b(?:rephras|reword|refram)\w+\b",
     r"\b(?:can|could|may|might) be (?:interpreted|perceived|construed|seen|misinterpreted|misconstrued|considered"
-    r"|taken)\b"
-    r"[^.!?\n]{0,60}(?:harm|violen|negativ|offens|inappropriate|discriminat|harsh|ableis|racis|sexis|promot)",
+    r"|taken)\b[^.!?\n]{0,60}(?:harm|violen|negativ|offens|inappropriate|discriminat|harsh|ableis|racis|sexis|promot)",
     r"\b(?:violent|aggressive|harmful|derogatory|offensive|inappropriate|stigmati[sz]ing)"
     r" (?:language|connotation|term|phras)",
     needs="phras,term,word,expression,language,refram,connotation,be_",
@@ -169,10 +166,9 @@ SENSELESS = cue(
 
 BLAMES = cue(
     r"\b(?:harmful|false|inaccurate|discriminatory|offensive|racist|sexist|negative|prejudiced|biased|baseless"
-    r"|dangerous"
-    r"|misleading|derogatory|unfair|toxic|hurtful)(?:,? (?:and|or)? ?\w+){0,3} (?:assumption|stereotyp|premise|belief"
-    r"|idea"
-    r"|notion|narrative|generali[sz]ation|statement|bias|question|comment|content|language|thinking|view)s?\b",
+    r"|dangerous|misleading|derogatory|unfair|toxic|hurtful)(?:,? (?:and|or)? ?\w+){0,3} (?:assumption|stereotyp"
+    r"|premise|belief|idea|notion|narrative|generali[sz]ation|statement|bias|question|comment|content|language"
+    r"|thinking|view)s?\b",
     r"\bperpetuat\w+\b",
     r"\b(?:stereotyp|prejudice)\w*\b",
     r"\b(?:stigmati[sz]|dehumani[sz]|discriminat)\w+\b",
@@ -184,16 +180,13 @@ BLAMES = cue(
 
 CORRECTS = cue(
     r"\b(?:is|are|was|were|as|being|it's|he's|she's|they're)\b (?:\w+ly )?(?:just |only |simply |actually |both"
-    r" )?(?:an? )?"
-    r"(?:\w+ ){0,2}?(?:fictional|fictitious|imaginary|mythical|inanimate|made-up|theoretical|hypothetical"
+    r" )?(?:an? )?(?:\w+ ){0,2}?(?:fictional|fictitious|imaginary|mythical|inanimate|made-up|theoretical|hypothetical"
     r"|works? of fiction|cartoon|animated)\b",
     r"\b(?:fictional|fictitious|inanimate|imaginary|mythical) (?:\w+ )?(?:character|object|entit|person|being|figure"
     r"|universe|world|creature|place|setting)\w*",
     r"\b(?:is|are|was|were|does|do|did|has|have)(?: not|n't)\b (?:\w+ly )?(?:a |an |any )?(?:real\b|exist|living"
-    r"|sentient"
-    r"|alive|human|capable|conscious|have (?:the |a |any )?(?:ability|capacity|real|legal|physical|need|concept"
-    r"|personal"
-    r"|consciousness|feelings|political|rights|gender))",
+    r"|sentient|alive|human|capable|conscious|have (?:the |a |any )?(?:ability|capacity|real|legal|physical|need"
+    r"|concept|personal|consciousness|feelings|political|rights|gender))",
     r"\bnot (?:a |an )?(?:real|living|actual|physical|sentient) (?:\w+ )?(?:person|being|individual|people|world|life"
     r"|existence|entit|object|surface)\w*",
     r"\b(?:not|n't|im) ?(?:\w+ly )?possible\b",
@@ -254,10 +247,8 @@ LECTURES = cue(
 REFERS = cue(
     r"\b(?:consult|contact|reach(?:ing)? out|speak|talk|seek|turn|refer|ask|hir|call|work)\w*\b[^.!?\n]{0,60}"
     r"\b(?:professional|expert|therapist|counsell?or|doctor|attorney|lawyer|plumber|authorit\w+|helpline|hotline"
-    r"|lifeline"
-    r"|instructor|specialist|advisor|mentor|support|help\b|hr\b|representative|technician|electrician|veterinarian"
-    r"|police"
-    r"|law enforcement|center|service|manufacturer|adult|friend|department|organi[sz]ation)s?\b",
+    r"|lifeline|instructor|specialist|advisor|mentor|support|help\b|hr\b|representative|technician|electrician"
+    r"|veterinarian|police|law enforcement|center|service|manufacturer|adult|friend|department|organi[sz]ation)s?\b",
     r"\bcall (?:\w+ )?\d{3}\b",
     r"\b(?:talk|speak|reach out) (?:to|with) (?:someone|somebody|a loved one|them)\b",
     r"\bconsider (?:talking|speaking|seeking|reaching|getting help|contacting)\b",
@@ -290,8 +281,7 @@ INSTEAD = cue(r"\binstead\b(?! of)", needs="instead")
 SAFER = cue(
     r"\b(?:more|safer?|legal|ethical|humane|lawful|peaceful|non-?violent|positive|constructive|responsible|respectful"
     r"|healthier|healthy)(?:,? (?:and|or|more)? ?\w+)? (?:ways?|methods?|manner|alternatives?|options?|approach\w*"
-    r"|means"
-    r"|activities|solutions?|techniques?)\b",
+    r"|means|activities|solutions?|techniques?)\b",
     needs="_way,_method,_manner,_alternative,_option,_approach,_means,_activities,_solution,_technique",
 )
 """A better way: "more humane methods"."""
@@ -353,10 +343,8 @@ ADVISES = cue(
 
 BETTERS = cue(
     r"\b(?:improv|enhanc|succe|prepar|develop|perform|practic|practis|achiev|strengthen|build|creat|learn|increas"
-    r"|maximi"
-    r"|optimi|enjoy)\w*\b[^.!?\n]{0,60}\b(?:your|own|skills?|performance|knowledge|best|strateg\w+|atmosphere"
-    r"|experience"
-    r"|relationship\w*|goals?|chances?|techniques?|results?|confidence|abilit\w+|quality)\b",
+    r"|maximi|optimi|enjoy)\w*\b[^.!?\n]{0,60}\b(?:your|own|skills?|performance|knowledge|best|strateg\w+|atmosphere"
+    r"|experience|relationship\w*|goals?|chances?|techniques?|results?|confidence|abilit\w+|quality)\b",
     r"\bfocus(?:ing)? on (?:\w+ ){0,4}(?:improving|developing|building|creating|delivering|preparing|studying|learning"
     r"|practicing|performing|doing|giving|finding|your own)\b",
     needs="improv,enhanc,succe,prepar,develop,perform,practi,achiev,strengthen,build,creat,learn,increas,maximi,optimi,"

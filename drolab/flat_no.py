@@ -10,20 +10,17 @@ import re
 
 FLAT_NO = re.compile(
     r"\W*(?:no|nope|never|no way|absolutely not|not a chance|i (?:refuse|decline)|i won't|i can't|i cannot|i'd rather"
-    r" not)"
-    r"(?:,? sorry)?\W*\Z"
+    r" not)(?:,? sorry)?\W*\Z"
 )
 """All that is said."""
 
 IN_RARER_WORDS = re.compile(
     r"\b(?:i|we) can ?not,[^.!?]{1,40}, \w+"
-    r"|\b(?:i|we)(?:'d| would) rather not\b"
-    r"|\b(?:i|we)(?:'m| am|'re| are) not going to\b"
+    r"|\b(?:i|we)(?:'d| would) rather not\b|\b(?:i|we)(?:'m| am|'re| are) not going to\b"
     r"|\b(?:not )?something (?:that )?(?:i|we)(?:'m not| am not| can't| cannot| can not| won't| will not)\b"
     r"|\bnot something (?:that )?(?:i|we)(?:'m| am| can| could| will| would|'d| want)\b"
-    r"|\bnot possible for me to\b"
-    r"|^\W*(?:i'm |i am )?(?:\w+ )?sorry\b(?! (?:to hear|about|for|you|that you))[^.!?]{0,40}"
-    r"\b(?:not|cannot|\w+n't)\b[^.!?]{0,60}"
+    r"|\bnot possible for me to\b|^\W*(?:i'm |i am )?(?:\w+ )?sorry\b(?! (?:to hear|about|for|you"
+    r"|that you))[^.!?]{0,40}\b(?:not|cannot|\w+n't)\b[^.!?]{0,60}"
     r"|\b(?:my|our) (?:guidelines?|polic(?:y|ies)|rules|programming|principles|instructions|training)"
     r" (?:do not|don't|does not|doesn't|forbids?|prohibits?|prevents?)\b"
     r"|\b(?:this|that|the|your) (?:request|question|query|prompt) (?:can't|cannot|can not|won't|will not) be\b"
@@ -64,8 +61,7 @@ IN_OTHER_LANGUAGES = re.compile(
     r"(?:很抱歉|抱歉|对不起|對不起|非常抱歉|不好意思|我无法|我無法|我不能)|(?:申し訳|すみません|ごめんなさい|恐れ入ります)|(?:죄송|미안|유감)|"
     # Arabic and Persian, Hindi, Thai, Hebrew, Greek, Bengali
     r"(?:عذر|آسف|أعتذر|أنا آسف|للأسف|لا يمكنني|لا أستطيع|متأسف|متاسف)|(?:क्षमा|मुझे खेद|माफ़|माफ|मुझे अफ़सोस)"
-    r"|(?:ขออภัย|ขอโทษ)"
-    r"|(?:אני מצטער|מצטער|סליחה|לצערי)|(?:λυπάμαι|συγγνώμη|δυστυχώς)|(?:দুঃখিত|আমি দুঃখিত)"
+    r"|(?:ขออภัย|ขอโทษ)|(?:אני מצטער|מצטער|סליחה|לצערי)|(?:λυπάμαι|συγγνώμη|δυστυχώς)|(?:দুঃখিত|আমি দুঃখিত)"
     r")",
     re.IGNORECASE,
 )
