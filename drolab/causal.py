@@ -373,11 +373,8 @@ def _table(
 
 def _with_interval(name: str, values: Array, level: float, scale: Scale) -> dict[str, Array]:
     """Columns of the means of values, [n_plans, n], and of their limits."""
-    n = values.shape[1]
-    means, errors = (
-        values.mean(axis=1),
-        values.std(axis=1, ddof=1) / np.sqrt(n) if n > 1 else np.full(len(values), np.nan),
-    )
+    n, means = values.shape[1], values.mean(axis=1)
+    errors = values.std(axis=1, ddof=1) / np.sqrt(n) if n > 1 else np.full(len(values), np.nan)
     limits = [interval(*both, n, level, scale) for both in zip(means, errors, strict=True)]
     low, high = np.array([(one.low, one.high) for one in limits]).reshape(-1, 2).T.round(12)
     return {name: means.round(12), f"{name}_low": low, f"{name}_high": high}
