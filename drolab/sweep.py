@@ -17,7 +17,7 @@ import pandas as pd
 from drolab.anchors import fit_anchors
 from drolab.chat import encode
 from drolab.evidence import shifts
-from drolab.heldout import limits, without_each
+from drolab.heldout import limits
 from drolab.moments import FISHER, interval, mean_cosine, mean_direction_cosine
 from drolab.probes import align_target, fit_probe
 from drolab.rates import percentiles
@@ -229,13 +229,6 @@ class _Plan:
                 drawn[: start == 0, rows] = 1 / size
             yield drawn
 
-    def without_each(self, groups: Sequence[NDArray[np.intp]]) -> Array:
-        """[1 + n_groups, n_queries]: `weights` of all queries, then of those outside of each group."""
-        kept = without_each(np.arange(sum(map(len, self.classes))), groups)
-        for rows in self.classes:
-            kept[:, rows] /= kept[:, rows].sum(axis=1, keepdims=True)
-        return kept
-
 
 def _roles(
     prompts: Sequence[str], rates: pd.Series, controls: Sequence[str], baseline: str
@@ -282,8 +275,8 @@ def _readout_measures(
         ]
         for weights in plan.weights(n_bootstrap)
     ]
-    shuffled = _plain_values(harm[0][1:], refusal[0][1:], plan)
-    refitted = _refitted(harm, refusal, plan)
+    shuffled = _plain_values(harm[0][1:], refusal[0][1:], plan, slice(1, None))
+    refitted = _plain_values(harm[1], refusal[1], plan, slice(1))
     measured = {}
     for (name, bounds), parts, values, refits in zip(
         _BOUNDS.items(), zip(*draws, strict=True), shuffled, refitted, strict=True
@@ -298,19 +291,11 @@ def _readout_measures(
 _BOUNDS = {"harmfulness": (0.0, 1.0), "refusal": (-1.0, 1.0), "refusal within class": (-1.0, 1.0)}
 
 
-def _refitted(harm: tuple[Array, Array], refusal: tuple[Array, Array], plan: _Plan) -> list[Array]:
-    """The tables of the three measures for `limits`."""
-    scores, predicted = (np.concatenate([own[:1], refits]) for own, refits in (harm, refusal))
-    weights = plan.without_each(plan.harm.left_out)
-    table = np.stack([auc_draws(own, plan.harm.values[0, 0], weights) for own in scores[:, 0]])
-    rates, weights = np.broadcast_to(plan.refusal.values[0], predicted.shape), plan.without_each(plan.refusal.left_out)
-    return [table, *correlations(predicted, rates, weights, plan.classes)]
-
-
-def _plain_values(harm: Array, refusal: Array, plan: _Plan) -> list[Array]:
-    """The three measures of the shuffled targets over the queries as they are, [k] each."""
-    found = correlations(refusal, plan.refusal.values[1:], next(plan.weights(0)), plan.classes)
-    return [aucs(harm[:, 0], plan.harm.values[1:, 0]), *(drawn[:, 0] for drawn in found)]
+def _plain_values(harm: Array, refusal: Array, plan: _Plan, own: slice) -> list[Array]:
+    """The three measures over the queries as they are, [k] each; `own`: which of the targets are predicted."""
+    rates = np.broadcast_to(plan.refusal.values[own], refusal.shape)
+    found = correlations(refusal, rates, next(plan.weights(0)), plan.classes)
+    return [aucs(harm[:, 0], plan.harm.values[own, 0]), *(drawn[:, 0] for drawn in found)]
 
 
 def _refusal_direction(site: HiddenStates, plan: _Plan, scored: Array) -> Array:

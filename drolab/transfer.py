@@ -17,7 +17,7 @@ import torch
 
 from drolab.anchors import one_position
 from drolab.directions import fit
-from drolab.heldout import limits, query_groups, without_each
+from drolab.heldout import limits, query_groups
 from drolab.probes import Target, align_target, grouped_folds
 from drolab.readouts import Features, known_methods, take, tune
 from drolab.types import HiddenStates, StatesError
@@ -93,7 +93,7 @@ def transfer(
     rows = []
     for (fitted_on, tested_on), parts in held_out.items():
         place = {"fitted_on": fitted_on, "tested_on": tested_on}
-        rows += [place | row for row in _auc_rows(parts, deals, both.index, left_out, n_bootstrap, generator, level)]
+        rows += [place | row for row in _auc_rows(parts, deals, both.index, n_bootstrap, generator, level)]
     table = pd.DataFrame(rows, columns=list(TRANSFER_COLUMNS))
     return table.sort_values("shuffled", kind="stable", ignore_index=True)
 
@@ -221,7 +221,6 @@ def _auc_rows(
     parts: Sequence[_HeldOut],
     deals: Sequence[Array],
     index: pd.DataFrame,
-    left_out: Sequence[Rows],
     n_bootstrap: int,
     generator: np.random.Generator,
     level: float,
@@ -231,17 +230,15 @@ def _auc_rows(
     tested = np.concatenate([part.rows for part in parts])
     size = {"n_queries": len(pd.unique(queries[tested])), "n": len(tested)}
 
-    def tables(scores: Sequence[Array], deal: Array) -> list[tuple[Array, Array]]:
-        return [_pairs(own, deal[p.rows], queries[p.rows]) for own, p in zip(scores, parts, strict=True)]
+    def auc(scores: Sequence[Array], deal: Array, n_draws: int) -> Array:
+        tables = [_pairs(own, deal[p.rows], queries[p.rows]) for own, p in zip(scores, parts, strict=True)]
+        return _auc_and_draws(tables, n_draws, generator)
 
-    first = np.concatenate([part.rows[np.sort(np.unique(queries[part.rows], return_index=True)[1])] for part in parts])
-    kept = without_each(first, left_out)
-    ceilings = [_auc_and_draws(tables([deal[p.rows] for p in parts], deal), 0, generator)[0] for deal in deals]
+    ceilings = [auc([deal[part.rows] for part in parts], deal, 0)[0] for deal in deals]
     for method in parts[0].scores:
-        fits = [tables([p.scores[method][k] for p in parts], deal) for k, deal in enumerate(deals)]
-        aucs = [_auc_and_draws(own, n_bootstrap, generator) for own in fits]
-        again = [tables([p.refits[method][g] for p in parts], deals[0]) for g in range(len(left_out))]
-        refits = np.stack([_weighted_aucs(own, kept) for own in (fits[0], *again)])
+        aucs = [auc([p.scores[method][k] for p in parts], deal, n_bootstrap) for k, deal in enumerate(deals)]
+        n_refits = len(parts[0].refits[method])
+        refits = np.array([auc([p.refits[method][g] for p in parts], deals[0], 0)[0] for g in range(n_refits)])
         for shuffled, own in ((False, slice(0, 1)), (True, slice(1, None))):
             if aucs[own]:
                 value, draws = (
@@ -249,8 +246,7 @@ def _auc_rows(
                     np.concatenate([both[1:] for both in aucs[own]]),
                 )
                 # Several deals show by themselves how far the fits differ.
-                table = refits[:1, :1] if shuffled else refits
-                low, high = _interval(value, draws, table, size["n_queries"], level)
+                low, high = _interval(value, draws, refits[: 0 if shuffled else None], size["n_queries"], level)
                 row = {"method": method, "shuffled": shuffled, **size, "auc": value, "low": low, "high": high}
                 yield row | {"ceiling": np.mean(ceilings[own])}
 
@@ -267,18 +263,19 @@ def _pairs(scores: Array, fractions: Array, queries: NDArray[Any]) -> tuple[Arra
 
 def _auc_and_draws(tables: Sequence[tuple[Array, Array]], n_draws: int, generator: np.random.Generator) -> Array:
     """[1 + n_draws]: the AUC over the pairs within each table, then that of resampled queries; NaN without a pair."""
-    n = sum(len(wins) for wins, _ in tables)
-    return np.concatenate([_weighted_aucs(tables, weights) for weights in _query_weights(n, n_draws, generator)])
-
-
-def _weighted_aucs(tables: Sequence[tuple[Array, Array]], weights: Array) -> Array:
-    """[draws] from [draws, n]: how often each query of the tables is there."""
-    edges = np.cumsum([len(wins) for wins, _ in tables])[:-1]
-    won, compared = (
-        sum(_pair_sums(own, table[kind]) for own, table in zip(np.split(weights, edges, axis=1), tables, strict=True))
-        for kind in (0, 1)
-    )
-    return np.divide(won, compared, out=np.full(len(weights), np.nan), where=compared > 0)
+    edges = np.cumsum([0, *(len(wins) for wins, _ in tables)])
+    n = int(edges[-1])
+    aucs = []
+    for weights in _query_weights(n, n_draws, generator):
+        won, compared = (
+            sum(
+                _pair_sums(own, table[kind])
+                for own, table in zip(np.split(weights, edges[1:-1], axis=1), tables, strict=True)
+            )
+            for kind in (0, 1)
+        )
+        aucs.append(np.divide(won, compared, out=np.full(len(weights), np.nan), where=compared > 0))
+    return np.concatenate(aucs)
 
 
 def _pair_sums(weights: Array, table: Array) -> Array:
@@ -298,7 +295,7 @@ def _interval(value: float, draws: Array, refits: Array, n_queries: int, level: 
     known = draws[~np.isnan(draws)]
     if not len(known):
         return np.nan, np.nan
-    low, high = limits(value, known, refits, n_queries, level, (0.0, 1.0))
+    low, high = limits(value, known, refits[~np.isnan(refits)], n_queries, level, (0.0, 1.0))
     # All pairs in the right order: a draw cannot show otherwise. Half the queries are trials of which none failed.
     certain = ((1 - level) / 2) ** (2 / n_queries)
     return (min(low, certain) if value == 1 else low), (max(high, 1 - certain) if value == 0 else high)
