@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -172,9 +173,16 @@ def test_a_paused_training_stands_still(setting: Setting, monkeypatch: pytest.Mo
     paused = panel.job.pause_button
     monkeypatch.setattr(dro, "forward_states", stopping(panel, 2, paused.click))
     panel.controls["start"].click()
+
+    def drawn() -> list[int]:
+        return [step for trace in panel.curves.data[:1] for step in trace.x]
+
+    until = time.monotonic() + SECONDS
+    while drawn() != [1, 2, 3] and time.monotonic() < until:  # the step in flight ends first
+        assert not panel.wait(0.01)
     assert not panel.wait(0.5)
     assert panel.job.state == "paused"
-    assert list(panel.curves.data[0].x) == [1, 2, 3]
+    assert drawn() == [1, 2, 3]
     assert "paused" in panel.shelf.table.value
     paused.click()
     assert panel.wait(SECONDS)
