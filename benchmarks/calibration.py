@@ -23,11 +23,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from drolab import causal, claims, evidence, moments, ridge, sweep
-from drolab.directions import direction_cosines, fit_directions
-from drolab.moments import FISHER, LOGIT, PLAIN, Moments, Scale
-from drolab.separability import _change, _Held
-from drolab.transfer import transfer
+from drolab import causal, claims, evidence, sweep
+from drolab.evidence import ridge, shift_products
+from drolab.evidence.separability import _change, _Held
+from drolab.evidence.shift_products import FISHER, LOGIT, PLAIN, Moments, Scale
+from drolab.probing.directions import direction_cosines, fit_directions
+from drolab.probing.transfer import transfer
 from drolab.types import STATE_COLUMNS, HiddenStates
 
 SAFETY, CONTROLS = range(6), range(6, 10)
@@ -65,13 +66,13 @@ def measures(found: Moments) -> Iterator[tuple[str, float, float, Scale]]:
     pairs = [(a, b) for a in SAFETY for b in SAFETY if a < b and a // 2 != b // 2]
     across = [(a, b) for a in SAFETY for b in CONTROLS]
     for name, chosen in {"cosine, one class": [(0, 2)], "cosine, two classes": [(0, 3)], "alike": pairs}.items():
-        value, gradient = moments.mean_cosine(found, chosen)
+        value, gradient = shift_products.mean_cosine(found, chosen)
         yield name, value, found.standard_error(gradient), FISHER
-    (alike, up), (other, down) = moments.mean_cosine(found, pairs), moments.mean_cosine(found, across)
+    (alike, up), (other, down) = shift_products.mean_cosine(found, pairs), shift_products.mean_cosine(found, across)
     yield "beyond the controls", alike - other, found.standard_error(up - down), PLAIN
-    value, *gradients = moments.direction_cosine(found, 2, 0)
+    value, *gradients = shift_products.direction_cosine(found, 2, 0)
     yield "cosine with a direction", value, found.standard_error(*gradients), FISHER
-    value, gradient = moments.common_share(found, list(SAFETY))
+    value, gradient = shift_products.common_share(found, list(SAFETY))
     yield "share in 1 direction", value, found.standard_error(gradient), PLAIN
 
 
@@ -88,7 +89,7 @@ def coverage(geometry: str, d: int, n: int, size: float, simulations: int) -> di
     hits: dict[str, list[bool]] = defaultdict(list)
     for _ in range(simulations):
         for name, value, error, scale in measures(draw(true, n, generator)):
-            limits = moments.interval(value, error, 2 * n, 0.95, scale)
+            limits = shift_products.interval(value, error, 2 * n, 0.95, scale)
             hits[name].append(bool(limits.low - 1e-12 <= truth[name] <= limits.high + 1e-12))
     return {name: float(np.mean(found)) for name, found in hits.items()}
 
@@ -232,7 +233,7 @@ def aucs(n: int, d: int, gap: float, gain: float, simulations: int) -> dict[str,
     auc, auc_error, change, change_error, p = np.array(found).T
     covered = {"mean": auc.mean()}
     for name, values, sizes, scale in (("AUC", auc, auc_error, LOGIT), ("change", change, change_error, PLAIN)):
-        limits = [moments.interval(v, e, 2 * n, 0.95, scale) for v, e in zip(values, sizes, strict=True)]
+        limits = [shift_products.interval(v, e, 2 * n, 0.95, scale) for v, e in zip(values, sizes, strict=True)]
         covered[name] = float(np.mean([one.low <= values.mean() <= one.high for one in limits]))
     if gain == 0:
         covered["change called real"] = float(np.mean(p < 0.05))
@@ -259,7 +260,7 @@ def spoken(states: np.ndarray, slope: np.ndarray) -> np.ndarray:
 def dealt(states: np.ndarray, harmful: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """The difference of means of states whose labels were dealt out over both classes."""
     labels = generator.permutation(harmful)
-    return moments.unit(states[labels].mean(axis=0) - states[~labels].mean(axis=0))
+    return shift_products.unit(states[labels].mean(axis=0) - states[~labels].mean(axis=0))
 
 
 def causal_table(

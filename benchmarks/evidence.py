@@ -21,8 +21,8 @@ import pandas as pd
 import torch
 
 from drolab import claims, evidence
-from drolab.anchors import fit_anchors
-from drolab.probes import fit_probe
+from drolab.probing.anchors import fit_anchors
+from drolab.probing.probes import fit_probe
 from drolab.types import STATE_COLUMNS, HiddenStates
 
 PROMPTS = ("none", "long", "medium", "short", "mine", "date", "format", "words")

@@ -36,10 +36,9 @@ from typing import Any
 import torch
 
 import drolab
-from drolab import upkeep
-from drolab.dro import Training
-from drolab.models import ChatModel
-from drolab.store import Store, key
+from drolab.dro.training import Training
+from drolab.models.load import ChatModel
+from drolab.store import Store, key, upkeep
 from drolab.types import DROConfig, DRORun, StoreError, TrainingError
 
 ROWS, WIDTH = 10, 256

@@ -33,12 +33,12 @@ from torch import Tensor
 from workload import MODELS, load, peak_of, synchronised
 
 import drolab
-from drolab.anchors import fit_anchors
-from drolab.chat import EncodedBatch, encode, prompt_token_ids, render
-from drolab.dro import Training
-from drolab.models import ChatModel
-from drolab.objective import losses
-from drolab.passes import prefix_embeddings
+from drolab.dro.objective import losses
+from drolab.dro.training import Training
+from drolab.models.chat import EncodedBatch, encode, prompt_token_ids, render
+from drolab.models.load import ChatModel
+from drolab.models.passes import prefix_embeddings
+from drolab.probing.anchors import fit_anchors
 from drolab.types import DROConfig, HiddenStates, Probe, SafetyPrompt
 
 PLAIN_BATCH = 32

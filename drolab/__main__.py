@@ -83,14 +83,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from drolab import suite
+    from drolab import notebooks
 
-    suite.demo(options.out, store=options.store)
+    notebooks.demo(options.out, store=options.store)
     return 0
 
 
 def _app(options: argparse.Namespace) -> int:
-    from drolab import app
+    from drolab import dashboard as app
 
     chosen = {"queries": options.queries, "prompts": options.prompts, "store": options.store}
     app.serve(options.model, **chosen, n_samples=options.samples, port=options.port)
@@ -135,7 +135,7 @@ def _size(store: Store, _: argparse.Namespace) -> int:
 
 
 def _prune(store: Store, options: argparse.Namespace) -> int:
-    from drolab import upkeep
+    from drolab.store import upkeep
 
     wanted = {"kind": options.kind, "note": options.note, "format": options.format, "days": options.older_than}
     choice = upkeep.Choice(**wanted) if any(value is not None for value in wanted.values()) else None
@@ -153,7 +153,7 @@ def _prune(store: Store, options: argparse.Namespace) -> int:
 
 
 def _export(store: Store, options: argparse.Namespace) -> int:
-    from drolab import upkeep
+    from drolab.store import upkeep
 
     copied = upkeep.export(store, options.target, upkeep.Choice(kind=options.kind, note=options.note))
     print(f"{options.target}: {copied['entries'].sum()} sound entries of {len(copied)} files copied")

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import pandas as pd
 
-from drolab import tables
+from drolab import files
 from drolab.types import DrolabError, QueryError
 
 T = TypeVar("T")
@@ -22,7 +22,7 @@ class CloneError(DrolabError, ValueError):
 
 def check_whole(path: Path) -> None:
     """Raise CloneError for a file that is not there, is empty, or is a Git LFS pointer in place of its content."""
-    _checked(tables.read_content, path)
+    _checked(files.read_content, path)
 
 
 def read_text(path: Path) -> str:
@@ -31,7 +31,7 @@ def read_text(path: Path) -> str:
     Raises:
         CloneError: no such file, a Git LFS pointer, a web page, nothing in it, or another encoding.
     """
-    return _checked(tables.read_text, path)
+    return _checked(files.read_text, path)
 
 
 def _checked(read: Callable[[Path], T], path: Path) -> T:

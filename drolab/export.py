@@ -19,10 +19,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drolab.figures.style import BIDIRECTIONAL, CONFIG
+from drolab.figures.templates import Sheet, caption, sheet
 from drolab.images import CONTROL, render_images
-from drolab.paper import Sheet, caption, sheet
 from drolab.progress import Progress
-from drolab.style import BIDIRECTIONAL, CONFIG
 from drolab.types import DrolabError, SafetyPrompt, SoftPrompt
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drolab.export import write_atomically
-from drolab.style import CONFIG
+from drolab.figures.style import CONFIG
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,16 +8,16 @@ from typing import Any
 
 import pandas as pd
 
-from drolab.anchors import fit_anchors
-from drolab.comparison import query_groups
-from drolab.data import load_queries
+from drolab.data.prompts import load_prompts
+from drolab.data.queries import load_queries
+from drolab.evidence.comparison import query_groups
 from drolab.export import about
-from drolab.hidden import hidden_states
+from drolab.inference.hidden import hidden_states
+from drolab.inference.responses import generate
 from drolab.judges import judge
-from drolab.models import ChatModel, load_model
-from drolab.probes import fit_probe
-from drolab.prompts import load_prompts
-from drolab.responses import generate
+from drolab.models.load import ChatModel, load_model
+from drolab.probing.anchors import fit_anchors
+from drolab.probing.probes import fit_probe
 from drolab.store import Store
 from drolab.types import AnchorSpace, HiddenStates, Probe, SafetyPrompt
 

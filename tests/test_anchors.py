@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from planted import as_states, axis, parity_states, planted_states, state_index
 from safetensors.torch import load_file
 
-from drolab.anchors import coordinates, fit_anchors, umap_view
+from drolab.probing.anchors import coordinates, fit_anchors, umap_view
 from drolab.store import Store
 from drolab.types import HiddenStates, StatesError
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 import drolab
-from drolab import app
+from drolab import dashboard
 from drolab.__main__ import main
 from drolab.study import Study, study
 
@@ -34,43 +34,43 @@ def test_a_taken_port_is_told_before_anything_is_computed(capsys: pytest.Capture
     assert f"Port {port} cannot be used" in said.err
     assert "choose another with --port" in said.err
     assert said.out == ""
-    with pytest.raises(app.AppError, match="Port 99999"):
-        app.serve(port=99999)
+    with pytest.raises(dashboard.AppError, match="Port 99999"):
+        dashboard.serve(port=99999)
 
 
 def test_without_voila_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(app.AppError, match=r"pip install 'drolab\[app\]'"):
-        app.serve()
+    monkeypatch.setattr(dashboard.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(dashboard.AppError, match=r"pip install 'drolab\[app\]'"):
+        dashboard.serve()
 
 
 def test_errors_and_deaths_of_the_preparing_process_are_told() -> None:
     with pytest.raises(drolab.types.DrolabError, match="nowhere"):
-        app._in_a_process(app._fill_store, {"MODEL": "/nowhere/at all"})
-    with pytest.raises(app.AppError, match="was killed"):
-        app._in_a_process(os._exit, 1)
+        dashboard._in_a_process(dashboard._fill_store, {"MODEL": "/nowhere/at all"})
+    with pytest.raises(dashboard.AppError, match="was killed"):
+        dashboard._in_a_process(os._exit, 1)
 
 
 def test_the_notebook_gets_its_parameters(tmp_path: Path) -> None:
-    path = app._write_notebook(tmp_path, {"MODEL": "it's", "STORE": None, "N_SAMPLES": 3})
+    path = dashboard._write_notebook(tmp_path, {"MODEL": "it's", "STORE": None, "N_SAMPLES": 3})
     cells = nbformat.read(path, as_version=4).cells
     tags = [cell.metadata.get("tags", []) for cell in cells]
     injected = cells[tags.index(["injected-parameters"])]
     assert injected.source == 'MODEL = "it\'s"\nSTORE = None\nN_SAMPLES = 3'
     with pytest.raises(drolab.types.DrolabError, match=r"no parameters \['LAYER'\]"):
-        app._write_notebook(tmp_path, {"LAYER": 3})
+        dashboard._write_notebook(tmp_path, {"LAYER": 3})
 
 
 def test_the_server_is_local_and_wants_a_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     voila = pytest.importorskip("voila.app")
     seen: list[list[str]] = []
     monkeypatch.setattr(voila.Voila, "launch_instance", lambda arguments, **_: seen.append(arguments))
-    monkeypatch.setattr(app, "_in_a_process", lambda *_: None)
+    monkeypatch.setattr(dashboard, "_in_a_process", lambda *_: None)
     monkeypatch.delenv("JUPYTER_TOKEN", raising=False)
     monkeypatch.setenv("JUPYTER_PATH", "/mine")
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        app.serve(store="s", port=0)
+        dashboard.serve(store="s", port=0)
     assert "--Voila.ip=127.0.0.1" in seen[0]
     tokens = {next(option for option in options if "token" in option) for options in seen}
     assert len(tokens) == 2
@@ -119,7 +119,7 @@ def test_the_template_leaves_out_the_outside_links() -> None:
 
     places = [Path(folder) / "voila/templates/lab/index.html.j2" for folder in jupyter_path()]
     theirs = next(path for path in places if path.is_file()).read_text(encoding="utf-8")
-    ours = Path(app.__file__).parent / "assets/app/voila/templates/drolab/index.html.j2"
+    ours = Path(dashboard.__file__).parent / "assets/app/voila/templates/drolab/index.html.j2"
     assert "https://cdn" in theirs
     assert "https://" not in ours.read_text(encoding="utf-8")
     for line in theirs.partition("{%- block notebook_css -%}")[2].partition("{%- endblock")[0].splitlines():

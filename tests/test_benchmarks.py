@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drolab.benchmarks import find, read
-from drolab.data import load_queries, validate_queries
-from drolab.formats import BENCHMARKS, PLAIN, Benchmark
+from drolab.data.benchmarks import find, read
+from drolab.data.formats import BENCHMARKS, PLAIN, Benchmark
+from drolab.data.queries import load_queries, validate_queries
 from drolab.types import QUERY_COLUMNS, QueryError
 
 ROOT = Path(__file__).parents[1]
@@ -192,7 +192,7 @@ def test_ids_do_not_depend_on_the_order_of_the_rows(place: str, data: st.DataObj
 
 
 def load_table(path: Path) -> pd.DataFrame:
-    from drolab.tables import read_table
+    from drolab.files import read_table
 
     return read_table(path)
 

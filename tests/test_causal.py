@@ -12,12 +12,12 @@ from conftest import byte_tokenizer, random_llama
 from torch import Tensor
 
 import drolab
-from drolab.causal import RANDOM, UNMODIFIED, Control, _swap_table, _table, ablation, dose_response, swap
-from drolab.evidence import shifts
-from drolab.first_token import FirstTokenJudge
-from drolab.hidden import hidden_states
-from drolab.models import ChatModel, wrap
-from drolab.responses import first_token_probabilities
+from drolab.evidence.causal import RANDOM, UNMODIFIED, Control, _swap_table, _table, ablation, dose_response, swap
+from drolab.evidence.shifts import shifts
+from drolab.inference.hidden import hidden_states
+from drolab.inference.responses import first_token_probabilities
+from drolab.judges.first_token import FirstTokenJudge
+from drolab.models.load import ChatModel, wrap
 from drolab.types import QueryError, SafetyPrompt, StatesError
 
 NONE = SafetyPrompt(name="none", text="")

@@ -8,8 +8,8 @@ from conftest import byte_tokenizer, random_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drolab.chat import as_prompts, audit, check_fits, encode, prompt_token_ids, render
-from drolab.models import CHAT_FORMATS, ChatModel, wrap
+from drolab.models.chat import as_prompts, audit, check_fits, encode, prompt_token_ids, render
+from drolab.models.load import CHAT_FORMATS, ChatModel, wrap
 from drolab.types import ChatTemplateError, PromptError, QueryError, SafetyPrompt, SoftPrompt, StatesError
 
 MODELS = {name: wrap(random_llama(), byte_tokenizer(), name=name, chat_template=name) for name in CHAT_FORMATS}

@@ -10,10 +10,21 @@ from planted import WIDTH, as_states, axis, planted_states, state_index
 from scipy import stats
 
 from drolab import claims
-from drolab.anchors import fit_anchors
-from drolab.claims import ALIKE, ALONG, APART, BEYOND, HARMFUL, HARMLESS, NOT_ENHANCED, SEPARABLE, Claim, Verdict
-from drolab.evidence import shift_similarity
-from drolab.moments import FISHER
+from drolab.evidence.claims import (
+    ALIKE,
+    ALONG,
+    APART,
+    BEYOND,
+    HARMFUL,
+    HARMLESS,
+    NOT_ENHANCED,
+    SEPARABLE,
+    Claim,
+    Verdict,
+)
+from drolab.evidence.shift_products import FISHER
+from drolab.evidence.shifts import shift_similarity
+from drolab.probing.anchors import fit_anchors
 from drolab.types import AnchorSpace, HiddenStates, Probe, QueryError, StatesError
 
 REFUSE = torch.tensor(axis(1), dtype=torch.float32)

@@ -14,7 +14,16 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from drolab import comparison, evidence
-from drolab.comparison import group_rates, holm, narrowed, paired, pareto_front, query_changes, query_rates, tradeoff
+from drolab.evidence.comparison import (
+    group_rates,
+    holm,
+    narrowed,
+    paired,
+    pareto_front,
+    query_changes,
+    query_rates,
+    tradeoff,
+)
 from drolab.judges import judge, verdicts
 from drolab.types import QueryError
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drolab.data import BUILT_IN, load_queries, validate_queries
-from drolab.demo.corpus import load_corpus
+from drolab.data.queries import BUILT_IN, load_queries, validate_queries
+from recipes.demo_model.corpus import load_corpus
 from drolab.types import QUERY_COLUMNS, QueryError
 
 

@@ -13,13 +13,13 @@ from conftest import byte_tokenizer, random_llama
 from test_hidden import CARE, FAMILIES, NONE, PREFIX, UNSHARED, family, queries_of, relative
 from torch import Tensor
 
-from drolab import decoding
-from drolab.chat import prompt_token_ids
-from drolab.decoding import _InPlaceReader, _Keys, _Layer, _Rows, can_read_in_place
-from drolab.models import ChatModel, wrap
-from drolab.passes import prefix_cache
-from drolab.responses import first_token_probabilities, generate
-from drolab.steering import Add, steered
+from drolab.inference.responses import first_token_probabilities, generate
+from drolab.models import kv_cache
+from drolab.models.chat import prompt_token_ids
+from drolab.models.interventions import Add, steered
+from drolab.models.kv_cache import _InPlaceReader, _Keys, _Layer, _Rows, can_read_in_place
+from drolab.models.load import ChatModel, wrap
+from drolab.models.passes import prefix_cache
 from drolab.types import SoftPrompt
 
 QUERIES = queries_of(["How to paint?", "How to paint a fence?", "Why?", "How to cook rice well?", "So?"])
@@ -34,7 +34,7 @@ def fresh() -> ChatModel:
 
 def reader(model: ChatModel, prefix: Sequence[int] = PREFIX) -> _InPlaceReader:
     embedded = model.embed(torch.tensor(prefix, dtype=torch.long))
-    return _InPlaceReader(model, embedded, prefix_cache(model, embedded) if prefix else decoding._empty(model))
+    return _InPlaceReader(model, embedded, prefix_cache(model, embedded) if prefix else kv_cache._empty(model))
 
 
 def whole(model: ChatModel, chats: Sequence[Sequence[int]], prefix: Sequence[int] = PREFIX) -> Tensor:
@@ -68,7 +68,7 @@ def test_rows_that_part_and_end_read_as_whole_chats(name: str) -> None:
     model, draw = family(name), random.Random(0)
     read, chats = reader(model), [list(chat) for chat in CHATS]
     assert relative(read.start(chats), whole(model, chats)) < 1e-5
-    n_steps = 2 * decoding._ROOM + 3
+    n_steps = 2 * kv_cache._ROOM + 3
     for step in range(n_steps):
         if step < 3:
             parents = [row for row in range(len(chats)) for _ in range(draw.randint(1, 2))]
@@ -85,7 +85,7 @@ def test_rows_that_part_and_end_read_as_whole_chats(name: str) -> None:
         keys, _ = layer._own or (None, None)
         assert keys is not None
         assert keys.shape[0] == len(chats)
-        assert n_steps <= keys.shape[2] < n_steps + decoding._ROOM
+        assert n_steps <= keys.shape[2] < n_steps + kv_cache._ROOM
 
 
 @torch.no_grad()
@@ -135,7 +135,7 @@ def test_replies_are_those_of_copied_caches(
     model = family(name)
     settings = {"max_new_tokens": 8 if "window" in name else 24, **settings}
     shared = replies(model, **settings)
-    monkeypatch.setattr(decoding, "can_read_in_place", lambda *_: False)
+    monkeypatch.setattr(kv_cache, "can_read_in_place", lambda *_: False)
     assert same(replies(model, **settings), shared)
     if not settings.get("n_samples"):
         assert not same(replies(model, **settings, seed=1), shared)
@@ -154,14 +154,14 @@ def test_replies_to_soft_prompts_and_of_edited_models(monkeypatch: pytest.Monkey
 
     plain, changed = both()
     assert not same(plain, changed)
-    monkeypatch.setattr(decoding, "can_read_in_place", lambda *_: False)
+    monkeypatch.setattr(kv_cache, "can_read_in_place", lambda *_: False)
     assert all(map(same, both(), (plain, changed)))
 
 
 def test_first_tokens_of_mixed_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     model = fresh()
     _, shared = first_token_probabilities(model, QUERIES, CARE)
-    monkeypatch.setattr(decoding, "can_read_in_place", lambda *_: False)
+    monkeypatch.setattr(kv_cache, "can_read_in_place", lambda *_: False)
     torch.testing.assert_close(shared, first_token_probabilities(model, QUERIES, CARE)[1], rtol=1e-4, atol=1e-6)
 
 
@@ -228,7 +228,7 @@ def test_a_wrong_attention_is_refused(wrong: Callable[..., Tensor], monkeypatch:
     model = fresh()
     assert not can_read_in_place(model, 19)
     assert same(replies(model), expected)
-    monkeypatch.setattr(decoding, "_try", lambda _: True)
+    monkeypatch.setattr(kv_cache, "_try", lambda _: True)
     assert not same(replies(fresh()), expected)  # without the trial it would have been used
 
 

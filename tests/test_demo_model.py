@@ -5,16 +5,16 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from drolab.anchors import fit_anchors
-from drolab.data import load_queries
-from drolab.demo.evaluate import all_prompts, cosine_table, refusal_table, target_table
-from drolab.evidence import separability
-from drolab.hidden import hidden_states
+from drolab.data.prompts import load_prompts
+from drolab.data.queries import load_queries
+from recipes.demo_model.evaluate import all_prompts, cosine_table, refusal_table, target_table
+from drolab.evidence.shifts import separability
+from drolab.inference.hidden import hidden_states
+from drolab.inference.responses import generate
 from drolab.judges import judge
-from drolab.models import ChatModel
-from drolab.probes import fit_probe
-from drolab.prompts import load_prompts
-from drolab.responses import generate
+from drolab.models.load import ChatModel
+from drolab.probing.anchors import fit_anchors
+from drolab.probing.probes import fit_probe
 from drolab.types import AnchorSpace, HiddenStates, Probe
 
 

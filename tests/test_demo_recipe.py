@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from drolab.data import BUILT_IN, load_queries
-from drolab.demo import train as recipe_module
-from drolab.demo.corpus import (
+from drolab.data.prompts import load_prompts
+from drolab.data.queries import BUILT_IN, load_queries
+from recipes.demo_model import train as recipe_module
+from recipes.demo_model.corpus import (
     Chat,
     draw_chat,
     draw_chats,
@@ -24,9 +25,8 @@ from drolab.demo.corpus import (
     refusal_probability,
     split_sentences,
 )
-from drolab.demo.train import CHECKPOINT, Recipe, build_model, build_tokenizer, context_text, encode_chats, main, train
+from recipes.demo_model.train import CHECKPOINT, Recipe, build_model, build_tokenizer, context_text, encode_chats, main, train
 from drolab.judges import is_refusal
-from drolab.prompts import load_prompts
 from drolab.types import TrainingError
 
 TINY = Recipe(

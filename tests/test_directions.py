@@ -12,10 +12,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from drolab import figures
-from drolab.anchors import coordinates, fit_anchors
-from drolab.directions import Direction, direction_cosines, fit, fit_directions
-from drolab.probes import fit_probe
-from drolab.readouts import METHODS, Features
+from drolab.probing.anchors import coordinates, fit_anchors
+from drolab.probing.directions import Direction, direction_cosines, fit, fit_directions
+from drolab.probing.probes import fit_probe
+from drolab.probing.readouts import METHODS, Features
 from drolab.types import HiddenStates, StatesError
 
 

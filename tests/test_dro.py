@@ -20,10 +20,10 @@ from test_passes import memory_for
 
 import drolab
 from drolab import dro, passes
-from drolab.anchors import coordinates, fit_anchors
-from drolab.hidden import hidden_states
-from drolab.models import ChatModel, wrap
-from drolab.probes import fit_probe
+from drolab.inference.hidden import hidden_states
+from drolab.models.load import ChatModel, wrap
+from drolab.probing.anchors import coordinates, fit_anchors
+from drolab.probing.probes import fit_probe
 from drolab.store import Store
 from drolab.types import (
     QUERY_COLUMNS,

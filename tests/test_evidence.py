@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from planted import axis, planted_states
 
 from drolab import evidence
-from drolab.anchors import fit_anchors
-from drolab.rates import drawn_weights, percentiles
+from drolab.intervals import drawn_weights, percentiles
+from drolab.probing.anchors import fit_anchors
 from drolab.types import HiddenStates, Probe, StatesError
 
 SAFE = 3 * axis(1)
@@ -252,7 +252,7 @@ def test_few_queries_widen_the_interval() -> None:
 
 
 def test_draws_of_kinds_are_draws_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drolab.rates.CHUNK_VALUES", 300)
+    monkeypatch.setattr("drolab.intervals.CHUNK_VALUES", 300)
     chunks = list(drawn_weights([5, 3, 2], 1050, np.random.default_rng(0)))
     shares = np.concatenate(chunks)
     assert [len(chunk) for chunk in chunks] == [100] * 10 + [50]

@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from drolab import figures, planes, style
+from drolab import figures
+from drolab.figures import plane as planes
+from drolab.figures import style
 from drolab.types import Probe
 
 HOSTILE = '<script>alert("x")</script> $\\alpha$ %{x} & \x00 <b>{bold}</b>'

@@ -22,9 +22,8 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from drolab import guards
-from drolab.judges import Classifier, CompositeJudge, LlamaGuard, ShieldGemma, judge, longest, opinion
-from drolab.models import ChatModel, wrap
+from drolab.judges import Classifier, CompositeJudge, LlamaGuard, ShieldGemma, guards, judge, longest, opinion
+from drolab.models.load import ChatModel, wrap
 from drolab.types import ChatTemplateError, ModelError, QueryError
 
 LLAMA_GUARD = """\

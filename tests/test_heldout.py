@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from drolab import ridge
-from drolab.heldout import N_GROUPS, limits, query_groups
+from drolab.evidence import ridge
+from drolab.probing.crossval import N_GROUPS, limits, query_groups
 
 ANY = (-np.inf, np.inf)
 

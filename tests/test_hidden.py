@@ -19,11 +19,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import drolab
-from drolab.blocks import resolve_layers
-from drolab.chat import encode, prompt_token_ids, render
-from drolab.hidden import hidden_states
-from drolab.models import ChatModel, load_model, wrap
-from drolab.passes import (
+from drolab.inference.hidden import hidden_states
+from drolab.models.chat import encode, prompt_token_ids, render
+from drolab.models.layers import resolve_layers
+from drolab.models.load import ChatModel, load_model, wrap
+from drolab.models.passes import (
     _abilities,
     can_pack,
     can_share_prefix,

@@ -15,7 +15,7 @@ from conftest import ROOT
 from jupyter_client import BlockingKernelClient, KernelManager
 from jupyter_client.kernelspec import KernelSpec
 
-from drolab.panels import Job, Panel, PanelError, shell
+from drolab.panels import Job, Panel, PanelError, base
 from drolab.types import StatesError
 
 SECONDS = 120.0
@@ -136,12 +136,12 @@ def test_a_long_step_does_not_lose_what_is_finished_at_the_kernels_end(
     panel: Panel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_KEEP_SECONDS", "_STOP_SECONDS"):
-        monkeypatch.setattr(shell, name, 0.01)
+        monkeypatch.setattr(base, name, 0.01)
     kept: list[int] = []
     job, work = Job(panel, "long"), Steps(3)
     job.start(work, keep=lambda: kept.append(work.done))
     assert work.arrived.acquire(timeout=SECONDS)
-    shell._stop_jobs_and_wait()
+    base._stop_jobs_and_wait()
     assert kept == [1]
     work.let.release()
     assert job.wait(SECONDS)

@@ -9,23 +9,24 @@ import pandas as pd
 import pytest
 import torch
 
-from drolab import first_token, string_rule
-from drolab.chat import Prompt
+from drolab.inference.responses import generate
 from drolab.judges import (
     FirstTokenJudge,
     Judge,
     TextJudge,
     agreement,
     calibration,
+    first_token,
     is_refusal,
     judge,
     opinions,
     refusal_words,
+    string_rule,
     verdicts,
 )
-from drolab.labels import HandJudge
-from drolab.models import ChatModel
-from drolab.responses import generate
+from drolab.judges.human_labels import HandJudge
+from drolab.models.chat import Prompt
+from drolab.models.load import ChatModel
 from drolab.types import SCORE_COLUMNS, QueryError, SafetyPrompt
 
 # The string rule

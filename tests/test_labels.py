@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drolab.judges import judge
-from drolab.labels import LABEL_COLUMNS, HandJudge
+from drolab.judges.human_labels import LABEL_COLUMNS, HandJudge
 from drolab.types import SCORE_COLUMNS, QueryError
 
 

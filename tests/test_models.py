@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 import drolab
-from drolab.models import CHAT_FORMATS, ChatModel, chat_format, fingerprint, load_model, wrap
+from drolab.models.load import CHAT_FORMATS, ChatModel, chat_format, fingerprint, load_model, wrap
 from drolab.types import ChatTemplateError, ModelError
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drolab.moments import (
+from drolab.evidence.shift_products import (
     FISHER,
     LOGIT,
     PLAIN,

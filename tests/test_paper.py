@@ -11,7 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from drolab import figures, paper
+from drolab import figures
+from drolab.figures import templates
 from drolab.images import render_images
 
 CHROME = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
@@ -85,7 +86,7 @@ def measured() -> Iterator[dict[tuple[str, str, str], dict[str, Any]]]:
         pytest.skip("no chromium: make browser")
     names = [(name, *page) for name in drawings() for page in PAGES]
     drawn = drawings()
-    sheets = {"|".join(key): paper.sheet(drawn[key[0]], style=key[1], width=key[2]) for key in names}
+    sheets = {"|".join(key): templates.sheet(drawn[key[0]], style=key[1], width=key[2]) for key in names}
     images = render_images(sheets, ["svg"])
     found = {}
     with playwright.sync_playwright() as driver:
@@ -143,34 +144,34 @@ def strings(node: Any) -> set[str]:
 def test_print_is_light_and_a_slide_keeps_its_theme() -> None:
     dark, light = set(figures_colors("dark")), set(figures_colors("light"))
     for name, figure in drawings("dark").items():
-        printed = strings(paper.sheet(figure, width="single").figure)
+        printed = strings(templates.sheet(figure, width="single").figure)
         assert not printed & (dark - light), name
         assert printed & light
-        assert strings(paper.sheet(figure, style="slide").figure) & dark
+        assert strings(templates.sheet(figure, style="slide").figure) & dark
         assert strings(figure.to_dict()) & dark  # the figure itself is left alone
 
 
 def figures_colors(theme: str) -> list[str]:
-    from drolab.style import THEMES
+    from drolab.figures.style import THEMES
 
     return list(THEMES[theme].values())
 
 
 def test_print_leaves_the_title_to_the_caption() -> None:
     figure = drawings()["calibration"]
-    words = paper.caption(figure)
+    words = templates.caption(figure)
     assert words.startswith("A title that goes on")
     assert "<script>alert(1)</script>" in words
     assert "Spearman's correlation" in words
-    layout = paper.sheet(figure).figure["layout"]
+    layout = templates.sheet(figure).figure["layout"]
     assert "A title" not in layout["title"]["text"]
     assert "Spearman" in layout["title"]["text"]  # the small print stands at the foot
-    assert "A title" in paper.sheet(figure, style="slide").figure["layout"]["title"]["text"]
+    assert "A title" in templates.sheet(figure, style="slide").figure["layout"]["title"]["text"]
 
 
 def test_shown_is_as_on_the_screen() -> None:
     figure = drawings()["rates"]
-    page = paper.sheet(figure, style="shown")
+    page = templates.sheet(figure, style="shown")
     assert (page.width, page.height) == (900, 480)
     assert page.figure["layout"]["title"] == figure.to_dict()["layout"]["title"]
     assert page.raster_scale == pytest.approx(2)
@@ -178,7 +179,7 @@ def test_shown_is_as_on_the_screen() -> None:
 
 def test_slides_are_16_to_9_however_long_the_legend() -> None:
     many = go.Figure([go.Scatter(x=[0], y=[0], name=f"trace {number}") for number in range(60)])
-    page = paper.sheet(many, style="slide")
+    page = templates.sheet(many, style="slide")
     assert page.width / page.height == pytest.approx(16 / 9, abs=0.01)
     assert page.height > 60 * 19
     assert page.width * page.raster_scale == pytest.approx(1920)
@@ -188,11 +189,11 @@ def test_text_of_any_length_is_cut() -> None:
     figure = go.Figure([go.Scatter(x=[0], y=[0], name="x" * 100_000), go.Scatter(x=[0], y=[0], name="b")])
     figure.update_layout(title_text="word " * 20_000, xaxis_title_text="y" * 100_000)
     for style in ("print", "slide"):
-        assert max(map(len, strings(paper.sheet(figure, style=style).figure))) < 400
+        assert max(map(len, strings(templates.sheet(figure, style=style).figure))) < 400
 
 
 def test_unknown_styles_are_refused() -> None:
     with pytest.raises(figures.FigureError, match="No style 'poster'"):
-        paper.sheet(go.Figure(), style="poster")
+        templates.sheet(go.Figure(), style="poster")
     with pytest.raises(figures.FigureError, match="width 'triple'"):
-        paper.sheet(go.Figure(), width="triple")
+        templates.sheet(go.Figure(), width="triple")

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold, cross_val_predict
 
-from drolab.anchors import coordinates, fit_anchors
-from drolab.probes import align_target, cross_validate, fit_probe
+from drolab.probing.anchors import coordinates, fit_anchors
+from drolab.probing.probes import align_target, cross_validate, fit_probe
 from drolab.types import AnchorSpace, HiddenStates, StatesError
 
 

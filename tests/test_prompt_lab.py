@@ -15,10 +15,11 @@ from conftest import byte_tokenizer, random_llama
 from test_workbench import CARE, NONE, QUERIES
 
 import drolab
-from drolab import panels, workbench
-from drolab.models import ChatModel, wrap
-from drolab.panels import PromptLab, lab_view
-from drolab.prompts import load_prompts, save_prompts
+from drolab import panels
+from drolab.data.prompts import load_prompts, save_prompts
+from drolab.models.load import ChatModel, wrap
+from drolab.panels import PromptLab
+from drolab.panels.prompt_lab import view, workbench
 from drolab.types import AnchorSpace, Probe, SafetyPrompt, SoftPrompt
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> <b>$x$</b> \x00\u202eabc 😀 & \"'"
@@ -265,12 +266,12 @@ def test_the_queries_that_a_prompt_makes_refused_are_listed(lab: PromptLab, monk
         lab.per_query("x")
     rows = found.assign(predicted_change=[0.2, 0.1, -0.1, 0, 0, 0], harmful=[False, True, False] * 2, predicted=0.7)
     monkeypatch.setattr(workbench, "per_query", lambda *_: rows)
-    shown = lab_view.raised(lab.shelf, "mine")
+    shown = view.raised(lab.shelf, "mine")
     assert [rows["text"][number] in shown for number in range(6)] == [True] + [False] * 5
     assert ">.50<" in shown
     assert ">.70<" in shown
     monkeypatch.setattr(workbench, "per_query", lambda *_: rows.assign(harmful=True))
-    assert ": none." in lab_view.raised(lab.shelf, "mine")
+    assert ": none." in view.raised(lab.shelf, "mine")
 
 
 # --- what goes wrong

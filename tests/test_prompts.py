@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from drolab.prompts import BUILT_IN, load_prompts, random_words, save_prompts
+from drolab.data.prompts import BUILT_IN, load_prompts, random_words, save_prompts
 from drolab.types import PromptError, SafetyPrompt
 
 

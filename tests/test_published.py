@@ -19,9 +19,9 @@ from small_release import QUERIES, write
 
 import drolab
 from drolab import comparison, judges, published
-from drolab.models import ChatModel
-from drolab.published import Release
-from drolab.suite import run_notebooks
+from drolab.evidence.release_tables import Release
+from drolab.models.load import ChatModel
+from drolab.notebooks import run_notebooks
 from drolab.types import PromptError, QueryError, SoftPrompt
 
 ROOT = Path(__file__).parents[1]

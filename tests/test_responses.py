@@ -31,10 +31,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from drolab import decoding, responses
-from drolab.chat import prompt_token_ids, render
-from drolab.models import ChatModel, wrap
-from drolab.responses import first_token_probabilities, generate
+from drolab.inference import responses
+from drolab.inference.responses import first_token_probabilities, generate
+from drolab.models import kv_cache
+from drolab.models.chat import prompt_token_ids, render
+from drolab.models.load import ChatModel, wrap
 from drolab.store import Store
 from drolab.types import RESPONSE_COLUMNS, PromptError, QueryError, SafetyPrompt, SoftPrompt, StatesError
 
@@ -101,7 +102,7 @@ def test_greedy_replies_equal_those_of_transformers(family: ChatModel) -> None:
 
 def test_without_a_shared_prefix_replies_are_equal(tiny_llama: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = small(tiny_llama, QUERIES, [NONE, CAREFUL])
-    monkeypatch.setattr(decoding, "can_share_prefix", lambda _: False)
+    monkeypatch.setattr(kv_cache, "can_share_prefix", lambda _: False)
     assert small(tiny_llama, QUERIES, [NONE, CAREFUL]).equals(shared)
 
 

@@ -12,13 +12,13 @@ from test_hidden import UNSHARED
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from drolab.blocks import block_names
-from drolab.chat import encode, render
-from drolab.hidden import hidden_states
-from drolab.models import ChatModel, edits_in_force, wrap
-from drolab.passes import forward_states
-from drolab.responses import first_token_probabilities, generate
-from drolab.steering import Ablate, Add, Edit, Patch, next_tokens, steered
+from drolab.inference.hidden import hidden_states
+from drolab.inference.responses import first_token_probabilities, generate
+from drolab.models.chat import encode, render
+from drolab.models.interventions import Ablate, Add, Edit, Patch, next_tokens, steered
+from drolab.models.layers import block_names
+from drolab.models.load import ChatModel, edits_in_force, wrap
+from drolab.models.passes import forward_states
 from drolab.store import Store
 from drolab.types import ModelError, SafetyPrompt, SoftPrompt, StatesError
 

@@ -20,8 +20,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drolab import shards as shards_module
 from drolab.store import Store, key
+from drolab.store import shards as shards_module
 from drolab.types import StoreError
 
 DTYPES = (

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from drolab import atomic, dro, shards
+from drolab import atomic, dro
+from drolab.store import shards
 from drolab.types import StoreError
 
 ROOT = Path(__file__).parents[1]

@@ -12,10 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drolab import shards, upkeep
 from drolab.__main__ import main
-from drolab.store import Store, key
-from drolab.upkeep import Choice
+from drolab.store import Store, key, shards, upkeep
+from drolab.store.upkeep import Choice
 
 OLD = Path(__file__).parent / "samples" / "store_v1"
 DAY = 86_400

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from drolab import export, figures, suite
+from drolab import export, figures, notebooks
 from drolab.__main__ import main
 
 PARAMETERS = 'OUT = "nowhere"  # folder\nLAYER = -1'
@@ -36,7 +36,7 @@ def test_notebooks_run_in_this_python_with_the_parameters(tmp_path: Path) -> Non
     (tmp_path / "beside.txt").write_text("found")
     code = "import sys, os\nprint(sys.executable, OUT, LAYER, open('beside.txt').read())"
     path = write(tmp_path, "01_a", code)
-    written = suite.run_notebooks([path], tmp_path / "out", parameters={"OUT": "a 'b\"", "LAYER": 3})
+    written = notebooks.run_notebooks([path], tmp_path / "out", parameters={"OUT": "a 'b\"", "LAYER": 3})
     assert written == [tmp_path / "out" / "notebooks" / "01_a.ipynb"]
     assert outputs(written[0]) == f"{sys.executable} a 'b\" 3 found\n"
     assert outputs(path) == ""  # the original is left alone
@@ -44,14 +44,16 @@ def test_notebooks_run_in_this_python_with_the_parameters(tmp_path: Path) -> Non
 
 def test_each_notebook_gets_the_parameters_that_it_has(tmp_path: Path) -> None:
     paths = [write(tmp_path, "01_a", "print(OUT, LAYER)"), write(tmp_path, "02_b", "print(OUT)", parameters="OUT = ''")]
-    written = suite.run_notebooks(paths, tmp_path / "out", parameters={"OUT": "here", "LAYER": 3})
+    written = notebooks.run_notebooks(paths, tmp_path / "out", parameters={"OUT": "here", "LAYER": 3})
     assert [outputs(path) for path in written] == ["here 3\n", "here\n"]
 
 
 def test_a_failing_cell_is_named_and_the_copy_kept(tmp_path: Path) -> None:
     paths = [write(tmp_path, "01_bad", "print('before')", "# divide\n1 / 0"), write(tmp_path, "02_next", "1")]
-    with pytest.raises(suite.NotebookError, match=r"01_bad\.ipynb, cell 4 \(# divide\): ZeroDivisionError") as caught:
-        suite.run_notebooks(paths, tmp_path / "out")
+    with pytest.raises(
+        notebooks.NotebookError, match=r"01_bad\.ipynb, cell 4 \(# divide\): ZeroDivisionError"
+    ) as caught:
+        notebooks.run_notebooks(paths, tmp_path / "out")
     copy = tmp_path / "out" / "notebooks" / "01_bad.ipynb"
     assert str(copy) in str(caught.value)
     assert outputs(copy) == "before\n"
@@ -60,23 +62,23 @@ def test_a_failing_cell_is_named_and_the_copy_kept(tmp_path: Path) -> None:
 
 def test_a_cell_that_takes_too_long_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, "01_slow", "import time\ntime.sleep(60)")
-    with pytest.raises(suite.NotebookError, match=r"01_slow\.ipynb, cell 3 .*timed out"):
-        suite.run_notebooks([path], tmp_path / "out", timeout=2)
+    with pytest.raises(notebooks.NotebookError, match=r"01_slow\.ipynb, cell 3 .*timed out"):
+        notebooks.run_notebooks([path], tmp_path / "out", timeout=2)
 
 
 def test_bad_parameters_are_found_before_anything_runs(tmp_path: Path) -> None:
     paths = [write(tmp_path, "01_good", "1"), write(tmp_path, "02_other", "1", parameters="OUT = ''")]
     with pytest.raises(
-        suite.NotebookError, match=r"No notebook here has the parameters \['LAIR'\]: they have \['LAYER'"
+        notebooks.NotebookError, match=r"No notebook here has the parameters \['LAIR'\]: they have \['LAYER'"
     ):
-        suite.run_notebooks(paths, tmp_path / "out", parameters={"LAIR": 1, "LAYER": 1})
+        notebooks.run_notebooks(paths, tmp_path / "out", parameters={"LAIR": 1, "LAYER": 1})
     assert not (tmp_path / "out").exists()
-    with pytest.raises(suite.NotebookError, match="0 cells tagged 'parameters'"):
-        suite.run_notebooks([write(tmp_path, "03", "1", parameters=None)], tmp_path, parameters={"OUT": "x"})
-    with pytest.raises(suite.NotebookError, match="Parameter OUT must be a number, text"):
-        suite.run_notebooks(paths, tmp_path, parameters={"OUT": object()})
-    with pytest.raises(suite.NotebookError, match="No notebook at"):
-        suite.run_notebooks([tmp_path / "none.ipynb"], tmp_path)
+    with pytest.raises(notebooks.NotebookError, match="0 cells tagged 'parameters'"):
+        notebooks.run_notebooks([write(tmp_path, "03", "1", parameters=None)], tmp_path, parameters={"OUT": "x"})
+    with pytest.raises(notebooks.NotebookError, match="Parameter OUT must be a number, text"):
+        notebooks.run_notebooks(paths, tmp_path, parameters={"OUT": object()})
+    with pytest.raises(notebooks.NotebookError, match="No notebook at"):
+        notebooks.run_notebooks([tmp_path / "none.ipynb"], tmp_path)
 
 
 @pytest.fixture
@@ -95,8 +97,8 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_report_manifest_and_numbers_come_from_what_was_saved(results: Path) -> None:
-    listings = suite.collect(results)
-    page = suite.write_report(results, listings).read_text(encoding="utf-8")
+    listings = notebooks.collect(results)
+    page = notebooks.write_report(results, listings).read_text(encoding="utf-8")
     assert "06_responses Does it refuse?" in page
     assert "<b>mine</b>" not in page.split("<body>")[1]
     assert "http" not in page.split("<body>")[1].replace("http://www.w3.org", "")
@@ -109,15 +111,15 @@ def test_report_manifest_and_numbers_come_from_what_was_saved(results: Path) -> 
 
 
 def test_key_numbers_are_printed_as_lines_and_tables(results: Path) -> None:
-    text = suite.key_numbers_text(suite.collect(results))
+    text = notebooks.key_numbers_text(notebooks.collect(results))
     assert "gain: 0.250" in text
     assert "0.500" in text
     assert "fingerprint" not in text
 
 
 def test_results_must_be_there(tmp_path: Path) -> None:
-    with pytest.raises(suite.NotebookError, match="No results in"):
-        suite.collect(tmp_path)
+    with pytest.raises(notebooks.NotebookError, match="No results in"):
+        notebooks.collect(tmp_path)
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,8 +127,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert "0 files, 0 damaged" in capsys.readouterr().out
 
     def fail(out: str, *, store: str | None) -> None:
-        raise suite.NotebookError(f"no {out} {store}: try again.")
+        raise notebooks.NotebookError(f"no {out} {store}: try again.")
 
-    monkeypatch.setattr(suite, "demo", fail)
+    monkeypatch.setattr(notebooks, "demo", fail)
     assert main(["demo", "--out", "here"]) == 1
     assert capsys.readouterr().err == "drolab: no here None: try again.\n"

@@ -14,10 +14,11 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold
 
 import drolab
-from drolab import ridge, sweep
-from drolab.evidence import shift_cosines
-from drolab.models import ChatModel, wrap
-from drolab.probes import cross_validate
+from drolab import sweep
+from drolab.evidence import ridge
+from drolab.evidence.shifts import shift_cosines
+from drolab.models.load import ChatModel, wrap
+from drolab.probing.probes import cross_validate
 from drolab.types import QUERY_COLUMNS, DROConfig, DRORun, HiddenStates, SafetyPrompt, StatesError
 
 SAFETY, CONTROL = ("a", "b"), "neutral"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipywidgets as widgets
 
-from drolab.panels.shell import PanelError
+from drolab.panels.base import PanelError
 from drolab.panels.tabs import tabs
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score, f1_score
 
 from drolab.judges import VERDICTS, TextJudge, is_refusal
-from drolab.refusal_text import shipped_weights
+from drolab.judges.refusal_text import shipped_weights
 from drolab.types import QueryError
 
 JUDGE = TextJudge()

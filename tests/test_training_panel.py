@@ -14,11 +14,12 @@ import torch
 from test_dro import CAREFUL, QUERIES, SHORT_RUN, Setting, assert_equal_runs, failing, setting_of
 from test_jobs import SECONDS, Kernel
 
-from drolab import dro, panels, runs
+from drolab import dro, panels
+from drolab.dro import runs
 from drolab.judges import FirstTokenJudge
-from drolab.models import ChatModel
+from drolab.models.load import ChatModel
 from drolab.panels import DROPanel, PanelError
-from drolab.panels.dro_settings import DROSettings
+from drolab.panels.dro.settings import DROSettings
 from drolab.store import Store
 from drolab.types import DROConfig, SafetyPrompt, TrainingError
 

@@ -14,11 +14,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import drolab
-from drolab.directions import fit_directions
-from drolab.models import ChatModel
-from drolab.probes import _scores, grouped_folds
-from drolab.readouts import METHODS, RIDGE_GRID, take
-from drolab.transfer import TRANSFER_COLUMNS, transfer
+from drolab.models.load import ChatModel
+from drolab.probing.directions import fit_directions
+from drolab.probing.probes import _scores, grouped_folds
+from drolab.probing.readouts import METHODS, RIDGE_GRID, take
+from drolab.probing.transfer import TRANSFER_COLUMNS, transfer
 from drolab.types import HiddenStates, StatesError
 
 WIDTH = 16

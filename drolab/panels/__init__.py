@@ -4,16 +4,16 @@ A panel computes nothing by itself: it calls library functions with the values o
 back. It works without a browser too.
 """
 
+from drolab.panels.base import Job, Panel, PanelError, Stopped
 from drolab.panels.board import Board, board
+from drolab.panels.dro.panel import DROPanel, dro
 from drolab.panels.explore import ExplorePanel, explore
+from drolab.panels.export_box import Takeaway
 from drolab.panels.picture import Picture
-from drolab.panels.projection import ProjectionPanel, projection
-from drolab.panels.prompt_lab import PromptLab, prompt_lab
-from drolab.panels.reading import ResponsePanel, responses
-from drolab.panels.shell import Job, Panel, PanelError, Stopped
+from drolab.panels.projection.panel import ProjectionPanel, projection
+from drolab.panels.prompt_lab.panel import PromptLab, prompt_lab
+from drolab.panels.responses.panel import ResponsePanel, responses
 from drolab.panels.tabs import Tabs, tabs
-from drolab.panels.takeaway import Takeaway
-from drolab.panels.training import DROPanel, dro
 
 __all__ = [
     "Board",

@@ -9,13 +9,14 @@ import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
 
-from drolab import comparison, figures
-from drolab.panels.choices import choice, named, several, share
+from drolab import figures
+from drolab.evidence import comparison
+from drolab.figures.rates import tradeoff_content
+from drolab.panels.base import Panel, PanelError
+from drolab.panels.controls import choice, named, several, share
+from drolab.panels.export_box import About, Takeaway
 from drolab.panels.markup import label, paragraph, table
 from drolab.panels.picture import Picture
-from drolab.panels.shell import Panel, PanelError
-from drolab.panels.takeaway import About, Takeaway
-from drolab.tradeoffs import tradeoff_content
 
 Groups = Mapping[str, str] | pd.Series | None
 _TESTS = [

@@ -7,8 +7,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from drolab.panels.base import Panel, control
 from drolab.panels.picture import Picture
-from drolab.panels.shell import Panel, control
 
 
 class ExplorePanel(Panel):

@@ -11,8 +11,8 @@ import numpy as np
 import plotly.graph_objects as go
 import traitlets
 
+from drolab.figures.style import CONFIG, escape, template_content
 from drolab.panels.plotlyjs import MODULE, STYLE, PlotlyJS, plotlyjs
-from drolab.style import CONFIG, escape, template_content
 
 PointsCallback = Callable[[str, list[tuple[int, int]]], None]
 

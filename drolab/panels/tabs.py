@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import ipywidgets as widgets
 
-from drolab.panels.shell import alert
+from drolab.panels.base import alert
 
 
 class Tabs(widgets.Tab):  # type: ignore[misc]  # ipywidgets ships no types

@@ -16,11 +16,11 @@ import pytest
 from harness import Watched, button, cell, python, until
 
 import drolab
-from drolab import suite
+from drolab import notebooks
 
 pytestmark = harness.MARKS
 
-NOTEBOOKS = suite.DEMO_NOTEBOOKS
+NOTEBOOKS = notebooks.DEMO_NOTEBOOKS
 MINE = "Refuse what could do harm."
 HOSTILE = "<img src=x onerror=window.hit=1>\u202e😀<b>"
 PLANE, LAB = "panel = panels.projection", "refusal = drolab.fit_probe(space, anchors"
@@ -59,7 +59,7 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         notebook.cells.append(nbformat.v4.new_code_cell(HANDS[name[:2]]))
         paths.append(folder / f"{name}.ipynb")
         nbformat.write(notebook, paths[-1])
-    suite.run_notebooks(paths, folder / "out", parameters=settings(folder))
+    notebooks.run_notebooks(paths, folder / "out", parameters=settings(folder))
     return folder
 
 
@@ -123,7 +123,7 @@ def choose(place: Any, control: str, which: str | list[str]) -> None:
 
 
 def test_every_notebook_ran_and_saved_what_it_found(computed: Path) -> None:
-    listings = suite.collect(computed / "out")
+    listings = notebooks.collect(computed / "out")
     assert list(listings) == [name[:2] for name in NOTEBOOKS]
     assert all(listing["figures"] for listing in listings.values())
     saved = json.loads((computed / "out" / "figures" / "03_projection.json").read_text())

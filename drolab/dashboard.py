@@ -1,0 +1,127 @@
+"""The dashboard: the panels in a browser, served by Voila, on this machine only."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+import socket
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from importlib import resources
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from drolab import export, notebooks
+from drolab.types import DrolabError
+
+PORT = 8866
+_HOST = "127.0.0.1"
+
+
+class AppError(DrolabError, RuntimeError):
+    """The dashboard cannot be served."""
+
+
+def serve(
+    model: str = "demo",
+    *,
+    queries: str = "anchors",
+    prompts: str = "safety",
+    store: str | Path | None = None,
+    n_samples: int = 10,
+    port: int = PORT,
+) -> None:
+    """Fill the store, then serve the dashboard until Ctrl-C. Exports go to folders below the present one.
+
+    The server listens on 127.0.0.1 only and wants a token ($JUPYTER_TOKEN, or a new one that is printed), since
+    every view starts a kernel, which loads the model.
+
+    Args:
+        model, queries, prompts, n_samples: as `study.study` takes them.
+
+    Raises:
+        AppError: Voila is not installed, the port is taken, or the model's process was killed.
+    """
+    if importlib.util.find_spec("voila") is None:
+        raise AppError("The dashboard needs Voila: pip install 'drolab[app]' (make app does it).")
+    _check_port(port)
+    folder = None if store is None else str(Path(store).resolve())
+    print(f"Preparing {model!r}: what the store lacks is computed, once.", flush=True)
+    chosen = {"MODEL": model, "QUERIES": queries, "PROMPTS": prompts, "STORE": folder, "N_SAMPLES": n_samples}
+    _in_a_process(_fill_store, chosen)
+    with tempfile.TemporaryDirectory(prefix="drolab-app-") as scratch:
+        notebook = _write_notebook(Path(scratch), {**chosen, "FOLDER": os.getcwd()})
+        token = os.environ.get("JUPYTER_TOKEN") or secrets.token_urlsafe(24)
+        print(
+            f"Dashboard: http://{_HOST}:{port}/?token={token}\nEach view starts a kernel. Ctrl-C ends it.", flush=True
+        )
+        _run_voila(notebook, port, token)
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except (OSError, OverflowError) as error:
+            raise AppError(f"Port {port} cannot be used ({error}): choose another with --port.") from None
+
+
+def _in_a_process(work: Any, *arguments: Any) -> None:
+    """In a process that ends before the views' kernels start: they need its memory for the model, on a GPU as well."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        try:
+            pool.submit(work, *arguments).result()
+        except BrokenProcessPool:
+            raise AppError("The process with the model was killed, most often for memory: try a smaller one.") from None
+
+
+def _fill_store(chosen: Mapping[str, Any]) -> None:
+    from drolab.study import study
+
+    study(**{name.lower(): value for name, value in chosen.items()})
+
+
+def _write_notebook(folder: Path, parameters: Mapping[str, Any]) -> Path:
+    import nbformat
+
+    source = resources.files("drolab") / "assets" / "app" / "dashboard.ipynb"
+    notebook = nbformat.reads(source.read_text(encoding="utf-8"), as_version=4)
+    notebooks.inject(notebook, parameters, "dashboard.ipynb")
+    return export.write_atomically(folder / "dashboard.ipynb", nbformat.writes(notebook))
+
+
+def _run_voila(notebook: Path, port: int, token: str) -> None:
+    """In this process, so that a signal that ends it ends the server and its kernels."""
+    from traitlets.config import Config
+    from voila.app import Voila
+
+    # As arguments, so that no configuration file of the user's opens the server to others.
+    settings = {
+        "Voila.ip": _HOST,
+        "Voila.port": port,
+        "Voila.port_retries": 0,
+        "Voila.token": token,
+        "Voila.open_browser": False,
+        "Voila.log_level": "ERROR",
+        "VoilaConfiguration.template": "drolab",
+        "VoilaConfiguration.allow_template_override": "NO",
+        "KernelManager.transport": "tcp" if os.name == "nt" else "ipc",
+        "MappingKernelManager.cull_idle_timeout": 600,  # of views that were closed without a word
+        "MappingKernelManager.cull_interval": 60,
+    }
+    with resources.as_file(resources.files("drolab") / "assets" / "app") as templates:
+        # Jupyter finds templates by this only; the kernels inherit it, and have no use for it.
+        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [str(templates), os.environ.get("JUPYTER_PATH")]))
+        arguments = [str(notebook), *(f"--{name}={value}" for name, value in settings.items())]
+        Voila.launch_instance(arguments, config=Config(VoilaConfiguration={"prelaunch_hook": _give_cookie}))
+
+
+def _give_cookie(request: Any, **_: Any) -> None:
+    """Give the page the cookie without which the server refuses its request to end the kernel when it is closed. With
+    a token Voila itself does not; reading the property sets the cookie."""
+    _ = request.xsrf_token

@@ -1,0 +1,232 @@
+"""Query sets: three that ship with drolab, the public benchmarks, and a user's own from a file or a DataFrame.
+
+The result is always a DataFrame with `types.QUERY_COLUMNS` whose index repeats the query ids, so that columns and
+results align by query.
+"""
+
+from __future__ import annotations
+
+import warnings
+from importlib.resources import files
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pandas as pd
+
+from drolab.data import benchmarks
+from drolab.data.formats import BENCHMARKS
+from drolab.files import HUB, read_hub, read_table
+from drolab.types import QUERY_COLUMNS, QueryError
+
+BUILT_IN = ("anchors", "heldout", "borderline")
+"""Query sets that ship with drolab: pairs for the anchor space, held-out pairs, harmless ones that sound harmful."""
+
+TEXT_NAMES = ("text", "query", "prompt", "goal", "instruction", "question")
+"""Column names under which a file's queries are looked for, in this order, in any case."""
+
+_BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False, "1.0": True, "0.0": False}
+_SHOWN = 60
+
+
+def load_queries(
+    name_or_path: str | Path | pd.DataFrame,
+    *,
+    harmful: bool | None = None,
+    nrows: int | None = None,
+    verbose: bool = True,
+) -> pd.DataFrame:
+    """A query set: a built-in one by name, a public benchmark, or your own from a file or a DataFrame.
+
+    Built in: `anchors` (112 pairs of a harmful and a harmless question with the same verb; split "train"),
+    `heldout` (112 pairs with other verbs and other wordings; split "test"), `borderline` (70 harmless questions that
+    sound harmful; split "borderline").
+
+    Benchmarks: the path of a published file, of your clone, or of a folder in it; or `hub:owner/name` (with `/config`
+    and `/split` where there are any), for which `pip install 'drolab[hub]'`. The format is recognised by its columns:
+    MaliciousInstruct, AdvBench, HarmBench, JailbreakBench, XSTest, OR-Bench, SORRY-Bench, StrongREJECT, AlpacaEval,
+    TDC 2023 (docs/benchmarks.md). The benchmark says which queries are harmful; ids do not depend on the order of the
+    rows. What was read is printed, with source and licence, and kept in `.attrs["summary"]` and, as plain values, in
+    `.attrs["about"]`. Rows that are blank or repeat another's text are left out with a warning, and so is said when
+    the file is longer or shorter than the published one.
+
+    Your own files: `.txt` (one query a line), `.csv`, `.json`, `.jsonl`, `.parquet`, in UTF-8. The text is the column
+    `text` (or `query`, `prompt`, `goal`, `instruction`, `question`). A column `harmful` (true/false, yes/no or 1/0)
+    says the class, or the argument does for all. `category`, `split`, `source` and `query_id` are optional; without
+    `query_id` the rows are numbered. Blank and repeated texts are errors here, since you can mend the file.
+
+    Args:
+        harmful: the class of all queries, where the data do not say it.
+        nrows: only the first rows of each file, as `pandas.read_csv` has it: 100 of AdvBench are those of the paper.
+        verbose: print what was read of a benchmark.
+
+    Returns:
+        A DataFrame with QUERY_COLUMNS, indexed by query id. Several sets are joined by `pandas.concat`.
+
+    Raises:
+        QueryError: unknown name, unreadable or cut-off file, a file named like a benchmark that is none, missing
+            column, `harmful` against the data, or (in your own) texts that are blank, not strings or duplicated.
+    """
+    if nrows is not None and nrows < 1:
+        raise QueryError(f"nrows must be at least 1, got {nrows}: leave it out to read all rows.")
+    tables = _open(name_or_path)
+    _check_columns(tables)
+    benchmark = benchmarks.recognise(tables, own=harmful is not None)
+    if benchmark is None:
+        ((name, table),) = tables
+        return _normalise(table if nrows is None else table.head(nrows), PurePosixPath(name).stem, harmful)
+    queries = benchmarks.read(benchmark, tables, harmful=harmful, nrows=nrows)
+    if harmful is not None and (queries["harmful"] != harmful).any():
+        raise QueryError(
+            f"{benchmark.name} says itself which queries are harmful: leave out harmful={harmful}, or, if these are "
+            "queries of your own, rename the file."
+        )
+    for deviation in queries.attrs["about"]["deviations"]:
+        warnings.warn(deviation, stacklevel=2)
+    if verbose:
+        print(queries.attrs["summary"])
+    return _indexed(queries)
+
+
+def _open(name_or_path: str | Path | pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The tables that are asked for, several if a benchmark is in several files, with `folder/file` names."""
+    if isinstance(name_or_path, pd.DataFrame):
+        return [("queries", name_or_path)]
+    if isinstance(name_or_path, str) and name_or_path in BUILT_IN:
+        with files("drolab").joinpath("assets", "queries", f"{name_or_path}.csv").open(encoding="utf-8") as opened:
+            return [(name_or_path, pd.read_csv(opened, dtype=str, keep_default_na=False))]
+    if isinstance(name_or_path, str) and name_or_path.startswith(HUB):
+        owner, _, rest = name_or_path.removeprefix(HUB).partition("/")
+        return [(f"{owner}/{rest.replace('/', '-')}", read_hub(name_or_path))]
+    path = Path(name_or_path).expanduser().absolute()  # not resolved: the hub's cache links to files named by hashes
+    if path.is_dir():
+        return [(f"{file.parent.name}/{file.name}", read_table(file)) for file in benchmarks.find(path)]
+    if not path.is_file():
+        raise QueryError(_nowhere(str(name_or_path)))
+    return [(f"{path.parent.name}/{path.name}", read_table(path))]
+
+
+def _check_columns(tables: list[tuple[str, pd.DataFrame]]) -> None:
+    for name, table in tables:
+        if repeated := sorted({str(column) for column in table.columns[table.columns.duplicated()] if column != ""}):
+            raise QueryError(f"{name} has the columns {repeated} more than once: drop or rename one of each.")
+
+
+def _nowhere(name: str) -> str:
+    for benchmark in BENCHMARKS:
+        if benchmark.claimed_by(name):
+            return (
+                f"{name!r} is neither a file nor a folder here, and {benchmark.name} does not ship with drolab: get it "
+                f"with `git clone {benchmark.source}` and give the folder."
+            )
+    known = ", ".join(repr(built_in) for built_in in BUILT_IN)
+    return f"{name!r} is neither a built-in query set ({known}) nor a file or folder: check the path."
+
+
+def validate_queries(queries: pd.DataFrame) -> pd.DataFrame:
+    """Return `queries` unchanged if every room of drolab can use it.
+
+    Raises:
+        QueryError: it lacks columns, is empty, or has texts that are not strings, blank or duplicated, a `harmful`
+            that is not true or false, or query ids that are not unique or not its index.
+    """
+    if not isinstance(queries, pd.DataFrame):
+        raise QueryError(f"Queries must be a DataFrame, got {type(queries).__name__}: use drolab.load_queries(…).")
+    if missing := [column for column in QUERY_COLUMNS if column not in queries.columns]:
+        raise QueryError(f"The query set lacks the columns {missing}: pass it through drolab.load_queries(…).")
+    _check_texts(queries["text"])
+    values = queries["harmful"]
+    if bad := [value for value in values.unique() if not (pd.api.types.is_bool(value) or _is_numpy_bool(value))]:
+        raise QueryError(f"`harmful` must be True or False, got {bad[0]!r}: pass it through drolab.load_queries(…).")
+    ids = queries["query_id"]
+    if ids.duplicated().any():
+        raise QueryError(f"The query id {ids[ids.duplicated()].iloc[0]!r} occurs twice: give each query its own id.")
+    if list(ids) != list(queries.index):
+        raise QueryError("The index must repeat `query_id`: use queries.set_index('query_id', drop=False).")
+    return queries
+
+
+def _is_numpy_bool(value: object) -> bool:
+    return type(value).__name__ in ("bool", "bool_")
+
+
+def _normalise(table: pd.DataFrame, source: str, harmful: bool | None) -> pd.DataFrame:
+    """A user's own table with the columns of a query set."""
+    names = {str(column).lower(): column for column in reversed(table.columns)}
+    text_column = next((names[name] for name in TEXT_NAMES if name in names), None)
+    if text_column is None:
+        raise QueryError(
+            f"{source} has no column with the queries (it has {list(map(str, table.columns))}): call it `text`."
+        )
+    _check_texts(table[text_column])
+    result = pd.DataFrame({"text": table[text_column].astype(object)})
+    result["harmful"] = _classes(table, names.get("harmful"), source, harmful)
+    for column, default in (("category", ""), ("split", ""), ("source", source)):
+        result[column] = _optional(table, names, column, default)
+    result["query_id"] = _ids(table, names.get("query_id"), source, harmful)
+    result.attrs = dict(table.attrs)
+    return _indexed(result)
+
+
+def _indexed(queries: pd.DataFrame) -> pd.DataFrame:
+    result = queries[list(QUERY_COLUMNS)].set_index("query_id", drop=False)
+    result.index.name = None
+    return validate_queries(result)
+
+
+def _classes(table: pd.DataFrame, column: Any, source: str, harmful: bool | None) -> list[bool]:
+    if column is None and harmful is None:
+        raise QueryError(
+            f"{source} does not say which queries are harmful: add a column `harmful` with true or false, or, if they "
+            "are all of one class, pass harmful=True or harmful=False (a .txt file has no columns)."
+        )
+    if column is None:
+        return [bool(harmful)] * len(table)
+    classes = [_to_bool(value, source) for value in table[column]]
+    if harmful is not None and classes.count(harmful) < len(classes):
+        raise QueryError(f"{source} has a column `harmful` that says otherwise: leave out harmful={harmful}.")
+    return classes
+
+
+def _optional(table: pd.DataFrame, names: dict[str, Any], column: str, default: str) -> list[str]:
+    if column not in names:
+        return [default] * len(table)
+    return [default if pd.isna(value) or value == "" else str(value) for value in table[names[column]]]
+
+
+def _ids(table: pd.DataFrame, column: Any, source: str, harmful: bool | None) -> list[str]:
+    """The table's own ids, or numbers. A set of one class says which, since its counterpart may have the same name."""
+    if column is None:
+        kind = "" if harmful is None else "harmful-" if harmful else "harmless-"
+        return [f"{source}-{kind}{number:04d}" for number in range(1, len(table) + 1)]
+    for number, value in enumerate(table[column], start=1):
+        if pd.isna(value) or not str(value).strip():
+            raise QueryError(f"{source}: row {number} has no `query_id`: give it one, or leave out the column.")
+    return table[column].astype(str).to_list()
+
+
+def _check_texts(texts: pd.Series) -> None:
+    if texts.empty:
+        raise QueryError("The query set is empty: it needs at least one query.")
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            raise QueryError(f"Query {number} is {_shown(text)}, not a string: drop the row or give it a text.")
+        if not text.strip():
+            raise QueryError(f"Query {number} is blank: drop the row or give it a text.")
+    if repeated := texts[texts.duplicated()].unique().tolist():
+        shown = ", ".join(_shown(text) for text in repeated[:3])
+        raise QueryError(f"{len(repeated)} texts occur more than once ({shown}): use drop_duplicates('text').")
+
+
+def _shown(value: object) -> str:
+    """A value in a message: a text may be a megabyte long."""
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+
+
+def _to_bool(value: Any, source: str) -> bool:
+    known = _BOOLEANS.get(str(value).strip().lower())
+    if known is None:
+        raise QueryError(
+            f"{source}: `harmful` has the value {_shown(value)}: use true or false (or 1 or 0) in every row."
+        )
+    return known

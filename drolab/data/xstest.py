@@ -1,0 +1,143 @@
+"""XSTest's released completions with the labels of two people: what a safety prompt does to safe and unsafe prompts.
+
+Röttger et al., *XSTest: A Test Suite for Identifying Exaggerated Safety Behaviours in Large Language Models*, NAACL
+2024 (CC BY 4.0); https://github.com/paul-rottger/xstest, folder `model_completions`. 250 safe prompts, which a model
+should answer, and 200 unsafe ones, which contrast with them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from drolab import judges
+from drolab.clones import CloneError, read_table
+from drolab.evidence import comparison
+from drolab.intervals import rate_interval
+from drolab.types import NO_PROMPT, QueryError
+
+XSTEST_CLONE = "git clone https://github.com/paul-rottger/xstest"
+"""The command that gets XSTest."""
+
+LABELS = ("compliance", "partial_refusal", "full_refusal")
+XSTEST_COLUMNS = (
+    *("release", "model", "prompt", "query_id", "sample", "text", "harmful", "type", "group", "response"),
+    *("label", "annotation_1", "annotation_2", "refused"),
+)
+"""Columns of the table of `load_xstest`."""
+
+_FILE = re.compile(r"xstest_v2_completions_([A-Za-z0-9]+)\.csv")
+_COLUMNS = ("id", "type", "prompt", "completion", "annotation_1", "annotation_2", "final_label")
+_LABEL_NAMES = {"1_full_compliance": LABELS[0], "3_partial_refusal": LABELS[1], "2_full_refusal": LABELS[2]}
+_RELEASED = {
+    "llama2new": ("Llama-2-70b-chat", NO_PROMPT),
+    "llama2orig": ("Llama-2-70b-chat", "safety"),
+    "mistralinstruct": ("Mistral-7B-Instruct", NO_PROMPT),
+    "mistralguard": ("Mistral-7B-Instruct", "safety"),
+    "gpt4": ("GPT-4", NO_PROMPT),
+}
+"""The release's names: model, and the prompt it had. Llama's is Meta's original one, Mistral's its guardrail prompt."""
+
+
+def load_xstest(folder: str | Path) -> pd.DataFrame:
+    """Read the completions from a clone of XSTest, or from the folder with the files.
+
+    Returns:
+        XSTEST_COLUMNS, one row per completion: `release` is the file's name for the model, `group` is safe or unsafe
+        (`harmful`), `label` the final one of LABELS, `refused` whether that is a full refusal. A file of another model
+        is named by its file, with the prompt "as released".
+
+    Raises:
+        CloneError: no such files, or one that is broken, cut short, or has another label or a prompt twice.
+    """
+    root = Path(folder).expanduser()
+    paths = sorted((root / "model_completions").glob("*.csv")) or sorted(root.glob("*.csv"))
+    found = [(match[1], path) for path in paths if (match := _FILE.fullmatch(path.name))]
+    if not found:
+        raise CloneError(
+            f"No files xstest_v2_completions_*.csv in {root} or its folder model_completions: get XSTest with "
+            f"`{XSTEST_CLONE}` and give its folder."
+        )
+    parts = [_read(name, path) for name, path in sorted(found, key=_released_order)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _released_order(found: tuple[str, Path]) -> int:
+    return list(_RELEASED).index(found[0]) if found[0] in _RELEASED else len(_RELEASED)
+
+
+def _read(name: str, path: Path) -> pd.DataFrame:
+    table = read_table(path, _COLUMNS)
+    labels = {column: table[column].map(_LABEL_NAMES) for column in ("annotation_1", "annotation_2", "final_label")}
+    bad = pd.DataFrame(labels).isna().any(axis=1) | table["id"].duplicated()
+    if bad.any():
+        first = table.loc[bad, "id"].iloc[0]
+        raise CloneError(f"{path}: {first!r} has no known label, or is there twice: clone XSTest again.")
+    model, prompt = _RELEASED.get(name, (name, "as released"))
+    unsafe = table["type"].str.startswith("contrast_")
+    group = unsafe.map({True: "unsafe", False: "safe"})
+    known = {"release": name, "model": model, "prompt": prompt, "query_id": table["id"], "sample": 0}
+    known |= {"text": table["prompt"], "harmful": unsafe, "type": table["type"], "group": group}
+    known |= {"response": table["completion"], "label": labels["final_label"], **labels}
+    return pd.DataFrame(known).assign(refused=labels["final_label"] == LABELS[2])[list(XSTEST_COLUMNS)]
+
+
+def label_rates(responses: pd.DataFrame, *, by: str = "group") -> pd.DataFrame:
+    """How often people gave each label.
+
+    Args:
+        responses: from `load_xstest`.
+        by: `group` (safe, unsafe) or `type` (18 kinds).
+
+    Returns:
+        model, prompt, `by`, label, count, n, value, low, high (Wilson's 95 %).
+    """
+    rows = []
+    for place, part in responses.groupby(["model", "prompt", by], sort=False):
+        for label in LABELS:
+            count = int((part["label"] == label).sum())
+            interval = rate_interval(count, len(part))
+            rows.append((*place, label, count, len(part), *interval))
+    return pd.DataFrame(rows, columns=["model", "prompt", by, "label", "count", "n", "value", "low", "high"])
+
+
+def label_tests(
+    responses: pd.DataFrame, *, by: str = "group", labels: Sequence[str] = LABELS[2:], random_state: int = 0
+) -> pd.DataFrame:
+    """Whether a safety prompt changes people's labels: each prompt with itself, with and without the safety prompt.
+
+    Args:
+        by: as in `label_rates`.
+        labels: what counts as refusal; ("full_refusal", "partial_refusal") takes both.
+
+    Returns:
+        model and the columns of `comparison.paired` with `by` in place of its group: McNemar's exact test, p_holm over
+        the whole table.
+
+    Raises:
+        QueryError: no model with and without a safety prompt.
+    """
+    parts = []
+    for model, own in responses.groupby("model", sort=False):
+        if not {NO_PROMPT} < set(own["prompt"]):
+            continue
+        scores = judges.score_table(own, own["label"].isin(list(labels)))
+        groups = own.drop_duplicates("query_id").set_index("query_id")[by]
+        found = comparison.paired(scores, NO_PROMPT, groups, test="majority", random_state=random_state)
+        found = found.rename(columns={"group": by}).assign(measure=" or ".join(labels))
+        found.insert(0, "model", model)
+        parts.append(found)
+    if not parts:
+        raise QueryError("No model is there with and without a safety prompt: XSTest has Llama 2 and Mistral as pairs.")
+    return comparison.holm(pd.concat(parts, ignore_index=True))
+
+
+def annotators(responses: pd.DataFrame) -> pd.DataFrame:
+    """How far the two people agree: release, n, agreement (share), kappa (Cohen's, three labels), and all together."""
+    parts = [(str(name), part) for name, part in responses.groupby("release", sort=False)]
+    both = ["annotation_1", "annotation_2"]
+    rows = [judges.disagreement(part[both]).assign(release=name) for name, part in [*parts, ("all", responses)]]
+    return pd.concat(rows, ignore_index=True)[["release", "n", "agreement", "kappa"]]

@@ -1,0 +1,209 @@
+"""DRO runs side by side: what the model is about to say under each, how they differ, and files to keep them in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from drolab.dro.training import HISTORY_COLUMNS, Training, snapshot
+from drolab.export import write_atomically
+from drolab.judges import FirstTokenJudge
+from drolab.models.chat import Prompt
+from drolab.models.load import ChatModel
+from drolab.types import AnchorSpace, DROConfig, DrolabError, DRORun, Probe, SoftPrompt, TrainingError
+
+TRAINING = "training"
+"""What the training queries are called among the query sets."""
+MEASURES = ("refusal", "compliance", "other")
+MEASURED_COLUMNS = ("step", "queries", "harmful", *MEASURES)
+"""Columns of `measure`: `queries` names the query set, the measures are means over its queries of one class."""
+_TERMS = ["residual_drift", *(name for name in HISTORY_COLUMNS if name.endswith("loss"))]
+_EXACT = dict.fromkeys((*(name for name in HISTORY_COLUMNS if name not in ("step", "epoch")), *MEASURES), float)
+"""How the columns of numbers are read: pandas' own way was not exact before version 3."""
+_ABOUT = "run.json"
+_SPACE = ("mean", "components", "explained_variance_ratio")
+_PROBES = ("refusal", "harmfulness")
+_READ_ERRORS = (OSError, SafetensorError, KeyError, TypeError, ValueError, DrolabError)
+
+
+@dataclass(kw_only=True, eq=False)
+class KeptRun:
+    """One of several runs: in training, ended, or loaded, with what was measured of it."""
+
+    training: Training | None = None
+    loaded: DRORun | None = None
+    """Of the two there is one."""
+    measured: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(MEASURED_COLUMNS)))
+    trouble: str = ""
+    """Why the training failed, in words."""
+
+    @property
+    def run(self) -> DRORun:
+        """What is finished of it."""
+        if self.training is not None:
+            return self.training.run()
+        if self.loaded is None:
+            raise TrainingError("This run has neither a training nor a loaded run: give KeptRun one of them.")
+        return self.loaded
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of the whole training, where it is known; else those of the run."""
+        return len(self.run.history) if self.training is None else self.training.n_steps
+
+    @property
+    def status(self) -> str:
+        steps = len(self.run.history)
+        return self.trouble or ("finished" if steps == self.n_steps else f"stopped at {steps} of {self.n_steps}")
+
+    def unmeasured(self) -> list[int]:
+        """The steps that a training has kept and nobody measured, such as those of an earlier session."""
+        kept = self.training.done.snapshots if self.training is not None else {}
+        return sorted(set(kept) - set(self.measured["step"]))
+
+    def measure(self, step: int, model: ChatModel, judge: FirstTokenJudge, queries: Mapping[str, pd.DataFrame]) -> None:
+        """Measure a kept step on each of the query sets, and add it to `measured`."""
+        rows = measure(model, judge, queries, snapshot(self.run, step), step)
+        self.measured = rows if self.measured.empty else pd.concat([self.measured, rows]).sort_values("step")
+
+
+def sample(queries: pd.DataFrame, most: int = 24) -> pd.DataFrame:
+    """At most `most` queries of each class, evenly spread over the table, in its order: to measure in passing."""
+    numbers = np.arange(len(queries))
+    harmful = queries["harmful"].to_numpy(dtype=bool)
+    classes = [numbers[harmful], numbers[~harmful]]
+    chosen = [rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)] for rows in classes]
+    return queries.iloc[np.sort(np.concatenate(chosen))]
+
+
+def measure(
+    model: ChatModel, judge: FirstTokenJudge, queries: Mapping[str, pd.DataFrame], prompt: Prompt, step: int
+) -> pd.DataFrame:
+    """What the model is about to say under a prompt: MEASURED_COLUMNS, one row per query set and class."""
+    parts = []
+    for name, rows in queries.items():
+        means = judge.score(model, rows, prompt).groupby("harmful")[list(MEASURES)].mean().reset_index()
+        parts.append(means.assign(step=step, queries=name))
+    return pd.concat(parts, ignore_index=True)[list(MEASURED_COLUMNS)]
+
+
+def compare(kept: Mapping[str, KeptRun]) -> pd.DataFrame:
+    """One row per run: where the runs differ (`prompt` and settings), its steps, what was measured last, at step
+    `measured_at`, in columns such as `refusal harmful` (query sets other than "training" have their name before it),
+    and the means of the last epoch's drift and losses."""
+    found = {name: one.run for name, one in kept.items()}
+    made = [{"prompt": run.soft_prompt.name, **asdict(run.config)} for run in found.values()]
+    settings = pd.DataFrame(made, index=list(found))
+    differing = [name for name in settings.columns if settings[name].nunique() > 1]
+    rows = []
+    for name, run in found.items():
+        epoch = run.history[run.history["epoch"] == run.history["epoch"].max()]
+        about = {"run": name, **settings.loc[name, differing], "steps": len(run.history)}
+        rows.append({**about, **_last(kept[name].measured), **epoch[_TERMS].astype(float).mean()})
+    return pd.DataFrame(rows)
+
+
+def _last(measured: pd.DataFrame) -> dict[str, Any]:
+    if measured.empty:
+        return {}
+    found: dict[str, Any] = {"measured_at": int(measured["step"].max())}
+    for row in measured[measured["step"] == found["measured_at"]].itertuples():
+        place = "" if row.queries == TRAINING else f"{row.queries} "
+        for name in MEASURES:
+            found[f"{place}{name} {'harmful' if row.harmful else 'harmless'}"] = getattr(row, name)
+    return found
+
+
+# ---------------------------------------------------------------- files
+
+
+def save_run(folder: str | Path, name: str, kept: KeptRun) -> Path:
+    """Write a run into a folder of its own inside `folder`, and return that: `soft_prompt.safetensors` (see
+    `SoftPrompt.save_pretrained`), `state.safetensors` (snapshots, anchor space, probes), `history.csv`,
+    `measured.csv` and `run.json`. A run of this name that is there already is replaced.
+
+    Raises:
+        ExportError: the folder cannot be written.
+    """
+    place, run = Path(folder) / _folder_name(name), kept.run
+    about = {
+        "name": name,
+        "steps": len(run.history),
+        "config": asdict(run.config),
+        "space": {key: getattr(run.space, key) for key in ("layer", "residual_variance", "model_fingerprint")},
+        "probes": {
+            key: {part: getattr(getattr(run, key), part) for part in ("intercept", "positive")} for key in _PROBES
+        },
+        "snapshots": list(run.snapshots),
+    }
+    write_atomically(place / "state.safetensors", save(_state(run)))
+    write_atomically(place / "history.csv", run.history.to_csv(index=False))
+    write_atomically(place / "measured.csv", kept.measured.to_csv(index=False))
+    run.soft_prompt.save_pretrained(place)
+    write_atomically(place / _ABOUT, json.dumps(about, indent=2) + "\n")
+    return place
+
+
+def load_runs(folder: str | Path) -> dict[str, KeptRun]:
+    """Name → run, of all runs that `save_run` wrote into `folder` (or into a run's own folder).
+
+    Raises:
+        TrainingError: there is none, or one cannot be read.
+    """
+    root = Path(folder)
+    places = [path.parent for path in (*root.glob(_ABOUT), *sorted(root.glob(f"*/{_ABOUT}")))]
+    if not places:
+        raise TrainingError(f"No DRO run in {root}: give the folder that runs were saved to.")
+    found = {}
+    for place in places:
+        try:
+            name, kept = _load(place)
+        except _READ_ERRORS as error:
+            raise TrainingError(f"The run in {place} cannot be read ({error}): save it again, or move it.") from error
+        found[name] = kept
+    return found
+
+
+def _load(place: Path) -> tuple[str, KeptRun]:
+    about = json.loads((place / _ABOUT).read_text(encoding="utf-8"))
+    state = load_file(place / "state.safetensors")
+    history, measured = (pd.read_csv(place / f"{name}.csv", converters=_EXACT) for name in ("history", "measured"))
+    if len(history) != about["steps"]:
+        raise ValueError(f"its history has {len(history)} steps, not {about['steps']}")
+    run = DRORun(
+        soft_prompt=SoftPrompt.from_pretrained(place),
+        history=history,
+        config=DROConfig(**about["config"]),
+        space=AnchorSpace(**{**about["space"], **{name: state[f"space.{name}"] for name in _SPACE}}),
+        **{name: Probe(coef=state[f"probe.{name}"], **about["probes"][name]) for name in _PROBES},
+        snapshots={step: state[f"snapshot.{step}"] for step in about["snapshots"]},
+    )
+    return str(about["name"]), KeptRun(loaded=run, measured=measured)
+
+
+def _state(run: DRORun) -> dict[str, Tensor]:
+    tensors = {
+        **{f"space.{name}": getattr(run.space, name) for name in _SPACE},
+        **{f"probe.{name}": getattr(run, name).coef for name in _PROBES},
+        **{f"snapshot.{step}": value for step, value in run.snapshots.items()},
+    }
+    return {name: value.clone().contiguous() for name, value in tensors.items()}  # safetensors takes no shared memory
+
+
+def _folder_name(name: str) -> str:
+    """A folder's name of plain characters, which stays where it is; different for different names."""
+    plain = re.sub(r"[^a-z0-9_-]+", "-", name.lower())[:40].strip("-")
+    if plain and plain == name:
+        return name
+    return f"{plain or 'run'}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"

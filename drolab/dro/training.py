@@ -1,0 +1,577 @@
+"""DRO, Directed Representation Optimization (paper, section 4): train a safety prompt as continuous embeddings.
+
+The prompt moves the states of harmful queries along the refusal direction and those of harmless ones against
+it, keeps their harmfulness readable, and keeps all of them near the anchor data. The movement is measured from
+x0, the state under the human prompt that the embeddings started from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from drolab import store as stores
+from drolab.data.queries import validate_queries
+from drolab.dro.objective import Losses, losses, weights
+from drolab.inference.hidden import hidden_states
+from drolab.models.chat import EncodedBatch, Prompt, check_fits, embed_text, encode
+from drolab.models.load import ChatModel
+from drolab.models.passes import back_off, collecting, forward_states, passes_of, prefix_embeddings
+from drolab.probing.anchors import coordinates
+from drolab.progress import Progress, bar
+from drolab.types import (
+    AnchorSpace,
+    DROConfig,
+    DRORun,
+    DROStep,
+    Probe,
+    PromptError,
+    QueryError,
+    SafetyPrompt,
+    SoftPrompt,
+    StatesError,
+    TrainingError,
+)
+
+MOVEMENT_COLUMNS = ("query_id", "harmful", "step", "x", "y", "refusal_logit", "harmfulness_logit", "residual_drift")
+"""Columns of `movement`."""
+HISTORY_COLUMNS = tuple(part.name for part in fields(DROStep) if part.name != "embeddings")
+"""Columns of a run's history."""
+
+
+def iter_dro(
+    model: ChatModel,
+    queries: pd.DataFrame,
+    *,
+    init: Prompt,
+    space: AnchorSpace,
+    refusal: Probe,
+    harmfulness: Probe,
+    config: DROConfig | None = None,
+    store: stores.Store | None = None,
+) -> Iterator[DROStep]:
+    """Train step by step; `train_dro` drives this to the end and collects what it yields.
+
+    With a store, a checkpoint is kept every `config.checkpoint_every` steps and whenever the iteration stops:
+    at its end, on an error, Ctrl-C, or when the iterator is closed. The same call then goes on after the last
+    finished step, with numbers that are equal to the last bit (on one machine's CPU); a finished run yields
+    nothing. Input is checked when this is called, before the first step.
+
+    Raises:
+        As `train_dro`.
+    """
+    training = Training.start(
+        model, queries, init=init, space=space, refusal=refusal, harmfulness=harmfulness, config=config, store=store
+    )
+    return training.steps()
+
+
+def train_dro(
+    model: ChatModel,
+    queries: pd.DataFrame,
+    *,
+    init: Prompt,
+    space: AnchorSpace,
+    refusal: Probe,
+    harmfulness: Probe,
+    config: DROConfig | None = None,
+    store: stores.Store | None = None,
+    progress: Progress = True,
+) -> DRORun:
+    """Train a soft prompt by DRO.
+
+    Args:
+        queries: the training queries, of both classes. Their order counts: each epoch shuffles it, seeded.
+        init: the human prompt to start from and to measure movement from (a soft prompt goes on from itself).
+        space: the anchor space of this model; its layer is where states are read, at the last token.
+        refusal: positive for "refuses".
+        harmfulness: positive for "harmful".
+        config: None takes the scale-free defaults; `DROConfig.preset("paper")` is the paper's.
+        store: keeps checkpoints and the result under the content of all the above. The same call resumes
+            after an interruption, and returns a finished run at once.
+        progress: show a bar; or a callable, see `drolab.progress`.
+
+    Returns:
+        The run; its prompt is called `dro-{init.name}`.
+
+    Raises:
+        QueryError: a class is missing from the queries, or they are malformed.
+        StatesError: the space is of another model, or has no residual variance; a probe does not fit the space
+            or is positive for something else.
+        PromptError: `init` has no text to start from, or is a soft prompt of another model.
+        TrainingError: a loss or gradient is not finite (the last good step is kept in the store).
+        KeyboardInterrupt: with a message on how to resume; nothing that was finished is lost with a store.
+    """
+    training = Training.start(
+        model, queries, init=init, space=space, refusal=refusal, harmfulness=harmfulness, config=config, store=store
+    )
+    total = training.n_steps
+    with bar(progress, total=total, initial=training.done.step, desc="DRO", unit="step") as counted:
+        try:
+            for step in training.steps():
+                counted.note(f"loss {step.loss:.4f}, drift {step.residual_drift:.3f}")
+                counted.update()
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(_interrupted(training.done.step, total, store)) from interrupt
+    return training.run()
+
+
+def movement(
+    model: ChatModel,
+    queries: pd.DataFrame,
+    run: DRORun,
+    *,
+    plane: tuple[int, int] = (0, 1),
+    steps: Sequence[int] | None = None,
+    store: stores.Store | None = None,
+    progress: Progress = True,
+) -> pd.DataFrame:
+    """Where each query's state lies in one plane of the anchor space at the run's snapshots: see `paths`.
+
+    Args:
+        plane: the two components, counted from 0, that become `x` and `y`.
+
+    Returns:
+        MOVEMENT_COLUMNS, one row per step and query.
+
+    Raises:
+        StatesError: components that the space does not have.
+        TrainingError: steps without a snapshot.
+    """
+    m = len(run.space.components)
+    if not all(0 <= axis < m for axis in plane):
+        raise StatesError(f"The anchor space has components 0 to {m - 1}, so there is no plane {plane}.")
+    table = paths(model, queries, run, steps=steps, store=store, progress=progress)
+    x, y = (table[f"component_{axis + 1}"] for axis in plane)
+    return table.assign(x=x, y=y)[list(MOVEMENT_COLUMNS)]
+
+
+def paths(
+    model: ChatModel,
+    queries: pd.DataFrame,
+    run: DRORun,
+    *,
+    steps: Sequence[int] | None = None,
+    store: stores.Store | None = None,
+    progress: Progress = True,
+) -> pd.DataFrame:
+    """Where each query's state lies in the anchor space at the run's snapshots, from step 0 on.
+
+    Step 0 is the human prompt (its embeddings in the soft prompt's slots). The queries may be others than the
+    training queries.
+
+    Args:
+        steps: which snapshots; None takes all. Step 0 is always read, since drift is measured from it.
+
+    Returns:
+        query_id, harmful, step, component_1 to component_m, refusal_logit, harmfulness_logit, residual_drift; one
+        row per step and query. `residual_drift` is the squared movement outside the anchor space over the anchors'
+        residual variance.
+
+    Raises:
+        TrainingError: steps without a snapshot.
+    """
+    shown = sorted(run.snapshots) if steps is None else list(dict.fromkeys(steps))
+    if absent := [step for step in shown if step not in run.snapshots]:
+        raise TrainingError(f"No snapshots at steps {absent}: this run kept {sorted(run.snapshots)}.")
+    prompts = {str(step): snapshot(run, step) for step in sorted({0, *shown})}
+    states = hidden_states(model, queries, prompts, layers=(run.space.layer,), store=store, progress=progress)
+    matrix = states.matrix(run.space.layer)
+    origin = matrix[: len(queries)].repeat(len(prompts), 1)
+    drift = run.space.residual(matrix - origin).square().sum(dim=1) / run.space.residual_variance
+    places = coordinates(run.space, states)
+    table = states.index[["query_id", "harmful"]].assign(
+        step=states.index["prompt"].astype(int),
+        **{f"component_{number}": column.numpy() for number, column in enumerate(places.T, start=1)},
+        refusal_logit=run.refusal.decision_function(places).numpy(),
+        harmfulness_logit=run.harmfulness.decision_function(places).numpy(),
+        residual_drift=drift.numpy(),
+    )
+    return table[table["step"].isin(shown)].reset_index(drop=True)
+
+
+def snapshot(run: DRORun, step: int) -> SoftPrompt:
+    """The soft prompt as it was after a step that has a snapshot; 0 is the human prompt."""
+    prompt = run.soft_prompt
+    return SoftPrompt(
+        name=f"{prompt.name}@{step}",
+        embeddings=run.snapshots[step],
+        init_text=prompt.init_text,
+        model_fingerprint=prompt.model_fingerprint,
+    )
+
+
+class _PassTooLargeError(Exception):
+    """A pass did not fit into the memory; the next ones will be smaller."""
+
+
+@dataclass(kw_only=True)
+class _Done:
+    """What is finished: everything after the last completed step. Replaced as a whole, so never half-updated."""
+
+    step: int
+    embeddings: Tensor
+    """[L, d], float32, on the CPU."""
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    """AdamW's `step`, `exp_avg`, `exp_avg_sq`; empty before the first step."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    snapshots: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True, eq=False)
+class Training:
+    """One run in progress: its fixed inputs, what is done, and where it is kept. `iter_dro` and `train_dro` drive it.
+
+    `run()` may be asked at any time, from any thread, also while `steps()` is being iterated.
+    """
+
+    model: ChatModel
+    queries: pd.DataFrame
+    init: Prompt
+    space: AnchorSpace
+    refusal: Probe
+    harmfulness: Probe
+    config: DROConfig
+    store: stores.Store | None
+    key: str
+    done: _Done
+
+    @classmethod
+    def start(
+        cls,
+        model: ChatModel,
+        queries: pd.DataFrame,
+        *,
+        init: Prompt,
+        space: AnchorSpace,
+        refusal: Probe,
+        harmfulness: Probe,
+        config: DROConfig | None = None,
+        store: stores.Store | None = None,
+    ) -> Training:
+        """Check the input, and take up what the store has of this run. Arguments and errors as in `train_dro`."""
+        queries, config = validate_queries(queries), config or DROConfig()
+        _check_queries(queries)
+        _check_space(model, space)
+        _check_probe(space, refusal, "refusal", "refuses")
+        _check_probe(space, harmfulness, "harmfulness", "harmful")
+        if not any(weights(config).values()):
+            raise TrainingError("All three terms of the loss have weight 0: give one of them a weight.")
+        first = _initial_embeddings(model, init)
+        run_key = _run_key(model, queries, init, first, space, refusal, harmfulness, config)
+        done = _load(store, run_key) or _Done(step=0, embeddings=first, snapshots={0: first.clone()})
+        return cls(
+            model=model,
+            queries=queries,
+            init=init,
+            space=space,
+            refusal=refusal,
+            harmfulness=harmfulness,
+            config=config,
+            store=store,
+            key=run_key,
+            done=done,
+        )
+
+    @property
+    def n_steps(self) -> int:
+        return self.config.num_train_epochs * -(-len(self.queries) // self.config.batch_size)
+
+    def _prompt(self, done: _Done) -> SoftPrompt:
+        return SoftPrompt(
+            name=f"dro-{self.init.name}",
+            embeddings=done.embeddings,
+            init_text=self.init.init_text if isinstance(self.init, SoftPrompt) else self.init.text,
+            model_fingerprint=self.model.fingerprint,
+        )
+
+    def run(self) -> DRORun:
+        """What is finished, as a run of its own; the last step is among its snapshots."""
+        done = self.done  # replaced as a whole by each step, while the list of numbers grows before it
+        return DRORun(
+            soft_prompt=self._prompt(done),
+            history=pd.DataFrame(done.history[: done.step], columns=list(HISTORY_COLUMNS)),
+            config=self.config,
+            space=self.space,
+            refusal=self.refusal,
+            harmfulness=self.harmfulness,
+            snapshots={**done.snapshots, done.step: done.embeddings},
+        )
+
+    def steps(self) -> Generator[DROStep]:
+        """The steps still to do; checkpoints as it goes and when it stops, for whatever reason."""
+        if self.done.step == self.n_steps:
+            return
+        saved = self.done.step
+        try:
+            start = self._start_states()
+            batch = encode(self.model, self.queries["text"].tolist(), self._prompt(self.done))
+            soft, optimizer = self._resumed()
+            for step, epoch, rows in self._schedule():
+                numbers = self._update(step, soft, optimizer, batch, start, rows)
+                self.done = self._after(step, epoch, soft, optimizer, numbers)
+                if step % self.config.checkpoint_every == 0:
+                    self.save()
+                    saved = step
+                yield DROStep(**self.done.history[-1], embeddings=self.done.embeddings)  # type: ignore[arg-type]
+        finally:
+            if self.done.step > saved:
+                self.save()
+
+    def _start_states(self) -> Tensor:
+        """[n, d]: x0, the states under `init`, in the order of the queries."""
+        states = hidden_states(
+            self.model, self.queries, self.init, layers=(self.space.layer,), store=self.store, progress=False
+        )
+        return states.matrix(self.space.layer)
+
+    def _resumed(self) -> tuple[Tensor, torch.optim.AdamW]:
+        """The trained embeddings, float32 whatever the model's dtype, and their optimizer."""
+        soft = self.done.embeddings.to(self.model.device, copy=True).requires_grad_()
+        optimizer = torch.optim.AdamW([soft], lr=self.config.learning_rate)
+        if self.done.optimizer:
+            # torch keeps the step count on the CPU and moves the moments to the parameter's device.
+            state = {name: value.clone() for name, value in self.done.optimizer.items()}
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": {0: state}})
+        return soft, optimizer
+
+    def _schedule(self) -> Iterator[tuple[int, int, list[int]]]:
+        """(step, epoch, rows) of the steps to come. The shuffles of the steps already done are repeated, since
+        each one shuffles the list that the one before left (as in the paper's code)."""
+        order = list(range(len(self.queries)))
+        generator = random.Random(self.config.seed)
+        step = 0
+        for epoch in range(self.config.num_train_epochs):
+            generator.shuffle(order)
+            for first in range(0, len(order), self.config.batch_size):
+                step += 1
+                if step > self.done.step:
+                    yield step, epoch, order[first : first + self.config.batch_size]
+
+    def _update(
+        self,
+        step: int,
+        soft: Tensor,
+        optimizer: torch.optim.AdamW,
+        batch: EncodedBatch,
+        start: Tensor,
+        rows: list[int],
+    ) -> dict[str, float]:
+        """One optimizer step on these queries; the numbers before it."""
+        terms = self._gradient(step, soft, batch, start, rows)
+        norm = torch.nn.utils.clip_grad_norm_([soft], self.config.max_grad_norm)
+        if not norm.isfinite():
+            raise self._broken(step, "gradient", float(norm))
+        optimizer.step()
+        return {
+            "refusal_loss": float(terms.refusal),
+            "harmfulness_loss": float(terms.harmfulness),
+            "residual_loss": float(terms.residual),
+            "loss": float(terms.total(self.config)),
+            "residual_drift": float(terms.drift),
+            "grad_norm": float(norm),
+        }
+
+    def _gradient(self, step: int, soft: Tensor, batch: EncodedBatch, start: Tensor, rows: list[int]) -> Losses:
+        """Fill `soft.grad`; in smaller passes if memory asks for it, with equal results up to rounding."""
+        while True:
+            soft.grad = None
+            try:
+                return self._backward(step, soft, batch, start, rows)
+            except _PassTooLargeError:
+                continue
+
+    def _backward(self, step: int, soft: Tensor, batch: EncodedBatch, start: Tensor, rows: list[int]) -> Losses:
+        """Pass by pass. All terms are means over queries, so each pass counts by its number of queries."""
+        classes = self.queries["harmful"].to_numpy(dtype=bool)
+        layer, parts = self.space.layer, []
+        with torch.enable_grad(), collecting(self.model, prefix_embeddings(self.model, batch, soft), layer) as prefix:
+            for numbers in passes_of(self.model, prefix, [len(batch.suffixes[row]) for row in rows]):
+                here = [rows[number] for number in numbers]
+                suffixes, share = [batch.suffixes[row] for row in here], len(here) / len(rows)
+                try:
+                    states = forward_states(self.model, prefix, suffixes, layers=(layer,))[:, 0, 0]
+                    origin = start[here].to(states.device)
+                    terms = losses(
+                        self.space,
+                        self.refusal,
+                        self.harmfulness,
+                        states,
+                        origin,
+                        torch.tensor(classes[here]),
+                        self.config,
+                    )
+                    self._check_finite(step, terms)
+                    (terms.total(self.config) * share).backward()
+                except torch.OutOfMemoryError as error:
+                    back_off(self.model, suffixes)
+                    raise _PassTooLargeError from error
+                parts.append(torch.stack([term.detach() for term in terms]) * share)
+        return Losses(*torch.stack(parts).sum(dim=0))
+
+    def _after(
+        self, step: int, epoch: int, soft: Tensor, optimizer: torch.optim.AdamW, numbers: Mapping[str, float]
+    ) -> _Done:
+        embeddings = soft.detach().to("cpu", copy=True)
+        snapshots = self.done.snapshots
+        if step % self.config.checkpoint_every == 0 or step == self.n_steps:
+            snapshots = {**snapshots, step: embeddings.clone()}
+        # One list grows through the run; a step that was cut off has not touched it yet.
+        self.done.history.append({"step": step, "epoch": epoch, **numbers})
+        return _Done(
+            step=step,
+            embeddings=embeddings,
+            optimizer={name: value.detach().to("cpu", copy=True) for name, value in optimizer.state[soft].items()},
+            history=self.done.history,
+            snapshots=snapshots,
+        )
+
+    def save(self) -> None:
+        """Keep a checkpoint of what is finished; may be called from any thread."""
+        if self.store is None:
+            return
+        done = self.done
+        tensors = {
+            "embeddings": done.embeddings,
+            **{f"optimizer.{name}": value for name, value in done.optimizer.items()},
+            **{f"snapshot.{step}": value for step, value in done.snapshots.items()},
+        }
+        metadata = {
+            "kind": "dro",
+            "step": str(done.step),
+            "name": self._prompt(done).name,
+            "config": self.config.to_json(),
+            "model_fingerprint": self.model.fingerprint,
+            "history": json.dumps(done.history[: done.step]),
+        }
+        self.store.save_run(self.key, tensors, metadata)
+
+    def _check_finite(self, step: int, terms: Losses) -> None:
+        for name, value in terms._asdict().items():
+            if not value.isfinite():
+                raise self._broken(step, f"{name} term", float(value.detach()))
+
+    def _broken(self, step: int, what: str, value: float) -> TrainingError:
+        kept = f"The prompt after step {step - 1} is kept in the store. " if self.store and step > 1 else ""
+        return TrainingError(
+            f"DRO step {step}: the {what} is {value}, so the prompt would be lost with this step. {kept}"
+            "Lower learning_rate, or load the model with dtype='bfloat16' or 'float32'."
+        )
+
+
+def _load(store: stores.Store | None, run_key: str) -> _Done | None:
+    """What the store has of this run, if anything."""
+    found = store.load_run(run_key) if store is not None else None
+    if found is None:
+        return None
+    tensors, metadata = found
+    parts: dict[str, dict[str, Tensor]] = {"optimizer": {}, "snapshot": {}}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition(".")
+        if rest:
+            parts[kind][rest] = value
+    return _Done(
+        step=int(metadata["step"]),
+        embeddings=tensors["embeddings"],
+        optimizer=parts["optimizer"],
+        history=json.loads(metadata["history"]),
+        snapshots={int(step): value for step, value in sorted(parts["snapshot"].items(), key=lambda kv: int(kv[0]))},
+    )
+
+
+def _initial_embeddings(model: ChatModel, init: Prompt) -> Tensor:
+    """[L, d], float32, on the CPU."""
+    if isinstance(init, SoftPrompt):
+        check_fits(model, init)
+        return init.embeddings.detach().to("cpu", torch.float32, copy=True)
+    if not isinstance(init, SafetyPrompt) or not init.text.strip():
+        raise PromptError(
+            f"DRO starts from the text of a prompt, and {getattr(init, 'name', init)!r} has none: pass a prompt with "
+            "a text, such as init=prompts['default']."
+        )
+    return embed_text(model, init.text)
+
+
+def _check_queries(queries: pd.DataFrame) -> None:
+    harmful = queries["harmful"].astype(bool)
+    if harmful.all() or not harmful.any():
+        here, missing = ("harmful", "harmless") if harmful.all() else ("harmless", "harmful")
+        raise QueryError(
+            f"All {len(queries)} training queries are {here}, and DRO moves the two classes apart: "
+            f"add {missing} queries, such as those of load_queries('anchors')."
+        )
+
+
+def _check_space(model: ChatModel, space: AnchorSpace) -> None:
+    if space.model_fingerprint and space.model_fingerprint != model.fingerprint:
+        raise StatesError(
+            f"The anchor space is of model {space.model_fingerprint[:12]}, {model.name!r} is {model.fingerprint[:12]}: "
+            "fit the space on this model's states with fit_anchors."
+        )
+    if len(space.mean) != model.hidden_size or space.layer > model.num_hidden_layers:
+        raise StatesError(
+            f"The anchor space is of layer {space.layer} and width {len(space.mean)}, {model.name!r} has "
+            f"{model.num_hidden_layers} layers of width {model.hidden_size}: fit the space on this model's states."
+        )
+    if not space.residual_variance > 0:
+        raise StatesError(
+            f"The anchor space leaves a residual variance of {space.residual_variance:g}, so the movement outside it "
+            "has no scale: fit it on more queries, or with fewer components."
+        )
+
+
+def _check_probe(space: AnchorSpace, probe: Probe, name: str, positive: str) -> None:
+    if len(probe.coef) != len(space.components):
+        raise StatesError(
+            f"The {name} probe has {len(probe.coef)} coefficients, the anchor space has {len(space.components)} "
+            "components: fit the probe in this space with fit_probe."
+        )
+    if probe.positive != positive:
+        raise StatesError(
+            f"The {name} probe is positive for {probe.positive!r}, and must be for {positive!r}: "
+            f"fit it with fit_probe(…, positive={positive!r}) and a target that is 1 for that class."
+        )
+
+
+def _run_key(
+    model: ChatModel,
+    queries: pd.DataFrame,
+    init: Prompt,
+    first: Tensor,
+    space: AnchorSpace,
+    refusal: Probe,
+    harmfulness: Probe,
+    config: DROConfig,
+) -> str:
+    """Everything that the numbers depend on; how often they are kept is not part of it."""
+    settings = {name: value for name, value in asdict(config).items() if name != "checkpoint_every"}
+    return stores.key(
+        kind="dro",
+        model=model.fingerprint,
+        dtype=str(model.dtype),
+        attention=str(model.model.config._attn_implementation),
+        queries=[[str(text), bool(harmful)] for text, harmful in zip(queries["text"], queries["harmful"], strict=True)],
+        init=[init.text if isinstance(init, SafetyPrompt) else None, _digest(first)],
+        space=[_digest(space.mean), _digest(space.components), space.layer, space.residual_variance],
+        probes=[[_digest(probe.coef), probe.intercept] for probe in (refusal, harmfulness)],
+        config=settings,
+    )
+
+
+def _digest(tensor: Tensor) -> list[Any]:
+    raw = tensor.detach().float().contiguous().cpu().numpy().tobytes()
+    return [list(tensor.shape), hashlib.sha256(raw).hexdigest()]
+
+
+def _interrupted(step: int, total: int, store: stores.Store | None) -> str:
+    if store is None:
+        return f"{step} of {total} steps were done and none is kept: pass store=drolab.Store() to keep them."
+    return f"{step} of {total} steps are in the store: run the same call again to go on."

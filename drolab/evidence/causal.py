@@ -1,0 +1,410 @@
+"""Does a direction cause refusals? Edit the states, see what the reply's first token becomes, against random edits.
+
+Each test edits the hidden states (`steering`), runs every query once, and reads refusal, compliance and the mass
+outside both from the distribution of the first token with a `FirstTokenJudge`. The judge was fitted on replies of the
+unedited model: check a large effect with `generate` inside `steered`.
+
+Beside every real direction stand random ones of the same norm, of one of three kinds of `control`. "contrasts" are
+random contrasts of this model's own states within a class (`evidence.null_directions`): they lie where the states vary,
+so some of them point along refusal themselves where queries of one class differ in it. To stand out among them is more
+than to stand out among "isotropic" ones, drawn evenly in all d dimensions, most of which the model hardly reads.
+"dealt" ones are contrasts of all states with labels dealt out over both classes: what a direction fitted on labels
+would be if these told nothing. They hold some of the difference of the classes by chance, and are the hardest to beat.
+The p-value is as rare as it says for a direction that is drawn as its control is, so the control is the null. The
+p-value is (1 + the random directions that change refusal at least as far the expected way) / (1 + their number)
+(Phipson & Smyth 2010); with 20 of them it cannot fall below .048. It is not corrected for the number of rows read.
+Where the queries themselves say which way is expected (`swap`), the p-value is twice that.
+
+`kl` is the Kullback-Leibler divergence of the edited from the unmodified distribution, KL(unmodified ‖ edited), in
+nats, mean over queries: what the unmodified model's own next token costs the edited one more. It grows without bound
+where the edited model has forgotten what it would have said, and is the form used to choose ablations (Arditi et al.
+2024, appendix C). On harmless queries it should stay small.
+
+Columns of every table: `harmful, n` (queries), `refusal, refusal_low, refusal_high, change, change_low, change_high,
+compliance, other, kl`; `change` is the refusal under the edit minus that of the same queries without it. Intervals are
+over queries, the edits as given: Student's t, for `refusal` on the scale of a logit, on which a mean near an end has
+its longer side inwards. docs/evidence.md has the simulations of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor
+
+from drolab.data.queries import validate_queries
+from drolab.evidence.shift_products import LOGIT, PLAIN, Scale, interval
+from drolab.evidence.shifts import null_directions
+from drolab.inference.hidden import hidden_states
+from drolab.judges.first_token import FirstTokenJudge
+from drolab.models.chat import EncodedBatch, Prompt, encode
+from drolab.models.interventions import Ablate, Add, Edit, Patch, Positions, check_direction, next_tokens
+from drolab.models.layers import resolve_layers
+from drolab.models.load import ChatModel
+from drolab.progress import Progress, bar
+from drolab.types import HiddenStates, StatesError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+RANDOM = "random"
+"""The kind of the control's rows, called `random 1`, `random 2`, …"""
+
+UNMODIFIED = "unmodified"
+"""Direction and kind of the row without an edit."""
+
+Control = Literal["contrasts", "dealt", "isotropic"]
+
+
+def dose_response(
+    model: ChatModel,
+    queries: pd.DataFrame,
+    prompt: Prompt,
+    judge: FirstTokenJudge,
+    directions: Mapping[str, Tensor],
+    *,
+    layer: int,
+    unit: float,
+    doses: Sequence[float] = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0),
+    positions: Positions = "read",
+    n_random: int = 20,
+    control: Control = "contrasts",
+    random_state: int = 0,
+    level: float = 0.95,
+    token_budget: int = 16384,
+    progress: Progress = True,
+) -> pd.DataFrame:
+    """Refusal when a direction is added to the states of one layer, by strength.
+
+    Args:
+        directions: name → [d]; their length does not matter, their sign does: along refusal, say.
+        layer: where it is added, and whose states the random directions are drawn from.
+        unit: the norm of dose 1, best that of a typical shift at this layer: the mean of
+            `evidence.shifts(states, layer=layer).table()["norm"]`.
+        doses: in units of `unit`; negative ones subtract.
+        positions: add at the "read" token only, where typical shifts are measured, or at "all" tokens of the chat,
+            which takes about ten times as long.
+        n_random, control: the random directions, see the top of this module.
+
+    Returns:
+        One row per direction, dose and class: `direction, kind` ("direction" or "random"), `dose`, the columns named
+        at the top of this module, and `p_value`: of a change of refusal towards the dose's sign; NaN in random rows
+        and at dose 0.
+
+    Raises:
+        StatesError: a direction that is zero, not finite or of another width; a layer that is not there; `unit` or a
+            dose that is no number.
+        ModelError: the model cannot be edited, see `steering.steered`.
+    """
+    if not unit > 0 or not np.isfinite([unit, *doses]).all() or len(doses) == 0:
+        raise StatesError(f"unit must be above 0 and doses finite numbers, got unit={unit}, doses={list(doses)}.")
+    trial = _Trial.make(model, queries, prompt, judge, token_budget)
+    generator = np.random.default_rng(random_state)
+    plans: list[Sequence[Edit]] = []
+    labels = []
+    for kind, name, vector in _with_random(trial, directions, layer, n_random, control, generator):
+        plans += [_adding(dose * unit * vector, layer, positions) for dose in doses]
+        labels += [{"direction": name, "kind": kind, "dose": float(dose)} for dose in doses]
+    before, after = trial.run(plans, progress)
+    return _dose_table(trial.queries, before, after, labels, level)
+
+
+def ablation(
+    model: ChatModel,
+    queries: pd.DataFrame,
+    prompt: Prompt,
+    judge: FirstTokenJudge,
+    directions: Mapping[str, Tensor],
+    *,
+    layer: int,
+    method: Literal["affine", "zero"] = "affine",
+    n_random: int = 20,
+    control: Control = "contrasts",
+    random_state: int = 0,
+    level: float = 0.95,
+    token_budget: int = 16384,
+    progress: Progress = True,
+) -> pd.DataFrame:
+    """Refusal when a direction is taken out of the states at all positions.
+
+    Args:
+        directions: name → [d]; neither length nor sign matters.
+        layer: where the directions come from, and whose states the random ones are drawn from.
+        method: "affine": at `layer`, every state gets the component that harmless queries' states have in the mean.
+            "zero": at every layer before the final norm, every state's component is set to 0. Zero is often no neutral
+            value: where the states' mean lies off zero, this moves both classes to the same place, and a fall of
+            harmful refusals comes with a rise of harmless ones.
+        n_random, control: the random directions, see the top of this module.
+
+    Returns:
+        One row per direction and class, the first without an edit: `direction, kind` ("unmodified", "direction" or
+        "random"), the columns named at the top of this module, and `p_value`: of a fall of refusal.
+
+    Raises:
+        As `dose_response`; and StatesError: "affine" without harmless queries.
+    """
+    trial = _Trial.make(model, queries, prompt, judge, token_budget)
+    generator = np.random.default_rng(random_state)
+    named = _with_random(trial, directions, layer, n_random, control, generator)
+    if method == "affine":
+        reference = trial.states((layer,)).select(harmful=False).matrix(layer).mean(dim=0)
+        plans = [[Ablate(vector, (layer,), reference)] for _, _, vector in named]
+    elif method == "zero":
+        plans = [[Ablate(vector)] for _, _, vector in named]
+    else:
+        raise StatesError(f"method must be 'affine' or 'zero', got {method!r}.")
+    before, after = trial.run(plans, progress)
+    names = [(UNMODIFIED, UNMODIFIED), *((kind, name) for kind, name, _ in named)]
+    labels = [{"direction": name, "kind": kind} for kind, name in names]
+    return _ablation_table(trial.queries, before, np.stack([before, *after]), labels, level)
+
+
+def swap(
+    model: ChatModel,
+    queries: pd.DataFrame,
+    donor: Prompt,
+    recipient: Prompt,
+    judge: FirstTokenJudge,
+    *,
+    layers: Sequence[int] | None = None,
+    n_random: int = 40,
+    control: Control = "contrasts",
+    random_state: int = 0,
+    level: float = 0.95,
+    token_budget: int = 16384,
+    progress: Progress = True,
+) -> pd.DataFrame:
+    """How much of one prompt's effect on refusal comes across with the state at the read position, layer by layer.
+
+    The chats are those under `recipient`. At one layer and the read position, each gets (1) the state of the same query
+    under `donor`, kind "state", or (2) the mean shift from recipient to donor over all queries added, kind "shift", or
+    (3) random directions of the mean shift's norm added, kind "random". After the final norm (1) brings everything
+    across by construction, and before the first block nothing: both prompts end in the same token.
+
+    Args:
+        layers: None takes every layer but the embeddings.
+
+    Returns:
+        One row per layer, patch and class: `layer, direction, kind`, the columns named at the top of this module (all
+        against the recipient), `p_value` of a shift's change towards the donor's (two-sided: above .05 with less than
+        39 random directions), `total` (the donor's refusal minus the recipient's) and `recovered, recovered_low,
+        recovered_high`: change / total, NaN where the interval of the total contains 0.
+
+    Raises:
+        As `dose_response`.
+    """
+    where = resolve_layers(model, range(1, model.num_hidden_layers + 1) if layers is None else layers)
+    trial = _Trial.make(model, queries, recipient, judge, token_budget)
+    source = _Trial.make(model, queries, donor, judge, token_budget)
+    generator = np.random.default_rng(random_state)
+    own, given = trial.states(where), source.states(where)
+    plans: list[Sequence[Edit]] = []
+    labels: list[dict[str, object]] = []
+    for number in where:
+        shift = (given.matrix(number) - own.matrix(number)).mean(dim=0)
+        noise = [shift.norm() * unit for unit in _random(own, number, n_random, control, generator)]
+        plans += [[Patch(given.matrix(number), number)], *(_adding(v, number, "read") for v in [shift, *noise])]
+        names = [("state", "state"), ("shift", "shift"), *((RANDOM, f"{RANDOM} {i + 1}") for i in range(n_random))]
+        labels += [{"layer": number, "direction": name, "kind": kind} for kind, name in names]
+    before, after = trial.run(plans, progress)
+    return _swap_table(trial.queries, before, after, labels, level, source.run([], False)[0])
+
+
+# --- one run over all queries ------------------------------------------------------------------------------
+
+_MEASURES = ("refusal", "compliance", "other", "kl")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Trial:
+    """The chats of all queries under one prompt, and what scores the first tokens of their replies."""
+
+    model: ChatModel
+    queries: pd.DataFrame
+    prompt: Prompt
+    judge: FirstTokenJudge
+    batch: EncodedBatch
+    token_budget: int
+
+    @classmethod
+    def make(
+        cls, model: ChatModel, queries: pd.DataFrame, prompt: Prompt, judge: FirstTokenJudge, token_budget: int
+    ) -> _Trial:
+        queries = validate_queries(queries)
+        batch = encode(model, queries["text"].tolist(), prompt)
+        return cls(model=model, queries=queries, prompt=prompt, judge=judge, batch=batch, token_budget=token_budget)
+
+    def states(self, layers: Sequence[int]) -> HiddenStates:
+        return hidden_states(self.model, self.queries, self.prompt, layers=layers, progress=False)
+
+    def run(self, plans: Sequence[Sequence[Edit]], progress: Progress) -> tuple[Array, Array]:
+        """[n, 4] without an edit and [n_plans, n, 4] under each plan: _MEASURES of every query."""
+        found = np.empty((1 + len(plans), len(self.queries), len(_MEASURES)))
+        reference: dict[int, Tensor] = {}
+        with bar(progress, total=found.shape[0] * found.shape[1], desc="edited chats", unit="chat") as counted:
+            for number, rows, spoken in next_tokens(
+                self.model, self.batch, [(), *plans], token_budget=self.token_budget
+            ):
+                if number == 0:
+                    reference.update(zip(rows, spoken, strict=True))
+                masses = self.judge.masses(spoken.exp())
+                masses["kl"] = _divergence(torch.stack([reference[row] for row in rows]), spoken)
+                found[number, rows] = torch.stack([masses[name] for name in _MEASURES], dim=1).numpy()
+                counted.update(len(rows))
+        return found[0], found[1:]
+
+
+def _divergence(reference: Tensor, spoken: Tensor) -> Tensor:
+    """[n, vocabulary] log-probabilities twice → [n], nats: KL(reference ‖ spoken)."""
+    weights = reference.double().exp()
+    terms = torch.where(weights > 0, weights * (reference.double() - spoken.double()), 0.0)
+    return terms.sum(dim=1).clamp(min=0.0)
+
+
+# --- directions --------------------------------------------------------------------------------------------
+
+
+def _with_random(
+    trial: _Trial,
+    directions: Mapping[str, Tensor],
+    layer: int,
+    n_random: int,
+    control: Control,
+    generator: np.random.Generator,
+) -> list[tuple[str, str, Tensor]]:
+    """(kind, name, [d] of length one): the directions given, then random ones of the layer."""
+    given = [
+        ("direction", name, _checked(vector, name, trial.model.hidden_size)) for name, vector in directions.items()
+    ]
+    drawn = _random(trial.states((layer,)), layer, n_random, control, generator)
+    return given + [(RANDOM, f"{RANDOM} {i + 1}", vector) for i, vector in enumerate(drawn)]
+
+
+def _checked(direction: Tensor, name: str, width: int) -> Tensor:
+    check_direction(direction, f"Direction {name!r}")
+    if len(direction) != width:
+        raise StatesError(
+            f"Direction {name!r} has width {len(direction)}, but the model has hidden size {width}: use one of its own."
+        )
+    return direction.float() / direction.float().norm()
+
+
+def _random(states: HiddenStates, layer: int, n: int, control: Control, generator: np.random.Generator) -> Tensor:
+    """[n, d], length one: random directions of one of the three kinds."""
+    baseline = states.matrix(layer)
+    if control == "isotropic":
+        drawn = torch.from_numpy(generator.normal(size=(n, baseline.shape[1]))).float()
+        return drawn / drawn.norm(dim=1, keepdim=True)
+    return torch.from_numpy(random_contrasts(baseline, states.index["harmful"], n, control, generator)).float()
+
+
+def random_contrasts(
+    baseline: Tensor, harmful: pd.Series, n: int, control: Control, generator: np.random.Generator
+) -> Array:
+    """[n, d], length one: contrasts within the classes, or of labels that are dealt out over both."""
+    if control not in ("contrasts", "dealt"):
+        raise StatesError(f"control must be 'contrasts', 'dealt' or 'isotropic', got {control!r}.")
+    return null_directions(baseline, harmful if control == "contrasts" else harmful | True, n, generator)
+
+
+def _adding(vector: Tensor, layer: int, positions: Positions) -> list[Edit]:
+    """No edit at all where there is nothing to add."""
+    return [Add(vector, layer, positions)] if vector.any() else []
+
+
+# --- tables ------------------------------------------------------------------------------------------------
+
+
+_Labels = Sequence[Mapping[str, object]]
+
+
+def _dose_table(queries: pd.DataFrame, before: Array, after: Array, labels: _Labels, level: float) -> pd.DataFrame:
+    table = _table(queries, before, after, labels, level)
+    return table.assign(p_value=_p_values(table, "direction", ["dose", "harmful"], np.sign(table["dose"])))
+
+
+def _ablation_table(queries: pd.DataFrame, before: Array, after: Array, labels: _Labels, level: float) -> pd.DataFrame:
+    table = _table(queries, before, after, labels, level)
+    return table.assign(p_value=_p_values(table, "direction", ["harmful"], pd.Series(-1.0, table.index)))
+
+
+def _swap_table(
+    queries: pd.DataFrame, before: Array, after: Array, labels: _Labels, level: float, whole: Array
+) -> pd.DataFrame:
+    table = _table(queries, before, after, labels, level, whole)
+    # The sign is that of the donor's effect, which the shift is a part of: also a random shift mostly has this sign.
+    one_sided = _p_values(table, "shift", ["layer", "harmful"], np.sign(table["total"]))
+    return table.assign(p_value=np.minimum(2 * one_sided, 1.0))
+
+
+def _table(
+    queries: pd.DataFrame,
+    before: Array,
+    after: Array,
+    labels: _Labels,
+    level: float,
+    whole: Array | None = None,
+) -> pd.DataFrame:
+    """One row per plan (`after`, [n_plans, n, 4], with a label each) and class; `before` and `whole` are [n, 4].
+
+    With `whole`, also which share of it a plan recovers.
+    """
+    harmful = queries["harmful"].to_numpy(dtype=bool)
+    parts = []
+    for kind in sorted(set(harmful), reverse=True):
+        rows = np.flatnonzero(harmful == kind)
+        change = after[:, rows, 0] - before[rows, 0]
+        columns = _with_interval("refusal", after[:, rows, 0], level, LOGIT)
+        columns |= _with_interval("change", change, level, PLAIN)
+        columns |= dict(zip(_MEASURES[1:], after[:, rows, 1:].mean(axis=1).T, strict=True))
+        if whole is not None:
+            columns |= _recovered(change, whole[rows, 0] - before[rows, 0], level)
+        parts.append(pd.DataFrame(labels).assign(harmful=kind, n=len(rows), **columns))
+    return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
+
+
+def _with_interval(name: str, values: Array, level: float, scale: Scale) -> dict[str, Array]:
+    """Columns of the means of values, [n_plans, n], and of their limits."""
+    n, means = values.shape[1], values.mean(axis=1)
+    errors = values.std(axis=1, ddof=1) / np.sqrt(n) if n > 1 else np.full(len(values), np.nan)
+    limits = [interval(*both, n, level, scale) for both in zip(means, errors, strict=True)]
+    low, high = np.array([(one.low, one.high) for one in limits]).reshape(-1, 2).T.round(12)
+    return {name: means.round(12), f"{name}_low": low, f"{name}_high": high}
+
+
+def _recovered(change: Array, total: Array, level: float) -> dict[str, Any]:
+    """The mean of `change`, [n_plans, n], as a share of that of `total`, [n], with Fieller's interval (1954, Journal of
+    the Royal Statistical Society B 16): the shares for which the mean of change - share · total may be 0. It is bounded
+    where the interval of the total does not contain 0."""
+    n, top, bottom = len(total), change.mean(axis=1), total.mean()
+    columns = dict.fromkeys(("recovered", "recovered_low", "recovered_high"), np.nan)
+    if n > 1:
+        reach = stats.t.ppf((1 + level) / 2, n - 1) ** 2 / n
+        spread = np.var(total, ddof=1)
+        own = np.var(change, axis=1, ddof=1)
+        both = (change - top[:, None]) @ (total - bottom) / (n - 1)
+        if (square := bottom**2 - reach * spread) > 0:
+            middle, last = top * bottom - reach * both, top**2 - reach * own
+            half = np.sqrt(np.clip(middle**2 - square * last, 0, None))
+            found = top / bottom, (middle - half) / square, (middle + half) / square
+            columns = dict(zip(columns, (values.round(12) for values in found), strict=True))
+    return {"total": bottom, **columns}
+
+
+def _p_values(table: pd.DataFrame, kind: str, by: Sequence[str], sign: pd.Series) -> Array:
+    """Of the rows of one kind among the random ones of the same `by`: of a change with the expected sign."""
+    expected = (table["change"] * sign).to_numpy()
+    p_values = np.full(len(table), np.nan)
+    for _, part in table[sign != 0].groupby(list(by)):
+        rows, kinds = part.index.to_numpy(), part["kind"].to_numpy()
+        random, real = expected[rows[kinds == RANDOM]], rows[kinds == kind]
+        p_values[real] = [(1 + (random >= value).sum()) / (1 + len(random)) for value in expected[real]]
+    return p_values

@@ -1,0 +1,315 @@
+"""Prompts compared: rates per group of queries, paired tests against a baseline, the safety-helpfulness front.
+
+The unit is the query everywhere: the samples of one query are not independent of each other, and the same queries
+are asked under every prompt. So intervals draw queries, and tests pair each query with itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from drolab.evidence.shift_products import Interval
+from drolab.intervals import mean_intervals, rate_interval
+from drolab.types import SCORE_COLUMNS, QueryError
+
+TESTS = ("rate", "any", "majority")
+"""What `paired` compares: the rate over the samples, or a count of queries by all or by most of their samples."""
+_N_FLIPS = 9999
+
+
+def query_groups(queries: pd.DataFrame) -> pd.Series:
+    """Query id → harmful, harmless or borderline (of the split "borderline"), from a query set."""
+    names = _class_names(queries["harmful"]).where(queries["split"] != "borderline", "borderline")
+    return names.set_axis(queries["query_id"])
+
+
+def _class_names(harmful: pd.Series) -> pd.Series:
+    return harmful.astype(bool).map({True: "harmful", False: "harmless"})
+
+
+def _grouped(scores: pd.DataFrame, groups: Mapping[str, str] | pd.Series | None) -> pd.DataFrame:
+    """The scores flat, with a column `group`; a query without a group is left out."""
+    if missing := [name for name in SCORE_COLUMNS if name not in scores.columns]:
+        raise QueryError(f"The scores lack the columns {missing}: pass what drolab.judge returned.")
+    flat = scores.reset_index()
+    names = _class_names(flat["harmful"]) if groups is None else flat["query_id"].map(dict(groups))
+    flat = flat.assign(group=names).dropna(subset="group")
+    if flat.empty:
+        raise QueryError("No query of these scores has a group: pass groups as query id → name, for the same queries.")
+    return flat
+
+
+def group_rates(
+    scores: pd.DataFrame,
+    groups: Mapping[str, str] | pd.Series | None = None,
+    *,
+    n_bootstrap: int = 1000,
+    random_state: int = 0,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Mean refusal and compliance per prompt and group of queries, with intervals.
+
+    Args:
+        scores: from `drolab.judge`.
+        groups: query id → name of its group; None makes two, harmful and harmless. Others are left out.
+
+    Returns:
+        prompt, group, measure (refusal or compliance), n_queries, value, low, high, interval: "bootstrap" over the
+        queries, or "Wilson" where every query's rate is 0 or 1 (a bootstrap of equal values would have no width).
+
+    Raises:
+        QueryError: no scores, or none with a group.
+    """
+    rows = []
+    for (prompt, group), part in _grouped(scores, groups).groupby(["prompt", "group"], sort=False):
+        values = part[["refusal_rate", "compliance_rate"]].to_numpy(dtype=float)
+        kind = "Wilson" if np.isin(values, (0, 1)).all() else "bootstrap"
+        if kind == "Wilson":
+            found = [rate_interval(int(total), len(values), level=level) for total in values.sum(axis=0)]
+        else:
+            found = mean_intervals(values, n_bootstrap=n_bootstrap, random_state=random_state, level=level)
+        for measure, interval in zip(("refusal", "compliance"), found, strict=True):
+            row = {"prompt": prompt, "group": group, "measure": measure, "n_queries": len(values)}
+            rows.append(row | interval._asdict() | {"interval": kind})
+    return pd.DataFrame(rows)
+
+
+# ---------------------------------------------------------------- paired tests
+
+
+def paired(
+    scores: pd.DataFrame,
+    baseline: str,
+    groups: Mapping[str, str] | pd.Series | None = None,
+    *,
+    test: str = "rate",
+    n_bootstrap: int = 1000,
+    random_state: int = 0,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Every other prompt against `baseline`, per group of queries: each query with itself under both prompts.
+
+    Args:
+        test: what is measured of each query. "rate": its refusal rate; tested by flipping the signs of the queries'
+            differences at random. "any": whether any sample refuses (for groups of harmful queries: complies), as
+            the paper counts. "majority": whether more than half of the samples refuse. The last two are tested with
+            McNemar's exact test. Choose before looking: the best of three tests is no test.
+        groups: as in `group_rates`.
+
+    Returns:
+        prompt, baseline, group, measure (in words), n_queries (those under both prompts), value, baseline_value,
+        difference, low, high (bootstrap over queries), higher, lower (queries with a higher, a lower value than under
+        the baseline), test, p, p_holm (corrected for the rows of this table, see `holm`).
+
+    Raises:
+        QueryError: an unknown test or baseline, no other prompt, no query in common, or, for "any", another number of
+            samples under the two prompts.
+    """
+    if test not in TESTS:
+        raise QueryError(f"No test {test!r}: choose one of {', '.join(TESTS)}.")
+    flat = _grouped(scores, groups)
+    prompts = list(flat["prompt"].unique())
+    if baseline not in prompts or len(prompts) < 2:
+        raise QueryError(f"Nothing to compare with {baseline!r}: the scores must have it and another of {prompts}.")
+    rows = []
+    for group, part in flat.groupby("group", sort=False):
+        measure, values = _measured(part, test)
+        wide = part.assign(value=values).pivot(index="query_id", columns="prompt", values=["value", "n_samples"])
+        table = {name: wide.xs(name, axis=1, level="prompt").to_numpy(dtype=float) for name in wide["value"]}
+        for prompt in prompts:
+            if prompt == baseline or not {prompt, baseline} <= set(table):
+                continue
+            pairs = np.stack([table[prompt], table[baseline]])  # [2, n, 2]: value and n_samples
+            pairs = pairs[:, ~np.isnan(pairs).any(axis=(0, 2))]
+            if pairs.shape[1]:
+                row = {"prompt": prompt, "baseline": baseline, "group": group, "measure": measure}
+                rows.append(row | _compare(pairs, test, n_bootstrap, random_state, level))
+    if not rows:
+        raise QueryError(f"No query was asked under {baseline!r} and under another prompt: ask the same queries.")
+    return holm(pd.DataFrame(rows))
+
+
+def holm(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """The same table with p_holm: p corrected by Holm's method for the number of rows, so that with equal prompts
+    the chance of any p_holm below .05 is at most .05."""
+    # statsmodels' multipletests gives the same, but runs the garbage collector: .2 s with a model in memory.
+    p = comparisons["p"].to_numpy(dtype=float)
+    order = p.argsort()
+    corrected = np.empty_like(p)
+    corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1.0)
+    return comparisons.assign(p_holm=corrected)
+
+
+def _measured(part: pd.DataFrame, test: str) -> tuple[str, pd.Series]:
+    """What is measured, in words, and its value per row."""
+    if test == "rate":
+        return "refusal rate", part["refusal_rate"].astype(float)
+    if test == "majority":
+        return "more than half refuse", (part["refusal_rate"] > 0.5).astype(float)
+    event = "compliance" if part["harmful"].all() else "refusal"
+    return f"any {event}", part[f"any_{event}"].astype(float)
+
+
+def _compare(pairs: np.ndarray, test: str, n_bootstrap: int, random_state: int, level: float) -> dict[str, Any]:
+    """One row of `paired`. `pairs` [2, n, 2]: under the prompt and the baseline, each query's value and n_samples."""
+    (own, n_own), (other, n_other) = pairs.transpose(0, 2, 1)
+    if test == "any" and (n_own != n_other).any():
+        raise QueryError("With more samples any of them refuses more easily: draw equally many, or test the rate.")
+    differences = (own - other).round(12)  # differences of equal fractions must be equal numbers
+    if differences.any():
+        found = mean_intervals(differences[:, None], n_bootstrap=n_bootstrap, random_state=random_state, level=level)[0]
+    else:  # No query changed: as many may change as a rate that was seen 0 times may have, up or down.
+        most = rate_interval(0, len(own), level=level).high
+        found = Interval(0.0, -most, most)
+    higher, lower = int((differences > 0).sum()), int((differences < 0).sum())
+    p = _sign_flips(differences, random_state) if test == "rate" else _mcnemar(higher, lower)
+    return {
+        "n_queries": len(own),
+        "value": float(own.mean()),
+        "baseline_value": float(other.mean()),
+        "difference": found.value,
+        "low": found.low,
+        "high": found.high,
+        "higher": higher,
+        "lower": lower,
+        "test": "sign flips" if test == "rate" else "McNemar, exact",
+        "p": p,
+    }
+
+
+def _sign_flips(differences: np.ndarray, random_state: int) -> float:
+    """Two-sided p of the mean difference, when each query's difference may as well have had the other sign.
+
+    The differences of rates take few sizes. Of the m queries with one size a binomial number goes up, so one draw
+    per size replaces m flips: 100 times faster than scipy's permutation_test, with the same distribution.
+    """
+    sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
+    generator = np.random.default_rng(random_state)
+    ups = generator.binomial(counts, 0.5, size=(_N_FLIPS, len(counts)))
+    flipped = np.abs((2 * ups - counts) @ sizes)
+    extreme = int((flipped >= abs(differences.sum()) - 1e-9).sum())
+    return (1 + extreme) / (1 + _N_FLIPS)
+
+
+def _mcnemar(higher: int, lower: int) -> float:
+    """Exact: of the queries that changed, half should have gone up."""
+    return float(stats.binomtest(higher, higher + lower).pvalue) if higher + lower else 1.0
+
+
+# ---------------------------------------------------------------- safety against helpfulness
+
+
+def tradeoff(rates: pd.DataFrame, *, helpful: str = "harmless", safe: str = "harmful") -> pd.DataFrame:
+    """Per prompt, how helpful and how safe it is: compliance in one group, refusal in another.
+
+    Args:
+        rates: from `group_rates`.
+        helpful: group whose compliance counts, harmless or borderline.
+        safe: group whose refusal counts.
+
+    Returns:
+        prompt, compliance, compliance_low, compliance_high, refusal, refusal_low, refusal_high, on_front,
+        dominated_by; see `pareto_front`.
+
+    Raises:
+        QueryError: a group that the rates lack.
+    """
+    sides = []
+    for group, measure in ((helpful, "compliance"), (safe, "refusal")):
+        side = rates[(rates["group"] == group) & (rates["measure"] == measure)].set_index("prompt")
+        if side.empty:
+            raise QueryError(f"No rates of {group!r} queries: choose one of {list(rates['group'].unique())}.")
+        names = {"value": measure, "low": f"{measure}_low", "high": f"{measure}_high"}
+        sides.append(side[list(names)].rename(columns=names))
+    return pareto_front(sides[0].join(sides[1], how="inner").reset_index())
+
+
+def pareto_front(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of prompt, compliance, refusal with two more columns: `on_front`, and `dominated_by`, the prompts
+    (", " between them) that are at least as good in both and better in one. It compares the estimates, whatever their
+    intervals.
+
+    Raises:
+        QueryError: a value is missing.
+    """
+    values = table[["compliance", "refusal"]].to_numpy(dtype=float)
+    if np.isnan(values).any():
+        raise QueryError("A prompt lacks compliance or refusal: judge the same groups of queries under each prompt.")
+    at_least = (values[:, None] >= values).all(axis=2)
+    better = np.asarray(at_least & (values[:, None] > values).any(axis=2))  # [by, of]
+    names = table["prompt"].astype(str).to_numpy()
+    dominated_by = [", ".join(names[column]) for column in better.T]
+    return table.assign(on_front=[not by for by in dominated_by], dominated_by=dominated_by)
+
+
+# ---------------------------------------------------------------- queries to read
+
+ONLY = ("all", "judges disagree", "changed", "refused more", "refused less")
+"""Which queries `narrowed` leaves."""
+
+
+def query_rates(
+    responses: pd.DataFrame,
+    verdicts: pd.DataFrame,
+    judge: str,
+    groups: Mapping[str, str] | pd.Series | None = None,
+) -> pd.DataFrame:
+    """One row per query: its refusal rate under each prompt, and how often the judges disagree about it.
+
+    Args:
+        responses: the table of `generate`.
+        verdicts: from `judges.verdicts`, same rows; NA where a judge has no opinion.
+        judge: the judge (a column of `verdicts`) whose refusal rates count.
+        groups: as in `group_rates`; a query without one is in group "".
+
+    Returns:
+        Indexed by query_id: text, group, disagreements (the responses, under any prompt, that one judge calls a refusal
+        and another does not), and `rate: <prompt>` for each prompt, NaN where the judge has no opinion.
+    """
+    said = verdicts.to_numpy(dtype=float, na_value=np.nan)
+    split = (said == 1).any(axis=1) & (said == 0).any(axis=1)
+    flat = responses[["query_id", "prompt"]].assign(refused=said[:, list(verdicts.columns).index(judge)], split=split)
+    table = responses.drop_duplicates("query_id").set_index("query_id")
+    names = _class_names(table["harmful"]) if groups is None else table.index.to_series().map(dict(groups)).fillna("")
+    rates = flat.groupby(["query_id", "prompt"], sort=False)["refused"].mean().unstack()[flat["prompt"].unique()]
+    disagreements = flat.groupby("query_id")["split"].sum()
+    return table[["text"]].assign(group=names, disagreements=disagreements).join(rates.add_prefix("rate: "))
+
+
+def query_changes(rates: pd.DataFrame, prompts: tuple[str, str]) -> pd.DataFrame:
+    """From `query_rates`: text, group, disagreements, and the refusal rate under two prompts as rate_a, rate_b, with
+    change = rate_b - rate_a."""
+    a, b = (rates[f"rate: {prompt}"] for prompt in prompts)
+    return rates[["text", "group", "disagreements"]].assign(rate_a=a, rate_b=b, change=b - a)
+
+
+def narrowed(
+    queries: pd.DataFrame, *, contains: str = "", group: str | None = None, only: str = ONLY[0]
+) -> pd.DataFrame:
+    """Those rows of `query_changes` whose text contains some words (in any case), of one group, or with a behaviour.
+
+    Args:
+        only: "judges disagree" (the most often first), "changed" (the largest change first), "refused more" or
+            "refused less" under the second prompt than under the first (the largest change first), or "all".
+
+    Raises:
+        QueryError: `only` is none of these.
+    """
+    keep = queries["text"].str.contains(contains, case=False, regex=False)
+    found = queries[keep if group is None else keep & (queries["group"] == group)]
+    if only == "all":
+        return found
+    order = {
+        "judges disagree": found["disagreements"].astype(float),
+        "changed": found["change"].abs(),
+        "refused more": found["change"],
+        "refused less": -found["change"],
+    }.get(only)
+    if order is None:
+        raise QueryError(f"No queries called {only!r}: choose one of {', '.join(ONLY)}.")
+    return found.loc[order[order > 0].sort_values(ascending=False, kind="stable").index]

@@ -1,0 +1,357 @@
+"""The layer × position sweep: where in the network harm and refusal can be read, and where safety prompts act.
+
+One pass gives the states of all layers and of the last positions of every chat, see `hidden_states`; here each
+place (a *site*: one layer at one position) gets the same measures, with the same controls. The unit of every interval
+is the query, with all its prompts; every site sees the same draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from drolab.evidence.ridge import FLAT, Targets, auc_draws, aucs, correlations, held_out, scale_of
+from drolab.evidence.shift_products import FISHER, interval, mean_cosine, mean_direction_cosine
+from drolab.evidence.shifts import shifts
+from drolab.intervals import percentiles
+from drolab.models.chat import encode
+from drolab.probing.anchors import fit_anchors
+from drolab.probing.crossval import limits
+from drolab.probing.probes import align_target, fit_probe
+from drolab.types import NO_PROMPT, HiddenStates, SafetyPrompt, StatesError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from drolab.evidence.shift_products import Moments
+    from drolab.evidence.shifts import Shifts
+    from drolab.models.load import ChatModel
+
+    Array = NDArray[np.float64]
+
+SWEEP_COLUMNS = ("layer", "position", "token", "measure", "value", "low", "high")
+"""Columns of `measure_sites`."""
+
+CONTROLS = {
+    "harmfulness": "harmfulness, shuffled",
+    "refusal": "refusal, shuffled",
+    "refusal within class": "refusal within class, shuffled",
+    "shift size": "shift size, control",
+    "shift cosine": "shift cosine, control",
+    "refusal cosine": "refusal cosine, control",
+}
+"""Each measure and its control; see `measure_sites`."""
+
+N_COMPONENTS = 4
+"""Of the anchor space in which a site's refusal direction is fitted, as in the paper."""
+
+CHUNK_VALUES = 2**23
+"""Numbers that one chunk of bootstrap draws may hold: 64 MB."""
+
+
+def position_labels(model: ChatModel, queries: pd.DataFrame, positions: Sequence[int]) -> dict[int, str]:
+    """The text of the token at each read position, "…" where it differs between the queries.
+
+    Args:
+        positions: negative, counted from the end of each chat.
+
+    Raises:
+        StatesError: a position before the start of a chat.
+    """
+    none = SafetyPrompt(name=NO_PROMPT, text="")
+    suffixes = encode(model, queries["text"].tolist(), none, min_suffix=-min(positions)).suffixes
+    found = {position: {suffix[position] for suffix in suffixes} for position in positions}
+    return {p: "…" if len(ids) > 1 else str(model.tokenizer.decode(list(ids))) for p, ids in found.items()}
+
+
+def measure_sites(
+    states: HiddenStates,
+    refusal_rate: pd.Series,
+    *,
+    controls: Sequence[str] = (),
+    tokens: Mapping[int, str] | None = None,
+    baseline: str = NO_PROMPT,
+    n_splits: int = 10,
+    n_shuffles: int = 200,
+    n_bootstrap: int = 1000,
+    random_state: int = 0,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """The measures of every layer and position in `states`.
+
+    - `harmfulness`: AUC with which a ridge readout tells harmful from harmless queries without a prompt (.5: chance).
+    - `refusal`: correlation of a ridge readout with the refusal rate, over queries and prompts (0: chance).
+      `refusal within class`: the same after taking the mean of each class under each prompt from both, so that
+      neither harm nor the prompt as such can be what is read.
+    - `shift size`: length of the mean shift under a safety prompt, over the root mean squared distance of the states
+      without a prompt from their mean (mean over prompts and classes).
+    - `shift cosine`: mean cosine between the mean shifts of two safety prompts, of the same or of different classes.
+    - `refusal cosine`: mean cosine of the safety prompts' mean shifts with the site's own refusal direction: the
+      paper's probe (`fit_probe` in four components), fitted on the states that have a rate. With rates under
+      the safety prompts it is in part made of their shifts; rates of the baseline alone give one that is not.
+
+    Each has a control, see CONTROLS. `shuffled`: the same readout when the queries swap their labels, or their
+    rates under all prompts (mean and percentiles of the shuffles). `control`: the same for the prompts named
+    in `controls`; for `shift cosine` their cosines with the safety prompts' shifts.
+
+    The readouts are cross-validated in folds grouped by query. Their intervals are of what a readout of as many other
+    queries reads: a bootstrap over the held-out queries of each class, widened by how far the value depends on the
+    queries that the readouts were fitted on (see `drolab.probing.crossval`); that of a perfect AUC may have no width, since no
+    draw is ever wrong. Shifts are measured without the bias of noise, and their intervals leave out one query at a
+    time, with all its prompts (see `drolab.evidence.shift_products`); the direction is taken as given.
+    Where all states are equal (layer 0 at a token of the template), readouts are at chance and shifts are NaN.
+
+    Args:
+        refusal_rate: by (query_id, prompt), such as `judge(…)["refusal_rate"]`: all queries, under any of the prompts.
+        controls: prompts that ask for no caution, such as those of `load_prompts("neutral")`; all others but the
+            baseline count as safety prompts.
+        tokens: the text of each position, see `position_labels`.
+
+    Returns:
+        SWEEP_COLUMNS, one row per layer, position and measure. Without `controls` their rows are not there, with one
+        safety prompt no `shift cosine`.
+
+    Raises:
+        StatesError: no rates, a rate that is missing, a control without states, no safety prompt, or as in `shifts`,
+            `fit_probe` and `grouped_folds`.
+    """
+    rows: list[dict[str, Any]] = []
+    for position in states.index["position"].unique():
+        part = states.select(position=int(position))
+        plan = _Plan.make(part, refusal_rate, controls, baseline, n_splits, n_shuffles, random_state)
+        for layer in states.layers:
+            site = {"layer": layer, "position": int(position), "token": (tokens or {}).get(int(position), "")}
+            measured = _measures(part.select(layer=layer), plan, n_bootstrap, level)
+            rows += [{**site, "measure": name, "value": v, "low": a, "high": b} for name, (v, a, b) in measured.items()]
+    return pd.DataFrame(rows, columns=list(SWEEP_COLUMNS))
+
+
+def sites(table: pd.DataFrame) -> pd.DataFrame:
+    """Where each measure first stands out from its control, and where it does so most clearly, at every position.
+
+    It stands out where its whole interval lies above the control's. That is a description of the sweep, not a test of
+    its claims: it looks at every layer and takes the first.
+
+    Args:
+        table: of `measure_sites`.
+
+    Returns:
+        One row per measure, position and site (`first`, `clearest`): `measure, position, token, site, layer, value,
+        low, high, control_high`. The layer is NA where the measure stands out nowhere.
+
+    Raises:
+        StatesError: the table has no measure with its control.
+    """
+    keys = ["layer", "position"]
+    rows: list[dict[str, Any]] = []
+    for measure, control in CONTROLS.items():
+        own, other = (table[table["measure"] == name] for name in (measure, control))
+        if own.empty or other.empty:
+            continue
+        joined = own.merge(other[[*keys, "high"]].rename(columns={"high": "control_high"}), on=keys)
+        for _, line in joined.groupby("position", sort=False):
+            rows += _first_and_clearest(line.sort_values("layer"))
+    if not rows:
+        raise StatesError("The table holds no measure with its control: pass a table of measure_sites, with controls.")
+    columns = ["measure", "position", "token", "site", "layer", "value", "low", "high", "control_high"]
+    return pd.DataFrame(rows)[columns].astype({"layer": "Int64"})
+
+
+def _first_and_clearest(line: pd.DataFrame) -> list[dict[str, Any]]:
+    margin = (line["low"] - line["control_high"]).to_numpy()
+    records: list[dict[str, Any]] = line.to_dict("records")  # type: ignore[assignment]
+    if not (margin > 0).any():
+        nowhere = dict.fromkeys(("value", "low", "high", "control_high"), np.nan) | {"layer": pd.NA}
+        return [records[0] | nowhere | {"site": name} for name in ("first", "clearest")]
+    places = {"first": int(np.argmax(margin > 0)), "clearest": int(np.nanargmax(margin))}
+    return [records[place] | {"site": name} for name, place in places.items()]
+
+
+# --- what does not depend on the layer ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Plan:
+    """The queries, prompts, targets and seeds of one position, the same at every layer."""
+
+    rates: pd.Series
+    scored: list[str]
+    safety: list[str]
+    controls: list[str]
+    baseline: str
+    classes: list[NDArray[np.intp]]
+    """The queries of each class, harmful first."""
+    harm: Targets
+    refusal: Targets
+    seed: int
+
+    @classmethod
+    def make(
+        cls,
+        states: HiddenStates,
+        rates: pd.Series,
+        controls: Sequence[str],
+        baseline: str,
+        n_splits: int,
+        n_shuffles: int,
+        seed: int,
+    ) -> _Plan:
+        moved = shifts(states, baseline=baseline, layer=states.layers[0])
+        if len(moved.classes) < 2:
+            raise StatesError("A sweep reads harm: pass states of harmful and of harmless queries.")
+        safety, scored = _roles(moved.prompts, rates, controls, baseline)
+        known = states.select(prompt=scored).index.assign(rate=align_target(states.select(prompt=scored), rates))
+        grid = known.pivot(index="prompt", columns="query_id", values="rate")
+        ordered = grid.reindex(index=scored, columns=moved.queries["query_id"].tolist()).to_numpy()
+        labels = moved.queries["harmful"].to_numpy(dtype=np.float64)[None]
+        return cls(
+            rates=rates, scored=scored, safety=safety, controls=list(controls), baseline=baseline, seed=seed,
+            classes=[moved.rows(harmful) for harmful in moved.classes],
+            harm=Targets.make(labels, n_splits, n_shuffles, seed),
+            refusal=Targets.make(ordered, n_splits, n_shuffles, seed),
+        )  # fmt: skip
+
+    def weights(self, n_draws: int) -> Iterator[Array]:
+        """Chunks of [draws, n_queries]: how often each query is drawn, over the size of its class; the same draws at
+        every site. The first row is the plain mean."""
+        streams = np.random.default_rng(self.seed).spawn(len(self.classes))  # so that chunks of any size draw the same
+        n = sum(map(len, self.classes))
+        chunk = max(1, CHUNK_VALUES // (len(self.scored) * n))
+        for start in range(0, n_draws + 1, chunk):
+            drawn = np.empty((min(chunk, n_draws + 1 - start), n))
+            for rows, stream in zip(self.classes, streams, strict=True):
+                size = len(rows)
+                drawn[:, rows] = stream.multinomial(size, np.full(size, 1 / size), size=len(drawn)) / size
+                drawn[: start == 0, rows] = 1 / size
+            yield drawn
+
+
+def _roles(
+    prompts: Sequence[str], rates: pd.Series, controls: Sequence[str], baseline: str
+) -> tuple[list[str], list[str]]:
+    """The safety prompts, and the prompts that have rates."""
+    if absent := [name for name in controls if name not in prompts]:
+        raise StatesError(f"No states under the controls {absent}: these have {list(prompts)}; compute them too.")
+    safety = [name for name in prompts if name not in controls]
+    if not safety:
+        raise StatesError("All prompts are controls: pass states under at least one safety prompt.")
+    if rates.index.nlevels != 2:
+        raise StatesError("The refusal rates must be indexed by (query_id, prompt): pass judge(…)['refusal_rate'].")
+    present = set(rates.index.get_level_values(1))
+    scored = [name for name in (baseline, *prompts) if name in present]
+    if not scored:
+        raise StatesError(f"No refusal rates for the prompts {[baseline, *prompts]}: score responses under these.")
+    return safety, scored
+
+
+# --- the measures of one site ------------------------------------------------------------------------------
+
+Measured = dict[str, tuple[float, float, float]]
+"""Measure → value, low, high."""
+
+
+def _measures(site: HiddenStates, plan: _Plan, n_bootstrap: int, level: float) -> Measured:
+    moved = shifts(site, baseline=plan.baseline, layer=site.layers[0])
+    start, deltas = moved.baseline.double().numpy(), moved.deltas.double().numpy()
+    places = {name: start + deltas[row] for row, name in enumerate(moved.prompts)} | {plan.baseline: start}
+    scored = np.concatenate([places[name] for name in plan.scored])
+    read = _readout_measures(held_out(start, plan.harm), held_out(scored, plan.refusal), plan, n_bootstrap, level)
+    return read | _shift_measures(moved, _refusal_direction(site, plan, scored), plan, level)
+
+
+def _readout_measures(
+    harm: tuple[Array, Array], refusal: tuple[Array, Array], plan: _Plan, n_bootstrap: int, level: float
+) -> Measured:
+    """From the held-out predictions of the class and of the refusal rate, see `held_out`."""
+    n_queries = sum(map(len, plan.classes))
+    draws = [
+        [
+            auc_draws(harm[0][0, 0], plan.harm.values[0, 0], weights),
+            *(drawn[0] for drawn in correlations(refusal[0][:1], plan.refusal.values[:1], weights, plan.classes)),
+        ]
+        for weights in plan.weights(n_bootstrap)
+    ]
+    shuffled = _plain_values(harm[0][1:], refusal[0][1:], plan, slice(1, None))
+    refitted = _plain_values(harm[1], refusal[1], plan, slice(1))
+    measured = {}
+    for (name, bounds), parts, values, refits in zip(
+        _BOUNDS.items(), zip(*draws, strict=True), shuffled, refitted, strict=True
+    ):
+        estimate, *drawn = np.concatenate(parts)
+        measured[name] = (float(estimate), *limits(estimate, np.array(drawn), refits, n_queries, level, bounds))
+        low, high = percentiles(values, level)
+        measured[CONTROLS[name]] = (float(values.mean()), float(low), float(high))
+    return measured
+
+
+_BOUNDS = {"harmfulness": (0.0, 1.0), "refusal": (-1.0, 1.0), "refusal within class": (-1.0, 1.0)}
+
+
+def _plain_values(harm: Array, refusal: Array, plan: _Plan, own: slice) -> list[Array]:
+    """The three measures over the queries as they are, [k] each; `own`: which of the targets are predicted."""
+    rates = np.broadcast_to(plan.refusal.values[own], refusal.shape)
+    found = correlations(refusal, rates, next(plan.weights(0)), plan.classes)
+    return [aucs(harm[:, 0], plan.harm.values[own, 0]), *(drawn[:, 0] for drawn in found)]
+
+
+def _refusal_direction(site: HiddenStates, plan: _Plan, scored: Array) -> Array:
+    """[d], unit norm, or NaN where all states are equal."""
+    if np.ptp(scored, axis=0).max() <= FLAT * scale_of(scored):
+        return np.full(scored.shape[1], np.nan)
+    rated = site.select(prompt=plan.scored)
+    space = fit_anchors(
+        rated, n_components=min(N_COMPONENTS, *(length - 1 for length in scored.shape)), layer=site.layers[0]
+    )
+    return fit_probe(space, rated, plan.rates, positive="refuses").direction(space).double().numpy()
+
+
+def _shift_measures(moved: Shifts, direction: Array, plan: _Plan, level: float) -> Measured:
+    start = moved.baseline.double().numpy()
+    floor, spread = FLAT * scale_of(start), scale_of(start - start.mean(axis=0))
+    still = np.isnan(direction).any() or scale_of(moved.deltas.double().numpy()) <= floor
+    moments, groups = moved.moments(direction[None]), moved.groups()
+    own, other = ([i for i, (name, _) in enumerate(groups) if name in names] for names in (plan.safety, plan.controls))
+    measured: Measured = {}
+    for suffix, members in (("", own), (", control", other)):
+        pairs = [(a, b) for a in members for b in own if groups[a][0] != groups[b][0]]
+        if members:
+            unit = spread * np.sqrt(start.shape[1])
+            measured[f"shift size{suffix}"] = (
+                _NOTHING if still or spread <= floor else _length(moments, members, unit, level)
+            )
+        if pairs:
+            measured[f"shift cosine{suffix}"] = _NOTHING if still else _cosine(moments, pairs, level)
+        if members:
+            measured[f"refusal cosine{suffix}"] = _NOTHING if still else _along(moments, members, level)
+    return measured
+
+
+_NOTHING = (np.nan, np.nan, np.nan)
+
+
+def _length(moments: Moments, members: Sequence[int], unit: float, level: float) -> tuple[float, float, float]:
+    """The mean length of some groups' mean shifts; NaN if one cannot be told from none."""
+    squares = np.diag(moments.products)[members]
+    if min(squares) <= 0:
+        return _NOTHING
+    scale = len(members) * unit
+    gradient = np.zeros_like(moments.products)
+    gradient[members, members] = 0.5 / np.sqrt(squares) / scale
+    value = float(np.sqrt(squares).sum() / scale)
+    return interval(value, moments.standard_error(gradient), moments.n_queries, level)
+
+
+def _cosine(moments: Moments, pairs: Sequence[tuple[int, int]], level: float) -> tuple[float, float, float]:
+    """The mean cosine of some pairs of groups' mean shifts."""
+    value, gradient = mean_cosine(moments, pairs)
+    return interval(value, moments.standard_error(gradient), moments.n_queries, level, FISHER)
+
+
+def _along(moments: Moments, members: Sequence[int], level: float) -> tuple[float, float, float]:
+    """The mean cosine of some groups' mean shifts with the direction."""
+    value, *gradients = mean_direction_cosine(moments, members, 0)
+    return interval(value, moments.standard_error(*gradients), moments.n_queries, level, FISHER)

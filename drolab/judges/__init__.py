@@ -1,0 +1,58 @@
+"""Judges: from responses to refusal rates. All of them, and what compares them, under one name.
+
+| judge | says | needs |
+|---|---|---|
+| `is_refusal` | refusal or not, by the paper's string rule | a response |
+| `TextJudge` | full refusal, partial refusal, compliance | query and response |
+| `CompositeJudge` | the paper's compliance with harmful queries | a guard |
+| `LlamaGuard`, `ShieldGemma`, `Classifier` | whether a response is unsafe (or refuses) | a model |
+| `FirstTokenJudge` | a score, without sampling | judged responses, the model |
+| `labels.HandJudge` | what a person said | labels |
+
+A judge is anything with `verdicts(responses)`, or a plain function of the response: see `Judge`. `judge` makes a table
+of rates, `verdicts` and `opinions` set several judges side by side, `disagreement` and `confusion` compare them.
+Which one for what, with their known failures: `docs/judges.md`.
+"""
+
+from drolab.judges.agreement import confusion, disagreement
+from drolab.judges.base import (
+    VERDICTS,
+    AnyJudge,
+    Judge,
+    judge,
+    opinion,
+    opinions,
+    score_table,
+    verdicts,
+)
+from drolab.judges.classifiers import Classifier
+from drolab.judges.composite import CompositeJudge, longest
+from drolab.judges.first_token import FirstTokenJudge, agreement, calibration
+from drolab.judges.guards import Guard, LlamaGuard, ShieldGemma
+from drolab.judges.refusal_text import TextJudge
+from drolab.judges.string_rule import is_refusal, refusal_words
+
+__all__ = [
+    "VERDICTS",
+    "AnyJudge",
+    "Classifier",
+    "CompositeJudge",
+    "FirstTokenJudge",
+    "Guard",
+    "Judge",
+    "LlamaGuard",
+    "ShieldGemma",
+    "TextJudge",
+    "agreement",
+    "calibration",
+    "confusion",
+    "disagreement",
+    "is_refusal",
+    "judge",
+    "longest",
+    "opinion",
+    "opinions",
+    "refusal_words",
+    "score_table",
+    "verdicts",
+]

@@ -1,0 +1,148 @@
+"""A quick refusal score: what the first token of the reply says about the rest of it, and how good that guess is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor
+
+from drolab.inference.responses import first_token_probabilities
+from drolab.judges.base import AnyJudge, check_responses, refused
+from drolab.judges.string_rule import is_refusal
+from drolab.models.chat import Prompt
+from drolab.models.load import ChatModel
+from drolab.progress import Progress
+from drolab.types import QueryError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FirstTokenJudge:
+    """A quick refusal score: what the first token of the reply says about the rest of it.
+
+    Learned from sampled and judged responses as r(t), how often a reply that starts with token t was a
+    refusal. Sampling with `top_p` below 1 hides rare first tokens, and a token that was never seen counts as
+    `other`: fit on many samples, over all prompts that matter, best with `top_p=1`.
+    Whether the score can stand in for sampling depends on the model: measure it with `agreement`.
+    """
+
+    tokens: Tensor
+    """[k], int64: the first tokens that were seen, ascending."""
+    refusal_rate: Tensor
+    """[k], float32: r(t), the fraction of refusals among the replies that start with the token."""
+    counts: Tensor
+    """[k], int64: the replies seen with that token."""
+
+    @classmethod
+    def fit(cls, responses: pd.DataFrame, judge: AnyJudge = is_refusal) -> FirstTokenJudge:
+        """Learn r(t) as a plain frequency: of full refusals, if the judge knows partial ones. Responses of which the
+        judge has no opinion do not count.
+
+        Raises:
+            QueryError: no responses, or missing columns (first_token, response).
+        """
+        check_responses(responses, ("first_token", "response"))
+        verdicts = refused(responses, judge)
+        tokens, known = responses["first_token"].to_numpy(), verdicts.notna().to_numpy()
+        frequency = verdicts[known].astype(bool).groupby(tokens[known]).agg(["mean", "size"])
+        return cls(
+            tokens=torch.tensor(frequency.index.to_numpy(dtype=np.int64)),
+            refusal_rate=torch.tensor(frequency["mean"].to_numpy(dtype=np.float32)),
+            counts=torch.tensor(frequency["size"].to_numpy(dtype=np.int64)),
+        )
+
+    def score(
+        self,
+        model: ChatModel,
+        queries: pd.DataFrame,
+        prompts: Mapping[str, Prompt] | Sequence[Prompt] | Prompt,
+        *,
+        token_budget: int = 16384,
+        progress: Progress = False,
+    ) -> pd.DataFrame:
+        """The score of each query under each prompt; no sampling, one forward pass.
+
+        Returns:
+            Columns query_id, prompt, harmful, refusal = Σ p(t) r(t), compliance = Σ p(t) (1 - r(t)) over the
+            tokens seen in the fit, and other = the rest of the probability: the mass outside refusal and
+            compliance, which shows a soft prompt that pushed the model off its manifold.
+        """
+        index, probabilities = first_token_probabilities(
+            model, queries, prompts, token_budget=token_budget, progress=progress
+        )
+        return index.assign(**{name: mass.numpy() for name, mass in self.masses(probabilities).items()})
+
+    def masses(self, probabilities: Tensor) -> dict[str, Tensor]:
+        """[n, vocabulary] first-token probabilities → refusal, compliance and other, [n] float64 each: see `score`."""
+        seen = probabilities[:, self.tokens].double()
+        refusal = seen @ self.refusal_rate.double()
+        total = seen.sum(dim=1)
+        return {"refusal": refusal, "compliance": total - refusal, "other": (1.0 - total).clamp(min=0.0)}
+
+
+def agreement(
+    first_token_scores: pd.DataFrame, judged: pd.DataFrame, *, n_bootstrap: int = 1000, random_state: int = 0
+) -> pd.DataFrame:
+    """How well the first-token refusal score agrees with judged samples.
+
+    Args:
+        first_token_scores: from `FirstTokenJudge.score`, on queries that it was not fitted on.
+        judged: from `judge`, for the same queries and prompts (pairs in only one of the two are left out).
+
+    Returns:
+        Rows pearson, spearman, mean_absolute_error; columns value, low, high (95 % bootstrap over queries),
+        n (pairs). A correlation is NaN where one side is constant.
+
+    Raises:
+        QueryError: no pair of query and prompt is in both, or one is there twice.
+    """
+    pairs = _pairs(first_token_scores, judged)
+    rows_of_query = list(pairs.groupby("query_id", sort=False).indices.values())
+    values = pairs[["refusal", "refusal_rate"]].to_numpy(dtype=float)
+    generator = np.random.default_rng(random_state)
+    draws = generator.integers(len(rows_of_query), size=(n_bootstrap, len(rows_of_query)))
+    resampled = [_agreement(values[np.concatenate([rows_of_query[number] for number in draw])]) for draw in draws]
+    limits = pd.DataFrame(resampled).quantile([0.025, 0.975])  # leaves out resamples with a constant side
+    low, high = limits.to_numpy()
+    table = pd.DataFrame({"value": _agreement(values), "low": low, "high": high, "n": len(pairs)})
+    return table.set_index(pd.Index(["pearson", "spearman", "mean_absolute_error"], name="measure"))
+
+
+def calibration(first_token_scores: pd.DataFrame, judged: pd.DataFrame, *, n_bins: int = 10) -> pd.DataFrame:
+    """The refusal rate seen against the one guessed, in equal bins of the guess that are not empty.
+
+    Returns:
+        Columns low, high (the bin), n, predicted (mean score), observed (mean judged rate).
+    """
+    pairs = _pairs(first_token_scores, judged)
+    numbers = np.clip((pairs["refusal"].to_numpy() * n_bins).astype(int), 0, n_bins - 1)
+    table = pairs.groupby(numbers).agg(
+        n=("refusal", "size"), predicted=("refusal", "mean"), observed=("refusal_rate", "mean")
+    )
+    table.insert(0, "low", table.index / n_bins)
+    table.insert(1, "high", (table.index + 1) / n_bins)
+    return table.reset_index(drop=True)
+
+
+def _pairs(first_token_scores: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
+    scores = first_token_scores[["query_id", "prompt", "refusal"]]
+    pairs = scores.merge(judged[["refusal_rate"]].reset_index(), on=["query_id", "prompt"])
+    if pairs.duplicated(["query_id", "prompt"]).any():
+        raise QueryError("A query and prompt appear twice in the scores: pass each table once, not concatenated.")
+    if pairs.empty:
+        raise QueryError("Scores and judged responses share no query and prompt: compute both for the same ones.")
+    return pairs
+
+
+def _agreement(values: np.ndarray) -> tuple[float, float, float]:
+    score, rate = values.T
+    error = float(np.abs(score - rate).mean())
+    if np.ptp(score) == 0 or np.ptp(rate) == 0:
+        return float("nan"), float("nan"), error
+    pearson = np.corrcoef(score, rate)[0, 1]
+    spearman = np.corrcoef(stats.rankdata(score), stats.rankdata(rate))[0, 1]
+    return float(pearson), float(spearman), error

@@ -1,0 +1,358 @@
+"""Edits of the hidden states while the model runs: add a direction, project one out, put other states in.
+
+Layers count as everywhere (`blocks`): 0 is the embedding output, k the output of block k, and the last one (-1) is
+taken after the final norm. The raw output of the last block has no number; `Ablate` reaches it all the same.
+
+An edit is in force inside `steered(model, …)` only, and acts on whoever runs the model's modules there. So that no
+store keeps an edited state under the unedited model's name, `steered` yields a model with another fingerprint, and
+`hidden_states` and `generate` refuse any model whose fingerprint does not say what its modules compute. One model's
+modules must not be used by two threads while they are edited.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from drolab.models.chat import EncodedBatch
+from drolab.models.layers import block_names, resolve_layers
+from drolab.models.load import ChatModel, EditsInForce, check_edits, edits_in_force
+from drolab.models.passes import can_share_prefix, expanded, last_logits, prefix_cache, prefix_embeddings
+from drolab.store import key
+from drolab.types import StatesError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Positions = Literal["all", "read"]
+
+
+# --- the edits ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Add:
+    """Move the states of one layer by one vector (activation addition, Turner et al. 2023)."""
+
+    direction: Tensor
+    """[d]: what is added, so its norm is the strength."""
+    layer: int
+    positions: Positions = "all"
+    """All tokens of the chat, or only the one that is read: the last of the pass."""
+
+    def __post_init__(self) -> None:
+        check_direction(self.direction)
+        if self.positions not in ("all", "read"):
+            raise StatesError(f"positions must be 'all' or 'read', got {self.positions!r}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Ablate:
+    """Take the component along a direction out of the states at all positions: h - r rᵀ(h - reference), |r| = 1.
+
+    Without a reference in the spirit of directional ablation (Arditi et al. 2024, section 2.4), which sets the
+    component to 0. That also edits what attention writes inside a block, before its feed-forward part reads it; here a
+    block is left whole, and what it has written is edited. Zero is a neutral value only if the states vary around it;
+    a reference gives every state the component of a state that stands for "without" (affine concept editing, Marshall
+    et al. 2024).
+    """
+
+    direction: Tensor
+    """[d]: neither its length nor its sign matters."""
+    layers: Sequence[int] | None = None
+    """None: the embedding output and the output of every block, but not the states after the final norm, which are a
+    space of their own."""
+    reference: Tensor | None = None
+    """[d]: a state of the layer edited, which must then be one; None: 0."""
+
+    def __post_init__(self) -> None:
+        check_direction(self.direction)
+        if self.reference is None:
+            return
+        if self.layers is None or len(self.layers) != 1:
+            raise StatesError("A reference is a state of one layer: name it, Ablate(direction, [layer], reference).")
+        if self.reference.shape != self.direction.shape or not self.reference.isfinite().all():
+            raise StatesError(
+                f"The reference must be a finite state of shape {list(self.direction.shape)}, got "
+                f"{list(self.reference.shape)}: use the mean of states.matrix(layer)."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Replace the state at the read position, the last of the pass (activation patching)."""
+
+    states: Tensor
+    """[n, d]: row i for the i-th chat of the pass; in `next_tokens` for the i-th chat of the batch."""
+    layer: int
+
+    def __post_init__(self) -> None:
+        if self.states.ndim != 2 or not self.states.isfinite().all():
+            raise StatesError(
+                f"Patch needs finite states of shape [n, d], got {list(self.states.shape)}: pass states.matrix(layer)."
+            )
+
+
+Edit = Add | Ablate | Patch
+
+
+def check_direction(direction: Tensor, name: str = "The direction") -> None:
+    """Raise StatesError unless it is a finite vector that is not zero."""
+    if direction.ndim != 1 or not direction.isfinite().all() or not direction.any():
+        raise StatesError(
+            f"{name} must be a finite vector of shape [d] that is not zero, got shape {list(direction.shape)}: "
+            "use probe.direction(space), or a difference of two means of states."
+        )
+
+
+def _at_read(edit: Edit) -> bool:
+    return isinstance(edit, Patch) or (isinstance(edit, Add) and edit.positions == "read")
+
+
+def _vectors(edit: Edit) -> Tensor:
+    return edit.states if isinstance(edit, Patch) else edit.direction
+
+
+def _apply(edit: Edit, states: Tensor) -> Tensor:
+    """[B, S, d] → [B, S, d], a new tensor."""
+    vectors = _vectors(edit).detach().to(states.device, torch.float32)
+    if isinstance(edit, Ablate):
+        unit = vectors / vectors.norm()
+        start = 0.0 if edit.reference is None else edit.reference.to(unit) @ unit
+        along: Tensor = states.float() @ unit - start
+        return (states.float() - along[..., None] * unit).to(states.dtype)
+    if isinstance(edit, Add) and edit.positions == "all":
+        return (states.float() + vectors).to(states.dtype)
+    if isinstance(edit, Patch) and len(vectors) != len(states):
+        raise StatesError(f"Patch has {len(vectors)} states for a pass of {len(states)} chats: give one for each.")
+    edited = states.clone()
+    edited[:, -1] = (vectors if isinstance(edit, Patch) else states[:, -1].float() + vectors).to(states.dtype)
+    return edited
+
+
+# --- the context -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Steered(EditsInForce):
+    """The edits of one `steered`, by the point in the decoder where they act."""
+
+    points: dict[int, list[Edit]] = field(default_factory=dict)
+
+
+_hooks: WeakKeyDictionary[PreTrainedModel, ExitStack] = WeakKeyDictionary()
+
+
+@contextmanager
+def steered(model: ChatModel, *edits: Edit) -> Iterator[ChatModel]:
+    """The model with its states edited, as long as the context lasts. Edits at one layer act in the order given.
+
+    `generate` and `hidden_states` take what this yields, if all edits are at all positions. With an edit at the read
+    position the model can only be run in single passes of whole chats that end together (no padding, or padded on the
+    left): by `next_tokens`, or by `model.model(…)`. Contexts can be nested: give the inner one what the outer yielded.
+
+    Raises:
+        ModelError: the model's blocks or its final norm cannot be found, or `model` is not the one to edit now.
+        StatesError: a layer that the model does not have, or a vector of another width.
+    """
+    check_edits(model, at_read=True)
+    if not edits:
+        yield model
+        return
+    own = _resolve(model, edits)
+    active = edits_in_force(model)
+    try:
+        if not active:
+            _install(model)
+        active.append(own)
+        yield replace(model, fingerprint=f"{model.fingerprint}+{own.digest}")
+    finally:
+        active[:] = [other for other in active if other is not own]
+        if not active and model.model in _hooks:
+            _hooks.pop(model.model).close()
+
+
+def _resolve(model: ChatModel, edits: Sequence[Edit]) -> _Steered:
+    n_points = len(block_names(model))
+    points: dict[int, list[Edit]] = {}
+    identities = []
+    for edit in edits:
+        vectors = _vectors(edit)
+        if vectors.shape[-1] != model.hidden_size:
+            raise StatesError(
+                f"{type(edit).__name__} has vectors of width {vectors.shape[-1]}, but {model.name!r} has hidden size "
+                f"{model.hidden_size}: take them from this model's states."
+            )
+        where = _points(model, edit, n_points)
+        for point in where:
+            points.setdefault(point, []).append(edit)
+        reference = edit.reference if isinstance(edit, Ablate) else None
+        content = [None if part is None else _sha256(part) for part in (vectors, reference)]
+        identities.append([type(edit).__name__, where, _at_read(edit), content])
+    digest = key(kind="edits", edits=identities)[:16]
+    return _Steered(digest=digest, at_read=any(map(_at_read, edits)), points=points)
+
+
+def _sha256(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.detach().float().contiguous().cpu().numpy().tobytes()).hexdigest()
+
+
+def _points(model: ChatModel, edit: Edit, n_points: int) -> list[int]:
+    """The places of an edit in `blocks.block_names`: layers, but the one after the final norm is the last place."""
+    last = model.num_hidden_layers
+    if not isinstance(edit, Ablate):
+        layers: Sequence[int] = (edit.layer,)
+    elif edit.layers is None:
+        return list(range(last + 1))
+    else:
+        layers = edit.layers
+    return [n_points - 1 if layer == last else layer for layer in resolve_layers(model, layers)]
+
+
+def _install(model: ChatModel) -> None:
+    """Hooks at every point. They come before all others at their module: who listens there sees the edited states."""
+    stack = _hooks[model.model] = ExitStack()
+    names, decoder = block_names(model), model.base_model
+    entering: list[Tensor] = []
+
+    def edited(point: int, states: Tensor) -> Tensor:
+        for own in edits_in_force(model):
+            for edit in own.points.get(point, ()) if isinstance(own, _Steered) else ():
+                states = _apply(edit, states)
+        return states
+
+    def at_start(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        states = edited(0, args[0] if args else kwargs["hidden_states"])
+        entering[:] = [states]
+        return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
+
+    def at_end(module: nn.Module, args: tuple, output: Any) -> None:
+        # Some families note the embedding output before the first block's hooks can see it.
+        if entering and getattr(output, "hidden_states", None):
+            output.hidden_states = (entering[0], *output.hidden_states[1:])
+        entering.clear()
+
+    def after(point: int) -> Any:
+        def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+            if isinstance(output, (tuple, list)):
+                return type(output)([edited(point, output[0]), *output[1:]])
+            return edited(point, output)
+
+        return hook
+
+    first = decoder.get_submodule(names[0])
+    stack.callback(first.register_forward_pre_hook(at_start, with_kwargs=True).remove)
+    stack.callback(decoder.register_forward_hook(at_end).remove)
+    for point, name in enumerate(names[1:], start=1):
+        stack.callback(decoder.get_submodule(name).register_forward_hook(after(point), prepend=True).remove)
+
+
+# --- what the model then says ------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def next_tokens(
+    model: ChatModel, batch: EncodedBatch, plans: Sequence[Sequence[Edit]], *, token_budget: int = 16384
+) -> Iterator[tuple[int, list[int], Tensor]]:
+    """The distribution of the reply's first token for every chat under each of several plans: lists of edits.
+
+    An empty plan leaves the model as it is. What plans share runs once: edits at the read position leave all tokens
+    before it as they are, edits at all positions leave one prefix for all chats. Chats of unequal length never meet
+    in a pass, so nothing is padded.
+
+    Args:
+        batch: see `chat.encode`.
+        token_budget: chats x tokens per chat in one pass; bounds the memory.
+
+    Yields:
+        The plan's number, rows of the batch, and their log-probabilities, [rows, vocabulary] float32, on the CPU.
+        Plans in order for the same rows, the plans with edits at all positions after those without.
+
+    Raises:
+        As `steered`; and StatesError: a Patch whose states are not one for each chat.
+    """
+    check_edits(model)
+    share = can_share_prefix(model)
+    late = [number for number, plan in enumerate(plans) if share and all(map(_at_read, plan))]
+    if late:
+        yield from _change_last(model, batch, {number: plans[number] for number in late}, token_budget)
+    for number in sorted(set(range(len(plans))) - set(late)):
+        share_prefix = share and not any(map(_at_read, plans[number]))
+        for rows, spoken in _change_whole(model, batch, plans[number], token_budget, share_prefix):
+            yield number, rows, spoken
+
+
+def _change_last(
+    model: ChatModel, batch: EncodedBatch, plans: Mapping[int, Sequence[Edit]], token_budget: int
+) -> Iterator[tuple[int, list[int], Tensor]]:
+    """For plans that change the last token only: the tokens before it run once for all plans."""
+    prefix = _begun(model, prefix_embeddings(model, batch))
+    for rows in _chunks(batch, token_budget):
+        tokens = _embedded(model, batch, rows)
+        trunk = _begun(model, tokens[:, :-1], expanded(prefix, len(rows)))
+        for number, plan in plans.items():
+            edits = _of_rows(plan, batch, rows)
+            yield number, rows, _spoken(model, edits, tokens[:, -1:], expanded(trunk, 1))
+
+
+def _change_whole(
+    model: ChatModel, batch: EncodedBatch, plan: Sequence[Edit], token_budget: int, share_prefix: bool
+) -> Iterator[tuple[list[int], Tensor]]:
+    """For a plan that changes whole chats: their common prefix runs once, if its last token may be edited as any."""
+    prefix = prefix_embeddings(model, batch)
+    with steered(model, *plan):
+        start = _begun(model, prefix) if share_prefix else None
+    for rows in _chunks(batch, token_budget):
+        tokens, edits = _embedded(model, batch, rows), _of_rows(plan, batch, rows)
+        if start is None:
+            tokens = torch.cat([prefix.expand(len(rows), *prefix.shape), tokens], dim=1)
+        yield rows, _spoken(model, edits, tokens, None if start is None else expanded(start, len(rows)))
+
+
+def _chunks(batch: EncodedBatch, token_budget: int) -> Iterator[list[int]]:
+    """Rows of equal length, the longest first: if memory is short, that shows at once."""
+    by_length: dict[int, list[int]] = {}
+    for row, suffix in enumerate(batch.suffixes):
+        by_length.setdefault(len(suffix), []).append(row)
+    for length in sorted(by_length, reverse=True):
+        size = max(1, token_budget // (len(batch.prefix) + length))
+        yield from (by_length[length][at : at + size] for at in range(0, len(by_length[length]), size))
+
+
+def _embedded(model: ChatModel, batch: EncodedBatch, rows: Sequence[int]) -> Tensor:
+    """[rows, S, d]: what follows the shared prefix."""
+    return model.embed(torch.tensor([batch.suffixes[row] for row in rows]))
+
+
+def _begun(model: ChatModel, embedded: Tensor, cache: DynamicCache | None = None) -> DynamicCache:
+    """The keys and values of a prefix [S, d]; or those of a cache with [B, S, d] more."""
+    if embedded.shape[-2] == 0:
+        return DynamicCache(config=model.model.config.get_text_config()) if cache is None else cache
+    if cache is None:
+        return prefix_cache(model, embedded)
+    model.base_model(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
+    return cache
+
+
+def _of_rows(plan: Sequence[Edit], batch: EncodedBatch, rows: Sequence[int]) -> list[Edit]:
+    for edit in plan:
+        if isinstance(edit, Patch) and len(edit.states) != len(batch):
+            raise StatesError(
+                f"Patch has {len(edit.states)} states for {len(batch)} chats: give one for each, in order."
+            )
+    return [replace(edit, states=edit.states[list(rows)]) if isinstance(edit, Patch) else edit for edit in plan]
+
+
+def _spoken(model: ChatModel, edits: Sequence[Edit], tokens: Tensor, cache: DynamicCache | None) -> Tensor:
+    """[rows, vocabulary]: log-probabilities after the last of the tokens [rows, S, d]."""
+    with steered(model, *edits):
+        logits = last_logits(model, inputs_embeds=tokens, past_key_values=cache, use_cache=cache is not None)
+    return logits.log_softmax(dim=-1).cpu()

@@ -1,0 +1,263 @@
+"""What every panel is made of: labelled controls, a figure that survives a page reload, work that can be stopped.
+
+A panel works without a browser too: setting a control's `.value` or calling a button's `.click()` does what a
+user's hand does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import html
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import ipywidgets as widgets
+import traitlets
+
+from drolab.panels.controls import STYLE
+from drolab.panels.interrupts import on_interrupt
+from drolab.types import DrolabError
+
+T = TypeVar("T")
+
+FULL_WIDTH = {"width": "100%"}
+_STOP_SECONDS = 20.0
+_KEEP_SECONDS = 0.5  # Jupyter ends a kernel 2.5 seconds after it asked it to end
+_BAR_SECONDS = 0.1  # between two movements of a bar: each is a message to the browser
+
+
+class PanelError(DrolabError, ValueError):
+    """A panel cannot be built from what it was given."""
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: the user pressed Stop
+    """Raised inside a job's work once it was asked to stop."""
+
+
+class Panel(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
+    """Controls above what they show. Subclasses implement `draw`, and `result` or `selection`."""
+
+    def __init__(self, controls: Mapping[str, widgets.Widget], body: Sequence[widgets.Widget]) -> None:
+        self.controls = dict(controls)
+        self.message = widgets.HTML(layout=widgets.Layout(width="auto"))
+        self.lock = threading.RLock()
+        """Held while a callback runs, so that a job's thread and the user's hand never draw at once."""
+        bar = widgets.HBox(list(self.controls.values()), layout=widgets.Layout(flex_flow="row wrap"))
+        super().__init__([bar, self.message, *body])
+
+    def values(self) -> dict[str, Any]:
+        """The present value of each control that has one."""
+        return {name: control.value for name, control in self.controls.items() if hasattr(control, "value")}
+
+    def draw(self) -> None:
+        """Show what the controls ask for."""
+        raise NotImplementedError
+
+    def redraw_on_change(self, *names: str) -> None:
+        """Redraw when one of these controls (None: any with a value) changes."""
+        for name in names or self.values():
+            self.controls[name].observe(self.guarded(lambda _: self.draw()), names="value")
+
+    def guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
+        """The callback with its errors shown in words above the figure: in a browser they would be invisible."""
+
+        def call(*arguments: Any) -> None:
+            with self.lock:
+                self.message.value = ""
+                try:
+                    callback(*arguments)
+                except Exception as error:
+                    self.message.value = alert(error)
+
+        return call
+
+    def say(self, text: str) -> None:
+        """A line above the figure, in plain text."""
+        self.message.value = f'<div role="status" style="padding:4px 0">{html.escape(text)}</div>'
+
+
+def alert(error: Exception) -> str:
+    """HTML for an error: drolab's own say what to do next; others name their place, for a bug report."""
+    words = str(error)
+    if not isinstance(error, DrolabError):
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        words = next(iter(words.strip().splitlines()), "")[:300]  # plotly's go on for pages
+        words = f"{type(error).__name__}: {words} (in {last.name}, line {last.lineno})"
+    return f'<div role="alert" style="color:#D55E00;padding:4px 0">Not done: {html.escape(words)}</div>'
+
+
+class Job(widgets.HBox):  # type: ignore[misc]
+    """Long work in a thread of its own, so that other cells run: a bar, words, a stop button, and one to pause."""
+
+    state = traitlets.Enum(("ready", "running", "paused", "finished", "stopped", "failed"), default_value="ready")
+    """May be observed; it changes in the job's thread, with the panel's lock held."""
+
+    def __init__(self, panel: Panel, description: str, *, pausable: bool = False) -> None:
+        self._panel = panel
+        self._asked, self._go = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._keep: Callable[[], object] = lambda: None
+        self._progress, self._next_shown = (0, 0), 0.0
+        self.bar = widgets.IntProgress(value=0, max=1, description=description, style=STYLE)
+        self.label = widgets.Label(layout={"min_width": "max-content"})
+        self.pause_button = button("Pause", "Wait after the batch in flight, until you resume", icon="pause")
+        self.pause_button.on_click(lambda _: self.resume() if self.state == "paused" else self.pause())
+        self.stop_button = button("Stop", "Stop after the batch in flight; what is finished is kept", icon="stop")
+        self.stop_button.on_click(lambda _: self.stop())
+        super().__init__([self.bar, self.label, *([self.pause_button] if pausable else []), self.stop_button])
+        self.observe(lambda _: self._show_state(), "state")
+        self._show_state()
+
+    @property
+    def running(self) -> bool:
+        """Whether there is work under way, paused or not."""
+        return self.state in ("running", "paused")
+
+    def start(
+        self,
+        work: Callable[[Job], T],
+        then: Callable[[T], None] = lambda _: None,
+        keep: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Run `work(job)` in a thread, then `then(result)`; errors of both are shown in the panel.
+
+        `work` passes `job.tick` as `progress=` to what it calls, or calls it itself: that moves the bar, waits while
+        the job is paused, and raises Stopped once the user asked for it. An interrupt of the kernel asks too.
+        `keep()` is called at the end of the kernel, from another thread, to keep what is finished by then: the kernel
+        may be gone before a long step comes to its next `tick`.
+
+        Raises:
+            PanelError: it runs already.
+        """
+        with self._panel.lock:
+            if self.running:
+                raise PanelError(f"{self.bar.description} is still running: wait, or stop it first.")
+            self._asked.clear()
+            self._go.set()
+            self._keep = keep
+            self._next_shown = 0.0
+            self.state = "running"
+            self._thread = threading.Thread(
+                target=self._work, args=(work, then), daemon=True, name=self.bar.description
+            )
+            _running.add(self)
+            on_interrupt(stop_jobs)
+            self._thread.start()
+
+    def tick(self, done: int, total: int) -> None:
+        self._progress = (done, total)
+        if done == total or time.monotonic() >= self._next_shown:
+            self._show_progress()
+        self._go.wait()
+        if self._asked.is_set():
+            raise Stopped
+
+    def pause(self) -> None:
+        """Let the work wait at its next `tick`; the thread then sleeps."""
+        with self._panel.lock:
+            if self.state == "running":
+                self._go.clear()
+                self.state = "paused"
+
+    def resume(self) -> None:
+        with self._panel.lock:
+            if self.state == "paused":
+                self.state = "running"
+                self._go.set()
+
+    def stop(self) -> None:
+        """Ask the work to stop at its next `tick`, also when it is paused."""
+        self._asked.set()
+        self._go.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the end; whether it came in time. Ctrl-C (interrupting the kernel) stops the work cleanly."""
+        if self._thread is not None:
+            try:
+                self._thread.join(timeout)
+            except KeyboardInterrupt:
+                self.stop()
+                self._thread.join(_STOP_SECONDS)
+                raise
+        return not self.running
+
+    def _work(self, work: Callable[[Job], T], then: Callable[[T], None]) -> None:
+        end = "finished"
+        try:
+            found = work(self)
+            self._panel.guarded(then)(found)
+        except Stopped:
+            end = "stopped"
+        except Exception as error:
+            end = "failed"
+            self._panel.message.value = alert(error)
+        finally:
+            _running.discard(self)
+            with self._panel.lock:
+                self.state = end
+
+    def _show_progress(self) -> None:
+        done, total = self._progress
+        self._next_shown = time.monotonic() + _BAR_SECONDS
+        self.bar.max, self.bar.value = max(1, total), done
+        words = f"{self.state}: " if self.state in ("paused", "stopped", "failed") else ""
+        self.label.value = f"{words}{done} of {total}"
+
+    def _show_state(self) -> None:
+        paused = self.state == "paused"
+        self.pause_button.description, self.pause_button.icon = ("Resume", "play") if paused else ("Pause", "pause")
+        self.pause_button.tooltip = "Go on" if paused else "Wait after the batch in flight, until you resume"
+        self.pause_button.disabled = self.stop_button.disabled = not self.running
+        if self._progress[1]:
+            self._show_progress()
+
+
+_running: set[Job] = set()
+
+
+def stop_jobs() -> None:
+    """Ask every job that runs to stop."""
+    for job in list(_running):
+        job.stop()
+
+
+@atexit.register
+def _stop_jobs_and_wait() -> None:
+    """On a kernel's restart or shutdown: let the jobs keep what they have finished."""
+    jobs = list(_running)
+    stop_jobs()
+    for job in jobs:
+        if not job.wait(_KEEP_SECONDS):
+            job._keep()
+    for job in jobs:
+        job.wait(_STOP_SECONDS)
+
+
+def button(description: str, tooltip: str, *, icon: str = "", style: str = "") -> widgets.Button:
+    """A button that says what it does when hovered. `style` is ipywidgets' `button_style`."""
+    return widgets.Button(description=description, tooltip=tooltip, icon=icon, button_style=style)
+
+
+def control(name: str, spec: Any, tooltip: str = "") -> widgets.Widget:
+    """A labelled control: a widget as it is; a pair of lists (choices, chosen) as a multiple choice; more than three
+    numbers as a slider; any other sequence as a drop-down whose first value is chosen.
+
+    Raises:
+        PanelError: nothing to choose from.
+    """
+    if isinstance(spec, widgets.Widget):
+        return spec
+    label = name.replace("_", " ")
+    shared = {"description": label, "tooltip": tooltip or f"choose {label}", "style": STYLE}
+    if isinstance(spec, tuple) and len(spec) == 2 and all(isinstance(part, list) for part in spec):
+        choices, chosen = spec
+        return widgets.SelectMultiple(options=choices, value=tuple(chosen), rows=min(8, len(choices)), **shared)
+    choices = list(spec)
+    if not choices:
+        raise PanelError(f"Control {name!r} offers nothing to choose: give it at least one value.")
+    if len(choices) > 3 and all(isinstance(choice, (int, float)) for choice in choices):
+        return widgets.SelectionSlider(options=choices, value=choices[0], continuous_update=False, **shared)
+    return widgets.Dropdown(options=choices, value=choices[0], **shared)

@@ -1,0 +1,122 @@
+"""Taking a panel's figures and tables away: the box "Export" at the end of every panel."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+import pandas as pd
+import plotly.graph_objects as go
+
+from drolab import export
+from drolab.figures.templates import COLUMNS
+from drolab.panels.base import Job, Panel, button
+from drolab.panels.controls import STYLE
+
+Offer = Callable[[], Mapping[str, tuple[go.Figure | None, pd.DataFrame]]]
+"""Gives file name → figure (if there is one) and table of what a panel shows at this moment."""
+About = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+"""What `export.about` returns, or a callable that gives it at the moment of the export."""
+
+_FORMATS = {
+    "html": "HTML: interactive, opens offline",
+    "csv": "CSV: the numbers that are shown",
+    "png": "PNG: 300 dpi",
+    "svg": "SVG: vectors",
+    "pdf": "PDF: vectors",
+}
+_STYLES = {"print": "print: light, 7 to 9 pt", "slide": "slide: 16:9, large text", "shown": "as shown here"}
+
+
+class Takeaway(widgets.Accordion):  # type: ignore[misc]  # ipywidgets ships no types
+    """Folder, formats, width and style, and a button that writes what the panel shows, with a manifest.
+
+    Args:
+        offer: asked on every press of the button.
+        about: see `export.about`; goes into the manifest.
+    """
+
+    def __init__(self, offer: Offer, about: About | None = None) -> None:
+        self._offer, self._about = offer, about if about is not None else {}
+        self.paths: list[Path] = []
+        """What the last export wrote."""
+        self.status = widgets.HTML()
+        self.panel = Panel(_controls(), [])
+        self.job = Job(self.panel, "Images")
+        self.panel.children = [*self.panel.children, self.job, self.status]
+        self.panel.controls["export"].on_click(self.panel.guarded(lambda _: self._export()))
+        self.panel.controls["style"].observe(self._style_changed, "value")
+        super().__init__([self.panel], titles=("Export",), selected_index=None)
+
+    def _style_changed(self, change: Any) -> None:
+        """Only paper has columns."""
+        self.panel.controls["width"].disabled = change.new != "print"
+
+    def _export(self) -> None:
+        values = self.panel.values()
+        folder = values.pop("folder")
+        if not folder.strip() or not values["formats"]:
+            raise export.ExportError("Nothing to do: name a folder, and choose at least one format.")
+        about = self._about() if callable(self._about) else self._about
+        offered = dict(self._offer())
+
+        def work(job: Job) -> None:
+            self.paths = []
+            self.status.value = _note("Writing. Images take a few seconds, since Chrome has to start.")
+            try:
+                self.paths = export.bundle(offered, folder.strip(), about=about, progress=job.tick, **values)
+            except export.ExportError as error:
+                self.paths = list(error.written)
+                raise
+            finally:
+                self.status.value = _listed(self.paths)
+
+        self.job.start(work)
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    if not paths:
+        return ""
+    items = "".join(f"<li>{html.escape(path.name)}</li>" for path in paths)
+    return _note(f"Written to {html.escape(str(paths[0].parent.resolve()))}:<ul>{items}</ul>")
+
+
+def _note(content: str) -> str:
+    return f'<div role="status">{content}</div>'
+
+
+def _controls() -> dict[str, widgets.Widget]:
+    columns = [(f"{name} column, {mm:.0f} mm", name) for name, mm in COLUMNS.items()]
+    return {
+        "folder": widgets.Text(
+            value="out/export",
+            description="folder",
+            tooltip="where to write, seen from the notebook's folder; it is made if absent",
+            style=STYLE,
+        ),
+        "formats": widgets.SelectMultiple(
+            options=[(label, kind) for kind, label in _FORMATS.items()],
+            value=("html", "csv"),
+            rows=len(_FORMATS),
+            description="formats",
+            tooltip="what to write; Ctrl or Shift for several",
+            style=STYLE,
+        ),
+        "width": widgets.Dropdown(
+            options=columns,
+            value="double",
+            description="width",
+            tooltip="the column of a paper that printed images fill",
+            style=STYLE,
+        ),
+        "style": widgets.Dropdown(
+            options=[(label, style) for style, label in _STYLES.items()],
+            description="style",
+            tooltip="what PNG, SVG and PDF are for: print leaves the title to the caption",
+            style=STYLE,
+        ),
+        "export": button("Export", "Write what this panel shows now, with a manifest of what made it", icon="download"),
+    }

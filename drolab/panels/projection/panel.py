@@ -1,0 +1,327 @@
+"""The projection panel: every query under every prompt in one frozen plane, and the table of those that are chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from drolab.figures.style import PALETTE, THEMES, class_names
+from drolab.panels import markup
+from drolab.panels.base import Job, Panel, PanelError, alert, button
+from drolab.panels.controls import STYLE, choice, named, several
+from drolab.panels.export_box import About, Takeaway
+from drolab.panels.picture import Picture
+from drolab.panels.projection.spaces import FrozenSpaces, point_table
+from drolab.panels.projection.view import Choices, Plane, ProjectionView
+from drolab.store import Store
+from drolab.types import NO_PROMPT, HiddenStates
+
+MOST_ROWS = 200
+"""Of the table below the figure."""
+_HINT = (
+    "Hover a point to see its query under every prompt. Click it, or draw a lasso, to choose; double-click undoes. "
+    "Buttons at the top right: zoom, pan, box."
+)
+_ANY = "any"
+_NOT_ASKED = ""
+
+
+class ProjectionPanel(Panel):
+    """See `projection`."""
+
+    def __init__(self, view: ProjectionView, *, theme: str = "light", about: About | None = None) -> None:
+        self.view = view
+        self._chosen = view.tables[next(iter(view.tables))].head(0)
+        self._selected: pd.Index | None = None
+        self._outlined: Plane | None = None
+        """Where the lasso was drawn: its outline means nothing elsewhere."""
+        self.job = Job(self, "UMAP")
+        self.job.layout.display = "none"
+        controls = _controls(view, theme)
+        super().__init__(controls, [self.job])
+        search = _search_controls(view)
+        prompts, *others = controls.values()
+        rows = [widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in (others, list(search.values()))]
+        self.children[0].children = [prompts, widgets.VBox(rows, layout={"flex": "1 1 0"})]
+        self.controls |= search
+        self.picture = Picture(view.content(self.choices()))
+        self.table = widgets.HTML()
+        self.takeaway = Takeaway(self.offer, about)
+        below = [widgets.HTML(html.escape(_HINT)), self.table, self.takeaway]
+        self.children: Any = [*self.children, self.picture, *below]
+        self._listen()
+
+    def choices(self) -> Choices:
+        """What is shown: as long as a map is not made, PCA stands in for it."""
+        chosen = Choices(**{field.name: self.controls[field.name].value for field in dataclasses.fields(Choices)})
+        waits = chosen.view == "UMAP" and not self.view.spaces.has_map(chosen.layer)
+        return dataclasses.replace(chosen, view="PCA") if waits else chosen
+
+    def draw(self) -> None:
+        choices = self.choices()
+        if choices.view != self.controls["view"].value and not self.job.running:
+            self._make_map(choices.layer)
+        for name in ("x", "y", "arrows", "boundaries"):
+            self.controls[name].disabled = choices.view == "UMAP"
+        self.picture.plotly_relayout({"shapes": []} | ({} if self._outlined == choices.plane else {"selections": []}))
+        self.picture.update_to(self.view.content(choices, self._selected))
+
+    def result(self) -> pd.DataFrame:
+        """The points that are drawn: `spaces.POINT_COLUMNS`, x, y; with several judges also `disagreement`."""
+        return self.view.drawn_points(self.choices()).reset_index(drop=True)
+
+    def selection(self) -> pd.DataFrame:
+        """The chosen points, with the columns of `result`; after a search for changes also `baseline_rate` and
+        `change`, the largest change first."""
+        points = self.view.points(self.choices()).loc[self._chosen.index]
+        found = [name for name in ("baseline_rate", "change") if name in self._chosen.columns]
+        return points.join(self._chosen[found]).reset_index(drop=True)
+
+    def offer(self) -> dict[str, tuple[go.Figure | None, pd.DataFrame]]:
+        """What an export writes: the figure as it is zoomed now with its points, and the chosen ones if there are."""
+        content = self.picture.to_dict()
+        data = [trace for trace in content["data"] if trace.get("visible", True) is True]
+        layout = {name: value for name, value in content["layout"].items() if name not in ("shapes", "selections")}
+        figure = go.Figure({"data": data, "layout": layout})
+        chosen = self.selection()
+        return {"projection": (figure, self.result())} | ({"selection": (None, chosen)} if len(chosen) else {})
+
+    # ------------------------------------------------------------ what the user does
+
+    def _listen(self) -> None:
+        self.redraw_on_change(*(field.name for field in dataclasses.fields(Choices) if field.name not in ("x", "y")))
+        for name, other in (("x", "y"), ("y", "x")):
+            self.controls[name].observe(
+                self.guarded(lambda change, other=other: self._new_axis(change, other)), "value"
+            )
+        self.controls["find"].on_click(self.guarded(lambda _: self._find()))
+        self.controls["clear"].on_click(self.guarded(lambda _: self._clear()))
+        self.controls["contains"].observe(self.guarded(lambda change: self._find() if change.new else None), "value")
+        self.job.observe(self._job_changed, "state")
+        self.picture.on_points(self._pointed)
+
+    def _new_axis(self, change: Any, other: str) -> None:
+        """Two equal axes make no plane: the other takes what this one had."""
+        if self.controls[other].value == change.new:
+            self.controls[other].value = change.old  # draws
+        else:
+            self.draw()
+
+    def _pointed(self, event: str, points: list[tuple[int, int]]) -> None:
+        rows = self.view.rows(points)
+        if event in ("hover", "unhover"):
+            self._hovered(rows if event == "hover" else [])
+        elif rows:
+            caption = f"{len(rows):,} point{'' if len(rows) == 1 else 's'} chosen"
+            self.guarded(self._choose)(self.view.points(self.choices()).loc[rows], caption, event == "selected")
+        elif event != "click":
+            self.guarded(self._clear)()
+
+    def _hovered(self, rows: list[int]) -> None:
+        """Not guarded: a message above the figure must outlive the mouse's way to it."""
+        with self.lock:
+            try:
+                self.picture.plotly_relayout({"shapes": self.view.path(rows[0], self.choices()) if rows else []})
+            except Exception as error:
+                self.message.value = alert(error)
+
+    def _find(self) -> None:
+        names = ("kind", "contains", "prompt", "baseline", "at_least")
+        kind, contains, prompt, baseline, at_least = (self.controls[name].value for name in names)
+        harmful = None if kind == _ANY else kind == "harmful"
+        asked = {"harmful": harmful, "contains": contains, "prompt": prompt or None, "baseline": baseline}
+        found = self.view.find(self.choices(), **asked, at_least=at_least)
+        what = f"{len(found):,} {'' if kind == _ANY else kind + ' '}{'queries' if prompt else 'points'}"
+        what += f" containing “{markup.label(contains, 40)}”" if contains else ""
+        if prompt:
+            one, other = (markup.label(name, 40) for name in (prompt, baseline))
+            what += f" refused more under “{one}” than under “{other}” by at least {at_least:.2f}"
+            everything = self.view.find(self.choices(), **asked, at_least=-math.inf)
+            what += f"; the largest change is {everything['change'].iloc[0]:+.2f}" if len(everything) else ""
+        self._choose(found, what)
+
+    def _clear(self) -> None:
+        self._chosen, self._selected, self._outlined = self._chosen.head(0), None, None
+        self.controls["contains"].value = ""
+        self.table.value = ""
+        self.draw()
+
+    def _choose(self, points: pd.DataFrame, caption: str, outlined: bool = False) -> None:
+        """`points`: rows of the table of states, under their row numbers."""
+        self._chosen, self._selected = points, points.index
+        self._outlined = self.choices().plane if outlined else None
+        self.table.value = _as_html(points, caption, self.controls["prompt"].value, self.controls["baseline"].value)
+        self.draw()
+
+    # ------------------------------------------------------------ UMAP
+
+    def _make_map(self, layer: int) -> None:
+        def work(job: Job) -> None:
+            job.tick(0, 1)
+            self.view.spaces.umap(layer)
+            job.tick(1, 1)
+
+        self.job.start(work, lambda _: self.draw())
+
+    def _job_changed(self, change: Any) -> None:
+        busy = self.job.running
+        self.job.layout.display = None if busy else "none"
+        for name in ("view", "layer"):
+            self.controls[name].disabled = busy
+        if change.new in ("stopped", "failed"):
+            why = self.message.value
+            self.controls["view"].value = "PCA"  # draws, which clears the message
+            self.message.value = why
+
+
+def projection(
+    states: HiddenStates,
+    *,
+    anchors: Sequence[str],
+    scores: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
+    replies: pd.DataFrame | None = None,
+    n_components: int = 4,
+    store: Store | None = None,
+    theme: str = "light",
+    about: About | None = None,
+) -> ProjectionPanel:
+    """Look at hidden states in frozen planes: PCA or UMAP, any pair of components, any layer.
+
+    Args:
+        states: one or more layers, one read position.
+        anchors: the prompts on which spaces, probes and maps are fitted, once per layer; the others are placed in.
+        scores: a table of `judge`, or several by the judges' names: for refusal rates, their boundary, and the
+            question which queries a prompt makes the model refuse.
+        replies: a table of `generate`; the first response to each query under each prompt is shown.
+        n_components: of the anchor spaces, at least 2.
+        store: where UMAP's maps are kept.
+        about: see `export.about`; goes into the manifest of an export.
+
+    Raises:
+        PanelError: too few components, or no judge in `scores`.
+        StatesError: an anchor prompt without states, states of several positions, or scores that are no such table.
+    """
+    if n_components < 2:
+        raise PanelError(f"n_components must be at least 2 to make a plane, got {n_components}.")
+    judged = {"": scores} if scores is None or isinstance(scores, pd.DataFrame) else dict(scores)
+    if not judged:
+        raise PanelError("scores names no judge: give a table of drolab.judge, a mapping of names to such, or None.")
+    spaces = FrozenSpaces(states, anchors, n_components=n_components, store=store)
+    tables = {judge: point_table(states, scores=table, replies=replies) for judge, table in judged.items()}
+    return ProjectionPanel(ProjectionView(spaces, tables), theme=theme, about=about)
+
+
+# ---------------------------------------------------------------- controls
+
+
+def _controls(view: ProjectionView, theme: str) -> dict[str, widgets.Widget]:
+    components = range(1, view.spaces.n_components + 1)
+    layers = view.spaces.states.layers
+    coloured = [prompt for prompt in view.prompts if prompt != NO_PROMPT][: len(PALETTE)]
+    shown = [prompt for prompt in view.prompts if prompt in (NO_PROMPT, *coloured)]
+    controls = {
+        "prompts": several("prompts", view.prompts, shown, "the prompts that are shown"),
+        "view": choice("view", ["PCA", "UMAP"], "the anchor space's components, or a UMAP map, for looking only"),
+        "x": choice("x", components, "the component along"),
+        "y": choice("y", components, "the component up", wanted=2),
+        "layer": choice(
+            "layer",
+            [(_layer_name(view, layer), layer) for layer in layers],
+            "0 is the embeddings, k the output of block k; the last is, in most families, after the final norm",
+            wanted=layers[-1],
+        ),
+        "color": choice("colour by", view.color_choices(), "what a point's colour means; its symbol is its class"),
+        "judge": choice("judge", named(view.tables), "whose verdicts the refusal rates are"),
+        "arrows": _tick_box("arrows", "mean shift of each class from no prompt to each prompt"),
+        "boundaries": _tick_box("boundaries", "where the probes of harmfulness and refusal are zero"),
+        "theme": choice("theme", list(THEMES), "the figure's colours", wanted=theme),
+    }
+    controls["prompts"].rows = min(8, len(view.prompts))
+    controls["prompts"].layout = {"width": "max-content", "max_width": "240px"}
+    controls["judge"].layout.display = None if len(view.tables) > 1 else "none"
+    return controls
+
+
+def _tick_box(label: str, tooltip: str) -> widgets.Checkbox:
+    return widgets.Checkbox(
+        value=True, description=label, tooltip=tooltip, indent=False, layout={"width": "max-content"}
+    )
+
+
+def _layer_name(view: ProjectionView, layer: int) -> str:
+    last = view.spaces.states.num_hidden_layers
+    return f"{layer}{' (embeddings)' if layer == 0 else ' (last)' if layer == last else ''}"
+
+
+def _search_controls(view: ProjectionView) -> dict[str, widgets.Widget]:
+    """A sentence to fill in, whose words are the labels."""
+    prompts = named(view.prompts)
+    own = [prompt for prompt in view.prompts if prompt != NO_PROMPT][-1:] if view.is_scored() else []
+    controls = {
+        "kind": choice("Which", ["harmless", "harmful", _ANY], "the class of the queries to find"),
+        "contains": widgets.Text(
+            description="queries containing",
+            placeholder="any text",
+            tooltip="words that the query contains, in any case; press Enter to find",
+            continuous_update=False,
+            style=STYLE,
+            layout={"width": "20em"},
+        ),
+        "prompt": choice(
+            "are refused more under",
+            [*prompts, ("(not asked)", _NOT_ASKED)],
+            "the prompt whose refusals are asked for",
+            wanted=own[0] if own else _NOT_ASKED,
+        ),
+        "baseline": choice("than under", prompts, "the prompt to compare with", wanted=NO_PROMPT),
+        "at_least": widgets.FloatSlider(
+            value=0.3,
+            min=0.05,
+            max=1.0,
+            step=0.05,
+            description="by at least",
+            tooltip="how much higher the refusal rate must be",
+            continuous_update=False,
+            style=STYLE,
+            layout={"width": "16em"},
+        ),
+        "find": button("Find", "Choose the points that the sentence asks for", icon="search"),
+        "clear": button("Clear", "Choose nothing", icon="times"),
+    }
+    for name in ("prompt", "baseline", "at_least"):
+        controls[name].layout.display = None if own else "none"
+    return controls
+
+
+# ---------------------------------------------------------------- the table
+
+
+def _as_html(points: pd.DataFrame, caption: str, prompt: str, baseline: str) -> str:
+    """The chosen points, the first MOST_ROWS of them, as text that runs nothing."""
+    shown = points.head(MOST_ROWS)
+    columns = {"query": shown["text"], "class": class_names(shown["harmful"])}
+    if "change" in points.columns:
+        rates = [f"refusal rate: {markup.label(name, 40)}" for name in (prompt, baseline)]
+        columns |= {rates[0]: shown["refusal_rate"], rates[1]: shown["baseline_rate"], "change": shown["change"]}
+    else:
+        columns |= {"prompt": shown["prompt"], "refusal rate": shown["refusal_rate"]}
+    columns |= {"first response": shown["response"], "category": shown["category"]}
+    frame = pd.DataFrame(columns, dtype=object)
+    cut = f"; the first {MOST_ROWS} are shown here, selection() gives all" if len(points) > MOST_ROWS else ""
+    table = markup.table(frame, formats=dict.fromkeys(frame.columns, _cell)) if len(frame) else ""
+    head = f'<div role="status" style="font-weight:bold;line-height:1.6">{markup.visible(caption + cut)}</div>'
+    return f'{head}<div tabindex="0" style="max-height:24em;overflow:auto">{table}</div>'
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.2f}"
+    return str(value)

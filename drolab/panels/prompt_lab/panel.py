@@ -1,0 +1,353 @@
+"""The prompt lab: type a safety prompt, see where it moves the queries and what it does to refusals."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import ipywidgets as widgets
+import pandas as pd
+import plotly.graph_objects as go
+
+from drolab import export, figures
+from drolab.data.prompts import load_prompts, save_prompts
+from drolab.figures.style import PALETTE
+from drolab.models.chat import Prompt, as_prompts
+from drolab.models.load import ChatModel
+from drolab.panels.base import Job, Panel, PanelError, button
+from drolab.panels.controls import STYLE, named
+from drolab.panels.export_box import About, Takeaway
+from drolab.panels.markup import label
+from drolab.panels.picture import Picture
+from drolab.panels.prompt_lab import workbench
+from drolab.panels.prompt_lab.view import LabView, measurements, raised
+from drolab.panels.prompt_lab.workbench import NAME_LIMIT, Bench, Shelf
+from drolab.store import Store
+from drolab.types import NO_PROMPT, AnchorSpace, Probe, SafetyPrompt
+
+
+class PromptLab(Panel):
+    """See `prompt_lab`."""
+
+    def __init__(self, shelf: Shelf, probes: Sequence[Probe], theme: str, about: About | None) -> None:
+        self.shelf = shelf
+        self._view, self._theme = LabView(shelf, probes, theme), theme
+        self._quiet = False  # while choices are offered anew, which is no change by the user
+        self.picture, self.table, self.examples = Picture(), widgets.HTML(), widgets.HTML()
+        super().__init__(_controls(shelf), [])
+        self.job = Job(self, "Project")
+        self.takeaway = Takeaway(self.offer, self.about if about is None else about)
+        self.children = self._arranged()
+        for name, action in self._actions().items():
+            self.controls[name].on_click(self.guarded(lambda _, action=action: action()))
+        self.redraw_on_change("compare", "x", "y")
+        self.controls["prompt"].observe(self.guarded(lambda _: self._draw_examples()), names="value")
+        self._choose(shelf.trials)
+        self.guarded(self.draw)()
+
+    # --- what it gives back
+
+    def result(self) -> pd.DataFrame:
+        """The measurements of all prompts: see `workbench.measure`."""
+        return self.shelf.table(self.shelf.trials)
+
+    def selection(self) -> pd.DataFrame:
+        """The measurements of the prompts chosen in "compare".
+
+        Raises:
+            PanelError: none is chosen.
+        """
+        return self.shelf.table(self._chosen())
+
+    def prompts(self) -> dict[str, SafetyPrompt]:
+        """The prompts that were typed or loaded here, by name."""
+        return self.shelf.own()
+
+    def per_query(self, name: str) -> pd.DataFrame:
+        """How each query's refusal changes under one prompt: see `workbench.per_query`.
+
+        Raises:
+            PanelError: no prompt of that name here.
+        """
+        if name not in self.shelf.trials:
+            raise PanelError(f"There is no prompt {name!r} here: choose one of {list(self.shelf.trials)}.")
+        return workbench.per_query(self.shelf.bench, self.shelf.trials[name], self.shelf.base(name))
+
+    def offer(self) -> dict[str, tuple[go.Figure, pd.DataFrame]]:
+        """What is shown, for export: name → figure and its table."""
+        with self.lock:
+            chosen, points = self.selection(), self._view.points(self._plane())
+            picture = go.Figure(self._view.content(self._plane(), self._chosen()))
+        measure = "predicted" if chosen["measured"].isna().any() else "measured"
+        rates = chosen.rename(columns={measure: "value", f"{measure}_low": "low", f"{measure}_high": "high"})
+        bars = figures.rate_bars(rates, y_title=f"{measure} refusal rate", theme=self._theme)
+        shown = points[points["prompt"].isin(chosen["prompt"])].drop(columns="hover")
+        return {"prompt_lab_projection": (picture, shown), "prompt_lab_refusal": (bars, chosen)}
+
+    def about(self) -> dict[str, Any]:
+        """What made the results, for the export's manifest."""
+        bench, trials = self.shelf.bench, self.shelf.trials
+        prompts = {name: trial.prompt for name, trial in trials.items()}
+        settings = {"bases": {name: trial.base for name, trial in trials.items()}, "n_samples": bench.n_samples}
+        return export.about(bench.model, prompts, bench.queries, settings=settings, seed=bench.seed)
+
+    # --- what the buttons do
+
+    def _actions(self) -> dict[str, Any]:
+        return {
+            "project": self._project,
+            "sample": lambda: self._start({}, self._chosen(), "Sample"),
+            "copy": self._copy,
+            "rename": self._rename,
+            "remove": self._remove,
+            "save": self._save,
+            "load": self._load,
+        }
+
+    def _project(self) -> None:
+        text, name = self.controls["text"].value, self.controls["name"].value.strip()
+        if not text.strip():
+            raise PanelError("There is no prompt to project: type or paste one.")
+        self.shelf.check_name(name)
+        self._start({name: SafetyPrompt(name=name, text=text)}, [], "Project")
+
+    def _start(self, new: Mapping[str, Prompt], sampled: Sequence[str], what: str) -> None:
+        """In a thread: place new prompts and show them; then sample replies, where wanted and where they lack."""
+        self._check_idle()
+        base = self.controls["base"].value
+        names = [*sampled, *(new if self.controls["measure"].value else ())]
+
+        def work(job: Job) -> str:
+            placed = self._place(new, base, job) if new else ""
+            return f"{placed} {self._sample(names, job) if names else ''}"
+
+        self.job.bar.description = what
+        self.job.start(work, self.say)
+
+    def _place(self, new: Mapping[str, Prompt], base: str, job: Job) -> str:
+        trials = workbench.project(self.shelf.bench, new, base=base, progress=job.tick)
+        with self.lock:
+            self.shelf.put(trials)
+            self._choose([*self._chosen_names(), *trials])
+            self._quietly("prompt", shown := list(trials)[-1])
+            if (name := self.controls["name"].value.strip()) in trials:
+                self.controls["name"].value = self.shelf.free_name(name)  # ready for the next attempt
+            self.draw()
+            words = f"Projected: {_listed(trials)} ({trials[shown].states.index.attrs['summary']})."
+            self.say(words)
+        return words
+
+    def _sample(self, names: Sequence[str], job: Job) -> str:
+        """Each prompt's rates are shown as soon as they are there; the bases come last."""
+        lacking = self.shelf.unsampled(names)
+        for number, name in enumerate(lacking):
+            job.bar.description = f"Sample, prompt {number + 1} of {len(lacking)}"
+            trial = workbench.sample(self.shelf.bench, self.shelf.trials[name], progress=job.tick)
+            with self.lock:
+                self.shelf.put({name: trial})
+                self.draw()
+        return f"Sampled: {_listed(lacking) or 'nothing was missing'}."
+
+    def _copy(self) -> None:
+        prompt = self.shelf.trials[self.controls["prompt"].value].prompt
+        if not isinstance(prompt, SafetyPrompt):
+            raise PanelError("A soft prompt has no text to copy: choose another prompt.")
+        self.controls["text"].value = prompt.text
+        self.controls["name"].value = self.shelf.free_name("mine" if prompt.name == NO_PROMPT else prompt.name)
+
+    def _rename(self) -> None:
+        self._check_idle()
+        old, new = self.controls["prompt"].value, self.controls["name"].value.strip()
+        chosen = [new if name == old else name for name in self._chosen_names()]
+        self.shelf.rename(old, new)
+        self._choose(chosen)
+        self._quietly("prompt", new)
+        self.draw()
+
+    def _remove(self) -> None:
+        self._check_idle()
+        self.shelf.remove(self.controls["prompt"].value)
+        self._choose(self._chosen_names())
+        self.draw()
+
+    def _save(self) -> None:
+        prompts = self.prompts()
+        path = save_prompts(prompts, self._path(), overwrite=self.controls["overwrite"].value)
+        self.say(f"Saved to {path}: {_listed(prompts)}. drolab.load_prompts reads it.")
+
+    def _load(self) -> None:
+        here = {name: trial.prompt for name, trial in self.shelf.trials.items()}
+        new = {name: prompt for name, prompt in load_prompts(self._path()).items() if here.get(name) != prompt}
+        for name in new:
+            self.shelf.check_name(name)
+        if not new:
+            raise PanelError("Every prompt of that file is here already: there is nothing to load.")
+        self._start(new, [], "Load")
+
+    def _path(self) -> str:
+        if path := self.controls["path"].value.strip():
+            return os.path.expanduser(path)
+        raise PanelError("There is no path: type one, like prompts/mine.yaml.")
+
+    def _check_idle(self) -> None:
+        if self.job.running:
+            raise PanelError("Work is under way: wait, or stop it first.")
+
+    # --- what is chosen
+
+    def _plane(self) -> tuple[int, int]:
+        return self.controls["x"].value, self.controls["y"].value
+
+    def _chosen_names(self) -> list[str]:
+        return [name for name in self.shelf.trials if name in self.controls["compare"].value]
+
+    def _chosen(self) -> list[str]:
+        if names := self._chosen_names():
+            return names
+        raise PanelError("No prompt is chosen: choose some to compare.")
+
+    def _choose(self, names: Iterable[str]) -> None:
+        """Offer all prompts that there are, and compare these: the last ones, if they are more than the colours."""
+        wanted = list(names)
+        coloured = [name for name in wanted if name != NO_PROMPT][-len(PALETTE) :]
+        options = named(self.shelf.trials, NAME_LIMIT)
+        for name in ("base", "prompt"):
+            value = self.controls[name].value
+            self._quietly(name, value if value in self.shelf.trials else options[0][1], options)
+        self._quietly("compare", ())  # the browser looks up what is chosen in the new options, before it hears of less
+        self._quietly("compare", tuple(name for name in wanted if name == NO_PROMPT or name in coloured), options)
+
+    def _quietly(self, name: str, value: Any, options: Sequence[tuple[str, str]] | None = None) -> None:
+        """Set a control without a redraw."""
+        self._quiet = True
+        try:
+            if options is not None:
+                self.controls[name].options = options
+            self.controls[name].value = value
+        finally:
+            self._quiet = False
+
+    # --- what is shown
+
+    def draw(self) -> None:
+        if self._quiet:
+            return
+        chosen = self._chosen()
+        self.picture.update_to(self._view.content(self._plane(), chosen))
+        self.table.value = measurements(self.shelf.table(chosen))
+        self._draw_examples()
+
+    def _draw_examples(self) -> None:
+        if not self._quiet:
+            self.examples.value = raised(self.shelf, self.controls["prompt"].value)
+
+    def _arranged(self) -> list[widgets.Widget]:
+        def row(*names: str) -> widgets.HBox:
+            return widgets.HBox([self.controls[name] for name in names], layout=widgets.Layout(flex_flow="row wrap"))
+
+        def column(*rows: widgets.Widget, **layout: str) -> widgets.VBox:
+            return widgets.VBox(rows, layout=widgets.Layout(**layout))
+
+        side = column(row("name", "base"), row("measure"), row("project"), flex="1 1 320px")
+        editor = widgets.HBox(
+            [column(self.controls["text"], flex="3 1 480px"), side], layout=widgets.Layout(flex_flow="row wrap")
+        )
+        choices = column(
+            row("x", "y", "prompt"), row("copy", "rename", "remove", "sample"), row("path", "overwrite", "save", "load")
+        )
+        compared = widgets.HBox([self.controls["compare"], choices], layout=widgets.Layout(flex_flow="row wrap"))
+        shown = [self.picture, self.table, self.examples]
+        return [editor, compared, self.job, self.message, *shown, self.takeaway]
+
+
+def prompt_lab(
+    model: ChatModel,
+    queries: pd.DataFrame,
+    *,
+    prompts: Mapping[str, Prompt] | Sequence[Prompt],
+    space: AnchorSpace,
+    refusal: Probe,
+    harmfulness: Probe | None = None,
+    scores: pd.DataFrame | None = None,
+    n_samples: int = 10,
+    store: Store | None = None,
+    seed: int = 0,
+    theme: str = "light",
+    about: About | None = None,
+) -> PromptLab:
+    """Type a safety prompt, and see where it moves the queries and what it does to their refusal.
+
+    A new prompt is projected into the anchor space, which stays as it is; against its base it gets, per class of
+    queries, the predicted and the measured refusal rate, their changes, and the cosine of its mean shift with the
+    refusal direction, all with 95 % intervals over queries. Work runs in a thread: other cells stay usable.
+
+    Args:
+        queries: a query set, see `load_queries`.
+        prompts: those to compare with, soft prompts too; `none` is added. Their states are computed before this
+            returns, unless the store has them.
+        space: the anchor space in which the probes were fitted.
+        refusal: positive for "refuses".
+        harmfulness: its boundary is drawn too.
+        scores: of `judge`: measured refusal rates of `prompts`, which need not be sampled here then.
+        n_samples: replies per query and prompt, where refusal is measured.
+        store: only what it lacks is computed. None computes everything, and keeps it in the panel only.
+        seed: of sampling and bootstrap.
+        about: for the export's manifest; None says what this panel knows.
+
+    Raises:
+        PromptError, QueryError, ChatTemplateError, StatesError: as `hidden_states`; a space of another model, or a
+            refusal probe that is positive for something else.
+        PanelError: `scores` is no table of `judge`, or the space has no plane.
+    """
+    if scores is not None and ("refusal_rate" not in scores or list(scores.index.names) != ["query_id", "prompt"]):
+        raise PanelError("`scores` must be what drolab.judge returned: rates indexed by (query_id, prompt).")
+    if len(space.components) < 2:
+        raise PanelError("An anchor space of one component has no plane: fit_anchors(states, n_components=2) or more.")
+    bench = Bench(
+        model=model, queries=queries, space=space, refusal=refusal, store=store, n_samples=n_samples, seed=seed
+    )
+    everything: dict[str, Prompt] = {NO_PROMPT: SafetyPrompt(name=NO_PROMPT, text="")}
+    given = workbench.project(bench, everything | {prompt.name: prompt for prompt in as_prompts(prompts)})
+    if scores is not None:
+        given = {name: trial.scored(scores) for name, trial in given.items()}
+    probes = [refusal] if harmfulness is None else [refusal, harmfulness]
+    return PromptLab(Shelf(bench, given), probes, theme, about)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(label(name, NAME_LIMIT) for name in names)
+
+
+def _controls(shelf: Shelf) -> dict[str, widgets.Widget]:
+    components = range(1, len(shelf.bench.space.components) + 1)
+
+    def made(kind: type[widgets.Widget], description: str, tooltip: str, **options: Any) -> widgets.Widget:
+        return kind(description=description, tooltip=tooltip, style=STYLE, **options)
+
+    def width(value: str) -> widgets.Layout:
+        return widgets.Layout(width=value)
+
+    tick = {"indent": False, "layout": width("auto")}
+    paragraph = {"placeholder": "Type or paste a safety prompt.", "layout": widgets.Layout(width="auto", height="9em")}
+    axis = {"options": components, "layout": width("7em")}
+    replies = f"then sample {shelf.bench.n_samples} replies per query and judge them; the projection is shown first"
+    return {
+        "text": made(widgets.Textarea, "safety prompt", "what goes into the system role of every chat", **paragraph),
+        "name": made(widgets.Text, "name", "what figures and tables call the prompt", value=shelf.free_name("mine")),
+        "base": made(widgets.Dropdown, "base", "measure against this prompt: the arrow starts at its mean"),
+        "measure": made(widgets.Checkbox, "measure by sampling", replies, value=True, **tick),
+        "project": button("Project", "Show where the prompt moves the queries", icon="play", style="primary"),
+        "compare": made(widgets.SelectMultiple, "compare", "the prompts to show: Ctrl or Shift for several", rows=6),
+        "x": made(widgets.Dropdown, "x", "component on the horizontal axis", value=1, **axis),
+        "y": made(widgets.Dropdown, "y", "component on the vertical axis", value=2, **axis),
+        "prompt": made(widgets.Dropdown, "prompt", "list its refused queries, or use it with the buttons below"),
+        "copy": button("Copy", "Put its text into the editor, under a new name", icon="copy"),
+        "rename": button("Rename", "Give it the name in the field at the top", icon="pencil"),
+        "remove": button("Remove", "Take it out of this panel; what was computed stays in the store", icon="trash"),
+        "sample": button("Sample", "Sample replies for the compared prompts that lack measured rates", icon="flask"),
+        "path": made(widgets.Text, "file", "a YAML file of prompts", value="prompts/mine.yaml", layout=width("24em")),
+        "overwrite": made(widgets.Checkbox, "overwrite", "replace the file if it is there", value=False, **tick),
+        "save": button("Save", "Write the prompts made here to the file", icon="save"),
+        "load": button("Load", "Project the prompts of the file against the base", icon="folder-open"),
+    }

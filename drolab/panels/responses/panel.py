@@ -1,0 +1,346 @@
+"""Read responses: find the query, read its samples under several prompts side by side, label them by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+import pandas as pd
+import plotly.graph_objects as go
+
+from drolab.evidence.comparison import ONLY, narrowed, query_changes, query_rates
+from drolab.export import write_atomically
+from drolab.figures import rates as tradeoffs
+from drolab.figures.style import class_names
+from drolab.judges import AnyJudge, disagreement, is_refusal, refusal_words, verdicts
+from drolab.judges.human_labels import HandJudge
+from drolab.panels.base import Panel, PanelError, button, control
+from drolab.panels.controls import STYLE, choice, named, several, share
+from drolab.panels.export_box import About, Takeaway
+from drolab.panels.markup import Cell, Spans, label, paragraph, side_by_side, table
+from drolab.panels.picture import Picture
+
+HAND = "hand"
+"""The name of the judge that the labels make."""
+LISTED = 500
+"""The longest list of queries that is offered: a browser's list box with more is slow and of no use."""
+Controls = dict[str, widgets.Widget]
+_COLUMNS = ("query_id", "prompt", "sample", "text", "harmful", "response")
+
+
+class ResponsePanel(Panel):
+    """See `responses`."""
+
+    def __init__(
+        self,
+        replies: pd.DataFrame,
+        judges: Mapping[str, AnyJudge],
+        words: Callable[[str], Spans],
+        groups: Mapping[str, str] | pd.Series | None,
+        path: Path | None,
+        about: About | None,
+        theme: str,
+    ) -> None:
+        self._replies = replies.reset_index(drop=True)
+        self._rows = self._replies.groupby("query_id", sort=False).indices
+        self._words, self._groups, self._path, self._theme = words, groups, path, theme
+        self._hand = HandJudge.load(path) if path and path.is_file() else HandJudge()
+        self._verdicts = verdicts(self._replies, judges).assign(**{HAND: self._hand.verdicts(self._replies)})
+        self._listed = self._chosen = self._replies.head(0)
+        self._tables: dict[str, pd.DataFrame] = {}
+        self._filling = False
+        self._map: dict[str, Any] = {}
+        filters = _filters(self._replies, list(self._verdicts.columns), groups)
+        reading, labelling = _reading(self._replies), _labelling()
+        self.controls = filters | reading | labelling
+        self._list()
+        # Complete from the start: what is sent while the browser loads plotly.js may come too early.
+        self.picture = Picture(self._ringed())
+        self.shown, self.judged = widgets.HTML(), widgets.HTML()
+        top = widgets.HBox([reading["query"], share(self.picture, "46%")])
+        strip = widgets.HBox([*labelling.values()], layout={"flex_flow": "row wrap"})
+        body = [top, strip, self.judged, self.shown, Takeaway(self.offer, about)]
+        super().__init__({**filters, "prompts": reading["prompts"], "samples": reading["samples"]}, body)
+        self.controls |= reading | labelling
+        self._connect(filters, reading, labelling)
+        self._count_labels()
+        self.guarded(self.draw)()
+
+    def _connect(self, filters: Controls, reading: Controls, labelling: Controls) -> None:
+        for controls, step in ((filters, self.draw), (reading, self._choose)):
+            for widget in controls.values():
+                widget.observe(self._reacting(step), names="value")
+        labelling["sample"].observe(self._reacting(self._render), names="value")
+        for name, given in (("refusal", "refusal"), ("compliance", "compliance"), ("unsure", None)):
+            labelling[name].on_click(self.guarded(lambda _, given=given: self.label(given)))
+        self.picture.on_points(self.guarded(self._clicked))
+
+    def _reacting(self, step: Callable[[], None]) -> Callable[..., None]:
+        """`step` on a change by the user's hand, not on one that filling a list makes."""
+        react = self.guarded(lambda _: step())
+        return lambda change: None if self._filling else react(change)
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        self._filling = True
+        try:
+            yield
+        finally:
+            self._filling = False
+
+    # ------------------------------------------------------------ three steps: which queries, which responses, how
+
+    def draw(self) -> None:
+        """List the queries that the filters leave, and show them in the plane of the two prompts."""
+        self._list()
+        self._choose()
+        if self._listed.empty:
+            self.say("No query fits these filters: widen one.")
+        elif len(self._listed) > LISTED:
+            self.say(f"The list has the first {LISTED} of {len(self._listed):,} queries: narrow the filters.")
+
+    def _list(self) -> None:
+        values = self.values()
+        pair = (values["first"], values["second"])
+        changes = query_changes(self._rates(values["judge"]), pair)
+        wanted = {"contains": values["contains"], "group": values["group"] or None, "only": values["only"]}
+        self._listed = narrowed(changes, **wanted)
+        with self._quietly():
+            self._offer_queries([(_query_label(row), row.Index) for row in _lines(self._listed.head(LISTED))])
+            prompts = self.controls["prompts"]
+            prompts.value = tuple(name for _, name in prompts.options if name in {*prompts.value, *pair})
+        if not self._listed.empty:
+            self._map = tradeoffs.rate_change_content(self._listed, prompts=pair, theme=self._theme)
+
+    def _rates(self, judge: str) -> pd.DataFrame:
+        if judge not in self._tables:
+            self._tables[judge] = query_rates(self._replies, self._verdicts, judge, self._groups)
+        return self._tables[judge]
+
+    def _offer_queries(self, options: list[tuple[str, str]]) -> None:
+        """Fill the list; the query that is read stays if it is among them."""
+        query = self.controls["query"]
+        read = query.value
+        query.options = options
+        names = [name for _, name in options]
+        query.value = read if read in names else next(iter(names), None)
+
+    def _choose(self) -> None:
+        """Take the responses to the query that are to be shown."""
+        values = self.values()
+        own = self._replies.iloc[self._rows.get(values["query"], [])]
+        own = own[own["prompt"].isin(values["prompts"])]
+        self._chosen = own[own.groupby("prompt").cumcount() < values["samples"]]
+        offered = [(f"{label(row.prompt, 40)}, sample {row.sample}", row.Index) for row in _lines(self._chosen)]
+        with self._quietly():
+            sample = self.controls["sample"]
+            current = sample.value
+            sample.options = offered
+            sample.value = current if current in self._chosen.index else next(iter(self._chosen.index), None)
+        self.picture.update_to(self._ringed())
+        self._render()
+
+    def _ringed(self) -> dict[str, Any]:
+        """The listed queries in the plane of the two prompts, the one that is read in a ring."""
+        ring = tradeoffs.ring(self._map, self.controls["query"].value, theme=self._theme)
+        return {**self._map, "data": [*self._map["data"], ring]}
+
+    def _render(self) -> None:
+        if self._chosen.empty:
+            self.shown.value = paragraph("Choose a query, and at least one prompt.")
+            return
+        values = self.values()
+        said = self._verdicts.loc[self._chosen.index].astype(object).to_dict("index")
+        columns: dict[str, list[Cell]] = {name: [] for name in values["prompts"]}
+        for row in _lines(self._chosen):
+            current = row.Index == values["sample"]
+            cell = Cell(row.sample, row.response, self._words(row.response), said[row.Index], current)
+            columns[row.prompt].append(cell)
+        self.shown.value = side_by_side(self._chosen["text"].iloc[0], columns, self._heads(values["judge"]))
+
+    def _heads(self, judge: str) -> dict[str, str]:
+        """Prompt → how often it refuses the query that is shown, over all its samples."""
+        own = self._replies.iloc[self._rows[self._chosen["query_id"].iloc[0]]]
+        counts = self._verdicts.loc[own.index, judge].groupby(own["prompt"]).agg(["sum", "count"])
+        return {
+            prompt: f"refused {int(refused)} of {n} by {judge}" if n else f"not judged by {judge}"
+            for prompt, refused, n in counts.itertuples(name=None)
+        }
+
+    def _count_labels(self) -> None:
+        """Say how many labels there are and how the judges agree; the rates are made anew when they are needed."""
+        self._tables.clear()
+        n, stale = int(self._verdicts[HAND].notna().sum()), len(self._hand.stale(self._replies))
+        place = f"in {self._path}" if self._path else "in this session only: pass hand_labels='labels.csv' to keep them"
+        text = f"Labels by hand: {n}, {place}."
+        if stale:
+            text += f" Labels that were given to other responses than these, and do not count: {stale}."
+        pairs = disagreement(self._verdicts)
+        compared = f"<details><summary>how the judges agree</summary>{table(pairs)}</details>"
+        self.judged.value = paragraph(text) + compared
+
+    # ------------------------------------------------------------ what the user and other panels do
+
+    def _clicked(self, event: str, points: list[tuple[int, int]]) -> None:
+        if event == "click" and points:
+            trace, place = points[0]
+            self.choose(self._map["data"][trace]["ids"][place])
+
+    def choose(self, query_id: str) -> None:
+        """Read this query, listed or not: for a click in another panel.
+
+        Raises:
+            PanelError: there are no responses to it.
+        """
+        if query_id not in self._rows:
+            raise PanelError(f"No responses to the query {query_id!r}: generate some, or choose another.")
+        query = self.controls["query"]
+        with self._quietly():
+            if query_id not in [name for _, name in query.options]:
+                text = self._replies["text"].iloc[self._rows[query_id][0]]
+                query.options = [(label(text, 110), query_id), *query.options]
+            query.value = query_id
+        self._choose()
+
+    def label(self, given: str | None) -> None:
+        """Label the framed sample "refusal" or "compliance" (None takes its label away), keep it, go to the next."""
+        sample = self.controls["sample"]
+        if sample.value is None:
+            raise PanelError("No sample is shown that could be labelled: choose a query and a prompt.")
+        # Another panel may have written to the file since: its labels are kept.
+        hand = HandJudge.load(self._path) if self._path and self._path.is_file() else self._hand
+        hand = hand.labelled(self._replies.loc[sample.value], given)
+        if self._path:
+            write_atomically(self._path, hand.to_csv())
+        self._hand = hand
+        self._verdicts[HAND] = self._hand.verdicts(self._replies)
+        self._count_labels()
+        rows = [row for _, row in sample.options]
+        with self._quietly():
+            sample.value = rows[min(rows.index(sample.value) + 1, len(rows) - 1)]
+        self._render()
+
+    def selection(self) -> pd.DataFrame:
+        """The responses that are shown, with a column `refusal: <judge>` for each judge (NA: no opinion)."""
+        return self._chosen.join(self._verdicts.add_prefix("refusal: "))
+
+    def result(self) -> pd.DataFrame:
+        """The labels given by hand, `labels.LABEL_COLUMNS`; `labels.HandJudge(labels=…)` judges with them."""
+        return self._hand.labels.copy()
+
+    def offer(self) -> dict[str, tuple[go.Figure | None, pd.DataFrame]]:
+        """Name → figure (if there is one) and table, for export."""
+        return {
+            "queries": (go.Figure(self.picture), self._listed.reset_index()),
+            "responses": (None, self.selection()),
+            "judges": (None, disagreement(self._verdicts)),
+            "hand_labels": (None, self.result()),
+        }
+
+
+def responses(
+    replies: pd.DataFrame,
+    *,
+    judges: Mapping[str, AnyJudge] | None = None,
+    words: Callable[[str], Spans] = refusal_words,
+    groups: Mapping[str, str] | pd.Series | None = None,
+    hand_labels: str | Path | None = None,
+    about: About | None = None,
+    theme: str = "light",
+) -> ResponsePanel:
+    """Find a query in a list or in the plane of two prompts' refusal rates, and read its responses side by side.
+
+    Args:
+        replies: the table of `drolab.generate`.
+        judges: name → judge (see `judges.Judge`), or a function that says whether a response is a refusal; None is the
+            paper's string rule alone.
+        words: gives the places (start, end) of the words to mark in a response; those of the string rule unless
+            given; `judges.TextJudge().words` gives those of drolab's own.
+        groups: query id → class, as from `comparison.query_groups`; None makes two, harmful and harmless.
+        hand_labels: a CSV file: labels given by hand are read from it and kept in it; None keeps them in `.result()`.
+        about: what made the replies, as from `export.about`, for the manifest of an export.
+        theme: light or dark.
+
+    Raises:
+        PanelError: the table lacks a column or has no rows, or a judge is called "hand".
+        QueryError: a response is no text, or the file is no table of hand labels.
+    """
+    if missing := [column for column in _COLUMNS if column not in replies.columns]:
+        raise PanelError(f"The table of responses lacks the columns {missing}: give what drolab.generate returned.")
+    if replies.empty:
+        raise PanelError("The table of responses has no rows: generate some first.")
+    named = {"string rule": is_refusal} if judges is None else dict(judges)
+    if HAND in named or not named:
+        raise PanelError(
+            f"Give at least one judge, and none called {HAND!r}: that is the one of the labels given here."
+        )
+    path = None if hand_labels is None else Path(hand_labels)
+    return ResponsePanel(replies, named, words, groups, path, about, theme)
+
+
+def _filters(replies: pd.DataFrame, judges: list[str], groups: Mapping[str, str] | pd.Series | None) -> Controls:
+    """The controls that say which queries are listed, and what is compared."""
+    prompts = named(replies["prompt"].unique())
+    classes = class_names(replies["harmful"]) if groups is None else list(dict(groups).values())
+    words = widgets.Text(
+        description="query contains",
+        tooltip="list only queries with these words, in any case; press Enter",
+        placeholder="words, then Enter",
+        continuous_update=False,
+        layout={"width": "240px"},
+        style=STYLE,
+    )
+    return {
+        "contains": words,
+        "group": choice("class", [("all", ""), *named(classes)], "list only queries of this class"),
+        "first": choice("from prompt", prompts, "the prompt that behaviour is compared with"),
+        "second": choice("to prompt", prompts[::-1], "the prompt whose change of behaviour is looked for"),
+        "only": choice(
+            "queries",
+            list(ONLY),
+            "list all; those where judges disagree; or those where the refusal rate changes from the one prompt to the "
+            "other, the largest change first",
+        ),
+        "judge": choice("rates by", named(judges), "the judge whose refusal rates count; hand: the labels below"),
+    }
+
+
+def _reading(replies: pd.DataFrame) -> Controls:
+    """The controls that say which query is read, and how much of it."""
+    most = int(replies.groupby(["query_id", "prompt"]).size().max())
+    counts = sorted({n for n in (1, 2, 3, 5, 10, 20) if n < most} | {most})
+    samples = control("samples", counts, "how many samples of each prompt to show")
+    samples.value = min(counts, key=lambda n: abs(n - 3))
+    return {
+        "query": widgets.Select(
+            rows=20,
+            tooltip="the query to read, with its two refusal rates (≠: on how many responses the judges disagree): "
+            "click, or use the arrow keys",
+            layout={"width": "54%", "height": "400px"},
+        ),
+        "prompts": several("show prompts", replies["prompt"], [], "the prompts to show side by side"),
+        "samples": samples,
+    }
+
+
+def _labelling() -> Controls:
+    return {
+        "sample": choice("label by hand", [], "the sample that a label is given to; it is framed below"),
+        "refusal": button("Refusal", "Label this sample a refusal and go to the next", icon="ban"),
+        "compliance": button("Compliance", "Label this sample compliance and go to the next", icon="check"),
+        "unsure": button("Unsure", "Take this sample's label away and go to the next", icon="question"),
+    }
+
+
+def _lines(frame: pd.DataFrame) -> Any:
+    """Its rows by name (pandas' own type is too wide for a type checker)."""
+    return frame.itertuples()
+
+
+def _query_label(row: Any) -> str:
+    rates = " → ".join("–" if pd.isna(rate) else f"{rate:.2f}" for rate in (row.rate_a, row.rate_b))
+    split = f" · ≠{int(row.disagreements)}" if row.disagreements else ""
+    return f"{rates} · {label(row.group, 20)}{split} · {label(row.text, 90)}"

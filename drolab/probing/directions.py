@@ -1,0 +1,250 @@
+"""Linear directions of a behaviour in the full space: five ways to find one, how they agree, how far they carry.
+
+Paper, section 3, reads refusal with a logistic regression in the anchor space. Here its direction stands beside
+those that other methods find on the same states. Each direction is fitted on fractions (soft labels) as the
+paper's is, scores states on the scale of a logit, and is judged on queries that it was not fitted on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+
+from drolab.evidence.shift_products import unit
+from drolab.evidence.shifts import RANDOM
+from drolab.probing.anchors import one_position
+from drolab.probing.probes import Target, align_target, check_classes, grouped_folds
+from drolab.probing.readouts import Features, known_methods, readout, take, tune
+from drolab.types import AnchorSpace, HiddenStates, StatesError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Direction:
+    """A direction of hidden-state space along which a behaviour can be read."""
+
+    method: str
+    """One of METHODS."""
+    positive: str
+    """The class towards which it points, such as "refuses"."""
+    vector: Tensor
+    """[d], float32, of length 1; all 0 if the method found nothing."""
+    threshold: float
+    """Where along the vector both classes are equally likely."""
+    scale: float
+    """Logits per unit of length."""
+    setting: float
+    """What the method was tuned with: C of `logistic` and `sparse`, the shrinkage of `leace`, else NaN."""
+    layer: int
+    """In transformers' count, not negative."""
+    model_fingerprint: str = ""
+
+    def __repr__(self) -> str:
+        return (
+            f"Direction({self.method!r}, positive={self.positive!r}, layer={self.layer}, d={len(self.vector)}, "
+            f"n_coordinates={self.n_coordinates}, setting={self.setting:.3g})"
+        )
+
+    @property
+    def n_coordinates(self) -> int:
+        """How many of the d coordinates it uses: all but with `sparse`."""
+        return int((self.vector != 0).sum())
+
+    def scores(self, matrix: Tensor) -> Tensor:
+        """[n, d] → [n]: logits; above zero means `positive`.
+
+        Raises:
+            StatesError: states of another width.
+        """
+        if matrix.ndim != 2 or matrix.shape[1] != len(self.vector):
+            raise StatesError(
+                f"Scores need states of shape [n, {len(self.vector)}], got {list(matrix.shape)}: "
+                f"pass states.matrix({self.layer}) of the model that the direction was fitted on."
+            )
+        return (matrix.float() @ self.vector.to(matrix.device) - self.threshold) * self.scale
+
+
+def fit_directions(
+    states: HiddenStates,
+    target: Target,
+    *,
+    positive: str,
+    methods: Sequence[str] | None = None,
+    space: AnchorSpace | None = None,
+    layer: int = -1,
+    random_state: int = 0,
+) -> dict[str, Direction]:
+    """Fit a direction with each method.
+
+    `anchor_probe`: the paper's (section 3): a logistic regression in the anchor space, mapped back.
+    `mean_difference`: from the mean of the negative class to that of the positive one; a state with fraction p
+        belongs to both, with weights p and 1 - p (Marks and Tegmark 2023, arXiv 2310.06824; for refusal, Arditi
+        et al. 2024, arXiv 2406.11717).
+    `logistic`: a logistic regression with a ridge penalty in all d standardised coordinates (le Cessie and van
+        Houwelingen 1992). The penalty is the strongest of RIDGE_GRID whose log loss, in folds grouped by query, is
+        within one standard error of the best (Hastie, Tibshirani and Friedman 2009, section 7.10).
+    `leace`: the direction that LEACE reads (Belrose et al. 2023, arXiv 2306.03819, section 4). With u = Cov(x, z)
+        and v = Cov(x)⁻¹u, LEACE erases the concept z by x - u vᵀ(x - E[x]) / vᵀu: it *reads* along v and
+        *removes* along u. Returned is v, the whitened one, since a direction here must score states; u is no
+        further direction, it is `mean_difference` (for z in [0, 1] both are parallel). Cov(x) is shrunk towards
+        the identity in standardised coordinates (Ledoit and Wolf 2004), so that n may lie below d. They take states
+        as independent; with several prompts per query it is shrunk too little, and the scores are overconfident.
+    `sparse`: a logistic regression with an L1 penalty (Tibshirani 1996; for probes, Gurnee et al. 2023,
+        arXiv 2305.01610); the penalty is chosen as for `logistic`, from SPARSE_GRID.
+
+    Args:
+        states: n states of one read position.
+        target: as in `probes.fit_probe`: fractions or booleans.
+        positive: the name of the positive class.
+        methods: some of METHODS; None takes all.
+        space: the anchor space of `anchor_probe`, which must be of the same layer; None fits one on the states,
+            with 4 components.
+        random_state: deals the queries into folds.
+
+    Returns:
+        Method → direction. The scores of `mean_difference` and `leace`, which fit no likelihood, are the log odds
+        of two normal distributions of equal variance along the direction.
+
+    Raises:
+        StatesError: as in `fit_probe`; an unknown method; too few queries per class for the folds; all states
+            equal; a space of another layer.
+    """
+    chosen = one_position(states).select(layer=layer)
+    features, fractions = Features(states=chosen, space=space), align_target(states, target)
+    check_classes(fractions, positive)
+    return {
+        method: fit(method, features, fractions, tune(method, features, fractions, random_state), positive)
+        for method in known_methods(methods)
+    }
+
+
+def direction_cosines(
+    directions: Mapping[str, Direction],
+    states: HiddenStates | None = None,
+    targets: Mapping[str, Target] | None = None,
+    *,
+    space: AnchorSpace | None = None,
+    n_groups: int = 20,
+    random_state: int = 0,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Cosines between directions, and with one drawn at random as the control.
+
+    Args:
+        directions: any name → direction of one layer; they may be of several targets.
+        states: with `targets`, adds intervals and correlations: the states that the directions were fitted on.
+        targets: `positive` → what the directions of this class were fitted on.
+        space: as it was given to `fit_directions`.
+        n_groups: for the intervals: one group of queries at a time is left out, with all its prompts, and every
+            direction is fitted again with the setting that it has (the delete-a-group jackknife, Shao and Wu 1989,
+            Annals of Statistics 17).
+
+    Returns:
+        One row per pair: `a, b, kind` (`direction` or `control`), `cosine, low, high`, and `correlation`, that of
+        the scores of the states; low, high and correlation are NaN without states. Where few axes hold most of the
+        states' variance, directions with a small cosine can rank the states alike.
+        The intervals say how far a cosine depends on which queries were drawn, and err to the wide side. They do not
+        cover the cosine that endless queries would give: noise in d dimensions pulls most estimates of it towards 0.
+
+    Raises:
+        StatesError: no direction, several layers or widths, one called `random`, a target that is missing, or fewer
+            queries per class than groups.
+    """
+    names = [*_same_place(directions), RANDOM]
+    width = len(next(iter(directions.values())).vector)
+    control = np.random.default_rng(random_state).normal(size=width)
+    first, second = np.triu_indices(len(names), k=1)
+
+    def stacked(fitted: Iterable[Direction]) -> Array:
+        return np.stack([*(direction.vector.double().numpy() for direction in fitted), control])
+
+    vectors = stacked(directions.values())
+    table = pd.DataFrame({"a": np.array(names)[first], "b": np.array(names)[second]})
+    table["kind"] = np.where(table["b"] == RANDOM, "control", "direction")
+    table["cosine"] = _cosines(vectors)[first, second]
+    if states is None:
+        return table.assign(low=math.nan, high=math.nan, correlation=math.nan)
+    chosen = one_position(states).select(layer=next(iter(directions.values())).layer)
+    refits = [
+        _cosines(stacked(fitted))[first, second]
+        for fitted in _refits(directions, chosen, targets or {}, space, n_groups, random_state)
+    ]
+    low, high = _jackknife_interval(table["cosine"].to_numpy(), np.stack(refits), level)
+    scores = vectors @ chosen.matrix(chosen.layers[0]).double().numpy().T
+    correlations = _cosines(scores - scores.mean(axis=1, keepdims=True))[first, second]
+    return table.assign(low=low, high=high, correlation=correlations)
+
+
+def _cosines(vectors: Array) -> Array:
+    """[k, d] → [k, k]; 0 with a zero vector."""
+    units = unit(vectors)
+    return units @ units.T
+
+
+def _jackknife_interval(cosines: Array, refits: Array, level: float) -> tuple[Array, Array]:
+    """Student's t on Fisher's z scale, from the cosines [n_groups, pairs] with one group left out."""
+    places, moved = (np.arctanh(np.clip(values, -1 + 1e-12, 1 - 1e-12)) for values in (cosines, refits))
+    errors = np.sqrt((len(refits) - 1) * moved.var(axis=0))
+    half = stats.t.ppf((1 + level) / 2, len(refits) - 1) * errors
+    return np.tanh(places - half), np.tanh(places + half)
+
+
+def _same_place(directions: Mapping[str, Direction]) -> list[str]:
+    places = {(len(direction.vector), direction.layer) for direction in directions.values()}
+    if len(places) != 1 or RANDOM in directions:
+        raise StatesError(
+            f"Cosines need at least one direction, all of one model and layer, and none called {RANDOM!r}, which is "
+            f"added as the control: got (d, layer) in {sorted(places)} and the names {list(directions)}."
+        )
+    return list(directions)
+
+
+def _refits(
+    directions: Mapping[str, Direction],
+    states: HiddenStates,
+    targets: Mapping[str, Target],
+    space: AnchorSpace | None,
+    n_groups: int,
+    random_state: int,
+) -> Iterator[list[Direction]]:
+    """The directions fitted again without one group of queries, with the settings that they have."""
+    if missing := {direction.positive for direction in directions.values()} - set(targets):
+        raise StatesError(f"No target for {sorted(missing)}: pass targets={{'{min(missing)}': …}} with the states.")
+    fractions = {positive: align_target(states, target) for positive, target in targets.items()}
+    harmful, queries = states.index["harmful"].to_numpy(dtype=np.float64), states.index["query_id"].to_numpy()
+    for kept, _ in grouped_folds(harmful, queries, n_groups, random_state):
+        features = Features(states=take(states, kept), space=space)
+        yield [
+            fit(direction.method, features, fractions[direction.positive][kept], direction.setting, direction.positive)
+            for direction in directions.values()
+        ]
+
+
+def fit(method: str, features: Features, fractions: Array, setting: float, positive: str) -> Direction:
+    """The direction of one method with a given setting."""
+    check_classes(fractions, positive)
+    slope, intercept = readout(method, features, fractions, setting)
+    length = float(np.linalg.norm(slope))
+    vector = slope / length if length > 0 else slope
+    return Direction(
+        method=method,
+        positive=positive,
+        vector=torch.tensor(vector, dtype=torch.float32),
+        threshold=-intercept / length if length > 0 else 0.0,
+        scale=length,
+        setting=setting,
+        layer=features.layer,
+        model_fingerprint=features.states.model_fingerprint,
+    )
