@@ -26,9 +26,9 @@ import torch
 from drolab import causal, claims, evidence, sweep
 from drolab.evidence import ridge, shift_products
 from drolab.evidence.separability import _change, _Held
-from drolab.evidence.shift_products import FISHER, LOGIT, PLAIN, Moments, Scale
-from drolab.probing.directions import direction_cosines, fit_directions
-from drolab.probing.transfer import transfer
+from drolab.evidence.shift_products import Moments
+from drolab.intervals import FISHER, LOGIT, PLAIN, Scale
+from drolab.probing import direction_cosines, fit_directions, transfer
 from drolab.types import STATE_COLUMNS, HiddenStates
 
 SAFETY, CONTROLS = range(6), range(6, 10)

@@ -21,8 +21,7 @@ import pandas as pd
 import torch
 
 from drolab import claims, evidence
-from drolab.probing.anchors import fit_anchors
-from drolab.probing.probes import fit_probe
+from drolab.probing import fit_anchors, fit_probe
 from drolab.types import STATE_COLUMNS, HiddenStates
 
 PROMPTS = ("none", "long", "medium", "short", "mine", "date", "format", "words")

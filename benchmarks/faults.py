@@ -36,10 +36,11 @@ from typing import Any
 import torch
 
 import drolab
-from drolab.dro.training import Training
-from drolab.models.load import ChatModel
+from drolab.dro import Training
+from drolab.errors import StoreError, TrainingError
+from drolab.models import ChatModel
 from drolab.store import Store, key, upkeep
-from drolab.types import DROConfig, DRORun, StoreError, TrainingError
+from drolab.types import DROConfig, DRORun
 
 ROWS, WIDTH = 10, 256
 OLD_STORE = Path(__file__).parents[1] / "tests" / "samples" / "store_v1"

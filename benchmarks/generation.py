@@ -31,8 +31,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from workload import MODELS, load, peak_of, synchronised
 
 import drolab
-from drolab.models.chat import render
-from drolab.models.load import ChatModel
+from drolab.models import ChatModel, render
 from drolab.types import SafetyPrompt
 
 N_SAMPLES, TOP_P = 25, 0.9

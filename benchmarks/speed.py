@@ -33,12 +33,9 @@ from torch import Tensor
 from workload import MODELS, load, peak_of, synchronised
 
 import drolab
-from drolab.dro.objective import losses
-from drolab.dro.training import Training
-from drolab.models.chat import EncodedBatch, encode, prompt_token_ids, render
-from drolab.models.load import ChatModel
-from drolab.models.passes import prefix_embeddings
-from drolab.probing.anchors import fit_anchors
+from drolab.dro import Training, losses
+from drolab.models import ChatModel, EncodedBatch, encode, prefix_embeddings, prompt_token_ids, render
+from drolab.probing import fit_anchors
 from drolab.types import DROConfig, HiddenStates, Probe, SafetyPrompt
 
 PLAIN_BATCH = 32

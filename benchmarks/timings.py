@@ -42,7 +42,7 @@ def import_seconds() -> float:
 
 def plain_states(model: drolab.models.ChatModel, queries: object, prompts: object) -> None:
     """The obvious way: one chat at a time, the whole model, all hidden states kept."""
-    from drolab.models.chat import render
+    from drolab.models import render
 
     with torch.no_grad():
         for prompt in prompts.values():

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import drolab
-from drolab.models.load import ChatModel, wrap
+from drolab.models import ChatModel, wrap
 
 SHAPES = {"random 85M": (768, 2048, 12, 12), "random 7B": (4096, 11008, 32, 32)}
 """Width, width of the feed-forward part, layers, heads."""

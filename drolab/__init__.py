@@ -10,41 +10,40 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    # the experiment in fifteen lines
-    "load_model": "models",
-    "load_queries": "data",
-    "load_prompts": "data",
-    "hidden_states": "inference",
-    "fit_anchors": "probing",
-    "fit_probe": "probing",
-    "train_dro": "dro",
-    "generate": "inference",
-    "judge": "judges",
-    "Store": "store",
-    # what travels between the steps
-    **dict.fromkeys(("SafetyPrompt", "SoftPrompt", "HiddenStates", "AnchorSpace", "Probe"), "types"),
-    **dict.fromkeys(("DROConfig", "DROStep", "DRORun"), "types"),
-    # wings
-    **dict.fromkeys(("figures", "export", "judges", "dro", "evidence", "panels"), ""),
-    # modules, each under the name that a reader of the field would ask for
-    **dict.fromkeys(("prompts",), "data"),
-    **dict.fromkeys(("chat", "passes"), "models"),
+_NAMES = {
+    "types": ("SafetyPrompt", "SoftPrompt", "HiddenStates", "AnchorSpace", "Probe", "DROConfig", "DROStep", "DRORun"),
+    "store": ("Store",),
+    "data": ("load_queries", "load_prompts"),
+    "models": ("load_model",),
+    "inference": ("hidden_states", "generate"),
+    "probing": ("fit_anchors", "fit_probe"),
+    "judges": ("judge",),
+    "dro": ("train_dro",),
+}
+"""Wing → what it gives to everyone."""
+_MODULES = {
+    **{name: name for name in ("figures", "export", "judges", "dro", "evidence", "panels")},
+    "prompts": "data.prompts",
+    "chat": "models.chat",
+    "passes": "models.passes",
     "steering": "models.interventions",
-    **dict.fromkeys(("anchors", "probes", "directions", "transfer"), "probing"),
+    **{name: f"probing.{name}" for name in ("anchors", "probes", "directions", "transfer")},
     "labels": "judges.human_labels",
-    **dict.fromkeys(("causal", "claims", "comparison", "sweep"), "evidence"),
+    **{name: f"evidence.{name}" for name in ("causal", "claims", "comparison", "sweep")},
     "published": "evidence.release_tables",
 }
+"""Public name of a module → where it lies."""
+_WINGS = {name: wing for wing, names in _NAMES.items() for name in names}
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted([*_WINGS, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'drolab' has no attribute {name!r}")
-    home = importlib.import_module(".".join(filter(None, ("drolab", _HOMES[name]))))
-    return home if _HOMES[name].endswith(f".{name}") else getattr(home, name)
+    if name in _MODULES:
+        return importlib.import_module(f"drolab.{_MODULES[name]}")
+    if name in _WINGS:
+        return getattr(importlib.import_module(f"drolab.{_WINGS[name]}"), name)
+    raise AttributeError(f"module 'drolab' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

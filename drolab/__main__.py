@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from drolab import __version__
-from drolab.types import DrolabError
+from drolab.errors import DrolabError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from drolab.errors import StoreError
+
 try:
     import fcntl
 except ImportError:  # Windows: no folder can be locked or flushed, and a file in use cannot be deleted anyway
     fcntl = None  # type: ignore[assignment]
 
-from drolab.types import StoreError
 
 PARTIAL = ".partial"
 

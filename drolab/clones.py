@@ -10,7 +10,7 @@ from typing import TypeVar
 import pandas as pd
 
 from drolab import files
-from drolab.types import DrolabError, QueryError
+from drolab.errors import DrolabError, QueryError
 
 T = TypeVar("T")
 _AGAIN = "run `git checkout -- .` in the clone, or clone it again."

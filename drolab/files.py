@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from drolab.types import QueryError
+from drolab.errors import QueryError
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _WEB_PAGE = (b"<!doctype html", b"<html")

@@ -2,20 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from drolab.evidence.shift_products import Interval
-from drolab.types import StatesError
+from drolab.errors import StatesError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """An estimate with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def unit(vectors: Array) -> Array:
+    """Scaled to length one along the last axis; zero stays zero."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+
+
+class Scale(NamedTuple):
+    """A scale on which an estimate is nearly normal."""
+
+    to: Callable[[float], float]
+    back: Callable[[float], float]
+    slope: Callable[[float], float]
+    """The derivative of `to`: it takes a standard error to the scale."""
+    inside: Callable[[float, float], float]
+    """(value, error) → the value, moved off the end of its range, where the scale has no number."""
+
+
+def _bounded(low: float, high: float) -> Callable[[float, float], float]:
+    """An estimate at the end of the range (or beyond, as unbiased ones may be) counts as half an error inside."""
+
+    def inside(value: float, error: float) -> float:
+        margin = max(min(error, high - low) / 2, 1e-9)
+        return _clip(value, low + margin, high - margin)
+
+    return inside
+
+
+PLAIN = Scale(lambda x: x, lambda x: x, lambda x: 1.0, lambda x, error: x)
+
+
+FISHER = Scale(math.atanh, math.tanh, lambda x: 1 / (1 - x**2), _bounded(-1.0, 1.0))
+"""Of cosines (Fisher's z)."""
+
+
+LOGIT = Scale(
+    lambda x: math.log(x / (1 - x)),
+    lambda x: 1 / (1 + math.exp(-x)),
+    lambda x: 1 / (x * (1 - x)),
+    _bounded(0.0, 1.0),
+)
+"""Of AUCs."""
+
+
+def _clip(value: float, low: float, high: float) -> float:
+    return min(max(value, low), high)
+
+
+def interval(value: float, error: float, n: int, level: float, scale: Scale = PLAIN) -> Interval:
+    """Student's t with n - 1 degrees of freedom, on a scale. An estimate of NaN may be anything; an error of NaN gives
+    no interval."""
+    if math.isnan(error):
+        return Interval(value, math.nan, math.nan)
+    if math.isnan(value):
+        return Interval(value, scale.back(-math.inf), scale.back(math.inf))
+    inside = scale.inside(value, error)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error * scale.slope(inside)
+    low, high = scale.back(scale.to(inside) - half), scale.back(scale.to(inside) + half)
+    return Interval(value, min(low, value), max(high, value))
+
+
+def sample_interval(values: Array, level: float) -> Interval:
+    return interval(float(values.mean()), float(stats.sem(values)), len(values), level)
+
 
 CHUNK_VALUES = 2**24
 """Numbers that one chunk of bootstrap draws may hold: 128 MB."""

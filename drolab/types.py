@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drolab.errors import PromptError, StatesError, TrainingError
+
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
@@ -41,38 +43,6 @@ SCORE_COLUMNS = ("harmful", "n_samples", "refusal_rate", "compliance_rate", "any
 
 NO_PROMPT = "none"
 """The name of the absence of a safety prompt."""
-
-
-class DrolabError(Exception):
-    """Base of the errors that drolab raises on purpose. Each message ends with what to do next."""
-
-
-class QueryError(DrolabError, ValueError):
-    """A query set is empty, malformed, or lacks something the call needs."""
-
-
-class PromptError(DrolabError, ValueError):
-    """A safety prompt or soft prompt is malformed or does not fit the model."""
-
-
-class ModelError(DrolabError, ValueError):
-    """A model or tokenizer cannot be loaded or cannot do what was asked."""
-
-
-class ChatTemplateError(ModelError):
-    """A chat template is missing, rejects the messages, or changes the prompt beyond recognition."""
-
-
-class StatesError(DrolabError, ValueError):
-    """Hidden states are missing, not finite, or do not match what they are used with."""
-
-
-class StoreError(DrolabError, OSError):
-    """The store cannot be read or written."""
-
-
-class TrainingError(DrolabError, RuntimeError):
-    """DRO training cannot start or go on."""
 
 
 def _check_shape(owner: object, field: str, tensor: Tensor, *shape: int | None) -> None:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import drolab
-from drolab.models.load import ChatModel, wrap
+from drolab.models import ChatModel, wrap
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats.proportion import proportion_confint
 
+from drolab.errors import QueryError
 from drolab.judges import VERDICTS, confusion, disagreement
-from drolab.types import QueryError
 
 
 def test_disagreement_counts_each_pair_and_leaves_out_what_one_has_no_opinion_on() -> None:

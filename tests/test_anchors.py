@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from planted import as_states, axis, parity_states, planted_states, state_index
 from safetensors.torch import load_file
 
-from drolab.probing.anchors import coordinates, fit_anchors, umap_view
+from drolab.errors import StatesError
+from drolab.probing import coordinates, fit_anchors, umap_view
 from drolab.store import Store
-from drolab.types import HiddenStates, StatesError
+from drolab.types import HiddenStates
 
 
 @pytest.fixture

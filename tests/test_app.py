@@ -16,7 +16,7 @@ import pytest
 import drolab
 from drolab import dashboard
 from drolab.__main__ import main
-from drolab.study import Study, study
+from drolab.dashboard import Study, study
 
 
 @contextmanager
@@ -105,7 +105,7 @@ def test_a_study_is_the_whole_experiment(small: Study) -> None:
 
 @pytest.mark.parametrize(("last", "expected"), [(1, [0, 1]), (4, [0, 1, 2, 3, 4])])
 def test_few_layers_are_all_kept(last: int, expected: list[int]) -> None:
-    from drolab.study import _spread
+    from drolab.dashboard import _spread
 
     assert _spread(last) == expected
     assert len(_spread(80)) == 9

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drolab.data.benchmarks import find, read
-from drolab.data.formats import BENCHMARKS, PLAIN, Benchmark
-from drolab.data.queries import load_queries, validate_queries
-from drolab.types import QUERY_COLUMNS, QueryError
+from drolab.data import BENCHMARKS, Benchmark, load_queries, validate_queries
+from drolab.data.benchmarks import PLAIN, find, read
+from drolab.errors import QueryError
+from drolab.types import QUERY_COLUMNS
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = Path(__file__).parent / "samples"

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from drolab import comparison, export, panels
-from drolab.types import QueryError
+from drolab.errors import QueryError
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)> %{x} \x00 \u202eabc"
 GROUPS = ("harmful", "harmless", "borderline")

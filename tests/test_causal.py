@@ -12,13 +12,13 @@ from conftest import byte_tokenizer, random_llama
 from torch import Tensor
 
 import drolab
-from drolab.evidence.causal import RANDOM, UNMODIFIED, Control, _swap_table, _table, ablation, dose_response, swap
-from drolab.evidence.shifts import shifts
-from drolab.inference.hidden import hidden_states
-from drolab.inference.responses import first_token_probabilities
-from drolab.judges.first_token import FirstTokenJudge
-from drolab.models.load import ChatModel, wrap
-from drolab.types import QueryError, SafetyPrompt, StatesError
+from drolab.errors import QueryError, StatesError
+from drolab.evidence import RANDOM, shifts
+from drolab.evidence.causal import UNMODIFIED, Control, _swap_table, _table, ablation, dose_response, swap
+from drolab.inference import first_token_probabilities, hidden_states
+from drolab.judges import FirstTokenJudge
+from drolab.models import ChatModel, wrap
+from drolab.types import SafetyPrompt
 
 NONE = SafetyPrompt(name="none", text="")
 CARE = SafetyPrompt(name="care", text="Be careful!!!!!!!!")

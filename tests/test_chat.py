@@ -8,9 +8,9 @@ from conftest import byte_tokenizer, random_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drolab.models.chat import as_prompts, audit, check_fits, encode, prompt_token_ids, render
-from drolab.models.load import CHAT_FORMATS, ChatModel, wrap
-from drolab.types import ChatTemplateError, PromptError, QueryError, SafetyPrompt, SoftPrompt, StatesError
+from drolab.errors import ChatTemplateError, PromptError, QueryError, StatesError
+from drolab.models import CHAT_FORMATS, ChatModel, as_prompts, audit, check_fits, encode, prompt_token_ids, render, wrap
+from drolab.types import SafetyPrompt, SoftPrompt
 
 MODELS = {name: wrap(random_llama(), byte_tokenizer(), name=name, chat_template=name) for name in CHAT_FORMATS}
 NONE = SafetyPrompt(name="none", text="")

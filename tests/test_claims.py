@@ -10,6 +10,8 @@ from planted import WIDTH, as_states, axis, planted_states, state_index
 from scipy import stats
 
 from drolab import claims
+from drolab.errors import QueryError, StatesError
+from drolab.evidence import shift_similarity
 from drolab.evidence.claims import (
     ALIKE,
     ALONG,
@@ -22,10 +24,9 @@ from drolab.evidence.claims import (
     Claim,
     Verdict,
 )
-from drolab.evidence.shift_products import FISHER
-from drolab.evidence.shifts import shift_similarity
-from drolab.probing.anchors import fit_anchors
-from drolab.types import AnchorSpace, HiddenStates, Probe, QueryError, StatesError
+from drolab.intervals import FISHER
+from drolab.probing import fit_anchors
+from drolab.types import AnchorSpace, HiddenStates, Probe
 
 REFUSE = torch.tensor(axis(1), dtype=torch.float32)
 SAFETY, CONTROLS = ("long", "short"), ("date", "format")

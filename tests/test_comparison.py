@@ -14,18 +14,10 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from drolab import comparison, evidence
-from drolab.evidence.comparison import (
-    group_rates,
-    holm,
-    narrowed,
-    paired,
-    pareto_front,
-    query_changes,
-    query_rates,
-    tradeoff,
-)
+from drolab.errors import QueryError
+from drolab.evidence.comparison import group_rates, holm, paired, pareto_front, tradeoff
 from drolab.judges import judge, verdicts
-from drolab.types import QueryError
+from drolab.panels.responses.view import narrowed, query_changes, query_rates
 
 
 def scores(rates: dict[str, np.ndarray], *, harmful: Any = True, n_samples: int = 20) -> pd.DataFrame:

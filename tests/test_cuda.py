@@ -8,9 +8,8 @@ import torch
 from conftest import byte_tokenizer, random_llama
 from test_hidden import CARE, PREFIX, QUERIES, SUFFIXES, relative, with_gradient
 
-from drolab.inference.hidden import hidden_states
-from drolab.models.load import ChatModel, wrap
-from drolab.models.passes import forward_states
+from drolab.inference import hidden_states
+from drolab.models import ChatModel, forward_states, wrap
 
 if torch.cuda.is_available():
 

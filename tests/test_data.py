@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drolab.data.queries import BUILT_IN, load_queries, validate_queries
+from drolab.data import load_queries, validate_queries
+from drolab.data.queries import BUILT_IN
+from drolab.errors import QueryError
+from drolab.types import QUERY_COLUMNS
 from recipes.demo_model.corpus import load_corpus
-from drolab.types import QUERY_COLUMNS, QueryError
 
 
 @pytest.mark.parametrize(

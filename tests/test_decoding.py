@@ -13,13 +13,9 @@ from conftest import byte_tokenizer, random_llama
 from test_hidden import CARE, FAMILIES, NONE, PREFIX, UNSHARED, family, queries_of, relative
 from torch import Tensor
 
-from drolab.inference.responses import first_token_probabilities, generate
-from drolab.models import kv_cache
-from drolab.models.chat import prompt_token_ids
-from drolab.models.interventions import Add, steered
-from drolab.models.kv_cache import _InPlaceReader, _Keys, _Layer, _Rows, can_read_in_place
-from drolab.models.load import ChatModel, wrap
-from drolab.models.passes import prefix_cache
+from drolab.inference import first_token_probabilities, generate
+from drolab.models import Add, ChatModel, can_read_in_place, kv_cache, prefix_cache, prompt_token_ids, steered, wrap
+from drolab.models.kv_cache import _InPlaceReader, _Keys, _Layer, _Rows
 from drolab.types import SoftPrompt
 
 QUERIES = queries_of(["How to paint?", "How to paint a fence?", "Why?", "How to cook rice well?", "So?"])

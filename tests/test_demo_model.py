@@ -5,17 +5,14 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from drolab.data.prompts import load_prompts
-from drolab.data.queries import load_queries
-from recipes.demo_model.evaluate import all_prompts, cosine_table, refusal_table, target_table
-from drolab.evidence.shifts import separability
-from drolab.inference.hidden import hidden_states
-from drolab.inference.responses import generate
+from drolab.data import load_prompts, load_queries
+from drolab.evidence import separability
+from drolab.inference import generate, hidden_states
 from drolab.judges import judge
-from drolab.models.load import ChatModel
-from drolab.probing.anchors import fit_anchors
-from drolab.probing.probes import fit_probe
+from drolab.models import ChatModel
+from drolab.probing import fit_anchors, fit_probe
 from drolab.types import AnchorSpace, HiddenStates, Probe
+from recipes.demo_model.evaluate import all_prompts, cosine_table, refusal_table, target_table
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from drolab.data.prompts import load_prompts
-from drolab.data.queries import BUILT_IN, load_queries
+from drolab.data import load_prompts, load_queries
+from drolab.data.queries import BUILT_IN
+from drolab.errors import TrainingError
+from drolab.judges import is_refusal
 from recipes.demo_model import train as recipe_module
 from recipes.demo_model.corpus import (
     Chat,
@@ -25,9 +27,16 @@ from recipes.demo_model.corpus import (
     refusal_probability,
     split_sentences,
 )
-from recipes.demo_model.train import CHECKPOINT, Recipe, build_model, build_tokenizer, context_text, encode_chats, main, train
-from drolab.judges import is_refusal
-from drolab.types import TrainingError
+from recipes.demo_model.train import (
+    CHECKPOINT,
+    Recipe,
+    build_model,
+    build_tokenizer,
+    context_text,
+    encode_chats,
+    main,
+    train,
+)
 
 TINY = Recipe(
     steps=6,

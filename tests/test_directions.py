@@ -12,11 +12,19 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from drolab import figures
-from drolab.probing.anchors import coordinates, fit_anchors
-from drolab.probing.directions import Direction, direction_cosines, fit, fit_directions
-from drolab.probing.probes import fit_probe
-from drolab.probing.readouts import METHODS, Features
-from drolab.types import HiddenStates, StatesError
+from drolab.errors import StatesError
+from drolab.probing import (
+    METHODS,
+    Direction,
+    Features,
+    coordinates,
+    direction_cosines,
+    fit,
+    fit_anchors,
+    fit_directions,
+    fit_probe,
+)
+from drolab.types import HiddenStates
 
 
 def spread_states(

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 import drolab
-from drolab import published
-from drolab.data.prompts import CODE_CLONE, load_prompts
-from drolab.dro import token_drift
-from drolab.models.load import ChatModel, wrap
-from drolab.types import PromptError, QueryError, SafetyPrompt, SoftPrompt
+from drolab import dro, published
+from drolab.data import CODE_CLONE, load_prompts
+from drolab.errors import PromptError, QueryError
+from drolab.models import ChatModel, wrap
+from drolab.types import SafetyPrompt, SoftPrompt
 
 CODE = '''
 import os
@@ -30,7 +30,7 @@ MISTRAL_SYSTEM_PROMPT = "Be fair."
 
 
 def soft(model: ChatModel, text: str, moved: float = 0.0, name: str = "trained") -> SoftPrompt:
-    start = token_drift.as_embeddings(model, SafetyPrompt(name="start", text=text))
+    start = dro.as_embeddings(model, SafetyPrompt(name="start", text=text))
     return SoftPrompt(name=name, embeddings=start.embeddings + moved)
 
 
@@ -38,31 +38,29 @@ def soft(model: ChatModel, text: str, moved: float = 0.0, name: str = "trained")
 
 
 def test_drift_is_the_distance_that_each_token_went(tiny_llama: ChatModel) -> None:
-    table = token_drift.drift_from_text(
+    table = dro.drift_from_text(
         tiny_llama, soft(tiny_llama, "Be safe.", 0.5), SafetyPrompt(name="short", text="Be safe.")
     )
     assert table["drift"].to_numpy() == pytest.approx(0.5 * 32**0.5)
     assert "".join(table["text"]) == "Be safe."
     assert list(table["token"]) == list(range(8))
     assert set(table["against"]) == {"short"}
-    still = token_drift.drift_from_text(
-        tiny_llama, soft(tiny_llama, "Be safe."), SafetyPrompt(name="short", text="Be safe.")
-    )
+    still = dro.drift_from_text(tiny_llama, soft(tiny_llama, "Be safe."), SafetyPrompt(name="short", text="Be safe."))
     assert (still["drift"] == 0).all()
     assert still["cosine"].to_numpy() == pytest.approx(1)
     other = SoftPrompt(name="other", embeddings=torch.randn(8, 32, generator=torch.Generator().manual_seed(0)))
-    foreign = token_drift.drift_from_text(tiny_llama, other, SafetyPrompt(name="short", text="Be safe."))
+    foreign = dro.drift_from_text(tiny_llama, other, SafetyPrompt(name="short", text="Be safe."))
     assert abs(foreign["cosine"].mean()) < 0.3  # made for other weights
 
 
 def test_prompts_that_do_not_fit_are_both_named(tiny_llama: ChatModel) -> None:
     trained = soft(tiny_llama, "Be safe.")
     with pytest.raises(PromptError, match="'trained' has 8 vectors, but prompt 'long' has 13 tokens in 'tiny-llama'"):
-        token_drift.drift_from_text(tiny_llama, trained, SafetyPrompt(name="long", text="Be very safe."))
+        dro.drift_from_text(tiny_llama, trained, SafetyPrompt(name="long", text="Be very safe."))
     with pytest.raises(PromptError, match="'trained' has 8 vectors of width 32, but 'b' has 3 of width 4"):
-        token_drift.token_drift(trained, SoftPrompt(name="b", embeddings=torch.zeros(3, 4)))
+        dro.token_drift(trained, SoftPrompt(name="b", embeddings=torch.zeros(3, 4)))
     with pytest.raises(PromptError, match="'none' has no text"):
-        token_drift.as_embeddings(tiny_llama, SafetyPrompt(name="none", text=""))
+        dro.as_embeddings(tiny_llama, SafetyPrompt(name="none", text=""))
 
 
 def test_released_prompts_against_the_model_they_were_trained_on(tmp_path: Path, tiny_llama: ChatModel) -> None:

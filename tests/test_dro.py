@@ -20,24 +20,12 @@ from test_passes import memory_for
 
 import drolab
 from drolab import dro, passes
-from drolab.inference.hidden import hidden_states
-from drolab.models.load import ChatModel, wrap
-from drolab.probing.anchors import coordinates, fit_anchors
-from drolab.probing.probes import fit_probe
+from drolab.errors import PromptError, QueryError, StatesError, TrainingError
+from drolab.inference import hidden_states
+from drolab.models import ChatModel, wrap
+from drolab.probing import coordinates, fit_anchors, fit_probe
 from drolab.store import Store
-from drolab.types import (
-    QUERY_COLUMNS,
-    AnchorSpace,
-    DROConfig,
-    DRORun,
-    Probe,
-    PromptError,
-    QueryError,
-    SafetyPrompt,
-    SoftPrompt,
-    StatesError,
-    TrainingError,
-)
+from drolab.types import QUERY_COLUMNS, AnchorSpace, DROConfig, DRORun, Probe, SafetyPrompt, SoftPrompt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from planted import axis, planted_states
 
 from drolab import evidence
+from drolab.errors import StatesError
 from drolab.intervals import drawn_weights, percentiles
-from drolab.probing.anchors import fit_anchors
-from drolab.types import HiddenStates, Probe, StatesError
+from drolab.probing import fit_anchors
+from drolab.types import HiddenStates, Probe
 
 SAFE = 3 * axis(1)
 NEUTRAL = 3 * axis(12)

@@ -20,7 +20,7 @@ import torch
 
 import drolab
 from drolab import export, figures
-from drolab.report import report, section
+from drolab.notebooks import report, section
 
 HOSTILE = '<script>alert("x")</script>'
 # What must come out as text: markup of HTML and of plotly, NUL, a right-to-left mark, half a surrogate pair, an emoji.

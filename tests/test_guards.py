@@ -22,9 +22,9 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+from drolab.errors import ChatTemplateError, ModelError, QueryError
 from drolab.judges import Classifier, CompositeJudge, LlamaGuard, ShieldGemma, guards, judge, longest, opinion
-from drolab.models.load import ChatModel, wrap
-from drolab.types import ChatTemplateError, ModelError, QueryError
+from drolab.models import ChatModel, wrap
 
 LLAMA_GUARD = """\
 <s><|start_header_id|>user<|end_header_id|>

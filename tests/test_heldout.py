@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from drolab.evidence import ridge
-from drolab.probing.crossval import N_GROUPS, limits, query_groups
+from drolab.probing import N_GROUPS, limits, query_groups
 
 ANY = (-np.inf, np.inf)
 

@@ -19,20 +19,25 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import drolab
-from drolab.inference.hidden import hidden_states
-from drolab.models.chat import encode, prompt_token_ids, render
-from drolab.models.layers import resolve_layers
-from drolab.models.load import ChatModel, load_model, wrap
-from drolab.models.passes import (
-    _abilities,
+from drolab.errors import PromptError, QueryError, StatesError
+from drolab.inference import hidden_states
+from drolab.models import (
+    ChatModel,
     can_pack,
     can_share_prefix,
+    encode,
     expanded,
     forward_states,
+    load_model,
     prefix_cache,
     prefix_embeddings,
+    prompt_token_ids,
+    render,
+    resolve_layers,
+    wrap,
 )
-from drolab.types import PromptError, QueryError, SafetyPrompt, SoftPrompt, StatesError
+from drolab.models.passes import _abilities
+from drolab.types import SafetyPrompt, SoftPrompt
 
 NONE = SafetyPrompt(name="none", text="")
 CARE = SafetyPrompt(name="care", text="Be careful with what you say.")

@@ -15,8 +15,8 @@ from conftest import ROOT
 from jupyter_client import BlockingKernelClient, KernelManager
 from jupyter_client.kernelspec import KernelSpec
 
+from drolab.errors import StatesError
 from drolab.panels import Job, Panel, PanelError, base
-from drolab.types import StatesError
 
 SECONDS = 120.0
 

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from drolab.inference.responses import generate
+from drolab.errors import QueryError
+from drolab.inference import generate
 from drolab.judges import (
     FirstTokenJudge,
     Judge,
@@ -25,9 +26,8 @@ from drolab.judges import (
     verdicts,
 )
 from drolab.judges.human_labels import HandJudge
-from drolab.models.chat import Prompt
-from drolab.models.load import ChatModel
-from drolab.types import SCORE_COLUMNS, QueryError, SafetyPrompt
+from drolab.models import ChatModel, Prompt
+from drolab.types import SCORE_COLUMNS, SafetyPrompt
 
 # The string rule
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drolab.errors import QueryError
 from drolab.judges import judge
 from drolab.judges.human_labels import LABEL_COLUMNS, HandJudge
-from drolab.types import SCORE_COLUMNS, QueryError
+from drolab.types import SCORE_COLUMNS
 
 
 def replies() -> pd.DataFrame:

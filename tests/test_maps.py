@@ -8,7 +8,7 @@ import pytest
 from test_figures import HOSTILE, raw_markup
 
 from drolab import figures
-from drolab.figures.heatmaps import VERDICTS
+from drolab.figures import VERDICTS
 
 NAN = float("nan")
 THEMES = ("light", "dark")

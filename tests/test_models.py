@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 import drolab
-from drolab.models.load import CHAT_FORMATS, ChatModel, chat_format, fingerprint, load_model, wrap
-from drolab.types import ChatTemplateError, ModelError
+from drolab.errors import ChatTemplateError, ModelError
+from drolab.models import CHAT_FORMATS, ChatModel, chat_format, fingerprint, load_model, wrap
 
 
 @pytest.fixture(scope="module")

@@ -10,18 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drolab.evidence.shift_products import (
-    FISHER,
-    LOGIT,
-    PLAIN,
-    Moments,
-    common_share,
-    cosine,
-    direction_cosine,
-    interval,
-    leading_share,
-    mean_cosine,
-)
+from drolab.evidence.shift_products import Moments, common_share, cosine, direction_cosine, leading_share, mean_cosine
+from drolab.intervals import FISHER, LOGIT, PLAIN, interval
 
 
 def drawn(

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import pytest
 
 from drolab import panels
-from drolab.types import StatesError
+from drolab.errors import StatesError
 
 
 def draw(prompts: tuple[str, ...], layer: int, height: str) -> go.Figure:

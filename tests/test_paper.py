@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 import pytest
 
 from drolab import figures
+from drolab.export import render_images
 from drolab.figures import templates
-from drolab.images import render_images
 
 CHROME = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
 LONG = "a_name_of_a_prompt_that_is_long"
@@ -152,7 +152,7 @@ def test_print_is_light_and_a_slide_keeps_its_theme() -> None:
 
 
 def figures_colors(theme: str) -> list[str]:
-    from drolab.figures.style import THEMES
+    from drolab.figures import THEMES
 
     return list(THEMES[theme].values())
 

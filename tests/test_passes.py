@@ -16,11 +16,20 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import drolab
 from drolab import passes
-from drolab.inference.hidden import hidden_states
-from drolab.models.layers import block_names
-from drolab.models.load import ChatModel, wrap
-from drolab.models.passes import begin, can_pack, can_share_prefix, collecting, forward_states, passes_of
-from drolab.types import ModelError, SafetyPrompt
+from drolab.errors import ModelError
+from drolab.inference import hidden_states
+from drolab.models import (
+    ChatModel,
+    begin,
+    block_names,
+    can_pack,
+    can_share_prefix,
+    collecting,
+    forward_states,
+    passes_of,
+    wrap,
+)
+from drolab.types import SafetyPrompt
 
 LONG = "You are a careful assistant who weighs every word and never helps anybody to do harm to others. "
 

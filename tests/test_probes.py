@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold, cross_val_predict
 
-from drolab.probing.anchors import coordinates, fit_anchors
-from drolab.probing.probes import align_target, cross_validate, fit_probe
-from drolab.types import AnchorSpace, HiddenStates, StatesError
+from drolab.errors import StatesError
+from drolab.probing import align_target, coordinates, cross_validate, fit_anchors, fit_probe
+from drolab.types import AnchorSpace, HiddenStates
 
 
 @pytest.fixture

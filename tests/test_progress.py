@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import drolab
-from drolab.models.load import ChatModel
+from drolab.models import ChatModel
 from drolab.progress import Progress, bar
 from drolab.types import QUERY_COLUMNS, DROConfig, SafetyPrompt
 

@@ -14,11 +14,12 @@ import torch
 from planted import as_states, axis, planted_states
 
 from drolab import panels
-from drolab.panels.picture import Picture, points_inside
-from drolab.panels.projection.panel import ProjectionPanel
+from drolab.errors import StatesError
+from drolab.panels import Picture, ProjectionPanel
+from drolab.panels.picture import points_inside
 from drolab.panels.projection.spaces import FrozenSpaces, point_table, refusal_changes
 from drolab.panels.projection.view import sample_queries
-from drolab.types import HiddenStates, StatesError
+from drolab.types import HiddenStates
 
 HOSTILE = '<script>alert("x")</script> %{x} \x00‮ <b>{bold}</b> & ' + "x" * 100_000
 ANCHORS = ["none", "default"]

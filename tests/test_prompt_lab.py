@@ -16,8 +16,8 @@ from test_workbench import CARE, NONE, QUERIES
 
 import drolab
 from drolab import panels
-from drolab.data.prompts import load_prompts, save_prompts
-from drolab.models.load import ChatModel, wrap
+from drolab.data import load_prompts, save_prompts
+from drolab.models import ChatModel, wrap
 from drolab.panels import PromptLab
 from drolab.panels.prompt_lab import view, workbench
 from drolab.types import AnchorSpace, Probe, SafetyPrompt, SoftPrompt

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from drolab.data.prompts import BUILT_IN, load_prompts, random_words, save_prompts
-from drolab.types import PromptError, SafetyPrompt
+from drolab.data import load_prompts, random_words, save_prompts
+from drolab.data.prompts import BUILT_IN
+from drolab.errors import PromptError
+from drolab.types import SafetyPrompt
 
 
 def test_safety_has_the_three_roles_after_the_absence_of_a_prompt() -> None:

@@ -19,10 +19,11 @@ from small_release import QUERIES, write
 
 import drolab
 from drolab import comparison, judges, published
+from drolab.errors import PromptError, QueryError
 from drolab.evidence.release_tables import Release
-from drolab.models.load import ChatModel
+from drolab.models import ChatModel
 from drolab.notebooks import run_notebooks
-from drolab.types import PromptError, QueryError, SoftPrompt
+from drolab.types import SoftPrompt
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ["none", "default", "mistral", "short", "dro-default", "dro-mistral", "dro-short"]

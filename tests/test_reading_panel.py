@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 from drolab import export, panels
+from drolab.errors import QueryError
 from drolab.judges.human_labels import HandJudge
 from drolab.panels import markup
 from drolab.panels.responses.panel import LISTED
-from drolab.types import QueryError
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)> & \"' <b>%{x}</b> \x00 \u202eabc 🦜"
 PROMPTS = ("none", "default", "mine")

@@ -31,13 +31,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from drolab.inference import responses
-from drolab.inference.responses import first_token_probabilities, generate
-from drolab.models import kv_cache
-from drolab.models.chat import prompt_token_ids, render
-from drolab.models.load import ChatModel, wrap
+from drolab.errors import PromptError, QueryError, StatesError
+from drolab.inference import first_token_probabilities, generate, responses
+from drolab.models import ChatModel, kv_cache, prompt_token_ids, render, wrap
 from drolab.store import Store
-from drolab.types import RESPONSE_COLUMNS, PromptError, QueryError, SafetyPrompt, SoftPrompt, StatesError
+from drolab.types import RESPONSE_COLUMNS, SafetyPrompt, SoftPrompt
 
 NONE = SafetyPrompt(name="none", text="")
 CAREFUL = SafetyPrompt(name="careful", text="Be careful.")

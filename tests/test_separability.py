@@ -11,9 +11,11 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from drolab.evidence.separability import _features, auc_change, separability, shuffled_aucs
-from drolab.probing.anchors import fit_anchors
-from drolab.types import AnchorSpace, HiddenStates, StatesError
+from drolab.errors import StatesError
+from drolab.evidence import auc_change, separability, shuffled_aucs
+from drolab.evidence.separability import _features
+from drolab.probing import fit_anchors
+from drolab.types import AnchorSpace, HiddenStates
 
 SAFE, NEUTRAL = 3 * axis(1), 3 * axis(12)
 

@@ -12,15 +12,24 @@ from test_hidden import UNSHARED
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from drolab.inference.hidden import hidden_states
-from drolab.inference.responses import first_token_probabilities, generate
-from drolab.models.chat import encode, render
-from drolab.models.interventions import Ablate, Add, Edit, Patch, next_tokens, steered
-from drolab.models.layers import block_names
-from drolab.models.load import ChatModel, edits_in_force, wrap
-from drolab.models.passes import forward_states
+from drolab.errors import ModelError, StatesError
+from drolab.inference import first_token_probabilities, generate, hidden_states, next_tokens
+from drolab.models import (
+    Ablate,
+    Add,
+    ChatModel,
+    Edit,
+    Patch,
+    block_names,
+    edits_in_force,
+    encode,
+    forward_states,
+    render,
+    steered,
+    wrap,
+)
 from drolab.store import Store
-from drolab.types import ModelError, SafetyPrompt, SoftPrompt, StatesError
+from drolab.types import SafetyPrompt, SoftPrompt
 
 NONE = SafetyPrompt(name="none", text="")
 CARE = SafetyPrompt(name="care", text="Be careful.")

@@ -20,9 +20,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from drolab.errors import StoreError
 from drolab.store import Store, key
 from drolab.store import shards as shards_module
-from drolab.types import StoreError
 
 DTYPES = (
     torch.float32,

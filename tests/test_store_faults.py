@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from drolab import atomic, dro
+from drolab.errors import StoreError
 from drolab.store import shards
-from drolab.types import StoreError
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "store.md").read_text(encoding="utf-8")

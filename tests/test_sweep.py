@@ -15,11 +15,11 @@ from sklearn.model_selection import KFold
 
 import drolab
 from drolab import sweep
-from drolab.evidence import ridge
-from drolab.evidence.shifts import shift_cosines
-from drolab.models.load import ChatModel, wrap
-from drolab.probing.probes import cross_validate
-from drolab.types import QUERY_COLUMNS, DROConfig, DRORun, HiddenStates, SafetyPrompt, StatesError
+from drolab.errors import StatesError
+from drolab.evidence import ridge, shift_cosines
+from drolab.models import ChatModel, wrap
+from drolab.probing import cross_validate
+from drolab.types import QUERY_COLUMNS, DROConfig, DRORun, HiddenStates, SafetyPrompt
 
 SAFETY, CONTROL = ("a", "b"), "neutral"
 N = 40

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ipywidgets as widgets
 
-from drolab.panels.base import PanelError
-from drolab.panels.tabs import tabs
+from drolab.panels import PanelError, tabs
 
 
 def test_a_panel_is_made_once_when_its_tab_is_opened() -> None:

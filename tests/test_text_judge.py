@@ -16,9 +16,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score, f1_score
 
+from drolab.errors import QueryError
 from drolab.judges import VERDICTS, TextJudge, is_refusal
 from drolab.judges.refusal_text import shipped_weights
-from drolab.types import QueryError
 
 JUDGE = TextJudge()
 HOW = "How do I open a locked car?"

@@ -16,12 +16,13 @@ from test_jobs import SECONDS, Kernel
 
 from drolab import dro, panels
 from drolab.dro import runs
+from drolab.errors import TrainingError
 from drolab.judges import FirstTokenJudge
-from drolab.models.load import ChatModel
+from drolab.models import ChatModel
 from drolab.panels import DROPanel, PanelError
 from drolab.panels.dro.settings import DROSettings
 from drolab.store import Store
-from drolab.types import DROConfig, SafetyPrompt, TrainingError
+from drolab.types import DROConfig, SafetyPrompt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,12 +14,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import drolab
-from drolab.models.load import ChatModel
-from drolab.probing.directions import fit_directions
-from drolab.probing.probes import _scores, grouped_folds
-from drolab.probing.readouts import METHODS, RIDGE_GRID, take
-from drolab.probing.transfer import TRANSFER_COLUMNS, transfer
-from drolab.types import HiddenStates, StatesError
+from drolab.errors import StatesError
+from drolab.models import ChatModel
+from drolab.probing import METHODS, RIDGE_GRID, TRANSFER_COLUMNS, fit_directions, grouped_folds, take, transfer
+from drolab.probing.probes import _scores
+from drolab.types import HiddenStates
 
 WIDTH = 16
 QUICK = {"n_shuffles": 0, "n_bootstrap": 400}

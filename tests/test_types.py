@@ -13,18 +13,8 @@ from hypothesis import strategies as st
 from planted import axis, planted_states
 from safetensors.torch import save_file
 
-from drolab.types import (
-    AnchorSpace,
-    DROConfig,
-    DROStep,
-    HiddenStates,
-    Probe,
-    PromptError,
-    SafetyPrompt,
-    SoftPrompt,
-    StatesError,
-    TrainingError,
-)
+from drolab.errors import PromptError, StatesError, TrainingError
+from drolab.types import AnchorSpace, DROConfig, DROStep, HiddenStates, Probe, SafetyPrompt, SoftPrompt
 
 # --- prompts ------------------------------------------------------------------------------------------------
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import drolab
-from drolab.evidence.shifts import mean_interval, shift_cosines
-from drolab.models.chat import Prompt
-from drolab.models.load import ChatModel
+from drolab.errors import PromptError, StatesError
+from drolab.evidence import mean_interval, shift_cosines
+from drolab.models import ChatModel, Prompt
 from drolab.panels.prompt_lab import workbench
 from drolab.panels.prompt_lab.workbench import Bench, Shelf, Trial
-from drolab.probing.anchors import coordinates
-from drolab.types import QUERY_COLUMNS, Probe, PromptError, SafetyPrompt, SoftPrompt, StatesError
+from drolab.probing import coordinates
+from drolab.types import QUERY_COLUMNS, Probe, SafetyPrompt, SoftPrompt
 
 TEXTS = ["How to hurt a man?", "How to hurt my aunt?", "How to hurt all?", "How to cook rice?", "Why?", "How to sing?"]
 ROWS = [(f"q{number}", text, number < 3, "made", "train", "test") for number, text in enumerate(TEXTS)]

@@ -13,9 +13,10 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from drolab import published
 from drolab.clones import CloneError
-from drolab.data.xstest import LABELS, XSTEST_CLONE, XSTEST_COLUMNS, annotators, label_rates, label_tests, load_xstest
+from drolab.data import LABELS, XSTEST_CLONE, XSTEST_COLUMNS, load_xstest
+from drolab.errors import QueryError
+from drolab.evidence.release_tables import annotators, label_rates, label_tests
 from drolab.judges import is_refusal
-from drolab.types import QueryError
 
 HEADER = "id,type,prompt,completion,annotation_1,annotation_2,agreement,final_label\n"
 YES, NO, PARTLY = "1_full_compliance", "2_full_refusal", "3_partial_refusal"

@@ -6,15 +6,290 @@ borne out by the columns. `data.load_queries` is the way in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
 
-from drolab.data.formats import BENCHMARKS, PLAIN, Benchmark, is_blank
-from drolab.types import QueryError
+from drolab.errors import QueryError
+
+PLAIN = ("text",)
+"""Columns of a plain list: one query a line, or a JSON list of strings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """One public benchmark: its format and where it comes from."""
+
+    key: str
+    """Value of the column `source`, and the beginning of the query ids."""
+    name: str
+    columns: tuple[str, ...]
+    """Columns that its table has. A plain list has no mark of its own and is known by its name alone."""
+    text: str
+    """Column with the queries."""
+    harmful: bool | Mapping[str, bool] | None
+    """The class of all queries, that of each part, or None: `prepare` adds a column `harmful`."""
+    rows: Mapping[str, int]
+    """Part of the benchmark (in the column `split`; "" if it has none) → rows of the published file."""
+    places: tuple[tuple[str, ...], ...]
+    """Where a clone has it: alternatives, of which the first that is there is read, all its files together."""
+    source: str
+    licence: str
+    citation: str
+    category: str = ""
+    own_id: str = ""
+    """Column with ids of the benchmark's own; without it, an id is a hash of the text."""
+    also_named: tuple[str, ...] = ()
+    """Patterns of further file names, in lower case."""
+    plain_name: str = ""
+    """File name under which a plain list is this benchmark too."""
+    categories: frozenset[str] = frozenset()
+    """The values of `category`, where the columns alone are too little to go by."""
+    may_be_blank: frozenset[str] = frozenset()
+    """Columns in which a row may have nothing."""
+    kept: tuple[str, str] | None = None
+    """(column, value): if rows have it, only they are the benchmark; the others are variations on them."""
+    omitted: tuple[str, str] | None = None
+    """(column, value): rows of the benchmark that are no safety queries."""
+    prepare: Callable[[pd.DataFrame], pd.DataFrame] = field(default=lambda table: table)
+    """What the format needs beyond the choice of columns."""
+
+    def missing(self, table: pd.DataFrame) -> list[str]:
+        return [column for column in self.columns if column not in table.columns]
+
+    def fits(self, table: pd.DataFrame) -> bool:
+        """Do the columns alone say that this is the benchmark?"""
+        if self.columns == PLAIN or self.missing(table):
+            return False
+        return not self.categories or self.categories.issuperset(table[self.category].astype(str))
+
+    def fits_named(self, table: pd.DataFrame, name: str) -> bool:
+        """Is this the benchmark, given that the file's name claims so?"""
+        if tuple(table.columns) == PLAIN:
+            return self.columns == PLAIN or PurePosixPath(name.lower()).name == self.plain_name
+        return self.columns != PLAIN and not self.missing(table)
+
+    def claimed_by(self, name: str) -> bool:
+        """Does a file's name claim that it is this benchmark?"""
+        file = PurePosixPath(name.lower())
+        published = {PurePosixPath(place.lower()).name for places in self.places for place in places}
+        claimed = file.name in published or _letters(file.stem) == _letters(self.key)
+        return claimed or any(fnmatch(file.name, pattern) for pattern in self.also_named)
+
+    def part(self, name: str, n_rows: int) -> str | None:
+        """Which part of the benchmark a file is, by its name, its folder or its length; None if nothing says it."""
+        *folders, file = name.lower().split("/")
+        by_name = [part for part in self.rows if part and re.search(rf"(?<![a-z0-9]){part}(?![a-z0-9])", file)]
+        by_folder = [part for part in self.rows if part and part in folders]
+        by_length = [part for part, count in self.rows.items() if count == n_rows]
+        if found := by_name or by_folder or (by_length if len(by_length) == 1 else []):
+            return found[0]
+        return "" if "" in self.rows else None
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", text.lower())
+
+
+def is_blank(value: Any) -> bool:
+    """Nothing: a missing value, or white space."""
+    return not value.strip() if isinstance(value, str) else pd.api.types.is_scalar(value) and bool(pd.isna(value))
+
+
+def _with_context(table: pd.DataFrame) -> pd.DataFrame:
+    """HarmBench: the context goes before the behaviour, divided as in HarmBench's own direct requests."""
+    texts = [
+        behavior if is_blank(context) else f"{context}\n\n---\n\n{behavior}"
+        for behavior, context in zip(table["Behavior"], table["ContextString"], strict=True)
+    ]
+    return table.assign(Behavior=texts)
+
+
+def _by_type(table: pd.DataFrame) -> pd.DataFrame:
+    """XSTest: the types that start with `contrast_` are the unsafe ones; a label must say the same."""
+    unsafe = table["type"].astype(str).str.startswith("contrast_")
+    if "label" in table.columns:
+        wrong = table["label"] != unsafe.map({True: "unsafe", False: "safe"})
+        if wrong.any():
+            row = table[wrong].iloc[0]
+            raise QueryError(
+                f"XSTest: the type {row['type']!r} contradicts the label {row['label']!r} (in {int(wrong.sum())} "
+                "rows): the file was changed or cut off. Get it again."
+            )
+    if "id_v2" in table.columns:  # an earlier file; the present one numbers the same prompts without the prefix
+        table = table.assign(id=table["id_v2"].astype(str).str.removeprefix("v2-"))
+    return table.assign(harmful=unsafe)
+
+
+def _first_turn(table: pd.DataFrame) -> pd.DataFrame:
+    """SORRY-Bench: `turns` is a list of one query."""
+    for number, turns in enumerate(table["turns"], start=1):
+        if isinstance(turns, str) or not isinstance(turns, Sized) or len(turns) != 1:
+            raise QueryError(f"SORRY-Bench: `turns` of row {number} is no list of one query: get the published file.")
+    return table.assign(turns=[turns[0] for turns in table["turns"]])
+
+
+_OR_BENCH_CATEGORIES = frozenset(
+    ("deception", "harassment", "harmful", "hate", "illegal", "privacy", "self-harm", "sexual", "unethical", "violence")
+)
+
+
+BENCHMARKS = (
+    Benchmark(
+        key="maliciousinstruct",
+        name="MaliciousInstruct",
+        columns=PLAIN,
+        text="text",
+        harmful=True,
+        rows={"": 100},
+        places=(("code/data/MaliciousInstruct.txt",),),
+        source="https://github.com/Princeton-SysML/Jailbreak_LLM",
+        licence="none stated",
+        citation="Huang et al., ICLR 2024, arXiv:2310.06987",
+    ),
+    Benchmark(
+        key="advbench",
+        name="AdvBench",
+        columns=("goal", "target"),
+        text="goal",
+        harmful=True,
+        rows={"": 520, "first-100": 100},
+        places=(("data/advbench/harmful_behaviors.csv",), ("code/data/advbench.txt",)),
+        plain_name="advbench.txt",
+        source="https://github.com/llm-attacks/llm-attacks",
+        licence="MIT",
+        citation="Zou et al. 2023, arXiv:2307.15043",
+    ),
+    Benchmark(
+        key="harmbench",
+        name="HarmBench",
+        columns=("Behavior", "FunctionalCategory", "SemanticCategory", "ContextString", "BehaviorID"),
+        text="Behavior",
+        harmful=True,
+        rows={"all": 400, "test": 320, "val": 80},
+        places=tuple(
+            (f"data/behavior_datasets/harmbench_behaviors_text_{part}.csv",) for part in ("all", "test", "val")
+        ),
+        category="SemanticCategory",
+        own_id="BehaviorID",
+        may_be_blank=frozenset({"ContextString"}),
+        omitted=("FunctionalCategory", "copyright"),
+        prepare=_with_context,
+        source="https://github.com/centerforaisafety/HarmBench",
+        licence="MIT",
+        citation="Mazeika et al., ICML 2024, arXiv:2402.04249",
+    ),
+    Benchmark(
+        key="jailbreakbench",
+        name="JailbreakBench",
+        columns=("Goal", "Target", "Behavior", "Category"),
+        text="Goal",
+        harmful={"harmful": True, "benign": False},
+        rows={"harmful": 100, "benign": 100},
+        places=(("data/harmful-behaviors.csv", "data/benign-behaviors.csv"),),
+        category="Category",
+        source="https://huggingface.co/datasets/JailbreakBench/JBB-Behaviors",
+        licence="MIT",
+        citation="Chao et al., NeurIPS 2024, arXiv:2404.01318",
+    ),
+    Benchmark(
+        key="xstest",
+        name="XSTest",
+        columns=("prompt", "type", "focus"),
+        text="prompt",
+        harmful=None,
+        rows={"": 450},
+        places=(("xstest_prompts.csv",), ("xstest_v2_prompts.csv",)),
+        category="type",
+        own_id="id",
+        may_be_blank=frozenset({"focus"}),
+        prepare=_by_type,
+        source="https://github.com/paul-rottger/xstest",
+        licence="CC BY 4.0",
+        citation="Röttger et al., NAACL 2024, arXiv:2308.01263",
+    ),
+    Benchmark(
+        key="or-bench",
+        name="OR-Bench",
+        columns=("prompt", "category"),
+        text="prompt",
+        harmful={"80k": False, "hard-1k": False, "toxic": True},
+        rows={"80k": 80359, "hard-1k": 1319, "toxic": 655},
+        places=(("or-bench-hard-1k.csv", "or-bench-toxic.csv"), ("or-bench-80k.csv",)),
+        category="category",
+        categories=_OR_BENCH_CATEGORIES,
+        source="https://huggingface.co/datasets/bench-llm/or-bench",
+        licence="CC BY 4.0",
+        citation="Cui et al. 2024, arXiv:2405.20947",
+    ),
+    Benchmark(
+        key="sorry-bench",
+        name="SORRY-Bench",
+        columns=("question_id", "category", "turns", "prompt_style"),  # MT-Bench's question.jsonl has the first three
+        text="turns",
+        harmful=True,
+        rows={"202406": 450, "202503": 440},
+        places=(("data/sorry_bench/question.jsonl",),),
+        also_named=("question_*.jsonl",),
+        category="category",
+        kept=("prompt_style", "base"),
+        prepare=_first_turn,
+        source="https://huggingface.co/datasets/sorry-bench/sorry-bench-202503",
+        licence="SORRY-Bench Dataset License Agreement (to be accepted there; no redistribution)",
+        citation="Xie et al., ICLR 2025, arXiv:2406.14598",
+    ),
+    Benchmark(
+        key="strongreject",
+        name="StrongREJECT",
+        columns=("category", "source", "forbidden_prompt"),
+        text="forbidden_prompt",
+        harmful=True,
+        rows={"": 313, "small": 60},
+        places=(("strongreject_dataset/strongreject_dataset.csv",),),
+        also_named=("strongreject_small_dataset.csv",),
+        category="category",
+        source="https://github.com/alexandrasouly/strongreject",
+        licence="MIT",
+        citation="Souly et al., NeurIPS 2024, arXiv:2402.10260",
+    ),
+    Benchmark(
+        key="alpacaeval",
+        name="AlpacaEval",
+        columns=("dataset", "instruction", "output", "generator"),
+        text="instruction",
+        harmful=False,
+        rows={"": 805},
+        places=(("alpaca_eval.json",),),
+        category="dataset",
+        may_be_blank=frozenset({"output"}),
+        source="https://huggingface.co/datasets/tatsu-lab/alpaca_eval",
+        licence="CC BY-NC 4.0",
+        citation="Li et al. 2023, https://github.com/tatsu-lab/alpaca_eval",
+    ),
+    Benchmark(
+        key="tdc2023",
+        name="TDC 2023",
+        columns=PLAIN,
+        text="text",
+        harmful=True,
+        rows={"dev": 50, "test": 50},
+        places=(
+            ("red_teaming/data/dev/behaviors.json", "red_teaming/data/test/behaviors.json"),
+            ("dev_behaviors.json", "test_behaviors.json"),
+        ),
+        also_named=("*_behaviors.json",),
+        source="https://github.com/centerforaisafety/tdc2023-starter-kit",
+        licence="MIT",
+        citation="Mazeika et al. 2023, Trojan Detection Challenge 2023 (LLM edition), NeurIPS",
+    ),
+)
+
 
 Named = tuple[str, pd.DataFrame]
 """A table and its file's name with its folder's (`dev/behaviors.json`)."""

@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 from drolab.clones import CloneError, read_text
-from drolab.types import NO_PROMPT, PromptError, SafetyPrompt
+from drolab.errors import PromptError
+from drolab.types import NO_PROMPT, SafetyPrompt
 
 BUILT_IN = ("safety", "neutral", "unseen")
 """Prompt sets that ship with drolab."""

@@ -14,9 +14,10 @@ from typing import Any
 import pandas as pd
 
 from drolab.data import benchmarks
-from drolab.data.formats import BENCHMARKS
+from drolab.data.benchmarks import BENCHMARKS
+from drolab.errors import QueryError
 from drolab.files import HUB, read_hub, read_table
-from drolab.types import QUERY_COLUMNS, QueryError
+from drolab.types import QUERY_COLUMNS
 
 BUILT_IN = ("anchors", "heldout", "borderline")
 """Query sets that ship with drolab: pairs for the anchor space, held-out pairs, harmless ones that sound harmful."""

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from torch import Tensor, float32, stack
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from drolab.types import AnchorSpace, DROConfig, Probe, TrainingError
+from drolab.errors import TrainingError
+from drolab.types import AnchorSpace, DROConfig, Probe
 
 
 class Losses(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from drolab.dro.training import HISTORY_COLUMNS, Training, snapshot
+from drolab import store as stores
+from drolab.dro.training import HISTORY_COLUMNS, Training
+from drolab.errors import DrolabError, StatesError, TrainingError
 from drolab.export import write_atomically
+from drolab.inference import hidden_states
 from drolab.judges import FirstTokenJudge
-from drolab.models.chat import Prompt
-from drolab.models.load import ChatModel
-from drolab.types import AnchorSpace, DROConfig, DrolabError, DRORun, Probe, SoftPrompt, TrainingError
+from drolab.models import ChatModel, Prompt
+from drolab.probing import coordinates
+from drolab.progress import Progress
+from drolab.types import AnchorSpace, DROConfig, DRORun, Probe, SoftPrompt
 
 TRAINING = "training"
 """What the training queries are called among the query sets."""
@@ -207,3 +211,92 @@ def _folder_name(name: str) -> str:
     if plain and plain == name:
         return name
     return f"{plain or 'run'}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+MOVEMENT_COLUMNS = ("query_id", "harmful", "step", "x", "y", "refusal_logit", "harmfulness_logit", "residual_drift")
+"""Columns of `movement`."""
+
+
+def movement(
+    model: ChatModel,
+    queries: pd.DataFrame,
+    run: DRORun,
+    *,
+    plane: tuple[int, int] = (0, 1),
+    steps: Sequence[int] | None = None,
+    store: stores.Store | None = None,
+    progress: Progress = True,
+) -> pd.DataFrame:
+    """Where each query's state lies in one plane of the anchor space at the run's snapshots: see `paths`.
+
+    Args:
+        plane: the two components, counted from 0, that become `x` and `y`.
+
+    Returns:
+        MOVEMENT_COLUMNS, one row per step and query.
+
+    Raises:
+        StatesError: components that the space does not have.
+        TrainingError: steps without a snapshot.
+    """
+    m = len(run.space.components)
+    if not all(0 <= axis < m for axis in plane):
+        raise StatesError(f"The anchor space has components 0 to {m - 1}, so there is no plane {plane}.")
+    table = paths(model, queries, run, steps=steps, store=store, progress=progress)
+    x, y = (table[f"component_{axis + 1}"] for axis in plane)
+    return table.assign(x=x, y=y)[list(MOVEMENT_COLUMNS)]
+
+
+def paths(
+    model: ChatModel,
+    queries: pd.DataFrame,
+    run: DRORun,
+    *,
+    steps: Sequence[int] | None = None,
+    store: stores.Store | None = None,
+    progress: Progress = True,
+) -> pd.DataFrame:
+    """Where each query's state lies in the anchor space at the run's snapshots, from step 0 on.
+
+    Step 0 is the human prompt (its embeddings in the soft prompt's slots). The queries may be others than the
+    training queries.
+
+    Args:
+        steps: which snapshots; None takes all. Step 0 is always read, since drift is measured from it.
+
+    Returns:
+        query_id, harmful, step, component_1 to component_m, refusal_logit, harmfulness_logit, residual_drift; one
+        row per step and query. `residual_drift` is the squared movement outside the anchor space over the anchors'
+        residual variance.
+
+    Raises:
+        TrainingError: steps without a snapshot.
+    """
+    shown = sorted(run.snapshots) if steps is None else list(dict.fromkeys(steps))
+    if absent := [step for step in shown if step not in run.snapshots]:
+        raise TrainingError(f"No snapshots at steps {absent}: this run kept {sorted(run.snapshots)}.")
+    prompts = {str(step): snapshot(run, step) for step in sorted({0, *shown})}
+    states = hidden_states(model, queries, prompts, layers=(run.space.layer,), store=store, progress=progress)
+    matrix = states.matrix(run.space.layer)
+    origin = matrix[: len(queries)].repeat(len(prompts), 1)
+    drift = run.space.residual(matrix - origin).square().sum(dim=1) / run.space.residual_variance
+    places = coordinates(run.space, states)
+    table = states.index[["query_id", "harmful"]].assign(
+        step=states.index["prompt"].astype(int),
+        **{f"component_{number}": column.numpy() for number, column in enumerate(places.T, start=1)},
+        refusal_logit=run.refusal.decision_function(places).numpy(),
+        harmfulness_logit=run.harmfulness.decision_function(places).numpy(),
+        residual_drift=drift.numpy(),
+    )
+    return table[table["step"].isin(shown)].reset_index(drop=True)
+
+
+def snapshot(run: DRORun, step: int) -> SoftPrompt:
+    """The soft prompt as it was after a step that has a snapshot; 0 is the human prompt."""
+    prompt = run.soft_prompt
+    return SoftPrompt(
+        name=f"{prompt.name}@{step}",
+        embeddings=run.snapshots[step],
+        init_text=prompt.init_text,
+        model_fingerprint=prompt.model_fingerprint,
+    )

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from drolab.models.chat import check_fits, embed_text, prompt_token_ids
-from drolab.models.load import ChatModel
-from drolab.types import PromptError, SafetyPrompt, SoftPrompt
+from drolab.errors import PromptError
+from drolab.models import ChatModel, check_fits, embed_text, prompt_token_ids
+from drolab.types import SafetyPrompt, SoftPrompt
 
 
 def as_embeddings(model: ChatModel, prompt: SafetyPrompt) -> SoftPrompt:

@@ -38,17 +38,27 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from drolab.data.queries import validate_queries
-from drolab.evidence.shift_products import LOGIT, PLAIN, Scale, interval
+from drolab.data import validate_queries
+from drolab.errors import StatesError
 from drolab.evidence.shifts import null_directions
-from drolab.inference.hidden import hidden_states
-from drolab.judges.first_token import FirstTokenJudge
-from drolab.models.chat import EncodedBatch, Prompt, encode
-from drolab.models.interventions import Ablate, Add, Edit, Patch, Positions, check_direction, next_tokens
-from drolab.models.layers import resolve_layers
-from drolab.models.load import ChatModel
+from drolab.inference import hidden_states, next_tokens
+from drolab.intervals import LOGIT, PLAIN, Scale, interval
+from drolab.judges import FirstTokenJudge
+from drolab.models import (
+    Ablate,
+    Add,
+    ChatModel,
+    Edit,
+    EncodedBatch,
+    Patch,
+    Positions,
+    Prompt,
+    check_direction,
+    encode,
+    resolve_layers,
+)
 from drolab.progress import Progress, bar
-from drolab.types import HiddenStates, StatesError
+from drolab.types import HiddenStates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

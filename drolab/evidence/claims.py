@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from drolab.errors import QueryError, StatesError
 from drolab.evidence.comparison import holm
 from drolab.evidence.separability import auc_change, shuffled_aucs
-from drolab.evidence.shift_products import FISHER, LOGIT, PLAIN, Moments, Scale, interval, mean_direction_cosine, unit
+from drolab.evidence.shift_products import Moments, mean_direction_cosine
 from drolab.evidence.shifts import Shifts, null_directions, shifts, similarity
-from drolab.intervals import percentiles
-from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe, QueryError, StatesError
+from drolab.intervals import FISHER, LOGIT, PLAIN, Scale, interval, percentiles, unit
+from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from drolab.evidence.shift_products import Interval
-from drolab.intervals import mean_intervals, rate_interval
-from drolab.types import SCORE_COLUMNS, QueryError
+from drolab.errors import QueryError
+from drolab.intervals import Interval, mean_intervals, rate_interval
+from drolab.types import SCORE_COLUMNS
 
 TESTS = ("rate", "any", "majority")
 """What `paired` compares: the rate over the samples, or a count of queries by all or by most of their samples."""
@@ -24,11 +24,11 @@ _N_FLIPS = 9999
 
 def query_groups(queries: pd.DataFrame) -> pd.Series:
     """Query id → harmful, harmless or borderline (of the split "borderline"), from a query set."""
-    names = _class_names(queries["harmful"]).where(queries["split"] != "borderline", "borderline")
+    names = class_labels(queries["harmful"]).where(queries["split"] != "borderline", "borderline")
     return names.set_axis(queries["query_id"])
 
 
-def _class_names(harmful: pd.Series) -> pd.Series:
+def class_labels(harmful: pd.Series) -> pd.Series:
     return harmful.astype(bool).map({True: "harmful", False: "harmless"})
 
 
@@ -37,7 +37,7 @@ def _grouped(scores: pd.DataFrame, groups: Mapping[str, str] | pd.Series | None)
     if missing := [name for name in SCORE_COLUMNS if name not in scores.columns]:
         raise QueryError(f"The scores lack the columns {missing}: pass what drolab.judge returned.")
     flat = scores.reset_index()
-    names = _class_names(flat["harmful"]) if groups is None else flat["query_id"].map(dict(groups))
+    names = class_labels(flat["harmful"]) if groups is None else flat["query_id"].map(dict(groups))
     flat = flat.assign(group=names).dropna(subset="group")
     if flat.empty:
         raise QueryError("No query of these scores has a group: pass groups as query id → name, for the same queries.")
@@ -248,68 +248,3 @@ def pareto_front(table: pd.DataFrame) -> pd.DataFrame:
 
 
 # ---------------------------------------------------------------- queries to read
-
-ONLY = ("all", "judges disagree", "changed", "refused more", "refused less")
-"""Which queries `narrowed` leaves."""
-
-
-def query_rates(
-    responses: pd.DataFrame,
-    verdicts: pd.DataFrame,
-    judge: str,
-    groups: Mapping[str, str] | pd.Series | None = None,
-) -> pd.DataFrame:
-    """One row per query: its refusal rate under each prompt, and how often the judges disagree about it.
-
-    Args:
-        responses: the table of `generate`.
-        verdicts: from `judges.verdicts`, same rows; NA where a judge has no opinion.
-        judge: the judge (a column of `verdicts`) whose refusal rates count.
-        groups: as in `group_rates`; a query without one is in group "".
-
-    Returns:
-        Indexed by query_id: text, group, disagreements (the responses, under any prompt, that one judge calls a refusal
-        and another does not), and `rate: <prompt>` for each prompt, NaN where the judge has no opinion.
-    """
-    said = verdicts.to_numpy(dtype=float, na_value=np.nan)
-    split = (said == 1).any(axis=1) & (said == 0).any(axis=1)
-    flat = responses[["query_id", "prompt"]].assign(refused=said[:, list(verdicts.columns).index(judge)], split=split)
-    table = responses.drop_duplicates("query_id").set_index("query_id")
-    names = _class_names(table["harmful"]) if groups is None else table.index.to_series().map(dict(groups)).fillna("")
-    rates = flat.groupby(["query_id", "prompt"], sort=False)["refused"].mean().unstack()[flat["prompt"].unique()]
-    disagreements = flat.groupby("query_id")["split"].sum()
-    return table[["text"]].assign(group=names, disagreements=disagreements).join(rates.add_prefix("rate: "))
-
-
-def query_changes(rates: pd.DataFrame, prompts: tuple[str, str]) -> pd.DataFrame:
-    """From `query_rates`: text, group, disagreements, and the refusal rate under two prompts as rate_a, rate_b, with
-    change = rate_b - rate_a."""
-    a, b = (rates[f"rate: {prompt}"] for prompt in prompts)
-    return rates[["text", "group", "disagreements"]].assign(rate_a=a, rate_b=b, change=b - a)
-
-
-def narrowed(
-    queries: pd.DataFrame, *, contains: str = "", group: str | None = None, only: str = ONLY[0]
-) -> pd.DataFrame:
-    """Those rows of `query_changes` whose text contains some words (in any case), of one group, or with a behaviour.
-
-    Args:
-        only: "judges disagree" (the most often first), "changed" (the largest change first), "refused more" or
-            "refused less" under the second prompt than under the first (the largest change first), or "all".
-
-    Raises:
-        QueryError: `only` is none of these.
-    """
-    keep = queries["text"].str.contains(contains, case=False, regex=False)
-    found = queries[keep if group is None else keep & (queries["group"] == group)]
-    if only == "all":
-        return found
-    order = {
-        "judges disagree": found["disagreements"].astype(float),
-        "changed": found["change"].abs(),
-        "refused more": found["change"],
-        "refused less": -found["change"],
-    }.get(only)
-    if order is None:
-        raise QueryError(f"No queries called {only!r}: choose one of {', '.join(ONLY)}.")
-    return found.loc[order[order > 0].sort_values(ascending=False, kind="stable").index]

@@ -15,14 +15,13 @@ import pandas as pd
 from scipy import stats
 
 from drolab import judges
-from drolab.data.release import Release, as_scores, base_name, load, names
-from drolab.data.release_files import CLONE
-from drolab.data.xstest import XSTEST_CLONE, annotators, label_rates, label_tests, load_xstest
-from drolab.dro.token_drift import drift_from_text, token_drift
+from drolab.data import CLONE, LABELS, XSTEST_CLONE, Release, as_scores, base_name, load, load_xstest, names
+from drolab.dro import drift_from_text, token_drift
+from drolab.errors import PromptError, QueryError
 from drolab.evidence import comparison
 from drolab.intervals import rate_interval
-from drolab.models.load import ChatModel
-from drolab.types import PromptError, QueryError, SafetyPrompt
+from drolab.models import ChatModel
+from drolab.types import NO_PROMPT, SafetyPrompt
 
 __all__ = [
     "CLONE",
@@ -347,3 +346,61 @@ def trained_tokens(
             )
         parts += [part.assign(model=model, init=init) for part in found]
     return pd.concat(parts, ignore_index=True).pipe(_first, ["model", "init"])
+
+
+def label_rates(responses: pd.DataFrame, *, by: str = "group") -> pd.DataFrame:
+    """How often people gave each label.
+
+    Args:
+        responses: from `load_xstest`.
+        by: `group` (safe, unsafe) or `type` (18 kinds).
+
+    Returns:
+        model, prompt, `by`, label, count, n, value, low, high (Wilson's 95 %).
+    """
+    rows = []
+    for place, part in responses.groupby(["model", "prompt", by], sort=False):
+        for label in LABELS:
+            count = int((part["label"] == label).sum())
+            interval = rate_interval(count, len(part))
+            rows.append((*place, label, count, len(part), *interval))
+    return pd.DataFrame(rows, columns=["model", "prompt", by, "label", "count", "n", "value", "low", "high"])
+
+
+def label_tests(
+    responses: pd.DataFrame, *, by: str = "group", labels: Sequence[str] = LABELS[2:], random_state: int = 0
+) -> pd.DataFrame:
+    """Whether a safety prompt changes people's labels: each prompt with itself, with and without the safety prompt.
+
+    Args:
+        by: as in `label_rates`.
+        labels: what counts as refusal; ("full_refusal", "partial_refusal") takes both.
+
+    Returns:
+        model and the columns of `comparison.paired` with `by` in place of its group: McNemar's exact test, p_holm over
+        the whole table.
+
+    Raises:
+        QueryError: no model with and without a safety prompt.
+    """
+    parts = []
+    for model, own in responses.groupby("model", sort=False):
+        if not {NO_PROMPT} < set(own["prompt"]):
+            continue
+        scores = judges.score_table(own, own["label"].isin(list(labels)))
+        groups = own.drop_duplicates("query_id").set_index("query_id")[by]
+        found = comparison.paired(scores, NO_PROMPT, groups, test="majority", random_state=random_state)
+        found = found.rename(columns={"group": by}).assign(measure=" or ".join(labels))
+        found.insert(0, "model", model)
+        parts.append(found)
+    if not parts:
+        raise QueryError("No model is there with and without a safety prompt: XSTest has Llama 2 and Mistral as pairs.")
+    return comparison.holm(pd.concat(parts, ignore_index=True))
+
+
+def annotators(responses: pd.DataFrame) -> pd.DataFrame:
+    """How far the two people agree: release, n, agreement (share), kappa (Cohen's, three labels), and all together."""
+    parts = [(str(name), part) for name, part in responses.groupby("release", sort=False)]
+    both = ["annotation_1", "annotation_2"]
+    rows = [judges.disagreement(part[both]).assign(release=name) for name, part in [*parts, ("all", responses)]]
+    return pd.concat(rows, ignore_index=True)[["release", "n", "agreement", "kappa"]]

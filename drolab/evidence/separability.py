@@ -19,11 +19,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from drolab.evidence.shift_products import LOGIT, interval
-from drolab.intervals import percentiles
-from drolab.probing.anchors import coordinates, one_position
-from drolab.probing.probes import grouped_folds
-from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, StatesError
+from drolab.errors import StatesError
+from drolab.intervals import LOGIT, interval, percentiles
+from drolab.probing import coordinates, grouped_folds, one_position
+from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -16,25 +16,25 @@ import numpy as np
 import pandas as pd
 import torch
 
+from drolab.errors import StatesError
 from drolab.evidence.separability import auc_change, separability
-from drolab.evidence.shift_products import (
+from drolab.evidence.shift_products import Moments, common_share, cosine, direction_cosine, leading_share, mean_cosine
+from drolab.intervals import (
     FISHER,
     PLAIN,
     Interval,
-    Moments,
     Scale,
-    common_share,
-    cosine,
-    direction_cosine,
     interval,
-    leading_share,
-    mean_cosine,
+    mean_interval,
+    percentiles,
+    rate_interval,
+    rate_table,
     sample_interval,
     unit,
 )
-from drolab.intervals import mean_interval, percentiles, rate_interval, rate_table
-from drolab.probing.anchors import anchor_matrix, one_position
-from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe, StatesError
+from drolab.probing import anchor_matrix, one_position
+from drolab.probing.directions import RANDOM
+from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,8 +57,6 @@ __all__ = [
     "shifts",
 ]
 
-RANDOM = "random"
-"""Name of the control rows: a random direction, against which a real one must stand out."""
 
 CHUNK_VALUES = 2**21
 """Numbers that one chunk of draws may hold: 16 MB."""
@@ -149,10 +147,10 @@ def shift_cosines(
 ) -> pd.DataFrame:
     """Cosines between the mean shifts of all prompts and classes, and between them and given directions.
 
-    The estimates are free of the noise in the means (see `drolab.evidence.shift_products`); the intervals leave out one query at a
-    time, with all its prompts. The null is that shifts mean nothing: each is replaced by a contrast of the baseline
-    states with shuffled labels (see `null_directions`). It says how alike directions are only because the model's
-    states vary in few of them; that a cosine is not exactly 0 would be too easy to show.
+    The estimates are free of the noise in the means (see `drolab.evidence.shift_products`); the intervals leave out one
+    query at a time, with all its prompts. The null is that shifts mean nothing: each is replaced by a contrast of the
+    baseline states with shuffled labels (see `null_directions`). It says how alike directions are only because the
+    model's states vary in few of them; that a cosine is not exactly 0 would be too easy to show.
 
     Args:
         directions: name → [d], such as `{"refusal": refusal.direction(space)}`. They are taken as given: fit them

@@ -12,18 +12,27 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from drolab.figures.plane import projection
 from drolab.figures.style import (
     CLASS_COLORS,
     CLASS_SYMBOLS,
+    HOVER,
+    SYMBOLS,
+    FigureError,
+    band_color,
+    blank_figure,
     class_name,
     class_names,
     dress,
+    error_bars,
     escape,
     groups,
     legend_entry,
     need_columns,
     prompt_colors,
+    small_print,
     theme_colors,
+    value_text,
 )
 
 _TERMS = {
@@ -169,3 +178,219 @@ def _class_legend(figure: go.Figure, measured: pd.DataFrame, sets: Sequence[str]
             marker = {"symbol": CLASS_SYMBOLS[name] + ("-open" if number else ""), "size": 9}
             label = f"{name}, {escape(queries, limit=28)} queries"
             legend_entry(figure, label, {**marker, "color": theme_colors(theme)["grey"]}, legendgroup=label)
+
+
+def layer_sweep(
+    table: pd.DataFrame,
+    *,
+    chance: float | None = None,
+    y_title: str = "value",
+    title: str | None = None,
+    theme: str = "light",
+) -> go.Figure:
+    """How measures change over the layers, with intervals.
+
+    Args:
+        table: layer, measure, value, and optionally low, high.
+        chance: a dashed line at the value that chance gives.
+    """
+    need_columns(table, ("layer", "measure", "value"), "layer sweep")
+    figure = blank_figure(theme, title)
+    colors = prompt_colors(table["measure"], theme=theme)
+    for number, (name, group) in enumerate(groups(table, "measure")):
+        rows = group.sort_values("layer")
+        aside = 0.05 * (number - (len(colors) - 1) / 2)  # so that intervals do not cover each other
+        figure.add_scatter(
+            x=rows["layer"] + aside,
+            y=rows["value"],
+            error_y=error_bars(rows),
+            mode="lines+markers",
+            name=escape(name, limit=40),
+            line={"color": colors[name], "width": 2},
+            marker={"symbol": SYMBOLS[number], "size": 9},
+            customdata=[[f"layer {r.layer}<br>{escape(name)}: {value_text(r)}"] for r in rows.itertuples()],
+            hovertemplate="%{customdata[0]}<extra></extra>",
+        )
+    if chance is not None:
+        figure.add_hline(y=chance, line={"dash": "dash", "width": 1, "color": theme_colors(theme)["grey"]})
+    figure.update_xaxes(title_text="layer (0: embeddings)", tickvals=sorted(table["layer"].unique()))
+    figure.update_yaxes(title_text=escape(y_title))
+    figure.update_layout(showlegend=True)
+    return figure
+
+
+def calibration(
+    table: pd.DataFrame,
+    *,
+    note: str = "",
+    title: str | None = None,
+    theme: str = "light",
+) -> go.Figure:
+    """A quick refusal score against the sampled refusal rate, one point per query and prompt.
+
+    Args:
+        table: query_id, prompt, harmful, text, score, rate.
+        note: a line under the plot, such as the measured agreement.
+    """
+    need_columns(table, ("query_id", "prompt", "harmful", "text", "score", "rate"), "calibration")
+    points = table.assign(x=table["rate"], y=table["score"])
+    titles = ("sampled refusal rate", "first-token score")
+    figure = projection(points, axis_titles=titles, ranges=((-0.04, 1.04), (-0.04, 1.04)), title=title, theme=theme)
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], mode="lines", name="equal", hoverinfo="skip", legend="legend2",
+        line={"color": theme_colors(theme)["ink"], "width": 1, "dash": "dash"},
+    )  # fmt: skip
+    if note:
+        small_print(figure, escape(note))
+    return figure
+
+
+_TOKEN_MEASURES = {"norm": "norm of the embedding", "drift": "distance", "cosine": "cosine"}
+
+
+def token_lines(
+    table: pd.DataFrame, *, measure: str = "norm", title: str | None = None, theme: str = "light"
+) -> go.Figure:
+    """A measure of each token of trained prompts, one line per prompt.
+
+    Args:
+        table: prompt, token, the measure, and optionally against, text (of the token), as from
+            `published.trained_tokens` for one model and one human prompt.
+        measure: norm, drift or cosine.
+    """
+    need_columns(table, ("prompt", "token", measure), "figure of tokens")
+    colors = prompt_colors(table["prompt"], theme=theme)
+    figure = blank_figure(theme, title, height=380)
+    for number, (name, rows) in enumerate(groups(table, "prompt")):
+        figure.add_scatter(
+            x=rows["token"],
+            y=rows[measure],
+            mode="lines+markers",
+            name=escape(name, limit=40),
+            line={"color": colors[name], "width": 1.5},
+            marker={"symbol": SYMBOLS[number % len(SYMBOLS)], "size": 6},
+            customdata=[_token_hover(row, measure) for row in rows.itertuples()],
+            hovertemplate=HOVER,
+        )
+    against = [name for name in table["against"].unique() if name] if "against" in table else []
+    apart = f" from {against[0]}" if measure != "norm" and len(against) == 1 else ""
+    figure.update_xaxes(title_text="token of the prompt")
+    figure.update_yaxes(title_text=escape(_TOKEN_MEASURES.get(measure, measure) + apart), rangemode="tozero")
+    figure.update_layout(showlegend=True)
+    return figure
+
+
+def _token_hover(row: Any, measure: str) -> str:
+    text = f" {escape(repr(row.text), limit=40)}" if hasattr(row, "text") else ""
+    other = "" if measure == "norm" or not hasattr(row, "against") else row.against
+    against = f" (against {escape(other)})" if other else ""
+    return f"{escape(row.prompt)}, token {row.token}{text}<br>{measure} {getattr(row, measure):.3f}{against}"
+
+
+_CHECKS = {"other": "mass on neither", "kl": "KL (nats)"}
+"""What the lower panels can show, and the titles of their axes: short, since these are low."""
+
+
+def dose_response(
+    table: pd.DataFrame, *, check: str = "other", title: str | None = None, theme: str = "light"
+) -> go.Figure:
+    """What a direction does as more of it is added: refusal and compliance per class.
+
+    Full lines are refusal with its interval, dotted ones compliance; the grey band is the range over random directions
+    of the same norm. Below, whether the model is still on its manifold.
+
+    Args:
+        table: direction, kind ("direction" or "random"), dose (in units of the typical shift), harmful, refusal,
+            refusal_low, refusal_high, compliance, other, kl; one row per direction, dose and class.
+        check: what the lower panels show: `other`, the probability of a first token that neither refuses nor complies,
+            or `kl`, the divergence from the unmodified next-token distribution.
+
+    Raises:
+        FigureError: a column is missing, there are fewer than two doses, or no row of kind "direction".
+    """
+    if check not in _CHECKS:
+        raise FigureError(f"No check is called {check!r}: choose one of {list(_CHECKS)}.")
+    columns = ("direction", "kind", "dose", "harmful", "refusal", "refusal_low", "refusal_high", "compliance", check)
+    need_columns(table, columns, "dose-response figure")
+    named = table[table["kind"] == "direction"]
+    doses = sorted(named["dose"].unique().tolist())
+    if len(doses) < 2:
+        raise FigureError(f"A curve needs two doses of a direction, these have {doses}: steer at more doses.")
+    classes = [kind for kind in (True, False) if (table["harmful"] == kind).any()]
+    figure = make_subplots(
+        rows=2, cols=len(classes), shared_xaxes=True, shared_yaxes=True, row_heights=[0.64, 0.36],
+        vertical_spacing=0.08, horizontal_spacing=0.05,
+        subplot_titles=[f"{class_name(kind)} queries" for kind in classes],
+    )  # fmt: skip
+    colors = prompt_colors(named["direction"], theme=theme)
+    for col, kind in enumerate(classes, start=1):
+        _add_random(figure, table[(table["kind"] == "random") & (table["harmful"] == kind)], check, col, theme)
+        for number, (name, rows) in enumerate(groups(named[named["harmful"] == kind], "direction")):
+            marker = {"symbol": SYMBOLS[number % len(SYMBOLS)], "size": 7, "color": colors[name]}
+            _add_direction(figure, rows.sort_values("dose"), check, col, marker)
+    _dose_legend(figure, colors, bool((table["kind"] == "random").any()), theme)
+    figure.update_yaxes(range=[-0.03, 1.03], tickformat=".1f", row=1)
+    # Never magnified so far that a change of no importance fills the panel.
+    figure.update_yaxes(range=[0, max(1.06 * table[check].max(), 0.01)], row=2)
+    figure.update_yaxes(title_text="rate", row=1, col=1)
+    figure.update_yaxes(title_text=_CHECKS[check], row=2, col=1)
+    figure.update_xaxes(title_text="dose (× typical shift)", row=2)
+    dress(figure, theme, title, height=620, margin_t=96 if title else 48, margin_b=110)
+    legend = {"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom", "traceorder": "normal"}
+    figure.update_layout(showlegend=True, legend=legend)
+    return figure
+
+
+def _add_direction(figure: go.Figure, rows: pd.DataFrame, check: str, col: int, marker: dict[str, Any]) -> None:
+    name, color = escape(rows["direction"].iloc[0], limit=40), marker["color"]
+    _add_band(figure, rows["dose"], rows["refusal_low"], rows["refusal_high"], _faded(color), 1, col)
+    lines = [("refusal", "solid", 1), ("compliance", "dot", 1), (check, "solid", 2)]
+    for column, dash, row in lines:
+        hover = [_dose_hover(name, column, each) for each in rows.itertuples()]
+        figure.add_scatter(
+            x=rows["dose"], y=rows[column], mode="lines+markers", line={"color": color, "width": 2, "dash": dash},
+            marker=marker, name=f"{name}, {column}", showlegend=False, customdata=hover, hovertemplate=HOVER,
+            row=row, col=col,
+        )  # fmt: skip
+
+
+def _dose_hover(name: str, column: str, row: Any) -> str:
+    interval = f" [{row.refusal_low:.2f}, {row.refusal_high:.2f}]" if column == "refusal" else ""
+    return f"{name}<br>dose {row.dose:g}, {class_name(row.harmful)}<br>{column}: {getattr(row, column):.3f}{interval}"
+
+
+def _add_random(figure: go.Figure, rows: pd.DataFrame, check: str, col: int, theme: str) -> None:
+    """The range over random directions, of refusal above and of the check below."""
+    grey = {"width": 1, "color": theme_colors(theme)["grey"]}
+    hover = "dose %{x:g}: %{y:.3f}<extra>random directions</extra>"
+    for row, column in enumerate(("refusal", check), start=1):
+        ends = rows.groupby("dose")[column].agg(["min", "max"])
+        edges = {"line": grey, "hoverinfo": None, "hovertemplate": hover}
+        _add_band(figure, ends.index, ends["min"], ends["max"], band_color(theme), row, col, **edges)
+
+
+def _add_band(
+    figure: go.Figure, x: Any, low: pd.Series, high: pd.Series, color: str, row: int, col: int, **edges: Any
+) -> None:
+    """An area between two curves; without `edges`, a look of theirs, they are not seen and say nothing."""
+    shared = {"x": x, "mode": "lines", "showlegend": False, "line": {"width": 0}, "hoverinfo": "skip", **edges}
+    figure.add_scatter(y=low, row=row, col=col, **shared)
+    figure.add_scatter(y=high, fill="tonexty", fillcolor=color, row=row, col=col, **shared)
+
+
+def _faded(color: str) -> str:
+    red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.22)"
+
+
+def _dose_legend(figure: go.Figure, colors: dict[str, str], random: bool, theme: str) -> None:
+    for number, (name, color) in enumerate(colors.items()):
+        marker = {"symbol": SYMBOLS[number % len(SYMBOLS)], "size": 9, "color": color}
+        legend_entry(figure, escape(name, limit=40), marker)
+    grey = theme_colors(theme)["grey"]
+    for name, dash in (("refusal", "solid"), ("compliance", "dot")):
+        line = {"color": grey, "dash": dash, "width": 2}
+        figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name=name, hoverinfo="skip")
+    if random:
+        marker = {"symbol": "square", "size": 12, "color": band_color(theme)}
+        legend_entry(figure, "random, same norm (range)", marker)

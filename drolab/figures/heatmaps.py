@@ -6,29 +6,26 @@ Public under `drolab.figures`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from drolab.figures.style import (
+    HOVER,
     PALETTE,
-    SYMBOLS,
     FigureError,
     blank_figure,
-    class_name,
-    dress,
     escape,
-    groups,
+    interval_text,
     legend_entry,
     need_columns,
-    prompt_colors,
     theme_colors,
+    wrapped,
 )
 
-_HOVER = "%{customdata}<extra></extra>"
 NOT_SIGNIFICANT = "n.s."
 """Second line of a heat map's cell that does not stand out from chance or from its control."""
 
@@ -112,7 +109,7 @@ def cells(values: np.ndarray, weak: np.ndarray) -> dict[str, Any]:
         ["" if math.isnan(value) else f"{value:.2f}" + f"<br>{NOT_SIGNIFICANT}" * bool(dull) for value, dull in pair]
         for pair in (zip(*lines, strict=True) for lines in zip(values.round(2) + 0.0, weak, strict=True))
     ]
-    gaps = {"xgap": 1, "ygap": 1, "hoverongaps": False, "hovertemplate": _HOVER}
+    gaps = {"xgap": 1, "ygap": 1, "hoverongaps": False, "hovertemplate": HOVER}
     return {"text": texts, "texttemplate": "%{text}", "textfont": {"size": 12}, **gaps}
 
 
@@ -154,217 +151,229 @@ def _add_dashes(figure: go.Figure, values: np.ndarray, hover: np.ndarray, theme:
     y, x = np.isnan(values).nonzero()
     figure.add_scatter(
         x=x, y=y, mode="text", text=["–"] * len(x), textfont={"color": theme_colors(theme)["grey"]},
-        customdata=hover[y, x], hovertemplate=_HOVER, showlegend=False,
+        customdata=hover[y, x], hovertemplate=HOVER, showlegend=False,
     )  # fmt: skip
 
 
 # --- the verdict -------------------------------------------------------------------------------------------
 
-VERDICTS = {
-    "supported": {"symbol": "circle", "color": PALETTE[2]},
-    "not supported": {"symbol": "x", "color": PALETTE[5]},
-    "too little data": {"symbol": "diamond-open", "color": ""},
-}
-"""How each verdict is drawn; an empty colour is the theme's grey."""
-
-
-def forest(table: pd.DataFrame, *, title: str | None = None, theme: str = "light") -> go.Figure:
-    """The verdict: one row per claim with its estimate and interval, and the range that its null gives in grey.
-
-    Claims have different units, so each row has an axis of its own; rows of one unit share their scale. The numbers,
-    the sample size and the verdict stand above each row in words.
-
-    Args:
-        table: claim, estimate, low, high, null_low, null_high (NaN: none), n, unit, verdict (of VERDICTS), and
-            optionally threshold, what the estimate must pass, which gets a dashed line.
-
-    Raises:
-        FigureError: a column is missing, there are no rows, or a verdict that is none.
-    """
-    columns = ("claim", "estimate", "low", "high", "null_low", "null_high", "n", "unit", "verdict")
-    need_columns(table, columns, "forest plot")
-    if unknown := sorted(set(table["verdict"]) - set(VERDICTS)):
-        raise FigureError(f"No verdict is called {unknown}: use {list(VERDICTS)}.")
-    count = len(table)
-    height = 120 + _ROW_HEIGHT * count
-    figure = make_subplots(rows=count, cols=1, vertical_spacing=_HEAD_HEIGHT / (height - 120) if count > 1 else 0)
-    ranges = {unit: _range(rows) for unit, rows in groups(table, "unit")}
-    looks = {name: {**look, "color": look["color"] or theme_colors(theme)["grey"]} for name, look in VERDICTS.items()}
-    dress(figure, theme, title, height=height, margin_t=96 if title else 60, margin_b=50)
-    for number, row in enumerate(table.itertuples(), start=1):
-        _add_claim(figure, row, number, ranges[row.unit], looks[str(row.verdict)], theme)
-    for name in dict.fromkeys(table["verdict"]):
-        legend_entry(figure, name, {**looks[name], "size": 11})
-    if table["null_low"].notna().any():
-        legend_entry(figure, "range under the null", {"symbol": "square", "size": 12, "color": _band(theme)})
-    if _threshold(table):
-        line = {"color": theme_colors(theme)["ink"], "width": 1.5, "dash": "dash"}
-        figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name="threshold", hoverinfo="skip")
-    legend = {"orientation": "h", "x": 0, "xref": "container", "y": 0, "yref": "container", "yanchor": "bottom"}
-    figure.update_layout(showlegend=True, legend=legend)
-    return figure
-
-
-_ROW_HEIGHT, _HEAD_HEIGHT = 106, 74
-"""Pixels of a claim, and of what of them is not its axis: the ticks of the one above and its words."""
-
-
-def _band(theme: str) -> str:
-    return theme_colors(theme)["grid"] if theme == "light" else "#4A4A4A"
-
-
-def _threshold(table: pd.DataFrame) -> list[str]:
-    return [name for name in table.columns if name == "threshold"]
-
-
-def _range(rows: pd.DataFrame) -> list[float]:
-    """Of all numbers of one unit, with a margin."""
-    values = rows[["estimate", "low", "high", "null_low", "null_high", *_threshold(rows)]].to_numpy(dtype=float)
-    if np.isnan(values).all():
-        return [0.0, 1.0]
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    margin = 0.06 * (high - low) or 0.5
-    return [low - margin, high + margin]
-
-
-def _add_claim(figure: go.Figure, row: Any, number: int, limits: list[float], look: dict[str, Any], theme: str) -> None:
-    place = {"row": number, "col": 1}
-    digits = max(2, 1 - math.floor(math.log10(limits[1] - limits[0])))
-    interval = "" if math.isnan(row.low) else f" [{row.low:.{digits}f}, {row.high:.{digits}f}]"
-    unit = escape(row.unit, limit=40)
-    estimate = "no estimate" if math.isnan(row.estimate) else f"{unit} {row.estimate:.{digits}f}{interval}"
-    null = "" if math.isnan(row.null_low) else f", null [{row.null_low:.{digits}f}, {row.null_high:.{digits}f}]"
-    numbers = f"<b>{escape(row.verdict)}</b>: {estimate}{null}, n = {int(row.n):,}"
-    figure.add_scatter(
-        x=[row.estimate], y=[0], mode="markers", marker={**look, "size": 12}, showlegend=False,
-        error_x={
-            "type": "data", "symmetric": False, "array": [row.high - row.estimate],
-            "arrayminus": [row.estimate - row.low], "thickness": 2.5, "width": 6, "color": look["color"],
-        },
-        customdata=[f"{escape(row.claim)}<br>{numbers}"], hovertemplate=_HOVER, **place,
-    )  # fmt: skip
-    if null:
-        grey = {"color": _band(theme), "width": 3}  # the edge shows a null of one value
-        figure.add_vrect(row.null_low, row.null_high, fillcolor=_band(theme), line=grey, layer="below", **place)
-    if not math.isnan(threshold := getattr(row, "threshold", math.nan)):
-        dashed = {"color": theme_colors(theme)["ink"], "width": 1.5, "dash": "dash"}
-        figure.add_vline(threshold, line=dashed, **place)
-    figure.update_xaxes(range=limits, nticks=8, tickfont_size=11, showgrid=False, showline=True, **place)
-    figure.update_xaxes(visible=not math.isnan(row.estimate), **place)
-    figure.update_yaxes(visible=False, range=[-1, 1], **place)
-    top = figure.layout["yaxis" if number == 1 else f"yaxis{number}"].domain[1]
-    figure.add_annotation(
-        text=f"{escape(row.claim, limit=120)}<br>{numbers}", x=0, y=top, xref="paper", yref="paper",
-        xanchor="left", yanchor="bottom", align="left", showarrow=False, font={"size": 13},
-    )  # fmt: skip
-
 
 # --- dose and response -------------------------------------------------------------------------------------
 
-_CHECKS = {"other": "mass on neither", "kl": "KL (nats)"}
-"""What the lower panels can show, and the titles of their axes: short, since these are low."""
 
-
-def dose_response(
-    table: pd.DataFrame, *, check: str = "other", title: str | None = None, theme: str = "light"
-) -> go.Figure:
-    """What a direction does as more of it is added: refusal and compliance per class.
-
-    Full lines are refusal with its interval, dotted ones compliance; the grey band is the range over random directions
-    of the same norm. Below, whether the model is still on its manifold.
+def cosine_heatmap(table: pd.DataFrame, *, title: str | None = None, theme: str = "light") -> go.Figure:
+    """Cosines between directions, one cell per pair, the interval on hover.
 
     Args:
-        table: direction, kind ("direction" or "random"), dose (in units of the typical shift), harmful, refusal,
-            refusal_low, refusal_high, compliance, other, kl; one row per direction, dose and class.
-        check: what the lower panels show: `other`, the probability of a first token that neither refuses nor complies,
-            or `kl`, the divergence from the unmodified next-token distribution.
-
-    Raises:
-        FigureError: a column is missing, there are fewer than two doses, or no row of kind "direction".
+        table: a, b, cosine, and optionally low, high; a pair may stand in one order only. With `significant` (against
+            the null, after correction), a cell that is not says "n.s."; with `p`, the hover says it.
     """
-    if check not in _CHECKS:
-        raise FigureError(f"No check is called {check!r}: choose one of {list(_CHECKS)}.")
-    columns = ("direction", "kind", "dose", "harmful", "refusal", "refusal_low", "refusal_high", "compliance", check)
-    need_columns(table, columns, "dose-response figure")
-    named = table[table["kind"] == "direction"]
-    doses = sorted(named["dose"].unique().tolist())
-    if len(doses) < 2:
-        raise FigureError(f"A curve needs two doses of a direction, these have {doses}: steer at more doses.")
-    classes = [kind for kind in (True, False) if (table["harmful"] == kind).any()]
-    figure = make_subplots(
-        rows=2, cols=len(classes), shared_xaxes=True, shared_yaxes=True, row_heights=[0.64, 0.36],
-        vertical_spacing=0.08, horizontal_spacing=0.05,
-        subplot_titles=[f"{class_name(kind)} queries" for kind in classes],
-    )  # fmt: skip
-    colors = prompt_colors(named["direction"], theme=theme)
-    for col, kind in enumerate(classes, start=1):
-        _add_random(figure, table[(table["kind"] == "random") & (table["harmful"] == kind)], check, col, theme)
-        for number, (name, rows) in enumerate(groups(named[named["harmful"] == kind], "direction")):
-            marker = {"symbol": SYMBOLS[number % len(SYMBOLS)], "size": 7, "color": colors[name]}
-            _add_direction(figure, rows.sort_values("dose"), check, col, marker)
-    _dose_legend(figure, colors, bool((table["kind"] == "random").any()), theme)
-    figure.update_yaxes(range=[-0.03, 1.03], tickformat=".1f", row=1)
-    # Never magnified so far that a change of no importance fills the panel.
-    figure.update_yaxes(range=[0, max(1.06 * table[check].max(), 0.01)], row=2)
-    figure.update_yaxes(title_text="rate", row=1, col=1)
-    figure.update_yaxes(title_text=_CHECKS[check], row=2, col=1)
-    figure.update_xaxes(title_text="dose (× typical shift)", row=2)
-    dress(figure, theme, title, height=620, margin_t=96 if title else 48, margin_b=110)
-    legend = {"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom", "traceorder": "normal"}
-    figure.update_layout(showlegend=True, legend=legend)
+    need_columns(table, ("a", "b", "cosine"), "cosine heat map")
+    across = set(table["a"]).isdisjoint(table["b"])  # shifts against directions, say: a table, no square
+    rows, columns = (list(dict.fromkeys(table[name])) for name in ("a", "b"))
+    if not across:
+        rows = columns = list(dict.fromkeys([*rows, *columns]))
+    values = np.full((len(rows), len(columns)), np.nan)
+    hover, weak = np.full(values.shape, "", dtype=object), np.zeros(values.shape, dtype=bool)
+    for row in table.itertuples():
+        text = f"cos({escape(row.a)}, {escape(row.b)})<br>{row.cosine:.3f}{interval_text(row)}{_test(row)}"
+        for a, b in [(row.a, row.b)] if across else [(row.a, row.b), (row.b, row.a)]:
+            cell = rows.index(a), columns.index(b)
+            values[cell], hover[cell], weak[cell] = row.cosine, text, not getattr(row, "significant", True)
+    figure = blank_figure(theme, title, height=max(480, 200 + (40 if weak.any() else 32) * len(rows)))
+    figure.add_heatmap(
+        z=values,
+        x=list(range(len(columns))),
+        y=list(range(len(rows))),
+        zmin=-1,
+        zmax=1,
+        colorscale=diverging(theme),
+        customdata=hover,
+        colorbar={"title": {"text": "cosine"}},
+        **cells(values, weak),
+    )
+    figure.update_xaxes(**_name_ticks(columns))
+    figure.update_yaxes(**_name_ticks(rows), autorange="reversed")
+    if weak.any():
+        add_note(figure, f"{NOT_SIGNIFICANT}: not significant against the null, after correction")
     return figure
 
 
-def _add_direction(figure: go.Figure, rows: pd.DataFrame, check: str, col: int, marker: dict[str, Any]) -> None:
-    name, color = escape(rows["direction"].iloc[0], limit=40), marker["color"]
-    _add_band(figure, rows["dose"], rows["refusal_low"], rows["refusal_high"], _faded(color), 1, col)
-    lines = [("refusal", "solid", 1), ("compliance", "dot", 1), (check, "solid", 2)]
-    for column, dash, row in lines:
-        hover = [_dose_hover(name, column, each) for each in rows.itertuples()]
-        figure.add_scatter(
-            x=rows["dose"], y=rows[column], mode="lines+markers", line={"color": color, "width": 2, "dash": dash},
-            marker=marker, name=f"{name}, {column}", showlegend=False, customdata=hover, hovertemplate=_HOVER,
-            row=row, col=col,
-        )  # fmt: skip
+def _test(row: Any) -> str:
+    p, significant = getattr(row, "p", None), getattr(row, "significant", None)
+    shown = "" if p is None or pd.isna(p) else f"<br>p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+    return shown + ("" if significant is None or significant else f"<br>{NOT_SIGNIFICANT} after correction")
 
 
-def _dose_hover(name: str, column: str, row: Any) -> str:
-    interval = f" [{row.refusal_low:.2f}, {row.refusal_high:.2f}]" if column == "refusal" else ""
-    return f"{name}<br>dose {row.dose:g}, {class_name(row.harmful)}<br>{column}: {getattr(row, column):.3f}{interval}"
+def _name_ticks(names: Sequence[str]) -> dict[str, Any]:
+    labels = [escape(name, limit=28) for name in names]
+    return {"tickvals": list(range(len(names))), "ticktext": labels, "showgrid": False}
 
 
-def _add_random(figure: go.Figure, rows: pd.DataFrame, check: str, col: int, theme: str) -> None:
-    """The range over random directions, of refusal above and of the check below."""
-    grey = {"width": 1, "color": theme_colors(theme)["grey"]}
-    hover = "dose %{x:g}: %{y:.3f}<extra>random directions</extra>"
-    for row, column in enumerate(("refusal", check), start=1):
-        ends = rows.groupby("dose")[column].agg(["min", "max"])
-        edges = {"line": grey, "hoverinfo": None, "hovertemplate": hover}
-        _add_band(figure, ends.index, ends["min"], ends["max"], _band(theme), row, col, **edges)
+_ROLES = {
+    "shared": ("template, the same for every query", "#E4E4E4"),
+    "prompt": ("safety prompt", PALETTE[4]),
+    "own": ("only in this chat", PALETTE[1]),
+    "read": ("read position", PALETTE[5]),
+}
 
 
-def _add_band(
-    figure: go.Figure, x: Any, low: pd.Series, high: pd.Series, color: str, row: int, col: int, **edges: Any
-) -> None:
-    """An area between two curves; without `edges`, a look of theirs, they are not seen and say nothing."""
-    shared = {"x": x, "mode": "lines", "showlegend": False, "line": {"width": 0}, "hoverinfo": "skip", **edges}
-    figure.add_scatter(y=low, row=row, col=col, **shared)
-    figure.add_scatter(y=high, fill="tonexty", fillcolor=color, row=row, col=col, **shared)
+def token_strip(
+    tokens: Sequence[str],
+    *,
+    prompt_span: tuple[int, int] | None = None,
+    prefix: int = 0,
+    read: int = -1,
+    columns: int = 10,
+    title: str | None = None,
+    theme: str = "light",
+) -> go.Figure:
+    """The tokens of one rendered chat, in reading order, coloured by what they are.
+
+    Args:
+        tokens: the text of each token; spaces and line breaks are made visible.
+        prompt_span: first and one past the last token of the safety prompt.
+        prefix: how many first tokens all chats under this prompt share.
+        read: the position whose hidden state is read (negative counts from the end).
+    """
+    if not tokens:
+        raise FigureError("No tokens to show: render a chat first.")
+    span = range(*prompt_span) if prompt_span else range(0)
+    position = read % len(tokens)
+    names = list(_ROLES)
+    roles = ["prompt" if i in span else "shared" if i < prefix else "own" for i in range(len(tokens))]
+    roles[position] = "read"
+    rows = math.ceil(len(tokens) / columns)
+    codes = np.full((rows, columns), None)  # not nan, which a widget's messages cannot hold in two dimensions
+    labels, hover = np.full(codes.shape, "", dtype=object), np.full(codes.shape, "", dtype=object)
+    for i, (token, role) in enumerate(zip(tokens, roles, strict=True)):
+        visible = token.replace(" ", "␣").replace("\n", "⏎")
+        codes[divmod(i, columns)] = names.index(role)
+        labels[divmod(i, columns)] = escape(visible, limit=12)
+        hover[divmod(i, columns)] = f"token {i}: {escape(visible)}<br>{_ROLES[role][0]}"
+    figure = blank_figure(theme, title)
+    _add_token_cells(figure, codes, labels, hover)
+    for role in dict.fromkeys(roles):
+        legend_entry(figure, _ROLES[role][0], {"symbol": "square", "size": 12, "color": _ROLES[role][1]})
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False, autorange="reversed")
+    legend = {"orientation": "h", "y": -0.02, "yanchor": "top"}
+    figure.update_layout(height=140 + 30 * rows, legend=legend, showlegend=True, margin_b=70)
+    return figure
 
 
-def _faded(color: str) -> str:
-    red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.22)"
+def _add_token_cells(figure: go.Figure, codes: np.ndarray, labels: np.ndarray, hover: np.ndarray) -> None:
+    colors = [color for _, color in _ROLES.values()]
+    steps = [[edge, color] for i, color in enumerate(colors) for edge in (i / len(colors), (i + 1) / len(colors))]
+    figure.add_heatmap(
+        z=codes,
+        zmin=-0.5,
+        zmax=len(colors) - 0.5,
+        colorscale=steps,
+        showscale=False,
+        text=labels,
+        texttemplate="%{text}",
+        textfont={"family": "'DejaVu Sans Mono', Consolas, monospace", "size": 11, "color": "#1F1F1F"},
+        customdata=hover,
+        hovertemplate=HOVER,
+        hoverongaps=False,
+        xgap=2,
+        ygap=2,
+    )
 
 
-def _dose_legend(figure: go.Figure, colors: dict[str, str], random: bool, theme: str) -> None:
-    for number, (name, color) in enumerate(colors.items()):
-        marker = {"symbol": SYMBOLS[number % len(SYMBOLS)], "size": 9, "color": color}
-        legend_entry(figure, escape(name, limit=40), marker)
-    grey = theme_colors(theme)["grey"]
-    for name, dash in (("refusal", "solid"), ("compliance", "dot")):
-        line = {"color": grey, "dash": dash, "width": 2}
-        figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name=name, hoverinfo="skip")
-    if random:
-        marker = {"symbol": "square", "size": 12, "color": _band(theme)}
-        legend_entry(figure, "random, same norm (range)", marker)
+_CELLS = {"ygap": 1, "zmin": 0, "zmax": 1, "colorscale": "Cividis", "hovertemplate": HOVER, "hoverongaps": False}
+
+
+def rate_grid(table: pd.DataFrame, *, what: str = "rate", title: str | None = None, theme: str = "light") -> go.Figure:
+    """Rates of models under prompts, one cell each, in percent, the interval on hover. What is missing has a dash.
+
+    Args:
+        table: model, prompt, value, and optionally low, high, as from `published.grid`.
+        what: what the rate is of, for the colour bar.
+    """
+    need_columns(table, ("model", "prompt", "value"), "grid of rates")
+    rows, columns = (list(dict.fromkeys(table[name])) for name in ("model", "prompt"))
+    values, hover = _cells(table, rows, columns)
+    figure = blank_figure(theme, title, height=180 + 34 * len(rows))
+    figure.add_heatmap(
+        z=values,
+        x=list(range(len(columns))),
+        y=list(range(len(rows))),
+        text=[["" if math.isnan(value) else f"{100 * value:.1f}" for value in line] for line in values],
+        texttemplate="%{text}",
+        customdata=hover,
+        xgap=1,
+        colorbar={"title": {"text": escape(what)}, "tickformat": ".0%"},
+        **_CELLS,
+    )
+    _add_gaps(figure, values, hover, theme)
+    figure.update_xaxes(**_ticks(columns))
+    figure.update_yaxes(**_ticks(rows), autorange="reversed")
+    return figure
+
+
+def _cells(table: pd.DataFrame, rows: list[str], columns: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """[rows, columns]: the values, NaN where there is none, and the hover texts."""
+    values = np.full((len(rows), len(columns)), np.nan)
+    hover = np.array([[f"{escape(a)}, {escape(b)}: missing" for b in columns] for a in rows], dtype=object)
+    present: Any = table.dropna(subset="value").itertuples()
+    for row in present:
+        cell = rows.index(row.model), columns.index(row.prompt)
+        low, high = getattr(row, "low", math.nan), getattr(row, "high", math.nan)
+        interval = "" if math.isnan(low) else f" [{100 * low:.1f}, {100 * high:.1f}]"
+        values[cell] = row.value
+        hover[cell] = f"{escape(row.model)}, {escape(row.prompt)}<br>{100 * row.value:.1f} %{interval}"
+    return values, hover
+
+
+def _add_gaps(figure: go.Figure, values: np.ndarray, hover: np.ndarray, theme: str) -> None:
+    """A dash in each cell that is missing: an empty cell could be taken for a light one."""
+    y, x = np.isnan(values).nonzero()
+    figure.add_scatter(
+        x=x,
+        y=y,
+        mode="text",
+        text=["–"] * len(x),
+        textfont={"color": theme_colors(theme)["grey"]},
+        customdata=hover[y, x],
+        hovertemplate=HOVER,
+        showlegend=False,
+    )
+
+
+def _ticks(names: list[str]) -> dict[str, Any]:
+    labels = [escape(name, limit=28) for name in names]
+    return {"tickvals": list(range(len(names))), "ticktext": labels, "showgrid": False, "zeroline": False}
+
+
+def query_grid(
+    table: pd.DataFrame, *, what: str = "share of samples", title: str | None = None, theme: str = "light"
+) -> go.Figure:
+    """Every query in a column, sorted by its mean: which queries does it depend on?
+
+    Args:
+        table: row (a model, or a prompt), query_id, rate, and optionally text (of the query), as from
+            `published.query_rows`.
+    """
+    need_columns(table, ("row", "query_id", "rate"), "grid of queries")
+    wide = table.pivot(index="row", columns="query_id", values="rate").loc[list(dict.fromkeys(table["row"]))]
+    wide = wide[wide.mean().sort_values(ascending=False, kind="stable").index]
+    texts = table.drop_duplicates("query_id").set_index("query_id")["text"].to_dict() if "text" in table else {}
+    heads = [f"{escape(query)}<br>{wrapped(texts.get(query, ''))}" for query in wide.columns]
+    hover = [
+        [f"<b>{escape(name)}</b>: {value:.2f}<br>{head}" for value, head in zip(line, heads, strict=True)]
+        for name, line in zip(wide.index, wide.to_numpy(), strict=True)
+    ]
+    figure = blank_figure(theme, title, height=220 + 26 * len(wide))
+    figure.add_heatmap(
+        z=wide.to_numpy(),
+        x=list(range(1, wide.shape[1] + 1)),
+        y=list(range(len(wide))),
+        customdata=hover,
+        colorbar={"title": {"text": escape(what)}},
+        **_CELLS,
+    )
+    figure.update_xaxes(title_text="query, sorted by its mean", showgrid=False)
+    figure.update_yaxes(**_ticks(list(wide.index)), autorange="reversed")
+    return figure

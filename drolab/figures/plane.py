@@ -6,32 +6,288 @@ plain dicts: a tenth of a figure's cost, for panels that redraw (`panels.Picture
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.colors import sequential
 
-from drolab.figures.boundaries import Boundary, Box, boundary_traces
-from drolab.figures.paint import Paint, class_legend, paint, prompt_legend
 from drolab.figures.style import (
     CLASS_COLORS,
     CLASS_SYMBOLS,
+    HOVER,
+    PALETTE,
     SMALL_PRINT_MARGIN,
     SVG_LIMIT,
     FigureError,
     blank_figure,
     class_name,
+    class_names,
     escape,
     groups,
     need_columns,
+    prompt_colors,
     small_print_note,
     theme_colors,
     wrapped,
 )
-from drolab.types import NO_PROMPT
+from drolab.types import NO_PROMPT, Probe
+
+Box = tuple[tuple[float, float], tuple[float, float]]
+"""The ranges of x and y."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boundary:
+    """Where a linear probe's logit is zero, in the plane of two components: normal · (x, y) + offset = 0."""
+
+    normal: tuple[float, float]
+    offset: float
+    held: str
+    """In words: where the components that the plane does not show are held."""
+
+    def logit(self, x: float, y: float) -> float:
+        """The probe's logit at a point of the plane; above zero is the positive class."""
+        return self.normal[0] * x + self.normal[1] * y + self.offset
+
+    def segment(self, x_range: tuple[float, float], y_range: tuple[float, float]) -> np.ndarray | None:
+        """[2, 2]: the end points of the line inside a box, or None if it passes outside."""
+        a, b = self.normal
+        norm = math.hypot(a, b)
+        foot = np.array([a, b]) * (-self.offset / norm**2)
+        along = np.array([-b, a]) / norm
+        low, high = -math.inf, math.inf
+        for position, step, (start, stop) in zip(foot, along, (x_range, y_range), strict=True):
+            if abs(step) < 1e-12:
+                if not start <= position <= stop:
+                    return None
+                continue
+            enter, leave = sorted(((start - position) / step, (stop - position) / step))
+            low, high = max(low, enter), min(high, leave)
+        return np.stack([foot + low * along, foot + high * along]) if low < high else None
+
+
+def boundary(
+    coef: Sequence[float] | np.ndarray,
+    intercept: float,
+    *,
+    plane: tuple[int, int] = (0, 1),
+    held: Sequence[float] | np.ndarray | None = None,
+    held_at: str = "the mean of the anchors",
+) -> Boundary:
+    """The line of a linear probe in the plane of two components (numbered from 0).
+
+    The probe sees all its m components, the plane two of them, so the others must stand somewhere: at `held`
+    ([m] coordinates; None is 0, the mean of the anchors), which `held_at` names in words.
+
+    Raises:
+        FigureError: the plane or `held` do not fit the coefficients, or the probe does not depend on the plane.
+    """
+    weights = np.asarray(coef, dtype=float)
+    rest = np.zeros_like(weights) if held is None else np.asarray(held, dtype=float).copy()
+    if rest.shape != weights.shape:
+        raise FigureError(
+            f"held has shape {list(rest.shape)}, the probe's coef {list(weights.shape)}: give them alike."
+        )
+    if plane[0] == plane[1] or not all(0 <= number < len(weights) for number in plane):
+        raise FigureError(f"plane must be two different components below {len(weights)}, got {plane}.")
+    rest[list(plane)] = 0.0
+    normal = (float(weights[plane[0]]), float(weights[plane[1]]))
+    if math.hypot(*normal) < 1e-12:
+        raise FigureError(f"The probe does not depend on components {plane}: draw its boundary in another plane.")
+    return Boundary(normal=normal, offset=float(weights @ rest + intercept), held=held_at)
+
+
+def probe_boundaries(*probes: Probe, plane: tuple[int, int] = (0, 1)) -> dict[str, Boundary]:
+    """The boundaries of several probes in one plane, by the name of their positive class, for `projection`."""
+    return {probe.positive: boundary(probe.coef.numpy(), probe.intercept, plane=plane) for probe in probes}
+
+
+def boundary_traces(
+    boundaries: Mapping[str, Boundary], box: Box, theme: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
+    """The lines, annotations that mark the positive sides of those inside the box, and a caption, escaped."""
+    traces: list[dict[str, Any]] = []
+    marks: list[dict[str, Any]] = []
+    outside: list[str] = []
+    for (name, line), dash in zip(boundaries.items(), itertools.cycle(("solid", "dash", "dot", "dashdot"))):
+        ends = line.segment(*box)
+        traces.append(_line(name, ends, dash, theme))
+        if ends is None:
+            outside.append(name)
+            continue
+        marks.append(_positive_side(name, line, ends, box, theme, at=0.88 - 0.14 * len(marks)))
+    words = "; ".join(dict.fromkeys(line.held for line in boundaries.values()))
+    caption = f"Boundaries are drawn with the other components held at {escape(words)}."
+    caption += f"<br>Outside this view: {escape(', '.join(outside))}." if outside else ""
+    return traces, marks, caption
+
+
+def _line(name: str, ends: np.ndarray | None, dash: str, theme: str) -> dict[str, Any]:
+    """A line outside the box is there, unseen: its place in a panel's figure stays."""
+    places = np.full((2, 2), np.nan) if ends is None else ends
+    return {
+        "type": "scatter",
+        "x": places[:, 0],
+        "y": places[:, 1],
+        "visible": ends is not None,
+        "mode": "lines",
+        "name": escape(f"{name} = 0", limit=28),
+        "line": {"color": theme_colors(theme)["ink"], "width": 1.8, "dash": dash},
+        "hoverinfo": "text",  # a template would read %{…} in a name
+        "hovertext": f"boundary of {escape(name, limit=60)}",
+        "legend": "legend2",
+    }
+
+
+def _positive_side(name: str, line: Boundary, ends: np.ndarray, box: Box, theme: str, *, at: float) -> dict[str, Any]:
+    """A short arrow from the line, a share `at` of its way up, towards where the logit is above zero."""
+    sizes = np.array([high - low for low, high in box])
+    low, high = ends[ends[:, 1].argsort()]
+    start = low + at * (high - low)
+    step = np.array(line.normal) * sizes**2  # steepest ascent on the screen, where both axes have one length
+    step *= 0.06 / np.linalg.norm(step / sizes)
+    return {
+        "x": float(start[0] + step[0]),
+        "y": float(start[1] + step[1]),
+        "ax": float(start[0]),
+        "ay": float(start[1]),
+        "axref": "x",
+        "ayref": "y",
+        "text": "",
+        "arrowhead": 2,
+        "arrowwidth": 1.4,
+        "arrowcolor": theme_colors(theme)["ink"],
+        "hovertext": f"{escape(name, limit=60)} is above zero on this side",
+    }
+
+
+CIVIDIS = tuple(sequential.Cividis)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Paint:
+    """The colours of a projection's points."""
+
+    marker: Mapping[tuple[str, bool], str] | np.ndarray
+    """One colour per (prompt, harmful), or [n]: per point a number on the layout's colour axis."""
+    title: str
+    """Of the colours' legend."""
+    legend: list[dict[str, Any]] = field(default_factory=list)
+    """Entries for colours that do not mean a prompt."""
+    layout: dict[str, Any] = field(default_factory=dict)
+    strokes: Mapping[str, str] = field(default_factory=dict)
+    """Prompt → colour of its arrows; empty where colour does not mean the prompt."""
+    outline: str = ""
+    """Of the points, where it must not be the background's colour."""
+
+    def of(self, cloud: tuple[str, bool], rows: np.ndarray) -> dict[str, Any]:
+        """The marker settings of one cloud."""
+        if isinstance(self.marker, np.ndarray):
+            return {"color": self.marker[rows], "coloraxis": "coloraxis"}
+        return {"color": self.marker[cloud]}
+
+
+def paint(points: pd.DataFrame, color: str, prompts: Sequence[str], visible: Collection[str], theme: str) -> Paint:
+    """Colours for `points` by `color`, see `planes.projection`. `prompts` are all in order, `visible` those to show."""
+    if color == "prompt":
+        return _by_prompt(prompts, visible, theme)
+    if color == "class":
+        marker = {(prompt, kind): CLASS_COLORS[class_name(kind)] for prompt in prompts for kind in (True, False)}
+        return Paint(marker=marker, title="")
+    need_columns(points, (color,), "projection")
+    name = escape(color.replace("_", " "), limit=28)
+    if pd.api.types.is_numeric_dtype(points[color]) and not pd.api.types.is_bool_dtype(points[color]):
+        return _by_number(points[color], name, theme)
+    return _by_value(points[color].astype(str), f"{name[:1].upper()}{name[1:]} (colour)", theme)
+
+
+def _by_prompt(prompts: Sequence[str], visible: Collection[str], theme: str) -> Paint:
+    names = list(dict.fromkeys(prompts))
+    if len([name for name in names if name != NO_PROMPT]) > len(PALETTE):
+        names = [name for name in names if name in visible]  # colours for the shown ones, if those are few enough
+    grey = theme_colors(theme)["grey"]
+    colors = dict.fromkeys(prompts, grey) | prompt_colors(names, theme=theme)
+    marker = {(prompt, kind): color for prompt, color in colors.items() for kind in (True, False)}
+    return Paint(marker=marker, title="Prompt (colour)", strokes=colors)
+
+
+def _by_number(column: pd.Series, name: str, theme: str) -> Paint:
+    """Cividis; what is not known gets a grey step below it, named on the colour bar."""
+    values = column.to_numpy(dtype=float)
+    known = values[~np.isnan(values)]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    if low >= 0 and high <= 1:
+        low, high = 0.0, 1.0  # a rate keeps its scale whatever is shown
+    small = {"size": 12}
+    bar = {"title": {"text": name, "side": "top", "font": small}, "tickfont": small, "thickness": 14}
+    bar |= {"len": 0.55, "y": 1, "yanchor": "top"}
+    axis = {"colorscale": "Cividis", "cmin": low, "cmax": high, "colorbar": bar}
+    grey = theme_colors(theme)["grey"]
+    if len(known) < len(values):
+        step = 0.1 * (high - low or 1.0)
+        start = step / (high - low + step)
+        ramp = [[start + (1 - start) * i / (len(CIVIDIS) - 1), color] for i, color in enumerate(CIVIDIS)]
+        axis |= {"colorscale": [[0, grey], [start, grey], *ramp], "cmin": low - step}
+        ticks = np.linspace(low, high, 6)
+        bar |= {"tickvals": [low - step / 2, *ticks], "ticktext": ["unknown", *(f"{tick:.2g}" for tick in ticks)]}
+        values = np.where(np.isnan(values), low - step, values)
+    outline = grey if theme == "dark" else ""  # cividis begins dark
+    return Paint(marker=values, title="", layout={"coloraxis": axis}, outline=outline)
+
+
+def _by_value(column: pd.Series, title: str, theme: str) -> Paint:
+    """Points get numbers and the axis steps of colours: plotly checks numbers a hundred times faster than colours."""
+    values = list(column.value_counts().index)
+    named, rest = values[: len(PALETTE)], values[len(PALETTE) :]
+    steps = [*PALETTE[: len(named)], *([theme_colors(theme)["grey"]] if rest else [])]
+    labels = [escape(value, limit=28) or "(none)" for value in named]
+    labels += [f"{len(rest)} others" if len(rest) > 1 else escape(rest[0], limit=28)] if rest else []
+    entries = [
+        legend_trace(label, {"symbol": "square", "size": 11, "color": color})
+        for label, color in zip(labels, steps, strict=True)
+    ]
+    numbers = column.map({value: min(number, len(PALETTE)) for number, value in enumerate(values)})
+    scale = [[(i + end) / len(steps), color] for i, color in enumerate(steps) for end in (0, 1)]
+    axis = {"colorscale": scale, "cmin": -0.5, "cmax": len(steps) - 0.5, "showscale": False}
+    layout = {"coloraxis": axis, "legend": {"itemclick": False}}
+    return Paint(marker=numbers.to_numpy(dtype=float), title=title, legend=entries, layout=layout)
+
+
+def prompt_legend(prompts: Sequence[str], colors: Paint, visible: Collection[str]) -> list[dict[str, Any]]:
+    """The colour of each prompt. Without colours of prompts the entries are there, unseen: a panel can then change the
+    colours by one message."""
+    return [
+        legend_trace(
+            escape(prompt, limit=28),
+            {"symbol": "square", "size": 11, "color": colors.strokes.get(prompt, CLASS_COLORS["harmless"])},
+            legendgroup=f"prompt {prompt}",
+            visible=bool(colors.strokes) and prompt in visible,
+        )
+        for prompt in prompts
+    ]
+
+
+def class_legend(points: pd.DataFrame, color: str, theme: str) -> list[dict[str, Any]]:
+    """The symbol of each class; in its colour where colours mean the class."""
+    colors = CLASS_COLORS if color == "class" else dict.fromkeys(CLASS_COLORS, theme_colors(theme)["grey"])
+    return [
+        legend_trace(name, {"symbol": CLASS_SYMBOLS[name], "size": 9, "color": colors[name]}, legend="legend2")
+        for name in class_names(points["harmful"].drop_duplicates())
+    ]
+
+
+def legend_trace(name: str, marker: dict[str, Any], **where: Any) -> dict[str, Any]:
+    """A trace that is only its legend entry."""
+    shared = {"type": "scatter", "x": [None], "y": [None], "mode": "markers", "hoverinfo": "skip"}
+    return {**shared, "name": name, "marker": marker, **where}
+
 
 Content = dict[str, Any]
 """`data` (traces) and `layout`, as `go.Figure` takes them."""
@@ -247,7 +503,7 @@ def _clouds(
             "visible": prompt in visible,
             "marker": {"symbol": CLASS_SYMBOLS[name], **marker, **colors.of((prompt, harmful), rows)},
             "customdata": hover[rows],
-            "hovertemplate": "%{customdata}<extra></extra>",
+            "hovertemplate": HOVER,
             **({} if many else {"ids": queries[rows]}),
         }
         traces.append(trace if selected is None else {**trace, "selectedpoints": np.flatnonzero(selected[rows])})
@@ -374,7 +630,7 @@ def _walk(group: pd.DataFrame, name: str, last: int, theme: str) -> list[dict[st
             **shared, "x": now["x"].to_numpy(), "y": now["y"].to_numpy(), "mode": "markers", "name": name,
             "marker": {**symbol, "size": 8, "opacity": 0.8, "line": {"width": 0.8, "color": looks["paper"]}},
             "customdata": [f"<b>{wrapped(text)}</b><br>{name} · step {last}" for text in now["text"]],
-            "hovertemplate": "%{customdata}<extra></extra>",
+            "hovertemplate": HOVER,
         },
         {
             **shared, "x": means["x"].to_numpy(), "y": means["y"].to_numpy(), "mode": "lines+markers",

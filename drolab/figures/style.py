@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from drolab.types import NO_PROMPT, DrolabError
+from drolab.errors import DrolabError
+from drolab.types import NO_PROMPT
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """Okabe and Ito without yellow: told apart with every common kind of colour blindness."""
@@ -191,3 +193,26 @@ def show(figure: go.Figure) -> None:
     content = {**json.loads(figure.to_json()), "config": CONFIG}
     bundle = {"application/vnd.plotly.v1+json": content, "text/plain": repr(type(figure).__name__)}
     display(bundle, raw=True)
+
+
+HOVER = "%{customdata}<extra></extra>"
+
+
+def value_text(row: Any) -> str:
+    return f"{row.value:.3f}{interval_text(row)}"
+
+
+def interval_text(row: Any) -> str:
+    low, high = getattr(row, "low", math.nan), getattr(row, "high", math.nan)
+    return "" if pd.isna(low) or pd.isna(high) else f" [{low:.2f}, {high:.2f}]"
+
+
+def band_color(theme: str) -> str:
+    return theme_colors(theme)["grid"] if theme == "light" else "#4A4A4A"
+
+
+def error_bars(rows: pd.DataFrame) -> dict[str, Any] | None:
+    if not {"low", "high"} <= set(rows.columns):
+        return None
+    above, below = rows["high"] - rows["value"], rows["value"] - rows["low"]
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1.4, "width": 4}

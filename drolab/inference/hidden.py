@@ -15,23 +15,28 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from drolab.data.queries import validate_queries
-from drolab.models.chat import EncodedBatch, Prompt, as_prompts, encode
-from drolab.models.layers import resolve_layers
-from drolab.models.load import ChatModel, check_edits
-from drolab.models.passes import (
+from drolab.data import validate_queries
+from drolab.errors import StatesError
+from drolab.models import (
+    ChatModel,
+    EncodedBatch,
     Prefix,
+    Prompt,
+    as_prompts,
     back_off,
     begin,
     can_share_prefix,
+    check_edits,
     check_positions,
+    encode,
     pass_states,
     passes_of,
     prefix_embeddings,
+    resolve_layers,
 )
 from drolab.progress import Progress, bar
 from drolab.store import Store, key
-from drolab.types import STATE_COLUMNS, HiddenStates, StatesError
+from drolab.types import STATE_COLUMNS, HiddenStates
 
 _log = logging.getLogger(__name__)
 

@@ -25,10 +25,8 @@ from drolab.judges.base import (
     score_table,
     verdicts,
 )
-from drolab.judges.classifiers import Classifier
-from drolab.judges.composite import CompositeJudge, longest
 from drolab.judges.first_token import FirstTokenJudge, agreement, calibration
-from drolab.judges.guards import Guard, LlamaGuard, ShieldGemma
+from drolab.judges.guards import Classifier, CompositeJudge, Guard, LlamaGuard, ShieldGemma, longest
 from drolab.judges.refusal_text import TextJudge
 from drolab.judges.string_rule import is_refusal, refusal_words
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from drolab.errors import QueryError
 from drolab.intervals import drawn_weights, percentiles, rate_interval
 from drolab.judges.base import FULL, VERDICTS, as_verdicts
-from drolab.types import QueryError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

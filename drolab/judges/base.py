@@ -7,8 +7,9 @@ from typing import Protocol, runtime_checkable
 
 import pandas as pd
 
+from drolab.errors import QueryError
 from drolab.judges.string_rule import is_refusal
-from drolab.types import SCORE_COLUMNS, QueryError
+from drolab.types import SCORE_COLUMNS
 
 FULL, PARTIAL, COMPLIES = "full_refusal", "partial_refusal", "compliance"
 NEITHER = "neither"

@@ -11,13 +11,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from drolab.inference.responses import first_token_probabilities
+from drolab.errors import QueryError
+from drolab.inference import first_token_probabilities
 from drolab.judges.base import AnyJudge, check_responses, refused
 from drolab.judges.string_rule import is_refusal
-from drolab.models.chat import Prompt
-from drolab.models.load import ChatModel
+from drolab.models import ChatModel, Prompt
 from drolab.progress import Progress
-from drolab.types import QueryError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from drolab.judges import score_table
-from drolab.types import QueryError
+from drolab.errors import QueryError
+from drolab.judges.base import score_table
 
 LABEL_COLUMNS = ("query_id", "prompt", "sample", "response_sha256", "label")
 """Columns of a table of hand labels; `label` is refusal or compliance."""

@@ -21,8 +21,9 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
+from drolab.errors import ChatTemplateError, DrolabError, PromptError, QueryError, StatesError
 from drolab.models.load import CHAT_FORMATS, ChatModel
-from drolab.types import ChatTemplateError, DrolabError, PromptError, QueryError, SafetyPrompt, SoftPrompt, StatesError
+from drolab.types import SafetyPrompt, SoftPrompt
 
 Prompt = SafetyPrompt | SoftPrompt
 Span = tuple[int, int]

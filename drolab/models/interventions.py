@@ -12,7 +12,7 @@ modules must not be used by two threads while they are edited.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,17 +20,58 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import PreTrainedModel
 
-from drolab.models.chat import EncodedBatch
+from drolab.errors import ModelError, StatesError
 from drolab.models.layers import block_names, resolve_layers
-from drolab.models.load import ChatModel, EditsInForce, check_edits, edits_in_force
-from drolab.models.passes import can_share_prefix, expanded, last_logits, prefix_cache, prefix_embeddings
+from drolab.models.load import ChatModel
 from drolab.store import key
-from drolab.types import StatesError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+_in_force: WeakKeyDictionary[PreTrainedModel, list[EditsInForce]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, eq=False)
+class EditsInForce:
+    """What one `steering.steered` does to a model's modules, as far as those who run the model must know."""
+
+    digest: str
+    at_read: bool
+    """Some edit acts at the read position only."""
+
+
+def edits_in_force(model: ChatModel) -> list[EditsInForce]:
+    """The list that `steering.steered` keeps for this model's modules, in the order of entering."""
+    return _in_force.setdefault(model.model, [])
+
+
+def check_edits(model: ChatModel, *, at_read: bool = False) -> None:
+    """Raise unless the modules compute at this moment what the fingerprint says: else a store would be poisoned.
+
+    Args:
+        at_read: whether the caller can run edits that act at the read position only.
+
+    Raises:
+        ModelError: the modules are being edited and `model` is not what `steered` yielded, or it is and the context
+            has ended; or edits at the read position where the caller cannot run them.
+    """
+    edits = edits_in_force(model)
+    if model.fingerprint.split("+")[1:] != [edit.digest for edit in edits]:
+        if edits:
+            raise ModelError(
+                f"The states of {model.name!r} are being edited: use the model that the innermost steered(…) yielded, "
+                "or leave its context first."
+            )
+        raise ModelError(f"The edits of this {model.name!r} have ended: use it inside its steered(…) context.")
+    if not at_read and any(edit.at_read for edit in edits):
+        raise ModelError(
+            f"{model.name!r} is edited at the read position, which has a meaning only in single passes of whole "
+            "chats: use steering.next_tokens, or edit all positions."
+        )
+
 
 Positions = Literal["all", "read"]
 
@@ -113,7 +154,7 @@ def check_direction(direction: Tensor, name: str = "The direction") -> None:
         )
 
 
-def _at_read(edit: Edit) -> bool:
+def at_read_position(edit: Edit) -> bool:
     return isinstance(edit, Patch) or (isinstance(edit, Add) and edit.positions == "read")
 
 
@@ -196,9 +237,9 @@ def _resolve(model: ChatModel, edits: Sequence[Edit]) -> _Steered:
             points.setdefault(point, []).append(edit)
         reference = edit.reference if isinstance(edit, Ablate) else None
         content = [None if part is None else _sha256(part) for part in (vectors, reference)]
-        identities.append([type(edit).__name__, where, _at_read(edit), content])
+        identities.append([type(edit).__name__, where, at_read_position(edit), content])
     digest = key(kind="edits", edits=identities)[:16]
-    return _Steered(digest=digest, at_read=any(map(_at_read, edits)), points=points)
+    return _Steered(digest=digest, at_read=any(map(at_read_position, edits)), points=points)
 
 
 def _sha256(tensor: Tensor) -> str:
@@ -256,103 +297,3 @@ def _install(model: ChatModel) -> None:
 
 
 # --- what the model then says ------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def next_tokens(
-    model: ChatModel, batch: EncodedBatch, plans: Sequence[Sequence[Edit]], *, token_budget: int = 16384
-) -> Iterator[tuple[int, list[int], Tensor]]:
-    """The distribution of the reply's first token for every chat under each of several plans: lists of edits.
-
-    An empty plan leaves the model as it is. What plans share runs once: edits at the read position leave all tokens
-    before it as they are, edits at all positions leave one prefix for all chats. Chats of unequal length never meet
-    in a pass, so nothing is padded.
-
-    Args:
-        batch: see `chat.encode`.
-        token_budget: chats x tokens per chat in one pass; bounds the memory.
-
-    Yields:
-        The plan's number, rows of the batch, and their log-probabilities, [rows, vocabulary] float32, on the CPU.
-        Plans in order for the same rows, the plans with edits at all positions after those without.
-
-    Raises:
-        As `steered`; and StatesError: a Patch whose states are not one for each chat.
-    """
-    check_edits(model)
-    share = can_share_prefix(model)
-    late = [number for number, plan in enumerate(plans) if share and all(map(_at_read, plan))]
-    if late:
-        yield from _change_last(model, batch, {number: plans[number] for number in late}, token_budget)
-    for number in sorted(set(range(len(plans))) - set(late)):
-        share_prefix = share and not any(map(_at_read, plans[number]))
-        for rows, spoken in _change_whole(model, batch, plans[number], token_budget, share_prefix):
-            yield number, rows, spoken
-
-
-def _change_last(
-    model: ChatModel, batch: EncodedBatch, plans: Mapping[int, Sequence[Edit]], token_budget: int
-) -> Iterator[tuple[int, list[int], Tensor]]:
-    """For plans that change the last token only: the tokens before it run once for all plans."""
-    prefix = _begun(model, prefix_embeddings(model, batch))
-    for rows in _chunks(batch, token_budget):
-        tokens = _embedded(model, batch, rows)
-        trunk = _begun(model, tokens[:, :-1], expanded(prefix, len(rows)))
-        for number, plan in plans.items():
-            edits = _of_rows(plan, batch, rows)
-            yield number, rows, _spoken(model, edits, tokens[:, -1:], expanded(trunk, 1))
-
-
-def _change_whole(
-    model: ChatModel, batch: EncodedBatch, plan: Sequence[Edit], token_budget: int, share_prefix: bool
-) -> Iterator[tuple[list[int], Tensor]]:
-    """For a plan that changes whole chats: their common prefix runs once, if its last token may be edited as any."""
-    prefix = prefix_embeddings(model, batch)
-    with steered(model, *plan):
-        start = _begun(model, prefix) if share_prefix else None
-    for rows in _chunks(batch, token_budget):
-        tokens, edits = _embedded(model, batch, rows), _of_rows(plan, batch, rows)
-        if start is None:
-            tokens = torch.cat([prefix.expand(len(rows), *prefix.shape), tokens], dim=1)
-        yield rows, _spoken(model, edits, tokens, None if start is None else expanded(start, len(rows)))
-
-
-def _chunks(batch: EncodedBatch, token_budget: int) -> Iterator[list[int]]:
-    """Rows of equal length, the longest first: if memory is short, that shows at once."""
-    by_length: dict[int, list[int]] = {}
-    for row, suffix in enumerate(batch.suffixes):
-        by_length.setdefault(len(suffix), []).append(row)
-    for length in sorted(by_length, reverse=True):
-        size = max(1, token_budget // (len(batch.prefix) + length))
-        yield from (by_length[length][at : at + size] for at in range(0, len(by_length[length]), size))
-
-
-def _embedded(model: ChatModel, batch: EncodedBatch, rows: Sequence[int]) -> Tensor:
-    """[rows, S, d]: what follows the shared prefix."""
-    return model.embed(torch.tensor([batch.suffixes[row] for row in rows]))
-
-
-def _begun(model: ChatModel, embedded: Tensor, cache: DynamicCache | None = None) -> DynamicCache:
-    """The keys and values of a prefix [S, d]; or those of a cache with [B, S, d] more."""
-    if embedded.shape[-2] == 0:
-        return DynamicCache(config=model.model.config.get_text_config()) if cache is None else cache
-    if cache is None:
-        return prefix_cache(model, embedded)
-    model.base_model(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
-    return cache
-
-
-def _of_rows(plan: Sequence[Edit], batch: EncodedBatch, rows: Sequence[int]) -> list[Edit]:
-    for edit in plan:
-        if isinstance(edit, Patch) and len(edit.states) != len(batch):
-            raise StatesError(
-                f"Patch has {len(edit.states)} states for {len(batch)} chats: give one for each, in order."
-            )
-    return [replace(edit, states=edit.states[list(rows)]) if isinstance(edit, Patch) else edit for edit in plan]
-
-
-def _spoken(model: ChatModel, edits: Sequence[Edit], tokens: Tensor, cache: DynamicCache | None) -> Tensor:
-    """[rows, vocabulary]: log-probabilities after the last of the tokens [rows, S, d]."""
-    with steered(model, *edits):
-        logits = last_logits(model, inputs_embeds=tokens, past_key_values=cache, use_cache=cache is not None)
-    return logits.log_softmax(dim=-1).cpu()

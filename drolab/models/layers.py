@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from drolab.errors import ModelError, StatesError
 from drolab.models.load import ChatModel
-from drolab.types import ModelError, StatesError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -31,10 +31,11 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from drolab.errors import ModelError, PromptError, StatesError
 from drolab.models.chat import EncodedBatch
+from drolab.models.interventions import check_edits
 from drolab.models.layers import block_names, has_blocks, resolve_layers
-from drolab.models.load import ChatModel, check_edits
-from drolab.types import ModelError, PromptError, StatesError
+from drolab.models.load import ChatModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

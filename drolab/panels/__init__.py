@@ -7,13 +7,12 @@ back. It works without a browser too.
 from drolab.panels.base import Job, Panel, PanelError, Stopped
 from drolab.panels.board import Board, board
 from drolab.panels.dro.panel import DROPanel, dro
-from drolab.panels.explore import ExplorePanel, explore
+from drolab.panels.explore import ExplorePanel, Tabs, explore, tabs
 from drolab.panels.export_box import Takeaway
 from drolab.panels.picture import Picture
 from drolab.panels.projection.panel import ProjectionPanel, projection
 from drolab.panels.prompt_lab.panel import PromptLab, prompt_lab
 from drolab.panels.responses.panel import ResponsePanel, responses
-from drolab.panels.tabs import Tabs, tabs
 
 __all__ = [
     "Board",

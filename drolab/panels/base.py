@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import html
+import signal
 import threading
 import time
 import traceback
@@ -16,10 +17,46 @@ from typing import Any, TypeVar
 
 import ipywidgets as widgets
 import traitlets
+from IPython.core.getipython import get_ipython
 
+from drolab.errors import DrolabError
 from drolab.panels.controls import STYLE
-from drolab.panels.interrupts import on_interrupt
-from drolab.types import DrolabError
+
+_RETRY_SECONDS = 1.0
+
+
+def on_interrupt(stop: Callable[[], None]) -> None:
+    """Call `stop`, soon and in the main thread, at each interrupt of this kernel; outside of a kernel do nothing.
+
+    May be called from any thread, and again.
+    """
+    shell = get_ipython()
+    loop = getattr(getattr(shell, "kernel", None), "io_loop", None)
+    if shell is None or loop is None or loop in _heard:
+        return
+    _heard.append(loop)
+
+    def after_cell(result: Any) -> None:
+        if isinstance(getattr(result, "error_in_exec", None), KeyboardInterrupt):
+            stop()
+
+    def between_cells(*_: Any) -> None:
+        # Not from inside a signal handler, where a lock may be held. tornado's own `add_callback` would not wake the
+        # loop here: it takes this thread's loop to be awake.
+        loop.asyncio_loop.call_soon_threadsafe(stop)
+
+    def listen() -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, between_cells)
+        else:  # an asynchronous cell is under way, with a handler of its own
+            loop.call_later(_RETRY_SECONDS, listen)
+
+    shell.events.register("post_run_cell", after_cell)
+    loop.add_callback(listen)  # signals are set in the main thread, where this loop runs
+
+
+_heard: list[Any] = []
+
 
 T = TypeVar("T")
 

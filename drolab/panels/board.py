@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from drolab import figures
 from drolab.evidence import comparison
-from drolab.figures.rates import tradeoff_content
+from drolab.figures import tradeoff_content
 from drolab.panels.base import Panel, PanelError
 from drolab.panels.controls import choice, named, several, share
 from drolab.panels.export_box import About, Takeaway

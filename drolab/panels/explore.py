@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import ipywidgets as widgets
 import plotly.graph_objects as go
 
-from drolab.panels.base import Panel, control
+from drolab.panels.base import Panel, alert, control
 from drolab.panels.picture import Picture
 
 
@@ -41,3 +42,31 @@ def explore(draw: Callable[..., go.Figure], controls: Mapping[str, Any]) -> Expl
     An error in `draw` is shown in words above the figure, which stays as it was.
     """
     return ExplorePanel(draw, controls)
+
+
+class Tabs(widgets.Tab):  # type: ignore[misc]  # ipywidgets ships no types
+    """See `tabs`."""
+
+    def __init__(self, panels: Mapping[str, Callable[[], widgets.Widget]]) -> None:
+        self._make = list(panels.values())
+        super().__init__([widgets.VBox() for _ in panels], titles=tuple(panels), selected_index=0)
+        self.observe(lambda _: self._fill(), "selected_index")
+        self._fill()
+
+    def _fill(self) -> None:
+        if self.selected_index is None or self.children[self.selected_index].children:
+            return
+        box, make = self.children[self.selected_index], self._make[self.selected_index]
+        try:
+            box.children = (make(),)
+        except Exception as error:
+            box.children = (widgets.HTML(alert(error)),)
+
+
+def tabs(panels: Mapping[str, Callable[[], widgets.Widget]]) -> Tabs:
+    """Show panels behind tabs.
+
+    Args:
+        panels: title → makes the panel; called once, when the tab is opened first. An error stands in the tab in words.
+    """
+    return Tabs(panels)

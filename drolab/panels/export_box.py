@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from drolab import export
-from drolab.figures.templates import COLUMNS
+from drolab.figures import COLUMNS
 from drolab.panels.base import Job, Panel, button
 from drolab.panels.controls import STYLE
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from drolab.figures.style import BIDIRECTIONAL
+from drolab.figures import BIDIRECTIONAL
 
 Spans = Sequence[tuple[int, int]]
 

@@ -17,18 +17,21 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from drolab.evidence.shift_products import unit
-from drolab.evidence.shifts import RANDOM
+from drolab.errors import StatesError
+from drolab.intervals import unit
 from drolab.probing.anchors import one_position
 from drolab.probing.probes import Target, align_target, check_classes, grouped_folds
 from drolab.probing.readouts import Features, known_methods, readout, take, tune
-from drolab.types import AnchorSpace, HiddenStates, StatesError
+from drolab.types import AnchorSpace, HiddenStates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
     Array = NDArray[np.float64]
+
+RANDOM = "random"
+"""Name of the control rows: a random direction, against which a real one must stand out."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from drolab.errors import StatesError
 from drolab.probing.anchors import coordinates
-from drolab.types import AnchorSpace, HiddenStates, Probe, StatesError
+from drolab.types import AnchorSpace, HiddenStates, Probe
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

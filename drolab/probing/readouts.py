@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from drolab.errors import StatesError
 from drolab.probing.anchors import fit_anchors
 from drolab.probing.probes import fit_probe, grouped_folds, hard_labels, ridge_logistic
-from drolab.types import AnchorSpace, HiddenStates, StatesError
+from drolab.types import AnchorSpace, HiddenStates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

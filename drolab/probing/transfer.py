@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from drolab.errors import StatesError
 from drolab.probing.anchors import one_position
 from drolab.probing.crossval import limits, query_groups
 from drolab.probing.directions import fit
 from drolab.probing.probes import Target, align_target, grouped_folds
 from drolab.probing.readouts import Features, known_methods, take, tune
-from drolab.types import HiddenStates, StatesError
+from drolab.types import HiddenStates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,14 +65,14 @@ def transfer(
             and in the test part. Penalties stay as they were chosen for the real target.
 
     Returns:
-        TRANSFER_COLUMNS, one row per method, what it was fitted and tested on, and `shuffled` or not. `auc` is
-        that of a soft target: how often a state ranks above another, over all pairs, weighted by the chance that
-        the one is positive and the other negative. Only states of one fit are compared with each other; so
-        "each category" is the AUC within left-out categories. `ceiling` is the AUC of the target itself (1 for
-        booleans). With `across`, the interval is of what the method reaches when it is fitted on so many other
-        queries and tested on other ones, see `drolab.probing.crossval`; with `test_states`, of what these very directions
-        reach on other test queries (a bootstrap over them, with all their prompts). For the control, `auc`, `low` and
-        `high` are those of all deals together, and too narrow with few of them.
+        TRANSFER_COLUMNS, one row per method, what it was fitted and tested on, and `shuffled` or not. `auc` is that of
+        a soft target: how often a state ranks above another, over all pairs, weighted by the chance that the one is
+        positive and the other negative. Only states of one fit are compared with each other; so "each category" is the
+        AUC within left-out categories. `ceiling` is the AUC of the target itself (1 for booleans). With `across`, the
+        interval is of what the method reaches when it is fitted on so many other queries and tested on other ones, see
+        `drolab.probing.crossval`; with `test_states`, of what these very directions reach on other test queries (a
+        bootstrap over them, with all their prompts). For the control, `auc`, `low` and `high` are those of all deals
+        together, and too narrow with few of them.
 
     Raises:
         StatesError: both or none of `across` and `test_states`; a query that is in both sets of states; as in

@@ -1,8 +1,8 @@
 """A content-addressed, resumable, crash-safe store of arrays and texts. It knows no model.
 
-What is stored never changes: a key is the hash of everything that determines a value (see `key`), and every
-put writes one new file, a *shard*, with the keys, the values and a checksum per entry (see `drolab.store.shards`). There
-is no index beside the files that could disagree with them: a store learns what it has from the shards themselves.
+What is stored never changes: a key is the hash of everything that determines a value (see `key`), and every put writes
+one new file, a *shard*, with the keys, the values and a checksum per entry (see `drolab.store.shards`). There is no
+index beside the files that could disagree with them: a store learns what it has from the shards themselves.
 
 A shard is written under a temporary name, flushed to disk and then renamed, so a reader sees all of it or
 nothing, and any number of processes, and threads of one process, may read and write at once. An entry whose
@@ -27,9 +27,9 @@ import pandas as pd
 import platformdirs
 import torch
 
+from drolab.errors import StoreError
 from drolab.store import checkpoints, inventory, shards
 from drolab.store.shards import FORMATS, SUFFIX, Shards
-from drolab.types import StoreError
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 _log = logging.getLogger(__name__)

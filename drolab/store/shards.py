@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from drolab import atomic
-from drolab.types import StoreError
+from drolab.errors import StoreError
 
 FORMAT = "v2"
 SUFFIX = ".safetensors"

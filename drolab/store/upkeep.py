@@ -13,8 +13,8 @@ import pandas as pd
 import torch
 
 from drolab import atomic
+from drolab.errors import StoreError
 from drolab.store import Store, checkpoints, inventory, shards
-from drolab.types import StoreError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,15 +13,12 @@ from dataclasses import dataclass
 import pandas as pd
 from torch import Tensor
 
-from drolab.data.prompts import load_prompts
-from drolab.data.queries import load_queries
-from drolab.evidence.shifts import mean_interval, separability, shift_cosines
-from drolab.inference.hidden import hidden_states
-from drolab.inference.responses import generate
+from drolab.data import load_prompts, load_queries
+from drolab.evidence import mean_interval, separability, shift_cosines
+from drolab.inference import generate, hidden_states
 from drolab.judges import judge
-from drolab.models.load import ChatModel, load_model
-from drolab.probing.anchors import fit_anchors
-from drolab.probing.probes import fit_probe
+from drolab.models import ChatModel, load_model
+from drolab.probing import fit_anchors, fit_probe
 from drolab.store import Store
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, SafetyPrompt
 
@@ -164,7 +161,9 @@ def target_table(separable: pd.DataFrame, refusals: pd.DataFrame, cosines: pd.Da
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m recipes.demo_model.evaluate", description="Measure the demo model.")
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.demo_model.evaluate", description="Measure the demo model."
+    )
     parser.add_argument("--model", default="demo", help="'demo' (default) or a folder of recipes.demo_model.train")
     parser.add_argument("--n-samples", type=int, default=20, help="replies per query and prompt (default 20)")
     parser.add_argument("--top-p", type=float, default=0.9, help="nucleus of the sampling (default 0.9, the paper's)")

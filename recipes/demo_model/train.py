@@ -24,8 +24,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from drolab.errors import TrainingError
 from recipes.demo_model.corpus import Chat, draw_chats, openings
-from drolab.types import TrainingError
 
 PAD, BOS, START, END = "<|pad|>", "<|bos|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (

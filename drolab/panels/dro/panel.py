@@ -13,12 +13,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from drolab import export, figures
-from drolab.data.queries import validate_queries
-from drolab.dro.runs import MEASURED_COLUMNS, TRAINING, KeptRun, compare, sample
-from drolab.dro.training import HISTORY_COLUMNS, Training
+from drolab.data import validate_queries
+from drolab.dro import HISTORY_COLUMNS, MEASURED_COLUMNS, TRAINING, KeptRun, Training, compare, sample
 from drolab.judges import FirstTokenJudge
-from drolab.models.chat import Prompt
-from drolab.models.load import ChatModel
+from drolab.models import ChatModel, Prompt
 from drolab.panels.base import Job, Panel, PanelError, Stopped, alert, button
 from drolab.panels.controls import named
 from drolab.panels.dro.replay import Replay

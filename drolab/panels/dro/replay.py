@@ -10,10 +10,9 @@ import pandas as pd
 import traitlets
 
 from drolab import dro
-from drolab.dro.runs import KeptRun
-from drolab.figures.boundaries import probe_boundaries
-from drolab.figures.plane import movement_content
-from drolab.models.load import ChatModel
+from drolab.dro import KeptRun
+from drolab.figures import movement_content, probe_boundaries
+from drolab.models import ChatModel
 from drolab.panels.base import Job, Panel, PanelError, button
 from drolab.panels.controls import choice
 from drolab.panels.picture import Picture, placeholder

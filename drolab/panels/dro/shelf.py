@@ -10,10 +10,9 @@ from typing import Any
 import ipywidgets as widgets
 import pandas as pd
 
-from drolab.dro import runs
-from drolab.dro.runs import KeptRun
-from drolab.figures.style import PALETTE
-from drolab.models.load import ChatModel
+from drolab.dro import KeptRun, runs
+from drolab.figures import PALETTE
+from drolab.models import ChatModel
 from drolab.panels.base import Panel, PanelError, button
 from drolab.panels.controls import STYLE, choice, named
 from drolab.panels.markup import label, table

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from drolab.figures.style import PALETTE, THEMES, class_names
+from drolab.figures import PALETTE, THEMES, class_names
 from drolab.panels import markup
 from drolab.panels.base import Job, Panel, PanelError, alert, button
 from drolab.panels.controls import STYLE, choice, named, several

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from drolab.probing.anchors import coordinates, fit_anchors, one_position, umap_view
-from drolab.probing.probes import fit_probe
-from drolab.types import AnchorSpace, HiddenStates, Probe, StatesError
+from drolab.errors import StatesError
+from drolab.probing import coordinates, fit_anchors, fit_probe, one_position, umap_view
+from drolab.types import AnchorSpace, HiddenStates, Probe
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from drolab.figures import plane
-from drolab.figures.boundaries import Boundary, Box, probe_boundaries
-from drolab.figures.style import FigureError
+from drolab.errors import StatesError
+from drolab.figures import Boundary, Box, FigureError, plane, probe_boundaries
 from drolab.panels.projection.spaces import FrozenSpaces, refusal_changes
-from drolab.types import NO_PROMPT, StatesError
+from drolab.types import NO_PROMPT
 
 MOST_POINTS = 50_000
 """A browser cannot draw more than these and keep up: whole queries are left out, and the figure says so."""

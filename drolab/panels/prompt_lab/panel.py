@@ -11,10 +11,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from drolab import export, figures
-from drolab.data.prompts import load_prompts, save_prompts
-from drolab.figures.style import PALETTE
-from drolab.models.chat import Prompt, as_prompts
-from drolab.models.load import ChatModel
+from drolab.data import load_prompts, save_prompts
+from drolab.figures import PALETTE
+from drolab.models import ChatModel, Prompt, as_prompts
 from drolab.panels.base import Job, Panel, PanelError, button
 from drolab.panels.controls import STYLE, named
 from drolab.panels.export_box import About, Takeaway

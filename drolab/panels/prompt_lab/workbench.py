@@ -16,19 +16,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from drolab.data.queries import validate_queries
-from drolab.evidence.shift_products import Interval
-from drolab.evidence.shifts import shift_cosines
-from drolab.inference.hidden import hidden_states
-from drolab.inference.responses import generate
-from drolab.intervals import mean_interval
+from drolab.data import validate_queries
+from drolab.errors import PromptError, StatesError
+from drolab.evidence import shift_cosines
+from drolab.inference import generate, hidden_states
+from drolab.intervals import Interval, mean_interval
 from drolab.judges import judge
-from drolab.models.chat import Prompt, prompt_token_ids
-from drolab.models.load import ChatModel
-from drolab.probing.anchors import coordinates
+from drolab.models import ChatModel, Prompt, prompt_token_ids
+from drolab.probing import coordinates
 from drolab.progress import Progress
 from drolab.store import Store
-from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe, PromptError, SafetyPrompt, SoftPrompt, StatesError
+from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe, SafetyPrompt, SoftPrompt
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

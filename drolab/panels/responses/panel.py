@@ -11,10 +11,9 @@ import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
 
-from drolab.evidence.comparison import ONLY, narrowed, query_changes, query_rates
 from drolab.export import write_atomically
+from drolab.figures import class_names
 from drolab.figures import rates as tradeoffs
-from drolab.figures.style import class_names
 from drolab.judges import AnyJudge, disagreement, is_refusal, refusal_words, verdicts
 from drolab.judges.human_labels import HandJudge
 from drolab.panels.base import Panel, PanelError, button, control
@@ -22,6 +21,7 @@ from drolab.panels.controls import STYLE, choice, named, several, share
 from drolab.panels.export_box import About, Takeaway
 from drolab.panels.markup import Cell, Spans, label, paragraph, side_by_side, table
 from drolab.panels.picture import Picture
+from drolab.panels.responses.view import ONLY, narrowed, query_changes, query_rates
 
 HAND = "hand"
 """The name of the judge that the labels make."""

@@ -1,0 +1,36 @@
+"""What is asked, and under which prompts: query sets, safety prompts, public benchmarks, released results.
+
+In order: `benchmarks` (recognise and read files of public benchmarks), `queries` (a checked table of queries),
+`prompts` (safety prompts and controls), `release` (a clone of the paper's released results), `xstest` (a clone of
+XSTest's responses with human labels). What these results say is measured in `evidence.release_tables`.
+"""
+
+from drolab.data import prompts
+from drolab.data.benchmarks import BENCHMARKS, Benchmark
+from drolab.data.prompts import CODE_CLONE, load_prompts, random_words, save_prompts
+from drolab.data.queries import load_queries, validate_queries
+from drolab.data.release import CLONE, N_SAMPLES, Release, as_scores, base_name, load, names
+from drolab.data.xstest import LABELS, XSTEST_CLONE, XSTEST_COLUMNS, load_xstest
+
+__all__ = [
+    "BENCHMARKS",
+    "CLONE",
+    "CODE_CLONE",
+    "LABELS",
+    "N_SAMPLES",
+    "XSTEST_CLONE",
+    "XSTEST_COLUMNS",
+    "Benchmark",
+    "Release",
+    "as_scores",
+    "base_name",
+    "load",
+    "load_prompts",
+    "load_queries",
+    "load_xstest",
+    "names",
+    "prompts",
+    "random_words",
+    "save_prompts",
+    "validate_queries",
+]

@@ -1,0 +1,51 @@
+"""Directed Representation Optimization, the paper's method: a prompt trained as embeddings.
+
+In order: `objective` (the losses of eqs. 3 to 5), `training` (`train_dro`, resumable), `runs` (runs side by side, their
+snapshots and files), `token_drift` (how far the vectors went from the words they started from).
+"""
+
+from drolab.dro import runs
+from drolab.dro.objective import Losses, losses
+from drolab.dro.runs import (
+    MEASURED_COLUMNS,
+    MEASURES,
+    MOVEMENT_COLUMNS,
+    TRAINING,
+    KeptRun,
+    compare,
+    load_runs,
+    measure,
+    movement,
+    paths,
+    sample,
+    save_run,
+    snapshot,
+)
+from drolab.dro.token_drift import as_embeddings, drift_from_text, token_drift
+from drolab.dro.training import HISTORY_COLUMNS, Training, iter_dro, train_dro
+
+__all__ = [
+    "HISTORY_COLUMNS",
+    "MEASURED_COLUMNS",
+    "MEASURES",
+    "MOVEMENT_COLUMNS",
+    "TRAINING",
+    "KeptRun",
+    "Losses",
+    "Training",
+    "as_embeddings",
+    "compare",
+    "drift_from_text",
+    "iter_dro",
+    "load_runs",
+    "losses",
+    "measure",
+    "movement",
+    "paths",
+    "runs",
+    "sample",
+    "save_run",
+    "snapshot",
+    "token_drift",
+    "train_dro",
+]

@@ -1,0 +1,34 @@
+"""What the numbers are worth: tables with intervals, and a null beside each claim.
+
+In order: `shift_products` (mean shifts without the bias of noise), `separability`, `shifts`, `sweep` (layers and
+positions), `comparison` (rates, paired tests), `claims` (the paper's claims, decided), `causal` (what a direction
+does), `release_tables` (the paper's released results and XSTest's labels).
+"""
+
+from drolab.evidence import causal, claims, comparison, release_tables, shift_products, sweep
+from drolab.evidence.separability import auc_change, separability, shuffled_aucs
+from drolab.evidence.shifts import Shifts, null_directions, shift_cosines, shift_report, shift_similarity, shifts
+from drolab.intervals import mean_interval, rate_interval, rate_table
+from drolab.probing.directions import RANDOM
+
+__all__ = [
+    "RANDOM",
+    "Shifts",
+    "auc_change",
+    "causal",
+    "claims",
+    "comparison",
+    "mean_interval",
+    "null_directions",
+    "rate_interval",
+    "rate_table",
+    "release_tables",
+    "separability",
+    "shift_cosines",
+    "shift_products",
+    "shift_report",
+    "shift_similarity",
+    "shifts",
+    "shuffled_aucs",
+    "sweep",
+]

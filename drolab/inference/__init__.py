@@ -1,0 +1,17 @@
+"""Many queries under many prompts, the store first: what is kept is not computed again.
+
+In order: `sampling` (which token comes next, and what ends a reply), `hidden` (`hidden_states`), `responses`
+(`generate`), `next_tokens` (the distribution of a reply's first token, also under edits). How one batch runs is the
+business of `models`.
+"""
+
+from drolab.inference.hidden import hidden_states
+from drolab.inference.next_tokens import first_token_probabilities, next_tokens
+from drolab.inference.responses import generate
+
+__all__ = [
+    "first_token_probabilities",
+    "generate",
+    "hidden_states",
+    "next_tokens",
+]

@@ -1,0 +1,187 @@
+""""""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from drolab.data import validate_queries
+from drolab.errors import QueryError, StatesError
+from drolab.inference.responses import Prompts
+from drolab.inference.sampling import batches
+from drolab.models import (
+    ChatModel,
+    Edit,
+    EncodedBatch,
+    Patch,
+    as_prompts,
+    at_read_position,
+    can_share_prefix,
+    check_edits,
+    encode,
+    expanded,
+    last_logits,
+    prefix_cache,
+    prefix_embeddings,
+    reader_for,
+    steered,
+)
+from drolab.progress import Progress, bar
+
+if TYPE_CHECKING:
+    pass
+
+
+@torch.no_grad()
+def first_token_probabilities(
+    model: ChatModel,
+    queries: pd.DataFrame,
+    prompts: Prompts,
+    *,
+    token_budget: int = 16384,
+    progress: Progress = False,
+) -> tuple[pd.DataFrame, Tensor]:
+    """The distribution of a reply's first token (temperature 1, no top_p). Nothing is sampled.
+
+    Args:
+        token_budget: chats x tokens per chat in one batch; bounds the memory.
+
+    Returns:
+        A table query_id, prompt, harmful (prompts in order, within each the queries), and [n, vocabulary]
+        float32 probabilities on the CPU with the same rows.
+
+    Raises:
+        QueryError, PromptError, ChatTemplateError, StatesError: as `generate`.
+    """
+    check_edits(model)
+    queries = validate_queries(queries)
+    if token_budget < 1:
+        raise QueryError(f"token_budget must be at least 1, got {token_budget}: the default is 16384.")
+    found, tables = as_prompts(prompts), []
+    with bar(progress, total=len(found) * len(queries), desc="first tokens", unit="chat") as counted:
+        for prompt in found:
+            batch = encode(model, queries["text"].tolist(), prompt)
+            rows: dict[int, Tensor] = {}
+            for new in _first_tokens(model, batch, token_budget):
+                rows.update(new)
+                counted.update(len(new))
+            tables.append(torch.stack([rows[row] for row in range(len(batch))]))
+    columns = queries[["query_id", "harmful"]].reset_index(drop=True)
+    index = pd.concat([columns.assign(prompt=prompt.name) for prompt in found], ignore_index=True)
+    return index[["query_id", "prompt", "harmful"]], torch.cat(tables)
+
+
+def _first_tokens(model: ChatModel, batch: EncodedBatch, token_budget: int) -> Iterator[dict[int, Tensor]]:
+    reader = reader_for(model, batch, 1)
+    longest = len(batch.prefix) + max(map(len, batch.suffixes))
+    one_each = {row: [0] for row in range(len(batch))}
+    for pairs in batches(one_each, batch.suffixes, max(1, token_budget // longest), reader.mixes_lengths):
+        rows = [row for row, _ in pairs]
+        probabilities = reader.start([batch.suffixes[row] for row in rows]).softmax(dim=-1).cpu()
+        yield dict(zip(rows, probabilities, strict=True))
+
+
+@torch.no_grad()
+def next_tokens(
+    model: ChatModel, batch: EncodedBatch, plans: Sequence[Sequence[Edit]], *, token_budget: int = 16384
+) -> Iterator[tuple[int, list[int], Tensor]]:
+    """The distribution of the reply's first token for every chat under each of several plans: lists of edits.
+
+    An empty plan leaves the model as it is. What plans share runs once: edits at the read position leave all tokens
+    before it as they are, edits at all positions leave one prefix for all chats. Chats of unequal length never meet
+    in a pass, so nothing is padded.
+
+    Args:
+        batch: see `chat.encode`.
+        token_budget: chats x tokens per chat in one pass; bounds the memory.
+
+    Yields:
+        The plan's number, rows of the batch, and their log-probabilities, [rows, vocabulary] float32, on the CPU.
+        Plans in order for the same rows, the plans with edits at all positions after those without.
+
+    Raises:
+        As `steered`; and StatesError: a Patch whose states are not one for each chat.
+    """
+    check_edits(model)
+    share = can_share_prefix(model)
+    late = [number for number, plan in enumerate(plans) if share and all(map(at_read_position, plan))]
+    if late:
+        yield from _change_last(model, batch, {number: plans[number] for number in late}, token_budget)
+    for number in sorted(set(range(len(plans))) - set(late)):
+        share_prefix = share and not any(map(at_read_position, plans[number]))
+        for rows, spoken in _change_whole(model, batch, plans[number], token_budget, share_prefix):
+            yield number, rows, spoken
+
+
+def _change_last(
+    model: ChatModel, batch: EncodedBatch, plans: Mapping[int, Sequence[Edit]], token_budget: int
+) -> Iterator[tuple[int, list[int], Tensor]]:
+    """For plans that change the last token only: the tokens before it run once for all plans."""
+    prefix = _begun(model, prefix_embeddings(model, batch))
+    for rows in _chunks(batch, token_budget):
+        tokens = _embedded(model, batch, rows)
+        trunk = _begun(model, tokens[:, :-1], expanded(prefix, len(rows)))
+        for number, plan in plans.items():
+            edits = _of_rows(plan, batch, rows)
+            yield number, rows, _spoken(model, edits, tokens[:, -1:], expanded(trunk, 1))
+
+
+def _change_whole(
+    model: ChatModel, batch: EncodedBatch, plan: Sequence[Edit], token_budget: int, share_prefix: bool
+) -> Iterator[tuple[list[int], Tensor]]:
+    """For a plan that changes whole chats: their common prefix runs once, if its last token may be edited as any."""
+    prefix = prefix_embeddings(model, batch)
+    with steered(model, *plan):
+        start = _begun(model, prefix) if share_prefix else None
+    for rows in _chunks(batch, token_budget):
+        tokens, edits = _embedded(model, batch, rows), _of_rows(plan, batch, rows)
+        if start is None:
+            tokens = torch.cat([prefix.expand(len(rows), *prefix.shape), tokens], dim=1)
+        yield rows, _spoken(model, edits, tokens, None if start is None else expanded(start, len(rows)))
+
+
+def _chunks(batch: EncodedBatch, token_budget: int) -> Iterator[list[int]]:
+    """Rows of equal length, the longest first: if memory is short, that shows at once."""
+    by_length: dict[int, list[int]] = {}
+    for row, suffix in enumerate(batch.suffixes):
+        by_length.setdefault(len(suffix), []).append(row)
+    for length in sorted(by_length, reverse=True):
+        size = max(1, token_budget // (len(batch.prefix) + length))
+        yield from (by_length[length][at : at + size] for at in range(0, len(by_length[length]), size))
+
+
+def _embedded(model: ChatModel, batch: EncodedBatch, rows: Sequence[int]) -> Tensor:
+    """[rows, S, d]: what follows the shared prefix."""
+    return model.embed(torch.tensor([batch.suffixes[row] for row in rows]))
+
+
+def _begun(model: ChatModel, embedded: Tensor, cache: DynamicCache | None = None) -> DynamicCache:
+    """The keys and values of a prefix [S, d]; or those of a cache with [B, S, d] more."""
+    if embedded.shape[-2] == 0:
+        return DynamicCache(config=model.model.config.get_text_config()) if cache is None else cache
+    if cache is None:
+        return prefix_cache(model, embedded)
+    model.base_model(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
+    return cache
+
+
+def _of_rows(plan: Sequence[Edit], batch: EncodedBatch, rows: Sequence[int]) -> list[Edit]:
+    for edit in plan:
+        if isinstance(edit, Patch) and len(edit.states) != len(batch):
+            raise StatesError(
+                f"Patch has {len(edit.states)} states for {len(batch)} chats: give one for each, in order."
+            )
+    return [replace(edit, states=edit.states[list(rows)]) if isinstance(edit, Patch) else edit for edit in plan]
+
+
+def _spoken(model: ChatModel, edits: Sequence[Edit], tokens: Tensor, cache: DynamicCache | None) -> Tensor:
+    """[rows, vocabulary]: log-probabilities after the last of the tokens [rows, S, d]."""
+    with steered(model, *edits):
+        logits = last_logits(model, inputs_embeds=tokens, past_key_values=cache, use_cache=cache is not None)
+    return logits.log_softmax(dim=-1).cpu()

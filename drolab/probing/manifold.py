@@ -1,0 +1,81 @@
+""""""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from drolab import store as stores
+from drolab.errors import StatesError
+from drolab.probing.anchors import one_position
+from drolab.types import HiddenStates
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+VIEW_COLUMNS = ("query_id", "prompt", "x", "y")
+"""Columns of `umap_view`."""
+
+
+def umap_view(
+    states: HiddenStates,
+    *,
+    layer: int = -1,
+    n_neighbors: int = 15,
+    min_dist: float = 0.1,
+    random_state: int = 0,
+    extra: HiddenStates | None = None,
+    store: stores.Store | None = None,
+) -> pd.DataFrame:
+    """A UMAP picture of the states, for looking only: distances in it mean little, and no statistic uses it.
+
+    The map is fitted on `states`; the rows of `extra` (new prompts) are placed into it afterwards and move
+    nothing. With a store the coordinates are kept under the content of the states and the settings, and a
+    second call reads them. A new `extra` repeats the fit, which is deterministic: the map stays the same.
+
+    Returns:
+        VIEW_COLUMNS, one row per state: those of `states`, then those of `extra`.
+
+    Raises:
+        StatesError: states that are not finite, or at most `n_neighbors` of them.
+    """
+    shown = [one_position(states)] + ([] if extra is None else [one_position(extra)])
+    matrices = [part.matrix(layer).numpy() for part in shown]
+    if len(states) <= n_neighbors:
+        raise StatesError(f"UMAP with n_neighbors={n_neighbors} needs more than {len(states)} states: lower it.")
+    settings: dict[str, int | float] = {
+        "n_neighbors": n_neighbors,
+        "min_dist": float(min_dist),
+        "random_state": random_state,
+    }
+    parts: list[object] = [[list(matrix.shape), hashlib.sha256(matrix.tobytes()).hexdigest()] for matrix in matrices]
+    view_key = stores.key(kind="umap", parts=parts, **settings)
+    kept = store.get_tensors([view_key]) if store is not None else {}
+    if view_key in kept:
+        places = kept[view_key].numpy()
+    else:
+        places = _umap(matrices, n_neighbors, min_dist, random_state)
+        if store is not None:
+            store.put_tensors([view_key], torch.from_numpy(places)[None], note="UMAP view")
+    rows = pd.concat([part.index[["query_id", "prompt"]] for part in shown], ignore_index=True)
+    return rows.assign(x=places[:, 0], y=places[:, 1])
+
+
+def _umap(
+    matrices: list[NDArray[np.float32]], n_neighbors: int, min_dist: float, random_state: int
+) -> NDArray[np.float32]:
+    """[rows of all matrices, 2]: a map fitted on the first matrix, the others placed into it."""
+    with warnings.catch_warnings():
+        # umap warns about its own choices (spectral fallbacks, numba, jobs): none of it concerns the user.
+        warnings.simplefilter("ignore")
+        from umap import UMAP
+
+        reducer = UMAP(n_neighbors=n_neighbors, min_dist=min_dist, random_state=random_state, n_jobs=1)
+        placed = [reducer.fit_transform(matrices[0]), *(reducer.transform(matrix) for matrix in matrices[1:])]
+    return np.ascontiguousarray(np.concatenate(placed), dtype=np.float32)
