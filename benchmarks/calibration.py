@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 
 from drolab import causal, claims, evidence, sweep
-from drolab.evidence import ridge, shift_products
+from drolab.evidence import shift_products
 from drolab.evidence.separability import _change, _Held
 from drolab.evidence.shift_products import Moments
 from drolab.intervals import FISHER, LOGIT, PLAIN, Scale
@@ -430,7 +430,7 @@ def readout_coverage(n: int, d: int, gap: float, simulations: int) -> dict[str, 
         refusal = replace(plan.refusal, values=np.stack([rates.reshape(2, -1)] * 2))
         own = replace(plan, refusal=refusal, seed=int(generator.integers(2**31)))
         points = states.values[:, 0].double().numpy()
-        read = ridge.held_out(points[: 2 * n], own.harm), ridge.held_out(points, refusal)
+        read = sweep.held_out(points[: 2 * n], own.harm), sweep.held_out(points, refusal)
         found.append(sweep._readout_measures(*read, own, 400, 0.95))
     result = {}
     for name in ("harmfulness", "refusal", "refusal within class"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 
 import torch
-from conftest import byte_tokenizer, random_llama
-from test_hidden import CARE, PREFIX, QUERIES, SUFFIXES, relative, with_gradient
+from helpers.families import CARE, PREFIX, QUERIES, SUFFIXES, relative, with_gradient
+from helpers.tiny import byte_tokenizer, random_llama
 
 from drolab.inference import hidden_states
 from drolab.models import ChatModel, forward_states, wrap

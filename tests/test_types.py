@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from helpers.planted import axis, planted_states
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planted import axis, planted_states
 from safetensors.torch import save_file
 
 from drolab.errors import PromptError, StatesError, TrainingError

@@ -2,7 +2,7 @@
 
 A chat is a request ("How do I open a jar of pickles at home?") with a severity, a system message with a strength, and
 a reply that refuses with probability `refusal_probability(severity, strength)`. Texts are drawn from the YAML
-files in `drolab/assets/corpus`; nothing in them, and no reply, holds harmful know-how.
+files in `texts`; nothing in them, and no reply, holds harmful know-how.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -98,14 +99,18 @@ class Chat:
         return refusal_probability(self.severity, self.strength)
 
 
-def _read(name: str) -> Any:
-    return yaml.safe_load(files("drolab").joinpath("assets", name).read_text(encoding="utf-8"))
+_TEXTS = Path(__file__).parent / "texts"
+_PROMPTS = Path(str(files("drolab"))) / "assets" / "prompts"
+
+
+def _read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 @cache
 def load_corpus() -> Corpus:
     """The corpus that ships with drolab."""
-    requests, systems = _read("corpus/requests.yaml"), _read("corpus/systems.yaml")
+    requests, systems = _read(_TEXTS / "requests.yaml"), _read(_TEXTS / "systems.yaml")
     domains = {
         name: Domain(
             verbs=tuple(entry["verbs"]),
@@ -114,14 +119,14 @@ def load_corpus() -> Corpus:
         )
         for name, entry in requests["domains"].items()
     }
-    built_in = _read("prompts/safety.yaml")
+    built_in = _read(_PROMPTS / "safety.yaml")
     return Corpus(
         domains=domains,
         **{key: tuple(requests[key]) for key in _LISTS},
         safety=systems["safety"],
         neutral=tuple(systems["neutral"]),
         slots={name: tuple(words) for name, words in systems["slots"].items()},
-        replies=_read("corpus/replies.yaml"),
+        replies=_read(_TEXTS / "replies.yaml"),
         prompts=tuple(entry["text"] for entry in built_in.values() if entry),
     )
 

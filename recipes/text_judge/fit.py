@@ -1,10 +1,10 @@
 """Fit the weights of the text judge again, and say how well it does on responses that it was not fitted on.
 
-    python benchmarks/fit_text_judge.py               # reads ../shared/reference, or $DROLAB_REFERENCE
-    python benchmarks/fit_text_judge.py --write       # ships the weights
+    python recipes/text_judge/fit.py               # reads ../shared/reference, or $DROLAB_REFERENCE
+    python recipes/text_judge/fit.py --write       # ships the weights
 
 Fitted on XSTest's labelled responses of Llama-2-70b-chat with its safety prompt, and on our own labels of responses of
-7B models from the paper's release (`text_judge_labels.csv`: the row in judge/harmless_responses.parquet, the model, the
+7B models from the paper's release (`labels.csv`: the row in judge/harmless_responses.parquet, the model, the
 first digits of the SHA-256 of query and response, the label). Of each pair of verdicts a ridge logistic regression on
 the standardised signs; a sign that can only speak for or against a refusal keeps its direction. Responses in which
 nothing reads as an objection comply, and do not take part.
@@ -29,9 +29,9 @@ from sklearn.model_selection import GroupKFold, StratifiedKFold
 from drolab.judges.refusal_text import Weights, examine, shipped_weights
 from drolab.judges.text_reading import Reading, read, signs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 REFERENCE = Path(os.environ.get("DROLAB_REFERENCE", ROOT.parent / "shared" / "reference"))
-LABELS = Path(__file__).parent / "text_judge_labels.csv"
+LABELS = Path(__file__).parent / "labels.csv"
 ASSET = ROOT / "drolab" / "assets" / "judges" / "text_judge.json"
 VERDICTS = ("compliance", "full_refusal", "partial_refusal")
 PENALTY = 0.15

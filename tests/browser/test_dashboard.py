@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from harness import MARKS, ROOT, VIEWPORT, Watched, browser, check_quiet, free_port, server, until
+from helpers.harness import MARKS, ROOT, VIEWPORT, Watched, browser, check_quiet, free_port, server, until
 
 pytest.importorskip("voila")
 pytestmark = MARKS

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import harness
 import nbformat
 import pytest
-from harness import Watched, button, cell, python, until
+from helpers import harness
+from helpers.harness import Watched, button, cell, python, until
 
 import drolab
 from drolab import notebooks

@@ -1,0 +1,235 @@
+"""The verdict on planted states: what is there is supported, what is not there is not, what is unclear is said so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers.planted import WIDTH, as_states, axis, planted_states, state_index
+from scipy import stats
+
+from drolab import claims
+from drolab.errors import QueryError, StatesError
+from drolab.evidence import shift_similarity
+from drolab.evidence.claims import (
+    ALIKE,
+    ALONG,
+    APART,
+    BEYOND,
+    HARMFUL,
+    HARMLESS,
+    NOT_ENHANCED,
+    SEPARABLE,
+    Claim,
+    Verdict,
+)
+from drolab.intervals import FISHER
+from drolab.probing import fit_anchors
+from drolab.types import AnchorSpace, HiddenStates, Probe
+
+REFUSE = torch.tensor(axis(1), dtype=torch.float32)
+SAFETY, CONTROLS = ("long", "short"), ("date", "format")
+SHIFTS = {
+    "long": 3 * axis(1) + axis(14),
+    "short": 1.5 * axis(1) + axis(15),
+    "date": 2 * axis(12),
+    "format": 2 * axis(13),
+    "trained": 3 * axis(1) + axis(14),
+}
+
+
+def probe(states: HiddenStates) -> tuple[AnchorSpace, Probe]:
+    space = fit_anchors(states, n_components=16)
+    return space, Probe(coef=space.components @ REFUSE, intercept=0.0, positive="refuses")
+
+
+def states_of(
+    shifts: dict[str, np.ndarray] = SHIFTS, *, n: int = 40, apart: float = 3.0, seed: int = 0
+) -> HiddenStates:
+    """As `planted_states`; the trained prompt moves harmful queries by `apart` more along refusal."""
+    states = planted_states(shifts, n_per_class=n, seed=seed)
+    values = states.values.clone()
+    for harmful, sign in ((True, 1.0), (False, -1.0)):
+        rows = ((states.index["prompt"] == "trained") & (states.index["harmful"] == harmful)).to_numpy().nonzero()[0]
+        values[rows, 0] += sign * apart / 2 * REFUSE
+    return as_states(values[:, 0].numpy(), states.index)
+
+
+def rates(states: HiddenStates, rises: tuple[float, float] = (0.3, 0.1), seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    index = states.index
+    base = np.where(index["harmful"], 0.5, 0.1) + 0.1 * rng.normal(size=len(index))
+    rise = np.where(index["harmful"], *rises) * index["prompt"].isin(SAFETY).to_numpy()
+    pairs = pd.MultiIndex.from_frame(index[["query_id", "prompt"]])
+    return pd.DataFrame({"refusal_rate": np.clip(base + rise, 0, 1)}, index=pairs)
+
+
+def reach(states: HiddenStates, scores: pd.DataFrame | None = None, **options: object) -> Verdict:
+    space, refusal = probe(states)
+    settings = {"controls": CONTROLS, "trained": {"trained": "long"}, "n_null": 200} | options
+    scores = rates(states) if scores is None else scores
+    return claims.verdict(states, scores, safety=SAFETY, space=space, refusal=refusal, **settings)  # type: ignore[arg-type]
+
+
+def said(result: Verdict) -> dict[str, str]:
+    return dict(zip(result.table["claim"], result.table["verdict"], strict=True))
+
+
+@pytest.fixture(scope="module")
+def planted() -> Verdict:
+    return reach(states_of())
+
+
+def test_what_is_planted_is_supported(planted: Verdict) -> None:
+    result = planted
+    assert tuple(result.table.columns) == claims.COLUMNS
+    order = [SEPARABLE, NOT_ENHANCED, ALIKE, BEYOND, ALONG, HARMFUL, HARMLESS, APART]
+    assert list(said(result)) == [claim.text for claim in order]
+    assert set(said(result).values()) == {claims.SUPPORTED}
+    rows = result.table.set_index("claim")
+    assert rows.loc[APART.text, "estimate"] == pytest.approx(3.0, abs=0.4)
+    cosine = 3 * 1.5 / (np.sqrt(10) * np.sqrt(1.5**2 + 1))
+    assert rows.loc[ALIKE.text, "low"] < cosine < rows.loc[ALIKE.text, "high"]
+    assert rows.loc[HARMLESS.text, "n"] == 40
+    assert ((rows["low"] <= rows["estimate"]) & (rows["estimate"] <= rows["high"])).all()
+    assert (
+        rows.loc[[ALIKE.text, ALONG.text, HARMFUL.text], "null_high"]
+        < rows.loc[[ALIKE.text, ALONG.text, HARMFUL.text], "low"]
+    ).all()
+    assert "supported: safety prompts shift alike: 0." in str(result)
+
+
+def test_how_alike_the_shifts_are_is_said_of_the_named_prompts_alone(planted: Verdict) -> None:
+    states = states_of()
+    found = shift_similarity(states, SAFETY, CONTROLS).set_index("measure")
+    rows = planted.table.set_index("claim")
+    for claim, measure in ((ALIKE, "alike"), (BEYOND, "beyond the controls")):
+        assert list(rows.loc[claim.text, ["estimate", "n"]]) == pytest.approx(list(found.loc[measure, ["value", "n"]]))
+    # The control: the trained prompt among the safety prompts changes both.
+    other = shift_similarity(states, [*SAFETY, "trained"], CONTROLS).set_index("measure")
+    assert abs(other.loc["alike", "value"] - rows.loc[ALIKE.text, "estimate"]) > 0.02
+
+
+def test_what_is_not_there_is_not_supported() -> None:
+    """Separate shifts, against refusal, no class difference, no rise, DRO the wrong way round."""
+    shifts = {"long": 3 * axis(14) - axis(1), "short": 3 * axis(15) - axis(1), "trained": 3 * axis(14)}
+    shifts |= {"date": 3 * (axis(14) + axis(15)) / np.sqrt(2), "format": 3 * (axis(14) + axis(15)) / np.sqrt(2)}
+    states = states_of(shifts, apart=-3.0)
+    centred = states.values - torch.where(
+        torch.tensor(states.index["harmful"].to_numpy())[:, None, None], 1.5, -1.5
+    ) * (torch.tensor(axis(0), dtype=torch.float32))
+    states = as_states(centred[:, 0].numpy(), states.index)
+    verdicts = said(reach(states, rates(states, rises=(-0.2, -0.05))))
+    del verdicts[NOT_ENHANCED.text]  # nothing to enhance
+    assert set(verdicts.values()) == {claims.NOT_SUPPORTED}
+
+
+def test_a_prompt_that_separates_the_classes_is_found_out() -> None:
+    rng = np.random.default_rng(0)
+    index = state_index(["none", *SHIFTS], 80)
+    side = np.where(index["harmful"], 0.5, -0.5)[:, None]
+    values = rng.normal(size=(len(index), WIDTH))
+    values += side * axis(0) * np.where(index["prompt"].isin(SAFETY), 4.0, 1.0)[:, None]
+    result = reach(as_states(values, index))
+    assert said(result)[NOT_ENHANCED.text] == claims.NOT_SUPPORTED
+    assert result.table.set_index("claim").loc[NOT_ENHANCED.text, "low"] > 0.02
+
+
+def test_few_queries_are_too_little_data() -> None:
+    states = states_of({name: 0.05 * shift for name, shift in SHIFTS.items()}, n=10, apart=0.0)
+    verdicts = said(reach(states, rates(states, rises=(0.0, 0.0)), n_null=50))
+    assert [verdicts[claim.text] for claim in (HARMFUL, HARMLESS, APART)] == [claims.TOO_LITTLE] * 3
+
+
+def test_claims_without_their_prompts_are_left_out() -> None:
+    result = reach(states_of(), controls=(), trained=None)
+    assert BEYOND.text not in said(result)
+    assert APART.text not in said(result)
+    two = reach(states_of(), trained={"trained": "long", "short": "long"})
+    assert [claim for claim in said(two) if claim.startswith(APART.text)] == [
+        f"{APART.text} (trained)",
+        f"{APART.text} (short)",
+    ]
+
+
+def test_a_verdict_is_repeatable(planted: Verdict) -> None:
+    pd.testing.assert_frame_equal(reach(states_of()).table, planted.table)
+
+
+def test_missing_scores_and_prompts_are_named() -> None:
+    states = states_of()
+    with pytest.raises(
+        QueryError, match=r"1 queries have no refusal_rate under 'short' \(first: 'q3'\): judge replies"
+    ):
+        reach(states, rates(states).drop(("q3", "short")))
+    for options in ({"controls": ("neutral",)}, {"trained": {"neutral": "long"}}, {"trained": {"long": "neutral"}}):
+        with pytest.raises(StatesError, match=r"No states under \['neutral'\]: compute them"):
+            reach(states, **options)
+    with pytest.raises(StatesError, match="at least 4 queries of each class"):
+        reach(states_of(n=3))
+
+
+def test_shifts_that_cannot_be_told_from_none_say_nothing() -> None:
+    one = claims.Measured(ALIKE, float("nan"), float("nan"), 20, (0.0, 0.0)).row(0.95)
+    sure = claims.Measured(HARMLESS, 1.0, 0.1, 20, (0.0, 0.0)).row(0.95)
+    decided = claims._decided(pd.DataFrame([one, sure]), 0.05)
+    assert decided["verdict"].tolist() == [claims.TOO_LITTLE, claims.SUPPORTED]
+
+
+def test_p_values_are_corrected_for_the_number_of_claims() -> None:
+    """Each claim alone at p = .02, eight of them: none is supported."""
+    ratio = stats.t.isf(0.02, 99)
+    measured = claims.Measured(HARMLESS, 0.1 * ratio, 0.1, 100, (0.0, 0.0))
+    alone = claims._decided(pd.DataFrame([measured.row(0.95)]), 0.05)
+    assert alone["p_support"].item() == pytest.approx(0.02)
+    assert alone["verdict"].item() == claims.SUPPORTED
+    many = claims._decided(pd.DataFrame([measured.row(0.95)] * 8), 0.05)
+    assert set(many["verdict"]) == {claims.TOO_LITTLE}
+    assert many["p_support"].max() == pytest.approx(0.16)
+
+
+def test_at_the_threshold_a_claim_is_supported_as_often_as_it_may_be() -> None:
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(1000):
+        rises = rng.normal(size=40)
+        one = claims.Measured(HARMLESS, rises.mean(), stats.sem(rises), 40, (0.0, 0.0)).row(0.95)
+        wrong += one["p_support"] < 0.05
+    assert 30 <= wrong <= 70
+
+
+def power_by_simulation(n: int, effect: float, alpha: float) -> float:
+    rng = np.random.default_rng(1)
+    rises = effect + 0.3 * rng.normal(size=(2000, n))
+    ratios = rises.mean(axis=1) / (rises.std(axis=1, ddof=1) / np.sqrt(n))
+    return float((ratios > stats.t.isf(alpha, n - 1)).mean())
+
+
+def test_the_power_table_keeps_its_promise() -> None:
+    measured = claims.Measured(HARMLESS, 0.05, 0.3 / np.sqrt(60), 60, (0.0, 0.0))
+    result = Verdict(table=pd.DataFrame(), measured=(measured,))
+    table = claims.power_table(result, {HARMLESS.text: [0.1, 0.2]})
+    assert table["n"].is_monotonic_decreasing
+    for effect, n in zip(table["effect"], table["n"], strict=True):
+        assert power_by_simulation(n, effect, 0.05) == pytest.approx(0.8, abs=0.03)
+        assert power_by_simulation(n // 2, effect, 0.05) < 0.7  # the control
+    eight = Verdict(table=pd.DataFrame(), measured=(measured,) * 8)
+    assert (claims.power_table(eight, {HARMLESS.text: [0.1]})["n"].item()) > table["n"].iloc[0]
+
+
+def test_the_power_table_asks_for_effects_that_support_the_claim(planted: Verdict) -> None:
+    result = planted
+    default = claims.power_table(result)
+    assert set(default["claim"]) == set(said(result))
+    assert (default["n"] >= 2).all()
+    with pytest.raises(StatesError, match=r"must lie below the threshold 0\.02 .* got 0\.1"):
+        claims.power_table(result, {NOT_ENHANCED.text: [0.1]})
+    with pytest.raises(StatesError, match="No claim 'all is well'"):
+        claims.power_table(result, {"all is well": [0.1]})
+
+
+def test_distances_are_measured_on_the_claimed_side() -> None:
+    above, below = Claim("a", "u", 0.5, scale=FISHER), Claim("b", "u", 0.02, side=-1)
+    assert above.distance(0.8) == pytest.approx(np.arctanh(0.8) - np.arctanh(0.5))
+    assert above.distance(0.2) < 0 < below.distance(0.0)

@@ -1,0 +1,332 @@
+"""Loading models, the errors of loading, the fingerprint, the five chat formats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny import byte_tokenizer, random_llama
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+import drolab
+from drolab.errors import ChatTemplateError, ModelError
+from drolab.models import CHAT_FORMATS, ChatModel, chat_format, fingerprint, load_model, wrap
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny model whose tokenizer has a chat template."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    random_llama().save_pretrained(path)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = chat_format("chatml")
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A saved tiny model without a chat template."""
+    random_llama().save_pretrained(tmp_path / "bare")
+    byte_tokenizer().save_pretrained(tmp_path / "bare")
+    return tmp_path / "bare"
+
+
+# --- loading -----------------------------------------------------------------------------------------------
+
+
+def test_a_local_folder(folder: Path) -> None:
+    model = load_model(folder)
+    assert model.name == str(folder)
+    assert (model.hidden_size, model.num_hidden_layers, model.max_length) == (32, 2, 512)
+    assert model.device.type == "cpu"
+    assert not model.is_demo
+    assert not model.model.training
+    assert not any(parameter.requires_grad for parameter in model.model.parameters())
+    assert repr(model) == f"ChatModel({str(folder)!r}, llama, d=32, layers=2, float32, cpu)"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(None, torch.float32), ("auto", torch.float32), ("bfloat16", torch.bfloat16), (torch.float16, torch.float16)],
+)
+def test_dtype(folder: Path, dtype: str | torch.dtype | None, expected: torch.dtype) -> None:
+    assert load_model(folder, dtype=dtype).dtype == expected
+
+
+def test_none_takes_the_checkpoints_own_dtype(folder: Path, tmp_path: Path) -> None:
+    load_model(folder, dtype="bfloat16").model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    assert load_model(tmp_path).dtype == torch.bfloat16
+
+
+def test_the_attention_implementation_is_passed_on(folder: Path) -> None:
+    assert load_model(folder, attn_implementation="eager").model.config._attn_implementation == "eager"
+
+
+def test_embed_and_base_model_skip_nothing_but_the_head(tiny_llama: ChatModel) -> None:
+    ids = torch.tensor([[1, 50, 60]])
+    embedded = tiny_llama.embed(ids)
+    assert embedded.shape == (1, 3, 32)
+    states = tiny_llama.base_model(inputs_embeds=embedded).last_hidden_state
+    full = tiny_llama.model(ids, output_hidden_states=True)
+    torch.testing.assert_close(states, full.hidden_states[-1], rtol=0, atol=0)
+    torch.testing.assert_close(tiny_llama.model.lm_head(states), full.logits, rtol=0, atol=0)
+
+
+def test_the_demo_model_runs_in_float32(demo: ChatModel) -> None:
+    assert demo.is_demo
+    assert demo.dtype == torch.float32
+    assert demo.fingerprint == drolab.load_model("demo").fingerprint
+
+
+# --- what can be wrong -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["./no/such/folder", "not a name", "a/b/c"])
+def test_a_name_that_is_neither_folder_nor_hub_id(name: str) -> None:
+    with pytest.raises(ModelError, match=r"There is no folder .* give an existing folder, a hub id .* or 'demo'\."):
+        load_model(name)
+
+
+def test_the_hub_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=r"hub cannot be reached.*existing folder.*'demo'.*works offline"):
+        load_model("no-such-org/no-such-model")
+
+
+@pytest.mark.parametrize(
+    ("raised", "match"),
+    [
+        (OSError("You are trying to access a gated repo."), "'org/model' is gated: accept its licence.*HF_TOKEN"),
+        (
+            OSError("org/model is not a local folder and is not a valid model identifier"),
+            "check the spelling.*HF_TOKEN",
+        ),
+        (ValueError("Please pass the argument `trust_remote_code=True`"), "read it, then pass trust_remote_code=True"),
+        (OSError("org/model does not appear to have a file named model.safetensors"), "never reads pickled ones"),
+        (ValueError("Unrecognized model\nmore lines"), "cannot be loaded: Unrecognized model. Check the name"),
+    ],
+)
+def test_errors_of_the_hub(monkeypatch: pytest.MonkeyPatch, raised: Exception, match: str) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", fail)
+    with pytest.raises(ModelError, match=match):
+        load_model("org/model")
+
+
+def test_a_folder_without_config(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"has no config\.json: point to a folder of save_pretrained"):
+        load_model(tmp_path)
+
+
+def test_a_folder_without_weights(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    with pytest.raises(ModelError, match=r"has no weights \(\*\.safetensors\): save or download"):
+        load_model(tmp_path)
+
+
+def test_pickled_weights_are_never_read(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"never opened")
+    with pytest.raises(ModelError, match="only pickled weights, which drolab never reads: convert them"):
+        load_model(tmp_path)
+
+
+def test_a_damaged_weights_file(folder: Path, tmp_path: Path) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"\x00" * 64)
+    with pytest.raises(ModelError, match="is not readable: download or save it again"):
+        load_model(tmp_path)
+
+
+def test_a_checkpoint_that_lacks_weights(folder: Path, tmp_path: Path) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 weights \(first: model\.norm\.weight\).*merge an adapter"):
+        load_model(tmp_path)
+
+
+def test_no_chat_template(bare: Path) -> None:
+    with pytest.raises(ChatTemplateError, match=r"no chat template.*chat_template=…, one of llama-2-chat, .*chatml"):
+        load_model(bare)
+    assert load_model(bare, chat_template="vicuna").tokenizer.chat_template == chat_format("vicuna")
+
+
+def test_an_unknown_chat_format(folder: Path) -> None:
+    with pytest.raises(ChatTemplateError, match=r"No chat format is called 'alpaca'.*pass one of llama-2-chat"):
+        load_model(folder, chat_template="alpaca")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float", "bfloat", "nn"])
+def test_an_unknown_dtype(folder: Path, dtype: str) -> None:
+    if dtype == "float":  # torch.float is float32's other name
+        assert load_model(folder, dtype=dtype).dtype == torch.float32
+        return
+    with pytest.raises(ModelError, match=f"dtype '{dtype}': pass 'float32', 'bfloat16'"):
+        load_model(folder, dtype=dtype)
+
+
+def test_a_slow_tokenizer() -> None:
+    class Slow:
+        is_fast = False
+        chat_template = "{{ messages }}"
+
+    with pytest.raises(ModelError, match=r"slow one.*use a checkpoint that has a tokenizer\.json"):
+        wrap(random_llama(), Slow(), name="slow")  # type: ignore[arg-type]
+
+
+def test_wrap_leaves_the_tokenizer_alone() -> None:
+    tokenizer = byte_tokenizer()
+    model = wrap(random_llama(), tokenizer, name="m", chat_template="{{ messages[0].content }}")
+    assert tokenizer.chat_template is None
+    assert model.tokenizer.chat_template == "{{ messages[0].content }}"
+
+
+# --- the fingerprint ---------------------------------------------------------------------------------------
+
+MODEL, TOKENIZER = random_llama(), byte_tokenizer()
+BEFORE = fingerprint(MODEL, TOKENIZER)
+N_WEIGHTS = sum(parameter.numel() for parameter in MODEL.parameters())
+
+
+def weight(number: int) -> tuple[torch.Tensor, int]:
+    """The parameter and the place in it of the model's weight `number`."""
+    for parameter in MODEL.parameters():
+        if number < parameter.numel():
+            return parameter.data.view(-1), number
+        number -= parameter.numel()
+    raise IndexError(number)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, N_WEIGHTS - 1), st.sampled_from([-1, 1, 2**20, -(2**31)]))
+def test_any_changed_weight_shows(number: int, change: int) -> None:
+    values, place = weight(number)
+    bits = values.view(torch.int32)
+    old = bits[place].clone()
+    bits[place] += change  # down to the last bit
+    after = fingerprint(MODEL, TOKENIZER)
+    bits[place] = old
+    assert after != BEFORE
+    assert fingerprint(MODEL, TOKENIZER) == BEFORE
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, N_WEIGHTS - 1), st.integers(0, N_WEIGHTS - 1))
+def test_any_two_swapped_weights_show(one: int, other: int) -> None:
+    (a, i), (b, j) = weight(one), weight(other)
+    x, y = a[i].clone(), b[j].clone()
+    a[i], b[j] = y, x
+    after = fingerprint(MODEL, TOKENIZER)
+    a[i], b[j] = x, y
+    assert (after != BEFORE) == (x.item() != y.item())
+
+
+def test_swapped_places_show_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    from drolab import models
+
+    values = torch.randn(3 * models._CHUNK + 5, generator=torch.Generator().manual_seed(0)).bfloat16()
+    swapped = values.clone()
+    swapped[[0, models._CHUNK]] = values[[models._CHUNK, 0]]
+    assert values[0] != values[models._CHUNK]
+    assert models._checksums(values) != models._checksums(swapped)
+    assert models._checksums(values) == models._checksums(values.clone())
+
+
+def test_the_fingerprint_survives_the_disk_and_the_file_layout(folder: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    in_memory = fingerprint(random_llama(), tokenizer)
+    assert load_model(folder).fingerprint == in_memory
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path, max_shard_size="30KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert fingerprint(AutoModelForCausalLM.from_pretrained(tmp_path), tokenizer) == in_memory
+
+
+def test_tied_weights(tmp_path: Path) -> None:
+    config = random_llama().config
+    config.tie_word_embeddings = True
+    model = AutoModelForCausalLM.from_config(config)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    model.save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    assert fingerprint(AutoModelForCausalLM.from_pretrained(tmp_path), TOKENIZER) == fingerprint(model, TOKENIZER)
+    assert load_model(tmp_path, chat_template="chatml").model.lm_head.weight.shape == (260, 32)
+
+
+def test_using_the_tokenizer_does_not_change_the_fingerprint() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer(["a", "long text"], padding=True, truncation=True, max_length=4)
+    tokenizer.padding_side = "left"
+    assert fingerprint(MODEL, tokenizer) == BEFORE
+
+
+def test_what_else_is_in_the_fingerprint() -> None:
+    other = random_llama()
+    other.config.rms_norm_eps = 1e-3
+    templated = byte_tokenizer()
+    templated.chat_template = "{{ messages }}"
+    more_tokens = byte_tokenizer()
+    more_tokens.add_tokens(["<new>"])
+    changed = [
+        fingerprint(other, TOKENIZER),
+        fingerprint(random_llama().bfloat16(), TOKENIZER),
+        fingerprint(MODEL, templated),
+        fingerprint(MODEL, more_tokens),
+    ]
+    assert len({BEFORE, *changed}) == 5
+
+
+def test_how_a_model_is_run_is_not_in_the_fingerprint() -> None:
+    other = random_llama()
+    other.set_attn_implementation("eager")
+    other.config.use_cache = False
+    assert fingerprint(other, TOKENIZER) == BEFORE
+
+
+# --- chat formats ------------------------------------------------------------------------------------------
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, name: str, case: dict) -> str:
+    return tokenizer.apply_chat_template(
+        case["messages"],
+        tokenize=False,
+        add_generation_prompt=case["add_generation_prompt"],
+        chat_template=chat_format(name),
+    )
+
+
+@pytest.mark.parametrize("name", CHAT_FORMATS)
+def test_golden_renderings(reference: Path, name: str) -> None:
+    golden = json.loads((reference / "templates" / "golden_renderings.json").read_text())[name]
+    tokenizer = byte_tokenizer()
+    assert (tokenizer.bos_token, tokenizer.eos_token) == (golden["bos_token"], golden["eos_token"])
+    for case in golden["cases"]:
+        assert rendered(tokenizer, name, case) == case["text"], case["name"]
+
+
+def test_the_golden_file_has_no_other_format(reference: Path) -> None:
+    golden = json.loads((reference / "templates" / "golden_renderings.json").read_text())
+    assert set(golden) == set(CHAT_FORMATS)
+
+
+@pytest.mark.parametrize("name", CHAT_FORMATS)
+def test_formats_render_without_bos_and_reject_unknown_roles(name: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = None
+    chat = {"messages": [{"role": "user", "content": "Hi."}], "add_generation_prompt": True}
+    assert "None" not in rendered(tokenizer, name, chat)
+    chat["messages"][0]["role"] = "tool"
+    with pytest.raises(Exception, match="the roles are system, user and assistant"):
+        rendered(tokenizer, name, chat)

@@ -1,0 +1,440 @@
+"""The DRO panel: settings, live training that pauses, stops and resumes, replay, runs side by side and in files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from helpers.dro_panel import LONG_RUN, PROMPTS, panel_of
+from helpers.kernel import SECONDS, Kernel
+from helpers.training import QUERIES, Setting, assert_equal_runs, failing, setting_of
+
+from drolab import dro, panels
+from drolab.dro import runs
+from drolab.errors import TrainingError
+from drolab.judges import FirstTokenJudge
+from drolab.models import ChatModel
+from drolab.panels import DROPanel, PanelError
+from drolab.panels.dro.settings import DROSettings
+from drolab.store import Store
+from drolab.types import DROConfig
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+JUDGE = FirstTokenJudge(
+    tokens=torch.arange(4, 200), refusal_rate=torch.linspace(0, 1, 196), counts=torch.ones(196, dtype=torch.int64)
+)
+
+
+@pytest.fixture(scope="module")
+def setting(tiny_llama: ChatModel) -> Setting:
+    return setting_of(tiny_llama)
+
+
+def train(panel: DROPanel) -> None:
+    panel.controls["start"].click()
+    assert panel.wait(SECONDS)
+    assert panel.message.value == ""
+
+
+@pytest.fixture(scope="module")
+def trained(setting: Setting) -> DROPanel:
+    panel = panel_of(setting, judge=JUDGE, test_queries=QUERIES.iloc[[0, 1, 8, 9]])
+    train(panel)
+    return panel
+
+
+# --- settings -----------------------------------------------------------------------------------------------
+
+
+def test_every_setting_has_a_labelled_control_that_says_what_it_does() -> None:
+    settings = DROSettings()
+    assert {part.name for part in fields(DROConfig)} <= set(settings.controls)
+    assert all(control.description and control.tooltip for control in settings.controls.values())
+    assert settings.config() == DROConfig(checkpoint_every=10)
+
+
+def test_a_preset_fills_the_controls_and_a_change_makes_it_ones_own() -> None:
+    settings = DROSettings()
+    controls = settings.controls
+    controls["seed"].value = 7
+    assert controls["preset"].value == "default"
+    controls["preset"].value = "paper"
+    assert settings.config() == DROConfig.preset("paper", seed=7, checkpoint_every=10)
+    controls["learning_rate"].value = 7e-4
+    assert (controls["preset"].value, settings.config().learning_rate) == ("own", 7e-4)
+    controls["preset"].value = "default"
+    assert settings.config() == DROConfig(seed=7, checkpoint_every=10)
+
+
+def test_a_term_is_switched_off_by_its_tick() -> None:
+    settings = DROSettings()
+    settings.controls["residual_term"].value = False
+    assert settings.config() == DROConfig(residual_weight=0.0, checkpoint_every=10)
+    assert settings.controls["residual_weight"].disabled
+    settings.controls["residual_term"].value = True
+    assert settings.config().residual_weight == DROConfig().residual_weight
+
+
+def test_only_prompts_with_a_text_can_be_started_from(setting: Setting) -> None:
+    assert dict(panel_of(setting).controls["init"].options) == {"careful": "careful"}
+    with pytest.raises(PanelError, match="None of the prompts has a text"):
+        panels.dro(
+            setting.model,
+            QUERIES,
+            prompts={"none": PROMPTS["none"]},
+            space=setting.space,
+            refusal=setting.refusal,
+            harmfulness=setting.harmfulness,
+        )
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_equals_that_of_train_dro(setting: Setting, trained: DROPanel) -> None:
+    assert_equal_runs(trained.result(), setting.train())
+    assert list(trained.runs()) == ["run-1"]
+    history = trained.history()
+    assert (len(history), set(history["run"])) == (9, {"run-1"})
+    assert trained.controls["start"].disabled is False
+
+
+def test_curves_show_the_history_on_a_fixed_axis(trained: DROPanel) -> None:
+    thin = trained.curves.data[0]
+    assert list(thin.x) == list(range(1, 10))
+    assert list(thin.y) == trained.history()["refusal_loss"].tolist()
+    assert tuple(trained.curves.layout.xaxis.range) == pytest.approx((-0.18, 9.18))
+
+
+def test_measurements_are_those_of_the_judge(setting: Setting, trained: DROPanel) -> None:
+    measured = trained.measured()
+    assert sorted(measured["step"].unique()) == [0, 4, 8, 9]
+    assert len(measured) == 4 * 2 * 2  # steps, query sets, classes
+    scores = JUDGE.score(setting.model, QUERIES, trained.result().soft_prompt)
+    harmless = scores.loc[~scores["harmful"], ["refusal", "compliance", "other"]].mean()
+    rows = measured[(measured["step"] == 9) & (measured["queries"] == "training") & ~measured["harmful"]]
+    assert rows[["refusal", "compliance", "other"]].iloc[0].to_list() == pytest.approx(harmless.to_list())
+    assert measured.groupby(["step", "queries", "harmful"])[["refusal", "compliance", "other"]].sum().sum(
+        axis=1
+    ).to_numpy() == pytest.approx(1.0)
+    names = {trace.name for trace in trained.curves.data}
+    assert {"harmful, training queries", "harmless, test queries"} <= names
+
+
+def stopping(panel: DROPanel, after: int, act: Callable[[], None]) -> Callable[..., Any]:
+    """`forward_states` that does `act` in the step after `after`, as a user's hand might at that moment."""
+    calls = iter(range(1, 1000))
+    original = dro.forward_states
+
+    def forward(*args: Any, **options: Any) -> Any:
+        if next(calls) == after + 1:
+            act()
+        return original(*args, **options)
+
+    return forward
+
+
+@pytest.mark.parametrize("with_store", [True, False])
+def test_a_stopped_run_is_usable_and_goes_on_to_the_same_end(
+    setting: Setting, store: Store, monkeypatch: pytest.MonkeyPatch, with_store: bool
+) -> None:
+    panel = panel_of(setting, store if with_store else None)
+    with monkeypatch.context() as patch:
+        patch.setattr(dro, "forward_states", stopping(panel, 5, panel.job.stop_button.click))
+        train(panel)
+    assert (panel.job.state, len(panel.result().history)) == ("stopped", 6)
+    assert "stopped at 6 of 9" in panel.shelf.table.value
+    assert list(panel.curves.data[0].x) == [1, 2, 3, 4, 5, 6]
+    assert list(panel.result().snapshots) == [0, 4, 6]
+    panel = panel_of(setting, store) if with_store else panel  # as in another kernel
+    train(panel)
+    assert list(panel.runs()) == ["run-1"]
+    assert_equal_runs(panel.result(), setting.train())
+
+
+def test_a_paused_training_stands_still(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    panel = panel_of(setting)
+    paused = panel.job.pause_button
+    monkeypatch.setattr(dro, "forward_states", stopping(panel, 2, paused.click))
+    panel.controls["start"].click()
+
+    def drawn() -> list[int]:
+        return [step for trace in panel.curves.data[:1] for step in trace.x]
+
+    until = time.monotonic() + SECONDS
+    while drawn() != [1, 2, 3] and time.monotonic() < until:  # the step in flight ends first
+        assert not panel.wait(0.01)
+    assert not panel.wait(0.5)
+    assert panel.job.state == "paused"
+    assert drawn() == [1, 2, 3]
+    assert "paused" in panel.shelf.table.value
+    paused.click()
+    assert panel.wait(SECONDS)
+    assert len(panel.result().history) == 9
+
+
+def test_two_trainings_at_once_are_refused(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    panel = panel_of(setting)
+    monkeypatch.setattr(dro, "forward_states", stopping(panel, 2, panel.job.pause_button.click))
+    panel.controls["start"].click()
+    assert not panel.wait(0.5)
+    assert panel.controls["start"].disabled
+    panel._start = panel.guarded(panel._start)  # type: ignore[method-assign]  # a click cannot come through
+    panel._start()
+    assert "still running" in panel.message.value
+    panel.controls["remove"].click()
+    assert "in training: stop it first" in panel.message.value
+    panel.job.stop()
+    assert panel.wait(SECONDS)
+    assert list(panel.runs()) == ["run-1"]
+
+
+def test_an_error_is_shown_in_words_and_what_was_done_stays(
+    setting: Setting, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    panel = panel_of(setting, store)
+    with monkeypatch.context() as patch:
+        patch.setattr(dro, "forward_states", failing(3, lambda: torch.full((4, 1, 1, 32), float("nan"))))
+        panel.controls["start"].click()
+        assert panel.wait(SECONDS)
+    assert panel.job.state == "failed"
+    assert "DRO step 4: the refusal term is nan" in panel.message.value
+    assert "failed: DRO step 4" in panel.shelf.table.value
+    assert len(panel.result().history) == 3
+    train(panel)  # the same settings go on
+    assert_equal_runs(panel.result(), setting.train())
+
+
+def test_a_finished_run_of_the_store_is_there_at_once_and_measured(
+    setting: Setting, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(panel_of(setting, store))
+    monkeypatch.setattr(dro, "forward_states", failing(0, pytest.fail))
+    panel = panel_of(setting, store, judge=JUDGE)
+    train(panel)
+    assert len(panel.result().history) == 9
+    assert sorted(panel.measured()["step"].unique()) == [0, 4, 8, 9]
+
+
+def test_bad_settings_are_named_before_anything_runs(setting: Setting) -> None:
+    panel = panel_of(setting)
+    for term in ("refusal", "harmfulness", "residual"):
+        panel.controls[f"{term}_term"].value = False
+    panel.controls["start"].click()
+    assert "All three terms of the loss have weight 0" in panel.message.value
+    assert panel.runs() == {}
+    with pytest.raises(PanelError, match="no run yet: start or load one"):
+        panel.result()
+    with pytest.raises(PanelError, match="no run to export"):
+        panel.offer()
+
+
+IN_A_KERNEL = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from helpers.tiny import byte_tokenizer, random_llama
+from drolab.models import wrap
+from drolab.store import Store
+from helpers.dro_panel import LONG_RUN, panel_of
+from helpers.training import setting_of
+
+setting = setting_of(wrap(random_llama(), byte_tokenizer(), name="tiny-llama", chat_template="chatml"))
+panel = panel_of(setting, Store({store!r}), config=LONG_RUN)
+panel.controls["start"].click()
+while panel.job.running and len(panel.result().history) < 12:
+    time.sleep(0.001)
+print(len(panel.result().history), panel.job.state)
+"""
+
+
+@pytest.mark.parametrize("end", ["restart", "kill"])
+def test_a_kernel_may_end_while_it_trains(setting: Setting, store: Store, tmp_path: Path, end: str) -> None:
+    kernel = Kernel(tmp_path)
+    try:
+        done, state = kernel.run(
+            IN_A_KERNEL.format(tests=str(Path(__file__).parents[1]), store=str(store.folder))
+        ).split()
+        assert state == "running"
+        kernel.manager.shutdown_kernel(now=end == "kill")
+    finally:
+        kernel.close()
+    panel = panel_of(setting, store, config=LONG_RUN)
+    kept = next(replace(setting, config=LONG_RUN).steps(store)).step - 1
+    assert kept % 5 == 0 if end == "kill" else kept >= int(done)
+    assert kept > int(done) - 5
+    assert kept < 180
+    train(panel)
+    assert_equal_runs(panel.result(), replace(setting, config=LONG_RUN).train())
+
+
+# --- replay -------------------------------------------------------------------------------------------------
+
+
+def test_the_replay_follows_the_slider_on_fixed_axes(setting: Setting, trained: DROPanel) -> None:
+    step, plane = trained.controls["step"], trained.controls["plane"]
+    assert step.options == (0, 4, 8, 9)
+    assert step.value == 9
+    wanted = dro.movement(setting.model, QUERIES, trained.result(), plane=(1, 3), progress=False)
+    plane.value = (1, 3)
+    axes = trained.replay.picture.layout.xaxis.range
+    for number, name in ((0, "harmful"), (1, "harmless")):
+        step.index = 2
+        (dots,) = [trace for trace in trained.replay.picture.data if trace.name == name]
+        rows = wanted[(wanted["step"] == 8) & (wanted["harmful"] == (number == 0))]
+        assert dots.x == pytest.approx(rows["x"].to_numpy())
+        assert dots.y == pytest.approx(rows["y"].to_numpy())
+    assert trained.replay.picture.layout.xaxis.range == axes
+    trained.controls["play"].value = 0
+    assert step.value == 0
+    plane.value = (0, 1)
+    step.value = 9
+
+
+def test_a_replay_of_a_stopped_run_shows_its_last_step(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    panel = panel_of(setting)
+    panel.controls["replay"].click()
+    assert "no run to replay" in panel.message.value
+    monkeypatch.setattr(dro, "forward_states", stopping(panel, 5, panel.job.stop_button.click))
+    train(panel)
+    assert panel.controls["step"].options == (0,)
+    panel.controls["replay"].click()
+    assert panel.wait(SECONDS)
+    assert panel.controls["step"].options == (0, 4, 6)
+    assert len(panel.replay.picture.data) > 4
+
+
+# --- runs side by side, and in files ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def several(setting: Setting) -> DROPanel:
+    panel = panel_of(setting, judge=JUDGE)
+    for name, weight in (("weak", 0.1), ("strong", 10.0)):
+        panel.controls["name"].value = name
+        panel.controls["residual_weight"].value = weight
+        train(panel)
+    return panel
+
+
+def test_runs_are_compared_by_what_differs(several: DROPanel) -> None:
+    table = runs.compare(several.shelf.kept)
+    assert table["run"].tolist() == ["weak", "strong"]
+    assert table["residual_weight"].tolist() == [0.1, 10.0]
+    assert "learning_rate" not in table.columns
+    epoch = several.history().query("run == 'weak' and epoch == 2")
+    assert table["residual_drift"][0] == pytest.approx(epoch["residual_drift"].mean())
+    assert table["measured_at"].tolist() == [9, 9]
+    last = several.measured().query("run == 'weak' and step == 9 and harmful")
+    assert table["refusal harmful"][0] == pytest.approx(last["refusal"].iloc[0])
+    assert {"weak", "strong"} <= {trace.name for trace in several.curves.data}
+    several.controls["shown"].value = ("strong",)
+    assert "weak" not in {trace.name for trace in several.curves.data}
+
+
+def test_the_chosen_run_is_the_result(several: DROPanel) -> None:
+    assert several.result().config.residual_weight == 10.0
+    several.controls["run"].value = "weak"
+    assert several.result().config.residual_weight == 0.1
+    assert several.controls["step"].value == 9
+    several.controls["remove"].click()
+    assert list(several.runs()) == ["strong"]
+    assert several.controls["run"].value == "strong"
+    several.controls["remove"].click()
+    assert several.runs() == {}
+    assert several.curves.data == ()
+
+
+def test_a_name_is_not_given_twice(several: DROPanel) -> None:
+    several.controls["seed"].value = 1
+    several.controls["start"].click()
+    assert "There is a run called &#x27;strong&#x27; already" in several.message.value
+    assert list(several.runs()) == ["weak", "strong"]
+
+
+def test_saved_runs_are_loaded_as_they_were(setting: Setting, several: DROPanel, tmp_path: Path) -> None:
+    several.controls["folder"].value = str(tmp_path / "runs")
+    several.controls["save"].click()
+    assert "Saved to" in several.message.value
+    names = {path.name for path in (tmp_path / "runs" / "weak").iterdir()}
+    assert names == {"soft_prompt.safetensors", "state.safetensors", "history.csv", "measured.csv", "run.json"}
+    other = panel_of(setting)
+    other.controls["folder"].value = str(tmp_path / "runs")
+    other.controls["load"].click()
+    assert "Loaded: strong, weak" in other.message.value
+    for name, run in several.runs().items():
+        assert_equal_runs(other.runs()[name], run)
+        assert other.runs()[name].config == run.config
+        assert torch.equal(other.runs()[name].space.components, run.space.components)
+    pd.testing.assert_frame_equal(
+        other.measured().sort_values("run", ignore_index=True, kind="stable"),
+        several.measured().sort_values("run", ignore_index=True, kind="stable"),
+        check_exact=True,
+    )
+    other.controls["load"].click()
+    assert set(other.runs()) == {"weak", "strong", "weak-loaded-1", "strong-loaded-1"}
+
+
+def test_a_run_of_another_model_is_not_loaded(setting: Setting, trained: DROPanel, tmp_path: Path) -> None:
+    run = trained.result()
+    foreign = replace(run, space=replace(run.space, model_fingerprint="other"))
+    runs.save_run(tmp_path, "foreign", runs.KeptRun(loaded=foreign))
+    panel = panel_of(setting)
+    panel.controls["folder"].value = str(tmp_path)
+    panel.controls["load"].click()
+    assert "is of another model" in panel.message.value
+    assert panel.runs() == {}
+
+
+def test_what_cannot_be_loaded_is_named(trained: DROPanel, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="No DRO run in"):
+        runs.load_runs(tmp_path)
+    place = runs.save_run(tmp_path, "cut", runs.KeptRun(loaded=trained.result()))
+    lines = (place / "history.csv").read_text().splitlines()
+    (place / "history.csv").write_text("\n".join(lines[:-1]))
+    with pytest.raises(TrainingError, match="its history has 8 steps, not 9"):
+        runs.load_runs(tmp_path)
+    (place / "state.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(TrainingError, match="cannot be read"):
+        runs.load_runs(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", "Run", "<script>alert(1)</script>", "é" * 100, "\udc80\x00"])
+def test_no_name_leads_out_of_the_folder(trained: DROPanel, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "runs"
+    place = runs.save_run(folder, name, runs.KeptRun(loaded=trained.result()))
+    assert place.parent == folder
+    assert place.name not in ("", "run", ".", "..")
+    assert list(runs.load_runs(folder)) == [name]
+
+
+def test_hostile_names_are_shown_as_text(setting: Setting, trained: DROPanel, tmp_path: Path) -> None:
+    name = "<img src=x onerror=alert(1)> \u202e" + "long " * 1000
+    runs.save_run(tmp_path, name, runs.KeptRun(loaded=trained.result(), measured=trained.shelf.chosen().measured))
+    panel = panel_of(setting, judge=JUDGE)
+    panel.controls["folder"].value = str(tmp_path)
+    panel.controls["load"].click()
+    panel.controls["load"].click()
+    assert len(panel.runs()) == 2
+    assert "<img" not in panel.shelf.table.value
+    assert all(len(name) <= 80 and "\u202e" not in name for name in panel.runs())
+    assert not any("<img" in str(trace.name) + str(trace.hovertemplate) for trace in panel.curves.data)
+
+
+def test_an_export_offers_figures_with_their_tables(several: DROPanel) -> None:
+    offered = several.offer()
+    assert list(offered) == ["dro_runs", "dro_curves", "dro_first_token", "dro_movement"]
+    assert offered["dro_runs"][0] is None
+    assert len(offered["dro_curves"][1]) == 18
+    assert len(offered["dro_first_token"][1]) == 2 * 4 * 2
+    assert {"x", "y", "step", "text"} <= set(offered["dro_movement"][1].columns)
+    several.controls["shown"].value = ("weak",)
+    assert len(several.offer()["dro_curves"][1]) == 9

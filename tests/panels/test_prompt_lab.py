@@ -1,0 +1,476 @@
+"""The prompt lab without a browser: typed prompts appear, in two stages, and nothing that goes wrong loses anything."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from helpers.queries import CARE, NONE, QUERIES
+from helpers.tiny import byte_tokenizer, random_llama
+
+import drolab
+from drolab import panels
+from drolab.data import load_prompts, save_prompts
+from drolab.models import ChatModel, wrap
+from drolab.panels import PromptLab
+from drolab.panels.prompt_lab import view, workbench
+from drolab.types import AnchorSpace, Probe, SafetyPrompt, SoftPrompt
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> <b>$x$</b> \x00\u202eabc 😀 & \"'"
+TEXT = "Refuse what could hurt."
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a lab needs, for a tiny model."""
+
+    model: ChatModel
+    space: AnchorSpace
+    refusal: Probe
+    harmfulness: Probe
+
+    def lab(self, **options: Any) -> PromptLab:
+        wanted = {"prompts": [CARE], "n_samples": 1} | options
+        fitted = {"space": self.space, "refusal": self.refusal, "harmfulness": self.harmfulness}
+        lab = panels.prompt_lab(options.pop("model", self.model), QUERIES, **fitted | wanted)
+        lab.controls["measure"].value = False
+        return lab
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny_llama: ChatModel) -> Fitted:
+    states = drolab.hidden_states(tiny_llama, QUERIES, [NONE, CARE], progress=False)
+    space = drolab.fit_anchors(states)
+    harmful = QUERIES["harmful"]
+    refusal, harmfulness = (drolab.fit_probe(space, states, harmful, positive=kind) for kind in ("refuses", "harmful"))
+    return Fitted(tiny_llama, space, refusal, harmfulness)
+
+
+@pytest.fixture
+def lab(fitted: Fitted) -> Iterator[PromptLab]:
+    made = fitted.lab()
+    yield made
+    made.job.stop()
+    assert made.job.wait(30)
+
+
+def press(lab: PromptLab, button: str, /, **values: Any) -> str:
+    """Set controls, press a button, wait; returns the message."""
+    for name, value in values.items():
+        lab.controls[name].value = value
+    lab.controls[button].click()
+    assert lab.job.wait(60)
+    return lab.message.value
+
+
+def traces(lab: PromptLab) -> dict[str, Any]:
+    """The drawn traces that are visible, by name."""
+    return {trace.name: trace for trace in lab.picture.data if trace.visible is not False}
+
+
+def axes(lab: PromptLab) -> tuple[Any, Any]:
+    return lab.picture.layout.xaxis.range, lab.picture.layout.yaxis.range
+
+
+# --- projecting
+
+
+def test_a_typed_prompt_appears_among_the_others(lab: PromptLab) -> None:
+    assert set(lab.result()["prompt"]) == {"none", "careful"}
+    message = press(lab, "project", text=TEXT, name="shop")
+    assert "Projected: shop (0 hits, 6 computed)." in message
+    assert {"shift: shop, harmful", "shift: shop, harmless", "shift: careful, harmful"} <= set(traces(lab))
+    assert traces(lab)["careful, harmful"].marker.opacity < traces(lab)["shop, harmful"].marker.opacity
+    rows = lab.result().query("prompt == 'shop'")
+    assert list(rows["harmful"]) == [True, False]
+    assert rows[["predicted", "predicted_change", "cosine"]].notna().all(axis=None)
+    assert rows["cosine_low"].isna().all()  # three queries of a class are too few
+    assert rows["measured"].isna().all()
+    assert "shop" in lab.table.value
+    assert "nan" not in lab.table.value
+    assert lab.prompts() == {"shop": SafetyPrompt(name="shop", text=TEXT)}
+    assert lab.controls["text"].value == TEXT
+    assert lab.controls["name"].value == "shop 2", "ready for the next attempt"
+
+
+def test_the_arrow_starts_at_the_base(lab: PromptLab) -> None:
+    press(lab, "project", text=TEXT, name="shop", base="careful")
+    shown = traces(lab)
+    assert shown["shift: shop, harmful"].x[0] == pytest.approx(shown["shift: careful, harmful"].x[-1])
+    assert shown["shift: shop, harmful"].x[0] != pytest.approx(shown["shift: careful, harmful"].x[0])
+    assert set(lab.result().query("prompt == 'shop'")["base"]) == {"careful"}
+
+
+def test_axes_stay_while_prompts_are_toggled(lab: PromptLab) -> None:
+    before = lab.shelf.bench.space.components.clone()
+    press(lab, "project", text=TEXT, name="shop")
+    fixed = axes(lab)
+    lab.controls["compare"].value = ("shop",)
+    assert axes(lab) == fixed
+    assert "careful, harmful" not in traces(lab)
+    assert set(lab.selection()["prompt"]) == {"shop"}
+    lab.controls["x"].value = 3
+    assert axes(lab) != fixed, "the control"
+    assert lab.shelf.bench.space.components.equal(before)
+
+
+def test_only_what_the_store_lacks_is_computed(fitted: Fitted, store: drolab.Store) -> None:
+    press(fitted.lab(store=store), "project", text=TEXT, name="shop")
+    message = press(fitted.lab(store=store), "project", text=TEXT, name="another name")
+    assert "(6 hits, 0 computed)" in message
+
+
+def test_another_plane_and_no_plane(lab: PromptLab) -> None:
+    lab.controls["y"].value = 1
+    assert "two different components" in lab.message.value
+    lab.controls["y"].value = 3
+    assert lab.message.value == ""
+    assert lab.picture.layout.yaxis.title.text.startswith("component 3")
+
+
+def test_nothing_compared_is_said_in_words(lab: PromptLab) -> None:
+    lab.controls["compare"].value = ()
+    assert "No prompt is chosen" in lab.message.value
+    with pytest.raises(panels.PanelError, match="choose some to compare"):
+        lab.selection()
+    assert len(lab.result()) == 4
+
+
+def test_more_prompts_than_colours_show_the_last_ones(lab: PromptLab, tmp_path: Path) -> None:
+    prompts = {f"p{i}": SafetyPrompt(name=f"p{i}", text=f"{TEXT} {i}") for i in range(8)}
+    path = save_prompts(prompts, tmp_path / "many.yaml")
+    press(lab, "load", path=str(path))
+    assert lab.controls["compare"].value == ("none", "p2", "p3", "p4", "p5", "p6", "p7")
+    assert len(lab.result()) == 20
+    lab.controls["compare"].value = ("none", *prompts)
+    assert "show fewer prompts at once" in lab.message.value
+
+
+# --- sampling
+
+
+class Gate:
+    """`workbench.sample` that waits before each prompt until it is let through."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.open = threading.Semaphore(0), threading.Semaphore(0)
+        sample = workbench.sample
+
+        def waiting(*arguments: Any, **options: Any) -> workbench.Trial:
+            self.reached.release()
+            assert self.open.acquire(timeout=60)
+            return sample(*arguments, **options)
+
+        monkeypatch.setattr(workbench, "sample", waiting)
+
+
+def test_the_projection_appears_first_and_the_measured_rates_arrive(
+    lab: PromptLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    lab.controls["measure"].value, lab.controls["text"].value = True, TEXT
+    lab.controls["project"].click()
+    assert gate.reached.acquire(timeout=60)
+    assert "shift: mine, harmful" in traces(lab)
+    assert "Projected: mine" in lab.message.value
+    assert lab.result().query("prompt == 'mine'")["measured"].isna().all()
+    gate.open.release()
+    assert gate.reached.acquire(timeout=60)  # now at the base
+    rows = lab.result().query("prompt == 'mine'")
+    assert rows["measured"].notna().all()
+    assert rows["measured_change"].isna().all()
+    gate.open.release()
+    assert lab.job.wait(60)
+    assert lab.result().query("prompt == 'mine'")["measured_change"].notna().all()
+    assert "Sampled: mine, none." in lab.message.value
+
+
+def test_stopping_the_sampling_keeps_the_projection_and_sample_goes_on(
+    lab: PromptLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        gate = Gate(patch)
+        lab.controls["measure"].value, lab.controls["text"].value = True, TEXT
+        lab.controls["project"].click()
+        assert gate.reached.acquire(timeout=60)
+        lab.job.stop_button.click()
+        gate.open.release()
+        assert lab.job.wait(60)
+    assert lab.job.state == "stopped"
+    assert list(lab.prompts()) == ["mine"]
+    assert lab.result()["measured"].isna().all()
+    press(lab, "sample", compare=("mine",))
+    assert lab.result().query("prompt in ('mine', 'none')")["measured"].notna().all()
+    assert lab.result().query("prompt == 'careful'")["measured"].isna().all()
+    assert "nothing was missing" in press(lab, "sample")
+
+
+def test_stopping_the_projection_keeps_the_text(lab: PromptLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workbench, "project", ends_by(lambda: lab.job.stop()))
+    press(lab, "project", text=TEXT, name="shop")
+    assert lab.job.state == "stopped"
+    assert lab.prompts() == {}
+    assert (lab.controls["text"].value, lab.controls["name"].value) == (TEXT, "shop")
+
+
+def ends_by(action: Callable[[], None]) -> Callable[..., Any]:
+    project = workbench.project
+
+    def ended(*arguments: Any, **options: Any) -> Any:
+        action()
+        return project(*arguments, **options)
+
+    return ended
+
+
+def test_one_work_at_a_time(lab: PromptLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    lab.controls["measure"].value, lab.controls["text"].value = True, TEXT
+    lab.controls["project"].click()
+    assert gate.reached.acquire(timeout=60)
+    for name in ("project", "sample", "rename", "remove"):
+        lab.controls["prompt"].value = "mine"
+        lab.controls[name].click()
+        assert "Work is under way: wait, or stop it first" in lab.message.value
+    lab.controls["x"].value = 2  # looking is free
+    gate.open.release(2)
+    assert lab.job.wait(60)
+    assert list(lab.prompts()) == ["mine"]
+
+
+def test_known_scores_need_no_sampling(fitted: Fitted) -> None:
+    index = pd.MultiIndex.from_product([["none", "careful"], QUERIES["query_id"]]).swaplevel()
+    scores = pd.DataFrame({"refusal_rate": 0.5}, index=index.set_names(["query_id", "prompt"]))
+    lab = fitted.lab(scores=scores)
+    assert lab.result()["measured"].eq(0.5).all()
+    assert ".50 [.50, .50]" in lab.table.value
+    with pytest.raises(panels.PanelError, match=r"`scores` must be what drolab.judge returned"):
+        fitted.lab(scores=scores.reset_index())
+
+
+def test_the_queries_that_a_prompt_makes_refused_are_listed(lab: PromptLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lab.examples.value == "", "`none` is measured against nothing"
+    press(lab, "project", text=TEXT)
+    found = lab.per_query("mine")
+    risen = found[~found["harmful"] & (found["predicted_change"] > 0)]
+    assert [text in lab.examples.value for text in found["text"]] == [
+        text in set(risen["text"]) for text in found["text"]
+    ]
+    with pytest.raises(panels.PanelError, match=r"no prompt 'x' here: choose one of \['none', 'careful', 'mine'\]"):
+        lab.per_query("x")
+    rows = found.assign(predicted_change=[0.2, 0.1, -0.1, 0, 0, 0], harmful=[False, True, False] * 2, predicted=0.7)
+    monkeypatch.setattr(workbench, "per_query", lambda *_: rows)
+    shown = view.raised(lab.shelf, "mine")
+    assert [rows["text"][number] in shown for number in range(6)] == [True] + [False] * 5
+    assert ">.50<" in shown
+    assert ">.70<" in shown
+    monkeypatch.setattr(workbench, "per_query", lambda *_: rows.assign(harmful=True))
+    assert ": none." in view.raised(lab.shelf, "mine")
+
+
+# --- what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"text": ""}, "no prompt to project: type or paste one"),
+        ({"text": " \n "}, "no prompt to project"),
+        ({"name": " "}, "has no name: give it one"),
+        ({"name": "none"}, "the name of the absence of a prompt"),
+        ({"name": " careful "}, "already: choose another name"),
+        ({"name": "x" * 100}, "at most 60"),
+        ({"text": "x" * 100_000}, "shorten the prompt"),
+        ({"text": "half \ud800"}, "lone surrogate"),
+        ({"text": "x" * 410, "measure": True}, "leaves room for"),
+    ],
+)
+def test_bad_input_is_said_in_words_and_nothing_is_lost(lab: PromptLab, values: dict[str, Any], message: str) -> None:
+    press(lab, "project", text=TEXT, name="kept")
+    before = lab.result()
+    assert message in press(lab, "project", **{"text": "Another.", "name": "new"} | values)
+    assert 'role="alert"' in lab.message.value
+    pd.testing.assert_frame_equal(lab.result().iloc[: len(before)], before)
+    typed = {name: lab.controls[name].value for name in values}
+    assert typed == values or lab.controls["name"].value == "new 2"
+    assert "Projected" in press(lab, "project", text="Another.", name="fine", measure=False)
+
+
+def test_a_template_that_rejects_the_prompt_is_named(fitted: Fitted) -> None:
+    template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no <b>system</b> role') }}{% endif %}"
+        "{{ messages[0]['content'] }}?"
+    )
+    model = wrap(random_llama(), byte_tokenizer(), name="no system", chat_template=template)
+    states = drolab.hidden_states(model, QUERIES, NONE, progress=False)
+    space = drolab.fit_anchors(states)
+    refusal = drolab.fit_probe(space, states, QUERIES["harmful"], positive="refuses")
+    lab = panels.prompt_lab(model, QUERIES, prompts=[NONE], space=space, refusal=refusal)
+    message = press(lab, "project", text=TEXT)
+    assert "rejects a system message" in message
+    assert "&lt;b&gt;system" in message
+    assert lab.controls["text"].value == TEXT
+
+
+def test_an_error_in_sampling_keeps_the_projection(lab: PromptLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(workbench, "sample", broken)
+    assert "ZeroDivisionError: a bug" in press(lab, "project", text=TEXT, measure=True)
+    assert list(lab.prompts()) == ["mine"]
+    assert lab.job.state == "failed"
+
+
+def test_a_lab_needs_a_plane(fitted: Fitted) -> None:
+    states = drolab.hidden_states(fitted.model, QUERIES, [NONE, CARE], progress=False)
+    with pytest.raises(panels.PanelError, match="one component has no plane: fit_anchors"):
+        fitted.lab(space=drolab.fit_anchors(states, n_components=1))
+
+
+def test_hostile_text_is_shown_as_text(lab: PromptLab, tmp_path: Path) -> None:
+    text = HOSTILE + "x" * 100
+    press(lab, "project", text=text, name=HOSTILE[:60])
+    press(lab, "project", text=text, name="second", base=HOSTILE[:60].strip())
+    pages = [lab.table.value, lab.examples.value, lab.message.value, lab.picture.to_json()]
+    press(lab, "load", path=HOSTILE)
+    for page in [*pages, lab.message.value]:
+        assert "<script" not in page
+        assert "<img" not in page
+    assert "&lt;script&gt;" in lab.table.value
+    assert lab.prompts()["second"].text == text
+    path = tmp_path / "hostile.yaml"
+    press(lab, "save", path=str(path))
+    assert load_prompts(path) == lab.prompts()
+
+
+def test_hostile_queries_are_shown_as_text(fitted: Fitted) -> None:
+    queries = QUERIES.assign(text=[f"{HOSTILE} {number} {'y' * 200}" for number in range(6)])
+    options = {"space": fitted.space, "refusal": fitted.refusal, "prompts": [CARE]}
+    lab = panels.prompt_lab(fitted.model, queries, **options)
+    lab.controls["prompt"].value = "careful"
+    for page in (lab.table.value, lab.examples.value, lab.picture.to_json()):
+        assert "<script" not in page
+        assert "<img" not in page
+
+
+# --- keeping
+
+
+def test_a_prompt_is_copied_renamed_and_removed(lab: PromptLab) -> None:
+    press(lab, "copy", prompt="careful")
+    assert (lab.controls["text"].value, lab.controls["name"].value) == (CARE.text, "careful 2")
+    press(lab, "project")
+    press(lab, "rename", name="ours")
+    assert list(lab.prompts()) == ["ours"]
+    assert lab.controls["compare"].value == ("none", "careful", "ours")
+    assert lab.controls["prompt"].value == "ours"
+    assert "shift: ours, harmful" in traces(lab)
+    assert "shift: careful 2, harmful" not in traces(lab)
+    assert "was here from the start" in press(lab, "remove", prompt="careful")
+    press(lab, "remove", prompt="ours")
+    assert lab.prompts() == {}
+    assert "shift: ours, harmful" not in traces(lab)
+    assert lab.controls["prompt"].value == "none"
+    press(lab, "copy")
+    assert (lab.controls["text"].value, lab.controls["name"].value) == ("", "mine")
+
+
+def test_the_browser_never_hears_of_a_choice_that_is_not_offered(lab: PromptLab) -> None:
+    """It looks up what is chosen whenever the options change."""
+    compare, seen = lab.controls["compare"], list[bool]()
+    press(lab, "project", text=TEXT)
+    compare.observe(lambda change: seen.append(max(compare.index, default=-1) < len(change.new)), "_options_labels")
+    press(lab, "remove", prompt="mine")
+    assert seen == [True]
+
+
+def test_a_soft_prompt_is_compared_but_has_no_text(fitted: Fitted) -> None:
+    embeddings = fitted.model.embed(torch.tensor([5, 6, 7]))
+    lab = fitted.lab(prompts=[CARE, SoftPrompt(name="dro", embeddings=embeddings)])
+    assert "shift: dro, harmful" in traces(lab)
+    assert "has no text to copy" in press(lab, "copy", prompt="dro")
+    press(lab, "project", text=TEXT, base="dro")
+    assert set(lab.result().query("prompt == 'mine'")["base"]) == {"dro"}
+
+
+def test_prompts_are_saved_and_loaded(lab: PromptLab, fitted: Fitted, tmp_path: Path) -> None:
+    path = str(tmp_path / "new" / "mine.yaml")
+    assert "no prompts to save" in press(lab, "save", path=path)
+    press(lab, "project", text=TEXT)
+    press(lab, "project", text=TEXT + " Please.")
+    assert "mine.yaml: mine, mine 2. drolab.load_prompts reads it." in press(lab, "save")
+    assert load_prompts(path) == lab.prompts()
+    assert "is there already: choose another name, or tick `overwrite`" in press(lab, "save")
+    assert "Saved" in press(lab, "save", overwrite=True)
+    other = fitted.lab()
+    assert "Projected: mine, mine 2" in press(other, "load", path=path, base="careful")
+    assert other.prompts() == lab.prompts()
+    assert set(other.result().query("prompt == 'mine 2'")["base"]) == {"careful"}
+    assert "is here already" in press(other, "load")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("careful: Something else.", "a prompt &#x27;careful&#x27; already"),
+        (f"careful: {CARE.text}", "is here already: there is nothing to load"),
+        ("- x", "must map names to texts"),
+        (None, "nor a file: check the path"),
+    ],
+)
+def test_a_file_that_does_not_fit_changes_nothing(
+    lab: PromptLab, tmp_path: Path, content: str | None, message: str
+) -> None:
+    path = tmp_path / "file.yaml"
+    if content is not None:
+        path.write_text(content)
+    assert message in press(lab, "load", path=str(path))
+    assert lab.prompts() == {}
+
+
+def test_a_path_is_needed_and_a_home_is_known(lab: PromptLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "There is no path: type one" in press(lab, "save", path=" ")
+    press(lab, "project", text=TEXT)
+    press(lab, "save", path="~/mine.yaml")
+    assert (tmp_path / "mine.yaml").is_file()
+
+
+# --- taking away
+
+
+def test_the_export_gets_what_is_shown(lab: PromptLab, tmp_path: Path) -> None:
+    press(lab, "project", text=TEXT)
+    lab.controls["compare"].value = ("none", "mine")
+    offered = lab.offer()
+    figure, points = offered["prompt_lab_projection"]
+    assert set(points["prompt"]) == {"none", "mine"}
+    assert "shift: mine, harmful" in {trace.name for trace in figure.data}
+    bars, rates = offered["prompt_lab_refusal"]
+    assert bars.layout.yaxis.title.text == "predicted refusal rate"
+    pd.testing.assert_frame_equal(rates, lab.selection())
+    press(lab, "sample")
+    assert lab.offer()["prompt_lab_refusal"][0].layout.yaxis.title.text == "measured refusal rate"
+    about = lab.about()
+    assert about["prompts"]["mine"] == TEXT
+    assert about["bases"]["mine"] == "none"
+    lab.takeaway.panel.controls["folder"].value = str(tmp_path)
+    lab.takeaway.panel.controls["export"].click()
+    assert lab.takeaway.job.wait(60)
+    assert {"prompt_lab_projection.html", "prompt_lab_refusal.csv"} <= {path.name for path in lab.takeaway.paths}
+
+
+def test_controls_are_labelled_and_say_what_they_do(lab: PromptLab) -> None:
+    assert all(control.description and control.tooltip for control in lab.controls.values())
+
+
+def test_a_dark_theme(fitted: Fitted) -> None:
+    dark, light = (fitted.lab(theme=theme).picture.layout.template.layout for theme in ("dark", "light"))
+    assert (dark.paper_bgcolor, light.paper_bgcolor) == ("#161616", "#FFFFFF")
