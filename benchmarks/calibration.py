@@ -23,12 +23,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from drolab import causal, claims, evidence, sweep
+from drolab import causal, claims, evidence, intervals, sweep
 from drolab.evidence import shift_products
 from drolab.evidence.separability import _change, _Held
 from drolab.evidence.shift_products import Moments
 from drolab.intervals import FISHER, LOGIT, PLAIN, Scale
-from drolab.probing import direction_cosines, fit_directions, transfer
+from drolab.probing import RANDOM, direction_cosines, fit_directions, transfer
 from drolab.types import STATE_COLUMNS, HiddenStates
 
 SAFETY, CONTROLS = range(6), range(6, 10)
@@ -89,7 +89,7 @@ def coverage(geometry: str, d: int, n: int, size: float, simulations: int) -> di
     hits: dict[str, list[bool]] = defaultdict(list)
     for _ in range(simulations):
         for name, value, error, scale in measures(draw(true, n, generator)):
-            limits = shift_products.interval(value, error, 2 * n, 0.95, scale)
+            limits = intervals.interval(value, error, 2 * n, 0.95, scale)
             hits[name].append(bool(limits.low - 1e-12 <= truth[name] <= limits.high + 1e-12))
     return {name: float(np.mean(found)) for name, found in hits.items()}
 
@@ -233,7 +233,7 @@ def aucs(n: int, d: int, gap: float, gain: float, simulations: int) -> dict[str,
     auc, auc_error, change, change_error, p = np.array(found).T
     covered = {"mean": auc.mean()}
     for name, values, sizes, scale in (("AUC", auc, auc_error, LOGIT), ("change", change, change_error, PLAIN)):
-        limits = [shift_products.interval(v, e, 2 * n, 0.95, scale) for v, e in zip(values, sizes, strict=True)]
+        limits = [intervals.interval(v, e, 2 * n, 0.95, scale) for v, e in zip(values, sizes, strict=True)]
         covered[name] = float(np.mean([one.low <= values.mean() <= one.high for one in limits]))
     if gain == 0:
         covered["change called real"] = float(np.mean(p < 0.05))
@@ -260,7 +260,7 @@ def spoken(states: np.ndarray, slope: np.ndarray) -> np.ndarray:
 def dealt(states: np.ndarray, harmful: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """The difference of means of states whose labels were dealt out over both classes."""
     labels = generator.permutation(harmful)
-    return shift_products.unit(states[labels].mean(axis=0) - states[~labels].mean(axis=0))
+    return intervals.unit(states[labels].mean(axis=0) - states[~labels].mean(axis=0))
 
 
 def causal_table(
@@ -287,7 +287,7 @@ def causal_table(
         )
     names = [f"random {i}" if i else "tested" for i in range(len(drawn))]
     first = "shift" if test == "swap" else "direction"
-    labels = [{"direction": name, "kind": causal.RANDOM if i else first} for i, name in enumerate(names)]
+    labels = [{"direction": name, "kind": RANDOM if i else first} for i, name in enumerate(names)]
     table, before = pd.DataFrame({"harmful": harmful}), spoken(states, slope)
     if test == "ablation":
         reference = states[~harmful].mean(axis=0)

@@ -21,9 +21,9 @@ import nbformat
 import pandas as pd
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent / "tests" / "browser"), str(HERE)]
+sys.path[:0] = [str(HERE.parent / "tests"), str(HERE)]
 
-import harness  # noqa: E402
+from helpers import harness  # noqa: E402
 
 SETUP = f"""import sys; sys.path.insert(0, {str(HERE)!r})
 import pandas as pd, drolab

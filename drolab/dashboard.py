@@ -21,7 +21,7 @@ import pandas as pd
 from drolab import export, notebooks
 from drolab.data import load_prompts, load_queries
 from drolab.errors import DrolabError
-from drolab.evidence.comparison import query_groups
+from drolab.evidence import comparison
 from drolab.export import about
 from drolab.inference import generate, hidden_states
 from drolab.judges import judge
@@ -89,7 +89,7 @@ def study(
         states=states,
         replies=replies,
         scores=scores,
-        groups=query_groups(everything),
+        groups=comparison.query_groups(everything),
         space=space,
         refusal=fit_probe(space, states, scores["refusal_rate"], positive="refuses"),
         harmfulness=fit_probe(space, states, asked["harmful"], positive="harmful"),

@@ -48,7 +48,7 @@ def _bounded(low: float, high: float) -> Callable[[float, float], float]:
 
     def inside(value: float, error: float) -> float:
         margin = max(min(error, high - low) / 2, 1e-9)
-        return _clip(value, low + margin, high - margin)
+        return clip(value, low + margin, high - margin)
 
     return inside
 
@@ -69,7 +69,7 @@ LOGIT = Scale(
 """Of AUCs."""
 
 
-def _clip(value: float, low: float, high: float) -> float:
+def clip(value: float, low: float, high: float) -> float:
     return min(max(value, low), high)
 
 

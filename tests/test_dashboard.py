@@ -17,6 +17,7 @@ import drolab
 from drolab import dashboard
 from drolab.__main__ import main
 from drolab.dashboard import Study, study
+from drolab.errors import DrolabError
 
 
 @contextmanager
@@ -45,7 +46,7 @@ def test_without_voila_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_errors_and_deaths_of_the_preparing_process_are_told() -> None:
-    with pytest.raises(drolab.types.DrolabError, match="nowhere"):
+    with pytest.raises(DrolabError, match="nowhere"):
         dashboard._in_a_process(dashboard._fill_store, {"MODEL": "/nowhere/at all"})
     with pytest.raises(dashboard.AppError, match="was killed"):
         dashboard._in_a_process(os._exit, 1)
@@ -57,7 +58,7 @@ def test_the_notebook_gets_its_parameters(tmp_path: Path) -> None:
     tags = [cell.metadata.get("tags", []) for cell in cells]
     injected = cells[tags.index(["injected-parameters"])]
     assert injected.source == 'MODEL = "it\'s"\nSTORE = None\nN_SAMPLES = 3'
-    with pytest.raises(drolab.types.DrolabError, match=r"no parameters \['LAYER'\]"):
+    with pytest.raises(DrolabError, match=r"no parameters \['LAYER'\]"):
         dashboard._write_notebook(tmp_path, {"LAYER": 3})
 
 

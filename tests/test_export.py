@@ -20,6 +20,7 @@ import torch
 
 import drolab
 from drolab import export, figures
+from drolab.figures.style import blank_figure
 from drolab.notebooks import report, section
 
 HOSTILE = '<script>alert("x")</script>'
@@ -88,7 +89,7 @@ def test_unknown_formats_are_named(tmp_path: Path, figure: go.Figure) -> None:
 @needs_chrome
 @browser_warnings
 def test_images_are_vectors_and_whole(tmp_path: Path) -> None:
-    many = figures.blank_figure("light", "many")
+    many = blank_figure("light", "many")
     many.add_scattergl(x=np.arange(5), y=np.arange(5), mode="markers")
     export.save_figure(many, tmp_path, "many", formats=("svg", "pdf", "png"))
     svg = (tmp_path / "many.svg").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 import tomllib
@@ -18,119 +19,87 @@ import drolab
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "drolab"
 
-# Lower rooms first: a module imports only from those above it (DESIGN §3). Rooms not built yet are absent.
-ROOMS = (
-    *(
-        "types",
-        "progress",
-        "tables",
-        "clones",
-        "formats",
-        "benchmarks",
-        "data",
-        "prompts",
-        "atomic",
-        "shards",
-        "checkpoints",
-        "inventory",
-        "store",
-        "upkeep",
-        "models",
-        "blocks",
-        "chat",
-        "passes",
-        "hidden",
-        "anchors",
-        "probes",
-        "spaces",
-        "moments",
-        "rates",
-        "heldout",
-        "separability",
-        "evidence",
-        "readouts",
-        "directions",
-        "transfer",
-        "ridge",
-        "sweep",
-        "steering",
-        "objective",
-        "dro",
-    ),
-    *("cues", "flat_no", "voice", "asked", "signs", "string_rule", "judging", "refusal_text"),
-    *("guards", "classifiers", "composite"),
-    *("agreement", "decoding", "responses", "first_token", "judges", "causal", "labels"),
-    *("comparison", "claims", "workbench"),
-    *("drift", "release_files", "released", "xstest", "published"),
-    *(
-        "style",
-        "boundaries",
-        "paint",
-        "planes",
-        "curves",
-        "tradeoffs",
-        "grids",
-        "maps",
-        "figures",
-        "views",
-        "paper",
-        "images",
-        "export",
-        "report",
-        "runs",
-        "panels",
-        "suite",
-        "study",
-        "app",
-        "demo",
-    ),
-    "__main__",
+# From the ground up: each imports only from those before it. A folder is a wing, the rest are single files.
+HOUSE = (
+    *("errors", "files", "types", "progress", "intervals"),
+    *("store", "figures", "export", "data", "models", "inference", "probing", "judges", "dro", "evidence", "panels"),
+    *("notebooks", "dashboard", "__main__"),
 )
 CONDA_NAMES = {"torch": "pytorch", "kaleido": "python-kaleido", "xxhash": "python-xxhash"}
 
 
-def drolab_imports(source: str) -> set[str]:
-    """The rooms that a module imports, wherever in the file it does."""
-    found: set[str] = set()
+MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+Import = tuple[str, str | None]  # what is imported from, below drolab, and the name; None for a plain import
+
+
+def drolab_imports(source: str) -> set[Import]:
+    """What a module imports from drolab, wherever in the file it does."""
+    found: set[Import] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "drolab":
-            parts = node.module.split(".")
-            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+            found |= {(node.module.partition(".")[2], alias.name) for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("drolab.")}
-    return found
+            found |= {(alias.name[7:], None) for alias in node.names if alias.name.startswith("drolab.")}
+    return found - {("", "__version__")}
 
 
-def room_of(path: Path) -> str:
+def place_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def violations(room: str, source: str) -> set[str]:
-    allowed = set(ROOMS[: ROOMS.index(room)]) | ({room} if (PACKAGE / room).is_dir() else set())
-    return drolab_imports(source) - allowed - {"__version__"}
+def face(wing: str) -> set[str]:
+    """The public names of a wing or a file."""
+    path = PACKAGE / wing / "__init__.py"
+    tree = ast.parse((path if path.exists() else PACKAGE / f"{wing}.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value))
+    return {name for name in vars(importlib.import_module(f"drolab.{wing}")) if not name.startswith("_")}
 
 
-MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+def violations(place: str, source: str) -> set[str]:
+    """Imports from further up, from inside another wing, or of what another wing does not offer."""
+    found = set()
+    for module, name in drolab_imports(source):
+        path = ".".join(filter(None, (module, name)))
+        other, _, inside = (module or path).partition(".")
+        if other == place:
+            continue
+        up = other not in HOUSE[: HOUSE.index(place)]
+        if up or inside or (module and name and name not in face(other)):
+            found.add(path)
+    return found
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_rooms_import_only_from_rooms_above(path: Path) -> None:
-    assert not violations(room_of(path), path.read_text(encoding="utf-8"))
+def test_a_wing_imports_only_the_faces_of_those_below_it(path: Path) -> None:
+    assert not violations(place_of(path), path.read_text(encoding="utf-8"))
 
 
 def test_the_import_check_sees_a_violation() -> None:
-    assert violations("store", "from drolab.models import load_model") == {"models"}
-    assert violations("store", "def f():\n    import drolab.hidden") == {"hidden"}
+    assert violations("store", "from drolab.models import load_model") == {"models.load_model"}
+    assert violations("store", "def f():\n    import drolab.inference.hidden") == {"inference.hidden"}
     assert violations("store", "from drolab import dro, types") == {"dro"}
+    assert violations("models", "from drolab.store.shards import Shards") == {"store.shards.Shards"}
+    assert violations("dro", "from drolab.models import _private") == {"models._private"}
+    assert not violations("dro", "from drolab.models import ChatModel\nfrom drolab.dro.objective import losses")
 
 
-def test_only_panels_imports_ipywidgets_and_figures_import_types_only() -> None:
-    importers = {room_of(path) for path in MODULES if "import ipywidgets" in path.read_text(encoding="utf-8")}
+def test_every_module_has_its_place() -> None:
+    assert {place_of(path) for path in MODULES} == set(HOUSE)
+
+
+def test_only_panels_imports_ipywidgets_and_figures_know_the_ground_alone() -> None:
+    importers = {place_of(path) for path in MODULES if "import ipywidgets" in path.read_text(encoding="utf-8")}
     assert importers == {"panels"}
-    pictures = {"style", "boundaries", "paint", "planes", "curves", "tradeoffs", "grids", "maps"}
-    for name in (*pictures, "figures"):
-        imported = drolab_imports((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
-        assert imported <= {"types", *pictures}
+    for path in (PACKAGE / "figures").glob("*.py"):
+        places = {module.partition(".")[0] for module, _ in drolab_imports(path.read_text(encoding="utf-8"))}
+        assert places <= {"figures", "types", "errors"}
+
+
+def test_nothing_in_drolab_imports_a_recipe() -> None:
+    for path in MODULES:
+        assert "recipes" not in path.read_text(encoding="utf-8").replace("recipes/", ""), path
 
 
 def test_import_drolab_loads_nothing_heavy() -> None:

@@ -13,14 +13,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 
 from drolab.clones import CloneError, check_whole, read_table, read_text
 from drolab.errors import PromptError, QueryError
-from drolab.models import ChatModel
 from drolab.types import NO_PROMPT, SCORE_COLUMNS, SoftPrompt
 
 CLONE = "git clone https://github.com/chujiezheng/LLM-Safeguard_data"
@@ -370,7 +369,7 @@ class Release:
             return pd.Series(dtype=object)
         return self._responses_of(place).drop_duplicates("query_id").set_index("query_id")["text"]
 
-    def soft_prompt(self, model: str, prompt: str, *, chat_model: ChatModel | None = None) -> SoftPrompt:
+    def soft_prompt(self, model: str, prompt: str, *, chat_model: AnyModel | None = None) -> SoftPrompt:
         """A released soft prompt. The release does not say for which weights it was made beyond the model's name.
 
         Args:
@@ -445,12 +444,22 @@ def load(folder: str | Path) -> Release:
     )
 
 
-def base_name(chat_model: ChatModel) -> str:
+class AnyModel(Protocol):
+    """What the release needs to know of a model, such as a `ChatModel`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def hidden_size(self) -> int: ...
+
+
+def base_name(chat_model: AnyModel) -> str:
     """The model's name without its owner or folder, as the release has it."""
     return PurePosixPath(chat_model.name.replace("\\", "/")).name
 
 
-def _check_released(soft: SoftPrompt, trained_on: str, chat_model: ChatModel) -> None:
+def _check_released(soft: SoftPrompt, trained_on: str, chat_model: AnyModel) -> None:
     width = soft.embeddings.shape[1]
     if base_name(chat_model) != trained_on or width != chat_model.hidden_size:
         raise PromptError(

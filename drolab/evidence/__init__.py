@@ -9,10 +9,8 @@ from drolab.evidence import causal, claims, comparison, release_tables, shift_pr
 from drolab.evidence.separability import auc_change, separability, shuffled_aucs
 from drolab.evidence.shifts import Shifts, null_directions, shift_cosines, shift_report, shift_similarity, shifts
 from drolab.intervals import mean_interval, rate_interval, rate_table
-from drolab.probing.directions import RANDOM
 
 __all__ = [
-    "RANDOM",
     "Shifts",
     "auc_change",
     "causal",

@@ -57,6 +57,7 @@ from drolab.models import (
     encode,
     resolve_layers,
 )
+from drolab.probing import RANDOM
 from drolab.progress import Progress, bar
 from drolab.types import HiddenStates
 
@@ -64,9 +65,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[np.float64]
-
-RANDOM = "random"
-"""The kind of the control's rows, called `random 1`, `random 2`, …"""
 
 UNMODIFIED = "unmodified"
 """Direction and kind of the row without an edit."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from drolab.intervals import _clip
+from drolab.intervals import clip
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -140,7 +140,7 @@ def cosine(moments: Moments, a: int, b: int) -> tuple[float, Array]:
     lengths = products[a, a] * products[b, b]
     if not min(products[a, a], products[b, b]) > 0:
         return float("nan"), gradient
-    value = _clip(products[a, b] / np.sqrt(lengths), -1.0, 1.0)
+    value = clip(products[a, b] / np.sqrt(lengths), -1.0, 1.0)
     gradient[a, b] = gradient[b, a] = 0.5 / np.sqrt(lengths)
     gradient[a, a] -= value / 2 / products[a, a]
     gradient[b, b] -= value / 2 / products[b, b]
@@ -153,7 +153,7 @@ def direction_cosine(moments: Moments, a: int, direction: int) -> tuple[float, A
     square = moments.products[a, a]
     if not square > 0:
         return float("nan"), gradient, along
-    value = _clip(moments.along[a, direction] / np.sqrt(square), -1.0, 1.0)
+    value = clip(moments.along[a, direction] / np.sqrt(square), -1.0, 1.0)
     gradient[a, a], along[a, direction] = -value / 2 / square, 1 / np.sqrt(square)
     return float(value), gradient, along
 

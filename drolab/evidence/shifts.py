@@ -32,8 +32,7 @@ from drolab.intervals import (
     sample_interval,
     unit,
 )
-from drolab.probing import anchor_matrix, one_position
-from drolab.probing.directions import RANDOM
+from drolab.probing import RANDOM, anchor_matrix, one_position
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from drolab.evidence.shift_products import mean_cosine, mean_direction_cosine
 from drolab.evidence.shifts import shifts
 from drolab.intervals import FISHER, interval, percentiles
 from drolab.models import encode
-from drolab.probing import align_target, fit_anchors, fit_probe, grouped_folds, limits, query_groups
+from drolab.probing import align_target, fit_anchors, fit_probe, grouped_folds, left_out_groups, limits
 from drolab.types import NO_PROMPT, HiddenStates, SafetyPrompt
 
 if TYPE_CHECKING:
@@ -381,7 +381,7 @@ class Targets:
         n_prompts, n_queries = grid.shape
         queries = np.tile(np.arange(n_queries), n_prompts)
         folds = [test for _, test in grouped_folds(grid.ravel(), queries, n_splits, seed)]
-        left_out = query_groups(grid.ravel(), queries, seed)
+        left_out = left_out_groups(grid.ravel(), queries, seed)
         generator = np.random.default_rng(seed)
         order = np.tile(np.arange(n_queries), (1 + n_shuffles, 1))
         order[1:] = generator.permuted(order[1:], axis=1)

@@ -7,7 +7,7 @@
 | `CompositeJudge` | the paper's compliance with harmful queries | a guard |
 | `LlamaGuard`, `ShieldGemma`, `Classifier` | whether a response is unsafe (or refuses) | a model |
 | `FirstTokenJudge` | a score, without sampling | judged responses, the model |
-| `labels.HandJudge` | what a person said | labels |
+| `HandJudge` | what a person said | labels |
 
 A judge is anything with `verdicts(responses)`, or a plain function of the response: see `Judge`. `judge` makes a table
 of rates, `verdicts` and `opinions` set several judges side by side, `disagreement` and `confusion` compare them.
@@ -27,16 +27,19 @@ from drolab.judges.base import (
 )
 from drolab.judges.first_token import FirstTokenJudge, agreement, calibration
 from drolab.judges.guards import Classifier, CompositeJudge, Guard, LlamaGuard, ShieldGemma, longest
+from drolab.judges.human_labels import LABEL_COLUMNS, HandJudge
 from drolab.judges.refusal_text import TextJudge
 from drolab.judges.string_rule import is_refusal, refusal_words
 
 __all__ = [
+    "LABEL_COLUMNS",
     "VERDICTS",
     "AnyJudge",
     "Classifier",
     "CompositeJudge",
     "FirstTokenJudge",
     "Guard",
+    "HandJudge",
     "Judge",
     "LlamaGuard",
     "ShieldGemma",

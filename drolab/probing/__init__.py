@@ -6,18 +6,19 @@ methods), `transfer` (a direction on other categories and prompts). `models.inte
 `evidence.causal` *tests* what it does.
 """
 
-from drolab.probing import anchors, directions, probes, transfer
+from drolab.probing import anchors, directions, probes
 from drolab.probing.anchors import anchor_matrix, coordinates, fit_anchors, one_position
-from drolab.probing.crossval import N_GROUPS, limits, query_groups
-from drolab.probing.directions import Direction, direction_cosines, fit, fit_directions
+from drolab.probing.crossval import N_GROUPS, left_out_groups, limits
+from drolab.probing.directions import RANDOM, Direction, direction_cosines, fit, fit_directions
 from drolab.probing.manifold import umap_view
 from drolab.probing.probes import align_target, cross_validate, fit_probe, grouped_folds
 from drolab.probing.readouts import METHODS, RIDGE_GRID, Features, take
-from drolab.probing.transfer import TRANSFER_COLUMNS
+from drolab.probing.transfer import TRANSFER_COLUMNS, transfer
 
 __all__ = [
     "METHODS",
     "N_GROUPS",
+    "RANDOM",
     "RIDGE_GRID",
     "TRANSFER_COLUMNS",
     "Direction",
@@ -34,10 +35,10 @@ __all__ = [
     "fit_directions",
     "fit_probe",
     "grouped_folds",
+    "left_out_groups",
     "limits",
     "one_position",
     "probes",
-    "query_groups",
     "take",
     "transfer",
     "umap_view",

@@ -27,7 +27,7 @@ N_GROUPS = 10
 """Groups of queries that are left out in turn; fewer where a class has fewer."""
 
 
-def query_groups(fractions: Array, queries: NDArray[Any], random_state: int) -> list[NDArray[np.intp]]:
+def left_out_groups(fractions: Array, queries: NDArray[Any], random_state: int) -> list[NDArray[np.intp]]:
     """The rows of each group that is left out in turn, the classes spread evenly."""
     sizes = np.unique(fractions >= 0.5, return_counts=True)[1]
     n_groups = min(N_GROUPS, len(np.unique(queries)), *sizes)

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 RANDOM = "random"
-"""Name of the control rows: a random direction, against which a real one must stand out."""
+"""What control rows are called: a random direction, against which a real one must stand out. Several are `random 1`,
+`random 2`, …"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,7 +17,7 @@ import torch
 
 from drolab.errors import StatesError
 from drolab.probing.anchors import one_position
-from drolab.probing.crossval import limits, query_groups
+from drolab.probing.crossval import left_out_groups, limits
 from drolab.probing.directions import fit
 from drolab.probing.probes import Target, align_target, grouped_folds
 from drolab.probing.readouts import Features, known_methods, take, tune
@@ -86,7 +86,7 @@ def transfer(
     generator = np.random.default_rng(random_state)
     deals = [np.concatenate(targets)]
     deals += [deals[0][_dealt_rows(both.index, part, generator)] for _ in range(n_shuffles)]
-    left_out = query_groups(deals[0], both.index["query_id"].to_numpy(), random_state) if across else []
+    left_out = left_out_groups(deals[0], both.index["query_id"].to_numpy(), random_state) if across else []
     held_out: dict[tuple[str, str], list[_HeldOut]] = defaultdict(list)
     for split in _splits(both.index, deals[0], part, across, n_splits, random_state):
         for tested_on, scored in _held_out(both, split, deals, left_out, chosen, random_state):

@@ -31,6 +31,8 @@ from drolab.errors import StoreError
 from drolab.store import checkpoints, inventory, shards
 from drolab.store.shards import FORMATS, SUFFIX, Shards
 
+__all__ = ["Store", "key", "upkeep"]
+
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 _log = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import drolab
 from drolab import dro, passes
+from drolab.dro import training
 from drolab.errors import PromptError, QueryError, StatesError, TrainingError
 from drolab.inference import hidden_states
 from drolab.models import ChatModel, wrap
@@ -184,11 +185,11 @@ def test_an_interrupted_run_resumes_to_the_last_bit(
     setting: Setting, finished: DRORun, store: Store, monkeypatch: pytest.MonkeyPatch, done: int
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(dro, "forward_states", failing(done, interrupt))
+        patch.setattr(training, "forward_states", failing(done, interrupt))
         with pytest.raises(KeyboardInterrupt, match=f"{done} of 9 steps are in the store: run the same call again"):
             setting.train(store)
     patched = failing(9 - done, interrupt)  # not one step more than what was left
-    monkeypatch.setattr(dro, "forward_states", patched)
+    monkeypatch.setattr(training, "forward_states", patched)
     assert_equal_runs(setting.train(store), finished)
 
 
@@ -202,7 +203,7 @@ def test_a_closed_iterator_keeps_its_last_step(setting: Setting, finished: DRORu
 
 
 def test_without_a_store_the_message_says_so(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dro, "forward_states", failing(2, interrupt))
+    monkeypatch.setattr(training, "forward_states", failing(2, interrupt))
     with pytest.raises(KeyboardInterrupt, match=r"2 of 9 steps were done and none is kept: pass store=drolab.Store"):
         setting.train()
 
@@ -211,8 +212,8 @@ def test_a_finished_run_loads_without_the_model_running(
     setting: Setting, finished: DRORun, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting.train(store)
-    monkeypatch.setattr(dro, "forward_states", failing(0, interrupt))
-    monkeypatch.setattr(dro, "hidden_states", interrupt)
+    monkeypatch.setattr(training, "forward_states", failing(0, interrupt))
+    monkeypatch.setattr(training, "hidden_states", interrupt)
     assert_equal_runs(setting.train(store), finished)
     rarely = replace(setting, config=replace(SHORT_RUN, checkpoint_every=7))
     assert len(rarely.train(store).history) == 9
@@ -232,7 +233,7 @@ def test_another_run_is_not_mistaken_for_it(
     setting: Setting, store: Store, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]
 ) -> None:
     setting.train(store)
-    monkeypatch.setattr(dro, "forward_states", failing(0, interrupt))
+    monkeypatch.setattr(training, "forward_states", failing(0, interrupt))
     with pytest.raises(KeyboardInterrupt, match="0 of 9"):
         replace(setting, **changed).train(store)
 
@@ -345,7 +346,7 @@ def test_a_loss_that_is_not_finite(setting: Setting, store: Store, monkeypatch: 
         return torch.full((2, 1, 1, 32), float("nan"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(dro, "forward_states", failing(2, broken))
+        patch.setattr(training, "forward_states", failing(2, broken))
         with pytest.raises(
             TrainingError, match=r"step 3: the refusal term is nan.*step 2 is kept.*Lower learning_rate"
         ):

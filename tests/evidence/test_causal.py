@@ -13,11 +13,12 @@ from torch import Tensor
 
 import drolab
 from drolab.errors import QueryError, StatesError
-from drolab.evidence import RANDOM, shifts
+from drolab.evidence import shifts
 from drolab.evidence.causal import UNMODIFIED, Control, _swap_table, _table, ablation, dose_response, swap
 from drolab.inference import first_token_probabilities, hidden_states
 from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel, wrap
+from drolab.probing import RANDOM
 from drolab.types import SafetyPrompt
 
 NONE = SafetyPrompt(name="none", text="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_memory_is_bounded_by_chunks_without_changing_the_intervals(
     states: HiddenStates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = evidence.shift_cosines(states, n_null=200)
-    monkeypatch.setattr(evidence, "CHUNK_VALUES", 1000)
+    monkeypatch.setattr(sys.modules["drolab.evidence.shifts"], "CHUNK_VALUES", 1000)
     pd.testing.assert_frame_equal(whole, evidence.shift_cosines(states, n_null=200))
 
 

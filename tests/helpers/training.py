@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from drolab import dro
+from drolab.dro import training
 from drolab.inference import hidden_states
 from drolab.models import ChatModel
 from drolab.probing import fit_anchors, fit_probe
@@ -78,7 +79,7 @@ def assert_equal_runs(one: DRORun, other: DRORun) -> None:
 def failing(after: int, error: Callable[[], Any]) -> Callable[..., Any]:
     """`forward_states`, but in its call number `after` + 1 and later it does what `error` does."""
     calls = iter(range(1, 1000))
-    original = dro.forward_states
+    original = training.forward_states
 
     def forward(*args: Any, **options: Any) -> Any:
         return original(*args, **options) if next(calls) <= after else error()

@@ -73,7 +73,8 @@ def test_parity_with_the_papers_code(reference: Path, token_budget: int | None, 
     for name, expected in load_file(folder / "states.safetensors").items():
         prompt, query_class = name.split(".")
         found = states.select(prompt=prompt, harmful=query_class == "harmful").values
-        assert (found - expected).abs().max() < tolerance, name
+        ulp = 2 * torch.finfo(torch.float32).eps * expected.abs()  # processors differ in how they sum
+        assert ((found - expected).abs() < tolerance + ulp).all(), name
     other = states.select(prompt="short", harmful=True).values - states.select(prompt="none", harmful=True).values
     assert other.abs().max() > 1  # the prompts differ by far more than the tolerance
 
@@ -257,7 +258,7 @@ def test_a_family_that_cannot_share_says_so_once(caplog: pytest.LogCaptureFixtur
     model = family("falcon_mamba")
     with caplog.at_level(logging.INFO, logger="drolab"), counted(model) as calls:
         states = hidden_states(model, QUERIES, [NONE, CARE], progress=False)
-    assert [record.getMessage() for record in caplog.records if record.name == "drolab.hidden"] == [
+    assert [record.getMessage() for record in caplog.records if record.name == "drolab.inference.hidden"] == [
         "'falcon_mamba' (falcon_mamba) cannot share a prefix between chats: plain batches, equal results, slower."
     ]
     assert sum(size for size, _ in calls) == 12  # every chat by itself

@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from drolab.errors import PromptError, QueryError, StatesError
-from drolab.inference import first_token_probabilities, generate, responses
+from drolab.inference import first_token_probabilities, generate, responses, sampling
 from drolab.models import ChatModel, kv_cache, prompt_token_ids, render, wrap
 from drolab.store import Store
 from drolab.types import RESPONSE_COLUMNS, SafetyPrompt, SoftPrompt
@@ -153,8 +153,8 @@ def test_samples_follow_the_exact_distribution(tiny_llama: ChatModel, settings: 
 def test_second_tokens_follow_the_exact_distribution(tiny_llama: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Samples part at the first token: each must go on from its own."""
     written: list[list[int]] = []
-    decode = responses._decode
-    monkeypatch.setattr(responses, "_decode", lambda *given: written.extend(found := decode(*given)) or found)
+    decode = sampling.decode
+    monkeypatch.setattr(responses, "decode", lambda *given: written.extend(found := decode(*given)) or found)
     small(tiny_llama, QUERIES[:1], NONE, n_samples=4000, max_new_tokens=2, top_p=0.5, seed=5)
     ids = list(render(tiny_llama, QUERIES.text.iloc[0], NONE).input_ids)
     firsts = exact(tiny_llama, ids, 1.0, 0.5)
@@ -173,18 +173,18 @@ def test_the_short_ranking_picks_what_the_full_one_does(top_p: float, monkeypatc
     logits = (2 * torch.randn(50, 400, generator=generator)).bfloat16().float()  # bfloat16: many equal logits
     rows = torch.randint(0, 50, (3000,), generator=generator)
     uniforms = torch.rand(3000, generator=generator, dtype=torch.float64)
-    settings = responses._Settings(n_samples=1, max_new_tokens=1, do_sample=True, temperature=1, top_p=top_p, seed=0)
-    short = responses._pick(logits, rows, uniforms, settings)
-    monkeypatch.setattr(responses, "_FEW", 10_000)
-    assert torch.equal(short, responses._pick(logits, rows, uniforms, settings))
+    settings = sampling.Settings(n_samples=1, max_new_tokens=1, do_sample=True, temperature=1, top_p=top_p, seed=0)
+    short = sampling._pick(logits, rows, uniforms, settings)
+    monkeypatch.setattr(sampling, "_FEW", 10_000)
+    assert torch.equal(short, sampling._pick(logits, rows, uniforms, settings))
 
 
 def test_the_ends_of_the_unit_interval_pick_possible_tokens() -> None:
     logits = torch.tensor([[0.0, float("-inf"), 3.0, 1.0]] * 300)
     ends = torch.tensor([0.0, np.nextafter(1.0, 0.0)], dtype=torch.float64).repeat(300)
     rows = torch.arange(300).repeat_interleave(2)
-    settings = responses._Settings(n_samples=1, max_new_tokens=1, do_sample=True, temperature=1, top_p=1, seed=0)
-    picked = responses._pick(logits, rows, ends, settings).reshape(300, 2)
+    settings = sampling.Settings(n_samples=1, max_new_tokens=1, do_sample=True, temperature=1, top_p=1, seed=0)
+    picked = sampling._pick(logits, rows, ends, settings).reshape(300, 2)
     assert (picked == torch.tensor([2, 0])).all()
 
 
@@ -300,7 +300,7 @@ def test_a_stop_string_is_where_transformers_stops(tiny_llama: ChatModel) -> Non
 
 
 def test_no_reply_is_shorter_than_min_new_tokens(tiny_llama: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(responses, "_stop_ids", lambda _: set(range(2, 60)))  # ends that come soon
+    monkeypatch.setattr(sampling, "stop_ids", lambda _: set(range(2, 60)))  # ends that come soon
     short = small(tiny_llama, QUERIES, NONE, n_samples=20, max_new_tokens=12)
     assert (short.n_tokens < 5).any()
     long = small(tiny_llama, QUERIES, NONE, n_samples=20, max_new_tokens=12, min_new_tokens=5)

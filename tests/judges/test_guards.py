@@ -237,7 +237,7 @@ def test_a_gated_guard_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         except GatedRepoError as error:
             raise OSError("You are trying to access a gated repo.") from error
 
-    monkeypatch.setattr("drolab.models.AutoTokenizer.from_pretrained", refuse)
+    monkeypatch.setattr("drolab.models.load.AutoTokenizer.from_pretrained", refuse)
     with pytest.raises(ModelError, match="is gated: accept its licence on its hub page, then set HF_TOKEN"):
         LlamaGuard.load("meta-llama/Llama-Guard-3-8B")
     with pytest.raises(ModelError, match="is gated"):

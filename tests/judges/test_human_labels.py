@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drolab.errors import QueryError
-from drolab.judges import judge
-from drolab.judges.human_labels import LABEL_COLUMNS, HandJudge
+from drolab.judges import LABEL_COLUMNS, HandJudge, judge
 from drolab.types import SCORE_COLUMNS
 
 

@@ -13,6 +13,7 @@ from drolab.errors import QueryError
 from drolab.inference import generate
 from drolab.judges import (
     FirstTokenJudge,
+    HandJudge,
     Judge,
     TextJudge,
     agreement,
@@ -25,7 +26,6 @@ from drolab.judges import (
     string_rule,
     verdicts,
 )
-from drolab.judges.human_labels import HandJudge
 from drolab.models import ChatModel, Prompt
 from drolab.types import SCORE_COLUMNS, SafetyPrompt
 

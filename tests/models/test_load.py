@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 import drolab
 from drolab.errors import ChatTemplateError, ModelError
 from drolab.models import CHAT_FORMATS, ChatModel, chat_format, fingerprint, load_model, wrap
+from drolab.models.fingerprint import _CHUNK, _checksums
 
 
 @pytest.fixture(scope="module")
@@ -235,14 +236,12 @@ def test_any_two_swapped_weights_show(one: int, other: int) -> None:
 
 
 def test_swapped_places_show_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from drolab import models
-
-    values = torch.randn(3 * models._CHUNK + 5, generator=torch.Generator().manual_seed(0)).bfloat16()
+    values = torch.randn(3 * _CHUNK + 5, generator=torch.Generator().manual_seed(0)).bfloat16()
     swapped = values.clone()
-    swapped[[0, models._CHUNK]] = values[[models._CHUNK, 0]]
-    assert values[0] != values[models._CHUNK]
-    assert models._checksums(values) != models._checksums(swapped)
-    assert models._checksums(values) == models._checksums(values.clone())
+    swapped[[0, _CHUNK]] = values[[_CHUNK, 0]]
+    assert values[0] != values[_CHUNK]
+    assert _checksums(values) != _checksums(swapped)
+    assert _checksums(values) == _checksums(values.clone())
 
 
 def test_the_fingerprint_survives_the_disk_and_the_file_layout(folder: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from helpers.kernel import SECONDS, Kernel
 from helpers.training import QUERIES, Setting, assert_equal_runs, failing, setting_of
 
 from drolab import dro, panels
-from drolab.dro import runs
+from drolab.dro import runs, training
 from drolab.errors import TrainingError
 from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel
@@ -131,7 +131,7 @@ def test_measurements_are_those_of_the_judge(setting: Setting, trained: DROPanel
 def stopping(panel: DROPanel, after: int, act: Callable[[], None]) -> Callable[..., Any]:
     """`forward_states` that does `act` in the step after `after`, as a user's hand might at that moment."""
     calls = iter(range(1, 1000))
-    original = dro.forward_states
+    original = training.forward_states
 
     def forward(*args: Any, **options: Any) -> Any:
         if next(calls) == after + 1:
@@ -147,7 +147,7 @@ def test_a_stopped_run_is_usable_and_goes_on_to_the_same_end(
 ) -> None:
     panel = panel_of(setting, store if with_store else None)
     with monkeypatch.context() as patch:
-        patch.setattr(dro, "forward_states", stopping(panel, 5, panel.job.stop_button.click))
+        patch.setattr(training, "forward_states", stopping(panel, 5, panel.job.stop_button.click))
         train(panel)
     assert (panel.job.state, len(panel.result().history)) == ("stopped", 6)
     assert "stopped at 6 of 9" in panel.shelf.table.value
@@ -162,7 +162,7 @@ def test_a_stopped_run_is_usable_and_goes_on_to_the_same_end(
 def test_a_paused_training_stands_still(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     panel = panel_of(setting)
     paused = panel.job.pause_button
-    monkeypatch.setattr(dro, "forward_states", stopping(panel, 2, paused.click))
+    monkeypatch.setattr(training, "forward_states", stopping(panel, 2, paused.click))
     panel.controls["start"].click()
 
     def drawn() -> list[int]:
@@ -182,7 +182,7 @@ def test_a_paused_training_stands_still(setting: Setting, monkeypatch: pytest.Mo
 
 def test_two_trainings_at_once_are_refused(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     panel = panel_of(setting)
-    monkeypatch.setattr(dro, "forward_states", stopping(panel, 2, panel.job.pause_button.click))
+    monkeypatch.setattr(training, "forward_states", stopping(panel, 2, panel.job.pause_button.click))
     panel.controls["start"].click()
     assert not panel.wait(0.5)
     assert panel.controls["start"].disabled
@@ -201,7 +201,7 @@ def test_an_error_is_shown_in_words_and_what_was_done_stays(
 ) -> None:
     panel = panel_of(setting, store)
     with monkeypatch.context() as patch:
-        patch.setattr(dro, "forward_states", failing(3, lambda: torch.full((4, 1, 1, 32), float("nan"))))
+        patch.setattr(training, "forward_states", failing(3, lambda: torch.full((4, 1, 1, 32), float("nan"))))
         panel.controls["start"].click()
         assert panel.wait(SECONDS)
     assert panel.job.state == "failed"
@@ -216,7 +216,7 @@ def test_a_finished_run_of_the_store_is_there_at_once_and_measured(
     setting: Setting, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(panel_of(setting, store))
-    monkeypatch.setattr(dro, "forward_states", failing(0, pytest.fail))
+    monkeypatch.setattr(training, "forward_states", failing(0, pytest.fail))
     panel = panel_of(setting, store, judge=JUDGE)
     train(panel)
     assert len(panel.result().history) == 9
@@ -303,7 +303,7 @@ def test_a_replay_of_a_stopped_run_shows_its_last_step(setting: Setting, monkeyp
     panel = panel_of(setting)
     panel.controls["replay"].click()
     assert "no run to replay" in panel.message.value
-    monkeypatch.setattr(dro, "forward_states", stopping(panel, 5, panel.job.stop_button.click))
+    monkeypatch.setattr(training, "forward_states", stopping(panel, 5, panel.job.stop_button.click))
     train(panel)
     assert panel.controls["step"].options == (0,)
     panel.controls["replay"].click()

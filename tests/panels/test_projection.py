@@ -17,6 +17,7 @@ from drolab import panels
 from drolab.errors import StatesError
 from drolab.panels import Picture, ProjectionPanel
 from drolab.panels.picture import points_inside
+from drolab.panels.projection import spaces, view
 from drolab.panels.projection.spaces import FrozenSpaces, point_table, refusal_changes
 from drolab.panels.projection.view import sample_queries
 from drolab.types import HiddenStates
@@ -340,7 +341,7 @@ def test_umap_is_made_once_when_asked_for_and_says_what_it_is(
         xy = torch.cat([anchors.matrix(-1), extra.matrix(-1)])[:, :2].numpy()
         return pd.DataFrame(xy, columns=["x", "y"])
 
-    monkeypatch.setattr("drolab.panels.projection.spaces.umap_view", quick)
+    monkeypatch.setattr(spaces, "umap_view", quick)
     panel.controls["view"].value = "UMAP"
     assert panel.job.wait(WAIT)
     assert panel.picture.layout.xaxis.title.text == "UMAP 1"
@@ -359,9 +360,7 @@ def test_umap_that_fails_or_is_stopped_gives_the_components_back(
 ) -> None:
     few = states.select(split="train", prompt="none", harmful=True)
     small = panels.projection(few, anchors=["none"], n_components=2)
-    monkeypatch.setattr(
-        "drolab.panels.projection.spaces.umap_view", lambda *_, **__: (_ for _ in ()).throw(StatesError("no map"))
-    )
+    monkeypatch.setattr(spaces, "umap_view", lambda *_, **__: (_ for _ in ()).throw(StatesError("no map")))
     small.controls["view"].value = "UMAP"
     assert small.job.wait(WAIT)
     assert small.controls["view"].value == "PCA"
@@ -385,7 +384,7 @@ def test_above_the_limit_whole_queries_are_drawn_at_random_and_the_panel_says_so
     rows = sample_queries(ids, most=40)
     assert list(rows) == list(sample_queries(ids, most=40))
     assert ids.iloc[rows].value_counts().tolist() == [3] * 13
-    monkeypatch.setattr("drolab.panels.projection.view.sample_queries", lambda ids: sample_queries(ids, most=40))
+    monkeypatch.setattr(view, "sample_queries", lambda ids: sample_queries(ids, most=40))
     panel = panels.projection(states, anchors=ANCHORS, scores=scores)
     assert len(panel.result()) == 39
     assert "13 of 60 queries are drawn" in panel.picture.layout.annotations[-1].text
@@ -505,7 +504,7 @@ def test_a_map_keeps_the_order_of_the_states(states: HiddenStates, monkeypatch: 
         xy = torch.cat([anchors.matrix(2), extra.matrix(2)])[:, :2].numpy()
         return pd.DataFrame(xy, columns=["x", "y"])
 
-    monkeypatch.setattr("drolab.panels.projection.spaces.umap_view", first_two)
+    monkeypatch.setattr(spaces, "umap_view", first_two)
     assert np.allclose(FrozenSpaces(mixed, ANCHORS).umap(2), mixed.matrix(2)[:, :2])
 
 

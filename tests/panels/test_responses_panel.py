@@ -11,7 +11,7 @@ import pytest
 
 from drolab import export, panels
 from drolab.errors import QueryError
-from drolab.judges.human_labels import HandJudge
+from drolab.judges import HandJudge
 from drolab.panels import markup
 from drolab.panels.responses.panel import LISTED
 

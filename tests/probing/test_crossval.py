@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from drolab.evidence import sweep
-from drolab.probing import N_GROUPS, limits, query_groups
+from drolab.probing import N_GROUPS, left_out_groups, limits
 
 ANY = (-np.inf, np.inf)
 
@@ -25,13 +25,13 @@ def test_the_two_parts_add_in_squares() -> None:
 
 def test_groups_hold_every_query_once_with_all_its_rows() -> None:
     queries = np.tile(np.arange(40), 3)
-    groups = query_groups((queries < 20) * 1.0, queries, 0)
+    groups = left_out_groups((queries < 20) * 1.0, queries, 0)
     assert len(groups) == N_GROUPS
     assert sorted(np.concatenate(groups)) == list(range(120))
     for rows in groups:
         assert np.isin(np.flatnonzero(np.isin(queries, queries[rows])), rows).all()
         assert (queries[rows] < 20).mean() == 0.5
-    assert len(query_groups(np.array([1.0, 1, 1, 0, 0, 0]), np.arange(6), 0)) == 3
+    assert len(left_out_groups(np.array([1.0, 1, 1, 0, 0, 0]), np.arange(6), 0)) == 3
 
 
 def test_readouts_of_nothing_hold_one_half_and_without_the_training_part_do_not() -> None:

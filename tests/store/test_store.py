@@ -463,7 +463,6 @@ def test_an_interrupt_leaves_nothing_behind(store: Store, monkeypatch: pytest.Mo
 
 WRITER = """
 import sys, torch
-from drolab import shards as shards_module
 from drolab.store import Store, key
 store, name, n = Store(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 print("ready", flush=True)

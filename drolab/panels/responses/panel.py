@@ -14,8 +14,7 @@ import plotly.graph_objects as go
 from drolab.export import write_atomically
 from drolab.figures import class_names
 from drolab.figures import rates as tradeoffs
-from drolab.judges import AnyJudge, disagreement, is_refusal, refusal_words, verdicts
-from drolab.judges.human_labels import HandJudge
+from drolab.judges import AnyJudge, HandJudge, disagreement, is_refusal, refusal_words, verdicts
 from drolab.panels.base import Panel, PanelError, button, control
 from drolab.panels.controls import STYLE, choice, named, several, share
 from drolab.panels.export_box import About, Takeaway

@@ -1,4 +1,4 @@
-""""""
+"""Which queries the response panel lists, and what it says of each: rates per prompt, changes, disagreements."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from drolab.errors import QueryError
-from drolab.evidence.comparison import class_labels
+from drolab.evidence import comparison
 
 ONLY = ("all", "judges disagree", "changed", "refused more", "refused less")
 """Which queries `narrowed` leaves."""
@@ -36,7 +36,11 @@ def query_rates(
     split = (said == 1).any(axis=1) & (said == 0).any(axis=1)
     flat = responses[["query_id", "prompt"]].assign(refused=said[:, list(verdicts.columns).index(judge)], split=split)
     table = responses.drop_duplicates("query_id").set_index("query_id")
-    names = class_labels(table["harmful"]) if groups is None else table.index.to_series().map(dict(groups)).fillna("")
+    names = (
+        comparison.class_labels(table["harmful"])
+        if groups is None
+        else table.index.to_series().map(dict(groups)).fillna("")
+    )
     rates = flat.groupby(["query_id", "prompt"], sort=False)["refused"].mean().unstack()[flat["prompt"].unique()]
     disagreements = flat.groupby("query_id")["split"].sum()
     return table[["text"]].assign(group=names, disagreements=disagreements).join(rates.add_prefix("rate: "))
