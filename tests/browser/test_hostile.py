@@ -17,7 +17,7 @@ pytestmark = harness.MARKS
 SETUP = """
 import numpy as np, pandas as pd, torch, drolab
 from drolab import export, figures, panels
-from drolab.report import report, section
+from drolab.notebooks import report, section
 from drolab.types import STATE_COLUMNS, HiddenStates
 
 BAD = ("<script>window.hit=1</script><img src=x onerror='window.hit=1'><a href='javascript:window.hit=1'>link</a>"
