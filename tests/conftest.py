@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,8 @@ def reference() -> Path:
     """The folder of reference data; absent outside the team's machines, and required in CI."""
     folder = Path(os.environ.get("DROLAB_REFERENCE", ROOT.parent / "shared" / "reference"))
     if not folder.is_dir():
-        message = f"no reference data at {folder}: set DROLAB_REFERENCE"
+        whose = "of the paper's authors and of XSTest"
+        message = f"no reference data ({whose}) at {folder}: set DROLAB_REFERENCE to compare with it"
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
@@ -48,3 +50,11 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def store(tmp_path: Path) -> drolab.Store:
     return drolab.Store(tmp_path / "store")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Why tests were skipped, a line for each reason."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count} skipped: {reason}")

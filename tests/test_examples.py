@@ -40,7 +40,7 @@ def examples() -> Iterator[doctest.DocTest]:
     for place in (*WINGS, *FILES, *MODULES):
         module = importlib.import_module(f"drolab.{place}")
         for name in sorted(getattr(module, "__all__", vars(module))):
-            thing = getattr(module, name)
+            thing = getattr(module, name, None)  # a module of the wing may not be loaded yet
             if not callable(thing) or not getattr(thing, "__module__", "").startswith("drolab."):
                 continue
             home = importlib.import_module(thing.__module__)

@@ -1,0 +1,1 @@
+"""How what ships in `drolab/assets` was made. Nothing in drolab imports this."""

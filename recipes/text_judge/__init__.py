@@ -1,0 +1,1 @@
+"""The text judge: its labels, and the fit of its weights."""
