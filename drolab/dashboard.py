@@ -22,7 +22,6 @@ from drolab import export, notebooks
 from drolab.data import load_prompts, load_queries
 from drolab.errors import DrolabError
 from drolab.evidence import comparison
-from drolab.export import about
 from drolab.inference import generate, hidden_states
 from drolab.judges import judge
 from drolab.models import ChatModel, load_model
@@ -30,7 +29,13 @@ from drolab.probing import fit_anchors, fit_probe
 from drolab.store import Store
 from drolab.types import AnchorSpace, HiddenStates, Probe, SafetyPrompt
 
+PORT = 8866
+_HOST = "127.0.0.1"
 _MOST_LAYERS = 9
+
+
+class AppError(DrolabError, RuntimeError):
+    """The dashboard cannot be served."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,7 +98,7 @@ def study(
         space=space,
         refusal=fit_probe(space, states, scores["refusal_rate"], positive="refuses"),
         harmfulness=fit_probe(space, states, asked["harmful"], positive="harmful"),
-        about=about(chat, named, asked, settings, seed),
+        about=export.about(chat, named, asked, settings, seed),
     )
 
 
@@ -101,14 +106,6 @@ def _spread(last: int) -> list[int]:
     """Layers from the embeddings (0) to the last, all of them or as many as a drop-down can take."""
     steps = min(last, _MOST_LAYERS - 1)
     return sorted({round(last * step / steps) for step in range(steps + 1)})
-
-
-PORT = 8866
-_HOST = "127.0.0.1"
-
-
-class AppError(DrolabError, RuntimeError):
-    """The dashboard cannot be served."""
 
 
 def serve(
@@ -126,7 +123,9 @@ def serve(
     every view starts a kernel, which loads the model.
 
     Args:
-        model, queries, prompts, n_samples: as `study.study` takes them.
+        model: a hub id or a folder, or `demo`.
+        queries, prompts: a built-in set, or a file.
+        n_samples: replies per query and prompt.
 
     Raises:
         AppError: Voila is not installed, the port is taken, or the model's process was killed.
@@ -166,7 +165,6 @@ def _in_a_process(work: Any, *arguments: Any) -> None:
 
 
 def _fill_store(chosen: Mapping[str, Any]) -> None:
-
     study(**{name.lower(): value for name, value in chosen.items()})
 
 
