@@ -51,7 +51,7 @@ _MASSES = {
     "other": "first token: neither",
 }
 _DASHES = {"harmful": "solid", "harmless": "dash"}
-Cells = Sequence[tuple[int, int]]
+_Cells = Sequence[tuple[int, int]]
 """Rows and columns of subplots, from 1."""
 
 
@@ -378,7 +378,7 @@ def _add_dose_legend(figure: go.Figure, looks: dict[str, dict[str, Any]], theme:
 # ---------------------------------------------------------------- training
 
 
-def _add_terms(figure: go.Figure, history: pd.DataFrame, cells: Cells, theme: str) -> None:
+def _add_terms(figure: go.Figure, history: pd.DataFrame, cells: _Cells, theme: str) -> None:
     need_columns(history, ("step", "epoch", *_TERMS), "training curve")
     for name, color, rows in _runs(history, theme):
         epochs = rows.groupby("epoch")[["step", *_TERMS]].mean()
@@ -395,18 +395,19 @@ def _add_terms(figure: go.Figure, history: pd.DataFrame, cells: Cells, theme: st
     _add_run_legend(figure, history, theme)
 
 
-def _add_masses(figure: go.Figure, measured: pd.DataFrame, cells: Cells, theme: str) -> None:
+def _add_masses(figure: go.Figure, measured: pd.DataFrame, cells: _Cells, theme: str) -> None:
     need_columns(measured, ("step", "queries", "harmful", *_MASSES), "first-token curve")
     sets = list(measured["queries"].unique())
     several = "run" in measured.columns and measured["run"].nunique() > 1
     for name, color, rows in _runs(measured, theme):
         for (queries, harmful), group in groups(rows, ["queries", "harmful"]):
             look = _class_look(harmful, color if several else None, opened=queries != sets[0])
-            hover = f"step %{{x}}: %{{y:.3f}}<extra>{short_name(name)}, {short_name(queries)}</extra>"
+            names = [f"{short_name(name)}, {short_name(queries)}"] * len(group)
             for column, (row, col) in zip(_MASSES, cells, strict=True):
                 figure.add_scatter(
-                    x=group["step"], y=group[column], mode="lines+markers", hovertemplate=hover, showlegend=False,
-                    legendgroup=name, row=row, col=col, **look,
+                    x=group["step"], y=group[column], mode="lines+markers", customdata=names, showlegend=False,
+                    hovertemplate="step %{x}: %{y:.3f}<extra>%{customdata}</extra>", legendgroup=name, row=row,
+                    col=col, **look,
                 )  # fmt: skip
     _add_class_legend(figure, measured, sets, theme)
     figure.update_yaxes(range=[-0.02, 1.02], tickformat=".1f", row=cells[0][0])

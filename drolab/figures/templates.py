@@ -201,7 +201,7 @@ def _names(content: dict[str, Any], width: float, *, limit: int) -> float:
     layout, depth = content["layout"], 0
     bars = [str(name) for trace in content["data"] if trace.get("type") == "bar" for name in trace.get("x", ())]
     if unique := list(dict.fromkeys(bars)):
-        layout["xaxis"].update(tickmode="array", tickvals=unique, ticktext=unique)
+        layout.setdefault("xaxis", {}).update(tickmode="array", tickvals=unique, ticktext=unique)
     for name, axis in [*_axes(layout, "x"), *_axes(layout, "y")]:
         if axis.get("ticktext"):
             axis["ticktext"] = [
