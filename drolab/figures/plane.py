@@ -656,7 +656,7 @@ def _positive_side(name: str, line: Boundary, ends: np.ndarray, box: Box, theme:
 def _framed(look: PlaneLook, box: Box) -> tuple[list[dict[str, Any]], Content]:
     """The traces of the boundaries, and a layout with the axes, the boundaries' positive sides and the small print."""
     lines, marks, caption = _boundaries(look.boundaries, box, look.theme) if look.boundaries else ([], [], "")
-    small = "<br>".join(text for text in (caption, wrapped(look.note, width=90)) if text)
+    small = "<br>".join(text for text in (caption, wrapped(look.note, width=100)) if text)
     x_title, y_title = (escape(title) for title in look.axis_titles)
     side = {"title": {"text": "Query (symbol)", "font": {"size": 12}}, "font": {"size": 12}, "x": 1.02, "y": 0}
     layout = _blank_layout(look.theme, look.title) | {

@@ -352,7 +352,7 @@ def test_umap_is_made_once_when_asked_for_and_says_what_it_is(
     panel.controls["view"].value = "PCA"
     panel.controls["view"].value = "UMAP"
     assert not panel.job.running
-    assert panel.picture.layout.xaxis.title.text == "UMAP 1"
+    assert panel.picture.layout.xaxis.title.text == title
     assert len(calls) == 1
 
 
