@@ -13,7 +13,7 @@ from drolab import export
 def main() -> None:
     out = Path(sys.argv[1] if len(sys.argv) > 1 else "out/demo")
     figure = pio.read_json(out / "figures" / "03_projection.json")
-    figure.update_layout(width=860, height=520)
+    figure.update_layout(height=520)
     for path in export.save_figure(figure, Path(__file__).parents[1] / "docs", "shift", formats=("png",)):
         print(path)
 

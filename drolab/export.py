@@ -2,6 +2,9 @@
 
 Every file appears whole or not at all, no name leads out of its folder, and nothing that is written needs a
 network to be read.
+
+In order: single files (`save_figure`, `save_table`, `save_numbers`), what a notebook found (`save_results`), a `bundle`
+for a paper with its `manifest`, and the rendering of images.
 """
 
 from __future__ import annotations
@@ -35,6 +38,9 @@ IMAGE_FORMATS = ("svg", "pdf", "png", "webp")
 FORMATS = ("html", "json", "csv", *IMAGE_FORMATS)
 BUNDLE_FORMATS = ("html", "csv", "png", "svg", "pdf")
 _VERSIONS = ("drolab", "torch", "transformers", "scikit-learn", "umap-learn", "numpy", "pandas", "plotly")
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+"""Characters that no XML file may hold, and no text needs: controls and halves of surrogate pairs."""
 
 
 class ExportError(DrolabError, OSError):
@@ -74,7 +80,7 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
     return path
 
 
-# ---------------------------------------------------------------- figures and tables
+# ---------------------------------------------------------------- single files
 
 
 def save_figure(
@@ -96,6 +102,16 @@ def save_figure(
     Raises:
         ExportError: an unknown format, a bad name, nothing to write to, or images without a Chrome: the other
             formats are written first, so they are there.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> import pandas as pd
+        >>> from drolab import export, figures
+        >>> rates = pd.DataFrame({"prompt": ["none", "default"], "group": "harmful", "value": [0.61, 0.83]})
+        >>> with TemporaryDirectory() as folder:
+        ...     paths = export.save_figure(figures.rate_bars(rates), folder, "rates", table=rates)
+        ...     print([path.name for path in paths], pd.read_csv(paths[1])["value"].tolist())
+        ['rates.html', 'rates.csv'] [0.61, 0.83]
     """
     _check_formats(formats, FORMATS)
     written: list[Path] = []
@@ -109,18 +125,17 @@ def save_figure(
     return written + _save_images({name: sheet(figure, style="shown")} if images else {}, folder, images)
 
 
-def _check_formats(formats: Sequence[str], known: Sequence[str]) -> None:
-    if unknown := [kind for kind in formats if kind not in known]:
-        raise ExportError(f"No format {unknown}: choose from {list(known)}.")
-
-
 def save_figures(
     folder: str | Path,
     figures: Mapping[str, go.Figure | tuple[go.Figure, pd.DataFrame]],
     *,
     formats: Sequence[str] = ("html", "json", "csv"),
 ) -> list[Path]:
-    """Write several figures, alone or with their tables, into one folder, with one plotly.js beside them."""
+    """Write several figures, alone or with their tables, into one folder, with one plotly.js beside them.
+
+    Raises:
+        ExportError: an unknown format, a bad name, nothing to write to, or images without a Chrome.
+    """
     written: list[Path] = []
     for name, item in figures.items():
         figure, table = item if isinstance(item, tuple) else (item, None)
@@ -128,39 +143,14 @@ def save_figures(
     return list(dict.fromkeys(written))
 
 
-def save_results(
-    out: str | Path,
-    notebook: str,
-    *,
-    title: str,
-    figures: Mapping[str, go.Figure | tuple[go.Figure, pd.DataFrame]],
-    tables: Mapping[str, pd.DataFrame] | None = None,
-    numbers: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write all that a notebook found: `out/figures`, `out/tables` and `out/numbers/{notebook}.json`.
-
-    The last lists the rest, so that a report can be put together from the folder. Names get the notebook's as a
-    prefix. Returns the path of the JSON file.
-    """
-    root = Path(out)
-    prefixed = {f"{notebook}_{name}": figure for name, figure in figures.items()}
-    save_figures(root / "figures", prefixed)
-    for name, table in (tables or {}).items():
-        save_table(table, root / "tables", f"{notebook}_{name}")
-    listing = {
-        "title": title,
-        "figures": list(prefixed),
-        "tables": [f"{notebook}_{name}" for name in tables or {}],
-        "numbers": dict(numbers or {}),
-    }
-    return save_numbers(root / "numbers", notebook, listing)
-
-
 def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> Path:
     """Write a table as `folder/name.csv` (UTF-8). A named index is kept as columns.
 
     A text that a spreadsheet would take for a formula gets a leading apostrophe, and control characters become �:
     responses of models end here.
+
+    Raises:
+        ExportError: a bad name, or nothing to write to.
     """
     flat = table.reset_index() if any(table.index.names) else table
     texts = flat.select_dtypes(include=["object", "string", "category"]).columns
@@ -170,28 +160,20 @@ def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> Path:
 
 
 def save_numbers(folder: str | Path, name: str, numbers: Mapping[str, Any]) -> Path:
-    """Write numbers and short texts as `folder/name.json`: the key numbers of a notebook."""
+    """Write numbers and short texts as `folder/name.json`: the key numbers of a notebook.
+
+    Raises:
+        ExportError: a bad name, nothing to write to, or what is no number, text or table.
+    """
     plain = json.dumps(dict(numbers), indent=2, default=_plain, ensure_ascii=False)
     # Letters of any language stay readable; what would turn the reading direction in an editor is written as \uXXXX.
     plain = re.sub(f"[{BIDIRECTIONAL}]", lambda found: f"\\u{ord(found[0]):04x}", plain)
     return write_atomically(safe_path(folder, name, "json"), plain + "\n")
 
 
-def _plain(value: Any) -> Any:
-    """What json does not know: numpy and torch scalars, tables, dataclasses."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    if hasattr(value, "to_dict"):
-        return value.to_dict(orient="records") if hasattr(value, "columns") else value.to_dict()
-    if hasattr(value, "item"):
-        return value.item()
-    raise ExportError(f"A {type(value).__name__} cannot be written as a number: pass numbers, texts, or a table.")
-
-
-def _harmless(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    return ("'" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else "") + CONTROL.sub("�", value)
+def _check_formats(formats: Sequence[str], known: Sequence[str]) -> None:
+    if unknown := [kind for kind in formats if kind not in known]:
+        raise ExportError(f"No format {unknown}: choose from {list(known)}.")
 
 
 def _save_html(figure: go.Figure, folder: str | Path, name: str, *, self_contained: bool) -> list[Path]:
@@ -207,32 +189,70 @@ def _save_html(figure: go.Figure, folder: str | Path, name: str, *, self_contain
     return [write_atomically(path, html), library]
 
 
-# ---------------------------------------------------------------- images
+def _harmless(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return ("'" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else "") + _CONTROL.sub("�", value)
 
 
-def _save_images(
-    sheets: Mapping[str, Sheet], folder: str | Path, kinds: Sequence[str], progress: Progress = False
-) -> list[Path]:
-    """Write every sheet in every kind, once all are rendered."""
-    from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError, KaleidoError
+def _plain(value: Any) -> Any:
+    """What json does not know: numpy and torch scalars, tables, dataclasses."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if hasattr(value, "to_dict"):
+        return value.to_dict(orient="records") if hasattr(value, "columns") else value.to_dict()
+    if hasattr(value, "item"):
+        return value.item()
+    raise ExportError(f"A {type(value).__name__} cannot be written as a number: pass numbers, texts, or a table.")
 
-    if not sheets or not kinds:
-        return []
-    what = f"Images ({', '.join(kinds)})"
-    instead = "open the HTML and use the camera button (PNG) or the browser's print dialog (PDF)"
-    try:
-        images = render_images(sheets, kinds, progress=progress)
-    except ChromeNotFoundError as error:
-        raise ExportError(
-            f"{what} need Chrome or Chromium, and none was found. The other formats are written. Install Chromium "
-            f"(apt install chromium, or the command plotly_get_chrome) and export again, or {instead}."
-        ) from error
-    except (BrowserClosedError, BrowserFailedError, KaleidoError, TimeoutError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ExportError(
-            f"{what} are not written, since Chrome failed ({reason}). The other formats are. Try again, or {instead}."
-        ) from error
-    return [write_atomically(safe_path(folder, *key), content) for key, content in images.items()]
+
+# ---------------------------------------------------------------- what a notebook found
+
+
+def save_results(
+    out: str | Path,
+    notebook: str,
+    *,
+    title: str,
+    figures: Mapping[str, go.Figure | tuple[go.Figure, pd.DataFrame]],
+    tables: Mapping[str, pd.DataFrame] | None = None,
+    numbers: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write all that a notebook found: `out/figures`, `out/tables` and `out/numbers/{notebook}.json`.
+
+    The last lists the rest, so that a report can be put together from the folder. Names get the notebook's as a
+    prefix.
+
+    Returns:
+        The path of the JSON file.
+
+    Raises:
+        ExportError: a bad name, nothing to write to, or a number that is none.
+
+    Examples:
+        >>> import json
+        >>> from tempfile import TemporaryDirectory
+        >>> import pandas as pd
+        >>> from drolab import export, figures
+        >>> rates = pd.DataFrame({"prompt": ["none", "default"], "group": "harmful", "value": [0.61, 0.83]})
+        >>> drawn = {"rates": (figures.rate_bars(rates), rates)}
+        >>> with TemporaryDirectory() as out:
+        ...     path = export.save_results(out, "06", title="Who refuses?", figures=drawn, numbers={"rise": 0.22})
+        ...     print(path.relative_to(out).as_posix(), json.loads(path.read_text(encoding="utf-8")))
+        numbers/06.json {'title': 'Who refuses?', 'figures': ['06_rates'], 'tables': [], 'numbers': {'rise': 0.22}}
+    """
+    root = Path(out)
+    prefixed = {f"{notebook}_{name}": figure for name, figure in figures.items()}
+    save_figures(root / "figures", prefixed)
+    for name, table in (tables or {}).items():
+        save_table(table, root / "tables", f"{notebook}_{name}")
+    listing = {
+        "title": title,
+        "figures": list(prefixed),
+        "tables": [f"{notebook}_{name}" for name in tables or {}],
+        "numbers": dict(numbers or {}),
+    }
+    return save_numbers(root / "numbers", notebook, listing)
 
 
 # ---------------------------------------------------------------- bundles
@@ -254,12 +274,28 @@ def bundle(
         figures: file name → figure (None: the table only) and table.
         about: what `about` returns.
         formats: of BUNDLE_FORMATS. `html` is one file per figure that works offline.
-        width, style: of the images, see `paper.sheet`.
+        width, style: of the images, see `figures.sheet`.
         progress: is told of each image.
 
     Raises:
         ExportError: a bad name or format, nothing to write to; images that cannot be had, after HTML, CSV and manifest
             were written: they are in the error's `written`.
+
+    Examples:
+        >>> import json
+        >>> from tempfile import TemporaryDirectory
+        >>> import pandas as pd
+        >>> import drolab
+        >>> from drolab import export, figures
+        >>> rates = pd.DataFrame({"prompt": ["none", "default"], "group": "harmful", "value": [0.61, 0.83]})
+        >>> figure = figures.rate_bars(rates, title="Refusal rates of harmful queries")
+        >>> about = export.about(prompts=[drolab.SafetyPrompt(name="default", text="Be safe.")], seed=0)
+        >>> with TemporaryDirectory() as folder:
+        ...     *_, manifest = paths = export.bundle({"rates": (figure, rates)}, folder, about=about)
+        ...     print([path.name for path in paths])
+        ...     print(json.loads(manifest.read_text(encoding="utf-8"))["settings"]["captions"])
+        ['rates.html', 'rates.csv', 'rates.manifest.json']
+        {'rates': 'Refusal rates of harmful queries'}
     """
     _check_formats(formats, BUNDLE_FORMATS)
     if not figures:
@@ -287,18 +323,6 @@ def bundle(
     return written
 
 
-def _save_plain(
-    figures: Mapping[str, tuple[go.Figure | None, pd.DataFrame]], root: Path, formats: Sequence[str]
-) -> list[Path]:
-    written: list[Path] = []
-    for name, (figure, table) in figures.items():
-        if figure is not None and "html" in formats:
-            written += _save_html(figure, root, name, self_contained=True)
-        if "csv" in formats:
-            written.append(save_table(table, root, name))
-    return written
-
-
 def about(
     model: Any = None,
     prompts: Mapping[str, SafetyPrompt | SoftPrompt] | Sequence[SafetyPrompt | SoftPrompt] = (),
@@ -318,21 +342,6 @@ def about(
     }
 
 
-def _described(prompt: SafetyPrompt | SoftPrompt) -> str | dict[str, Any]:
-    if isinstance(prompt, SafetyPrompt):
-        return prompt.text
-    return {"init_text": prompt.init_text, "n_tokens": len(prompt), "embeddings_sha256": prompt.sha256}
-
-
-def _described_queries(queries: pd.DataFrame) -> dict[str, Any]:
-    listed = json.dumps(queries[["query_id", "text"]].to_numpy().tolist(), ensure_ascii=True)
-    count = {"n": len(queries), "n_harmful": int(queries["harmful"].sum())}
-    return {**count, "sha256": hashlib.sha256(listed.encode()).hexdigest()}
-
-
-# ---------------------------------------------------------------- manifest
-
-
 def manifest(
     folder: str | Path,
     *,
@@ -348,6 +357,9 @@ def manifest(
         model: what identifies the model: its name and fingerprint.
         settings: whatever else shaped the results, such as the prompts' texts.
         files: files in the folder; None takes all of them.
+
+    Raises:
+        ExportError: a file of another folder, a bad name, or nothing to write to.
     """
     root = Path(folder)
     paths = sorted(root.rglob("*") if files is None else [Path(file) for file in files])
@@ -369,6 +381,30 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in _VERSIONS}
 
 
+def _save_plain(
+    figures: Mapping[str, tuple[go.Figure | None, pd.DataFrame]], root: Path, formats: Sequence[str]
+) -> list[Path]:
+    written: list[Path] = []
+    for name, (figure, table) in figures.items():
+        if figure is not None and "html" in formats:
+            written += _save_html(figure, root, name, self_contained=True)
+        if "csv" in formats:
+            written.append(save_table(table, root, name))
+    return written
+
+
+def _described(prompt: SafetyPrompt | SoftPrompt) -> str | dict[str, Any]:
+    if isinstance(prompt, SafetyPrompt):
+        return prompt.text
+    return {"init_text": prompt.init_text, "n_tokens": len(prompt), "embeddings_sha256": prompt.sha256}
+
+
+def _described_queries(queries: pd.DataFrame) -> dict[str, Any]:
+    listed = json.dumps(queries[["query_id", "text"]].to_numpy().tolist(), ensure_ascii=True)
+    count = {"n": len(queries), "n_harmful": int(queries["harmful"].sum())}
+    return {**count, "sha256": hashlib.sha256(listed.encode()).hexdigest()}
+
+
 def _inside(root: Path, path: Path) -> str:
     try:
         return path.resolve().relative_to(root.resolve()).as_posix()
@@ -381,8 +417,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
-"""Characters that no XML file may hold, and no text needs: controls and halves of surrogate pairs."""
+# ---------------------------------------------------------------- images
 
 
 def render_images(
@@ -406,6 +441,31 @@ def render_images(
     return _run_apart(render)
 
 
+def _save_images(
+    sheets: Mapping[str, Sheet], folder: str | Path, kinds: Sequence[str], progress: Progress = False
+) -> list[Path]:
+    """Write every sheet in every kind, once all are rendered."""
+    from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError, KaleidoError
+
+    if not sheets or not kinds:
+        return []
+    what = f"Images ({', '.join(kinds)})"
+    instead = "open the HTML and use the camera button (PNG) or the browser's print dialog (PDF)"
+    try:
+        images = render_images(sheets, kinds, progress=progress)
+    except ChromeNotFoundError as error:
+        raise ExportError(
+            f"{what} need Chrome or Chromium, and none was found. The other formats are written. Install Chromium "
+            f"(apt install chromium, or the command plotly_get_chrome) and export again, or {instead}."
+        ) from error
+    except (BrowserClosedError, BrowserFailedError, KaleidoError, TimeoutError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ExportError(
+            f"{what} are not written, since Chrome failed ({reason}). The other formats are. Try again, or {instead}."
+        ) from error
+    return [write_atomically(safe_path(folder, *key), content) for key, content in images.items()]
+
+
 def _render_options(page: Sheet, kind: str) -> dict[str, Any]:
     scales = {"svg": 1.0, "pdf": page.page_scale}
     return {"format": kind, "width": page.width, "height": page.height, "scale": scales.get(kind, page.raster_scale)}
@@ -416,7 +476,7 @@ def _finish(content: bytes, page: Sheet, kind: str) -> bytes:
     if kind == "svg":
         size = f'width="{page.width_mm:.2f}mm" height="{page.width_mm * page.height / page.width:.2f}mm"'
         text = re.sub(r'width="[\d.]+" height="[\d.]+"', size, content.decode("utf-8"), count=1)
-        return CONTROL.sub(" ", text).encode("utf-8")
+        return _CONTROL.sub(" ", text).encode("utf-8")
     if kind == "png":
         per_metre = round(page.dpi / 0.0254)
         chunk = b"pHYs" + struct.pack(">IIB", per_metre, per_metre, 1)

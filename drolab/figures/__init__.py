@@ -21,6 +21,7 @@ from drolab.figures.heatmaps import cosine_heatmap, layer_position_map, query_gr
 from drolab.figures.plane import (
     Boundary,
     Box,
+    PlaneLook,
     boundary,
     mean_shifts,
     movement,
@@ -28,7 +29,7 @@ from drolab.figures.plane import (
     probe_boundaries,
     projection,
 )
-from drolab.figures.rates import VERDICTS, forest, rate_bars, rate_change, tradeoff, tradeoff_content
+from drolab.figures.rates import VERDICT_LOOKS, forest, rate_bars, rate_change, tradeoff, tradeoff_content
 from drolab.figures.style import (
     BIDIRECTIONAL,
     CONFIG,
@@ -49,10 +50,11 @@ __all__ = [
     "CONFIG",
     "PALETTE",
     "THEMES",
-    "VERDICTS",
+    "VERDICT_LOOKS",
     "Boundary",
     "Box",
     "FigureError",
+    "PlaneLook",
     "Sheet",
     "boundary",
     "calibration",

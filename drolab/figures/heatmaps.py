@@ -1,6 +1,7 @@
-"""Figures of evidence: layer × position maps, the forest plot of a verdict, dose-response curves.
+"""Figures made of cells: `cosine_heatmap`, `layer_position_map`, `rate_grid`, `query_grid` and `token_strip`.
 
-Public under `drolab.figures`.
+A cell has its number in it and the rest on hover. One without a value has a dash, since an empty cell could be taken
+for a light one; one that does not stand out from chance or from its control says "n.s.".
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from drolab.figures.style import (
     interval_text,
     legend_entry,
     need_columns,
+    short_name,
+    small_print,
     theme_colors,
+    token_label,
+    value_text,
     wrapped,
 )
 
-NOT_SIGNIFICANT = "n.s."
-"""Second line of a heat map's cell that does not stand out from chance or from its control."""
+_NOT_SIGNIFICANT = "n.s."
 
 _CORRELATION = (-1.0, 0.0, 1.0)
 _SCALES = {
@@ -38,7 +42,53 @@ _SCALES = {
     "shift cosine": ("cosine", _CORRELATION),
     "refusal cosine": ("cosine", _CORRELATION),
 }
-"""Per measure its unit, and its least, middle (chance) and largest value, if it has these."""
+"""Per measure of a map its unit, and its least, middle (chance) and largest value, if it has these."""
+
+_ROLES = {
+    "shared": ("template, the same for every query", "#E4E4E4"),
+    "prompt": ("safety prompt", PALETTE[4]),
+    "own": ("only in this chat", PALETTE[1]),
+    "read": ("read position", PALETTE[5]),
+}
+"""What a token of a chat is: in words, and its colour."""
+
+
+def cosine_heatmap(table: pd.DataFrame, *, title: str | None = None, theme: str = "light") -> go.Figure:
+    """Cosines between directions, one cell per pair, the interval on hover.
+
+    Args:
+        table: a, b, cosine, and optionally low, high; a pair may stand in one order only. With `significant` (against
+            the null, after correction), a cell that is not says "n.s."; with `p`, the hover says it.
+
+    Raises:
+        FigureError: a column is missing, there are no rows, or no such theme.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from drolab import figures
+        >>> pairs = pd.DataFrame({"a": ["default", "default", "short"], "b": ["short", "mine", "mine"],
+        ...                       "cosine": [0.91, 0.12, 0.64], "significant": [True, False, True]})
+        >>> figures.cosine_heatmap(pairs).data[0].text[0]  # the row of `default`
+        ['', '0.91', '0.12<br>n.s.']
+    """
+    need_columns(table, ("a", "b", "cosine"), "cosine heat map")
+    across = set(table["a"]).isdisjoint(table["b"])  # shifts against directions, say: a table, no square
+    rows, columns = (list(dict.fromkeys(table[name])) for name in ("a", "b"))
+    if not across:
+        rows = columns = list(dict.fromkeys([*rows, *columns]))
+    values, hover, weak = _blank_cells(len(rows), len(columns))
+    for row in table.itertuples():
+        text = f"cos({escape(row.a)}, {escape(row.b)})<br>{value_text(row, 'cosine')}{_test(row)}"
+        for a, b in [(row.a, row.b)] if across else [(row.a, row.b), (row.b, row.a)]:
+            cell = rows.index(a), columns.index(b)
+            values[cell], hover[cell], weak[cell] = row.cosine, text, not getattr(row, "significant", True)
+    figure = blank_figure(theme, title, height=max(480, 200 + (40 if weak.any() else 32) * len(rows)))
+    scale = {"zmin": -1, "zmax": 1, "colorscale": _diverging(theme), "colorbar": {"title": {"text": "cosine"}}}
+    _add_cells(figure, values, hover, text=_numbers(values, weak), textfont={"size": 12}, **scale)
+    note = f"{_NOT_SIGNIFICANT}: not significant against the null, after correction" if weak.any() else ""
+    figure.update_xaxes(**_name_ticks(columns), title_text=small_print(note))
+    figure.update_yaxes(**_name_ticks(rows), autorange="reversed")
+    return figure
 
 
 def layer_position_map(
@@ -64,158 +114,81 @@ def layer_position_map(
         raise FigureError(f"The table has no values of {measure!r}: choose one of {known}.")
     rows, control = _beside_control(table, rows, measure)
     layers, positions = (sorted(rows[name].unique()) for name in ("layer", "position"))
-    values = np.full((len(layers), len(positions)), np.nan)
-    hover, weak = np.full(values.shape, "", dtype=object), np.zeros(values.shape, dtype=bool)
+    values, hover, weak = _blank_cells(len(layers), len(positions))
     for row in rows.itertuples():
         cell = layers.index(row.layer), positions.index(row.position)
         values[cell], hover[cell] = row.value, _site_hover(row, control)
         weak[cell] = bool(control) and not getattr(row, "low", math.nan) > getattr(row, "control_high", math.nan)
     figure = blank_figure(theme, title or measure, height=max(360, 190 + 44 * len(layers)))
-    places = {"x": list(range(len(positions))), "y": list(range(len(layers)))}
-    figure.add_heatmap(z=values, customdata=hover, **places, **_color(measure, rows, theme), **cells(values, weak))
+    look = {"textfont": {"size": 12}, **_scale(measure, rows, theme)}
+    _add_cells(figure, values, hover, text=_numbers(values, weak), **look)
     _add_dashes(figure, values, hover, theme)
+    above = "read position (−1: last token of the chat)"
+    note = f"{_NOT_SIGNIFICANT}: the interval does not lie above that of “{escape(control)}”"
     texts = rows.drop_duplicates("position").set_index("position")["token"].to_dict() if "token" in rows else {}
-    names = [f"−{-position}<br>{_visible(texts.get(position, ''))}" for position in positions]
-    figure.update_xaxes(title_text="read position (−1: last token of the chat)", showgrid=False)
-    figure.update_xaxes(tickvals=places["x"], ticktext=names)
-    figure.update_yaxes(title_text="layer (0: embeddings)", showgrid=False)
-    figure.update_yaxes(tickvals=places["y"], ticktext=[str(layer) for layer in layers])
-    if weak[~np.isnan(values)].any():
-        add_note(figure, f"{NOT_SIGNIFICANT}: the interval does not lie above that of “{escape(control)}”")
+    names = [f"−{-position}<br>{token_label(texts.get(position, ''), 14)}" for position in positions]
+    figure.update_xaxes(**_ticks(names), title_text=small_print(note if weak[~np.isnan(values)].any() else "", above))
+    figure.update_yaxes(**_ticks([str(layer) for layer in layers]), title_text="layer (0: embeddings)")
     return figure
 
 
-def add_note(figure: go.Figure, text: str) -> None:
-    """Small print below the names at the x axis, however deep they reach; already escaped."""
-    small, above = f"<span style='font-size:11px'>{text}</span>", figure.layout.xaxis.title.text
-    figure.update_xaxes(title_text=f"{above}<br>{small}" if above else small)
-
-
-def _beside_control(table: pd.DataFrame, rows: pd.DataFrame, measure: str) -> tuple[pd.DataFrame, str]:
-    """The rows with `control_value, control_low, control_high` of the same site, and the control's name, if any."""
-    names = [name for name in (f"{measure}, shuffled", f"{measure}, control") if (table["measure"] == name).any()]
-    if not names:
-        return rows, ""
-    sites = ["layer", "position"]
-    ends = [name for name in ("value", "low", "high") if name in table]
-    control = table.loc[table["measure"] == names[0], [*sites, *ends]]
-    beside = control.rename(columns={name: f"control_{name}" for name in ends})
-    return rows.merge(beside, on=sites, how="left"), names[0]
-
-
-def cells(values: np.ndarray, weak: np.ndarray) -> dict[str, Any]:
-    """The texts and settings of a heat map's cells; those that are `weak` get a second line that says so."""
-    texts = [
-        ["" if math.isnan(value) else f"{value:.2f}" + f"<br>{NOT_SIGNIFICANT}" * bool(dull) for value, dull in pair]
-        for pair in (zip(*lines, strict=True) for lines in zip(values.round(2) + 0.0, weak, strict=True))
-    ]
-    gaps = {"xgap": 1, "ygap": 1, "hoverongaps": False, "hovertemplate": HOVER}
-    return {"text": texts, "texttemplate": "%{text}", "textfont": {"size": 12}, **gaps}
-
-
-def diverging(theme: str) -> list[list[Any]]:
-    """Blue, the background, vermilion: for values on both sides of a middle."""
-    return [[0, PALETTE[0]], [0.5, theme_colors(theme)["zero"]], [1, PALETTE[5]]]
-
-
-def _color(measure: str, rows: pd.DataFrame, theme: str) -> dict[str, Any]:
-    unit, limits = _SCALES.get(measure.split(",")[0], (escape(measure, limit=28), None))
-    bar = {"colorbar": {"title": {"text": unit, "side": "right"}, "thickness": 16}}
-    if limits is None:
-        least, largest = min(0.0, rows["value"].min()), max(0.0, rows["value"].max())
-        return {"zmin": least, "zmax": largest if largest > least else least + 1, "colorscale": "Cividis", **bar}
-    return {"zmin": limits[0], "zmid": limits[1], "zmax": limits[2], "colorscale": diverging(theme), **bar}
-
-
-def _site_hover(row: Any, control: str) -> str:
-    token = f" {_visible(row.token)}" if getattr(row, "token", "") else ""
-    lines = [f"layer {row.layer}, position {row.position}{token}", f"{escape(row.measure)}: {_number(row)}"]
-    if control:
-        lines.append(f"{escape(control)}: {_number(row, 'control_')}")
-    return "<br>".join(lines)
-
-
-def _number(row: Any, prefix: str = "") -> str:
-    value, low, high = (getattr(row, f"{prefix}{name}", math.nan) for name in ("value", "low", "high"))
-    if math.isnan(value):
-        return "none, the states do not differ here"
-    return f"{value:.3f}" + ("" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]")
-
-
-def _visible(token: str) -> str:
-    return escape(token.replace(" ", "␣").replace("\n", "⏎"), limit=14)
-
-
-def _add_dashes(figure: go.Figure, values: np.ndarray, hover: np.ndarray, theme: str) -> None:
-    """A dash in each cell that has no value: an empty cell could be taken for a light one."""
-    y, x = np.isnan(values).nonzero()
-    figure.add_scatter(
-        x=x, y=y, mode="text", text=["–"] * len(x), textfont={"color": theme_colors(theme)["grey"]},
-        customdata=hover[y, x], hovertemplate=HOVER, showlegend=False,
-    )  # fmt: skip
-
-
-# --- the verdict -------------------------------------------------------------------------------------------
-
-
-# --- dose and response -------------------------------------------------------------------------------------
-
-
-def cosine_heatmap(table: pd.DataFrame, *, title: str | None = None, theme: str = "light") -> go.Figure:
-    """Cosines between directions, one cell per pair, the interval on hover.
+def rate_grid(table: pd.DataFrame, *, what: str = "rate", title: str | None = None, theme: str = "light") -> go.Figure:
+    """Rates of models under prompts, one cell each, in percent, the interval on hover. What is missing has a dash.
 
     Args:
-        table: a, b, cosine, and optionally low, high; a pair may stand in one order only. With `significant` (against
-            the null, after correction), a cell that is not says "n.s."; with `p`, the hover says it.
+        table: model, prompt, value, and optionally low, high, as from `published.grid`.
+        what: what the rate is of, for the colour bar.
+
+    Raises:
+        FigureError: a column is missing, there are no rows, or no such theme.
     """
-    need_columns(table, ("a", "b", "cosine"), "cosine heat map")
-    across = set(table["a"]).isdisjoint(table["b"])  # shifts against directions, say: a table, no square
-    rows, columns = (list(dict.fromkeys(table[name])) for name in ("a", "b"))
-    if not across:
-        rows = columns = list(dict.fromkeys([*rows, *columns]))
-    values = np.full((len(rows), len(columns)), np.nan)
-    hover, weak = np.full(values.shape, "", dtype=object), np.zeros(values.shape, dtype=bool)
-    for row in table.itertuples():
-        text = f"cos({escape(row.a)}, {escape(row.b)})<br>{row.cosine:.3f}{interval_text(row)}{_test(row)}"
-        for a, b in [(row.a, row.b)] if across else [(row.a, row.b), (row.b, row.a)]:
-            cell = rows.index(a), columns.index(b)
-            values[cell], hover[cell], weak[cell] = row.cosine, text, not getattr(row, "significant", True)
-    figure = blank_figure(theme, title, height=max(480, 200 + (40 if weak.any() else 32) * len(rows)))
-    figure.add_heatmap(
-        z=values,
-        x=list(range(len(columns))),
-        y=list(range(len(rows))),
-        zmin=-1,
-        zmax=1,
-        colorscale=diverging(theme),
-        customdata=hover,
-        colorbar={"title": {"text": "cosine"}},
-        **cells(values, weak),
+    need_columns(table, ("model", "prompt", "value"), "grid of rates")
+    rows, columns = (list(dict.fromkeys(table[name])) for name in ("model", "prompt"))
+    values, hover, _ = _blank_cells(len(rows), len(columns))
+    hover[:] = [[f"{escape(a)}, {escape(b)}: missing" for b in columns] for a in rows]
+    present: Any = table.dropna(subset="value").itertuples()
+    for row in present:
+        cell, interval = (rows.index(row.model), columns.index(row.prompt)), interval_text(row, digits=1, scale=100)
+        values[cell] = row.value
+        hover[cell] = f"{escape(row.model)}, {escape(row.prompt)}<br>{100 * row.value:.1f} %{interval}"
+    figure = blank_figure(theme, title, height=180 + 34 * len(rows))
+    texts = [["" if math.isnan(value) else f"{100 * value:.1f}" for value in line] for line in values]
+    _add_cells(
+        figure, values, hover, text=texts, **_SHARES, colorbar={"title": {"text": escape(what)}, "tickformat": ".0%"}
     )
+    _add_dashes(figure, values, hover, theme)
     figure.update_xaxes(**_name_ticks(columns))
     figure.update_yaxes(**_name_ticks(rows), autorange="reversed")
-    if weak.any():
-        add_note(figure, f"{NOT_SIGNIFICANT}: not significant against the null, after correction")
     return figure
 
 
-def _test(row: Any) -> str:
-    p, significant = getattr(row, "p", None), getattr(row, "significant", None)
-    shown = "" if p is None or pd.isna(p) else f"<br>p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
-    return shown + ("" if significant is None or significant else f"<br>{NOT_SIGNIFICANT} after correction")
+def query_grid(
+    table: pd.DataFrame, *, what: str = "share of samples", title: str | None = None, theme: str = "light"
+) -> go.Figure:
+    """Every query in a column, sorted by its mean: which queries does it depend on?
 
+    Args:
+        table: row (a model, or a prompt), query_id, rate, and optionally text (of the query), as from
+            `published.query_rows`.
 
-def _name_ticks(names: Sequence[str]) -> dict[str, Any]:
-    labels = [escape(name, limit=28) for name in names]
-    return {"tickvals": list(range(len(names))), "ticktext": labels, "showgrid": False}
-
-
-_ROLES = {
-    "shared": ("template, the same for every query", "#E4E4E4"),
-    "prompt": ("safety prompt", PALETTE[4]),
-    "own": ("only in this chat", PALETTE[1]),
-    "read": ("read position", PALETTE[5]),
-}
+    Raises:
+        FigureError: a column is missing, there are no rows, or no such theme.
+    """
+    need_columns(table, ("row", "query_id", "rate"), "grid of queries")
+    wide = table.pivot(index="row", columns="query_id", values="rate").loc[list(dict.fromkeys(table["row"]))]
+    wide = wide[wide.mean().sort_values(ascending=False, kind="stable").index]
+    texts = table.drop_duplicates("query_id").set_index("query_id")["text"].to_dict() if "text" in table else {}
+    heads = [f"{escape(query)}<br>{wrapped(texts.get(query, ''))}" for query in wide.columns]
+    hover = [
+        [f"<b>{escape(name)}</b>: {value:.2f}<br>{head}" for value, head in zip(line, heads, strict=True)]
+        for name, line in zip(wide.index, wide.to_numpy(), strict=True)
+    ]
+    figure = blank_figure(theme, title, height=220 + 26 * len(wide))
+    look = {"x0": 1, "xgap": 0, "colorbar": {"title": {"text": escape(what)}}, **_SHARES}
+    _add_cells(figure, wide.to_numpy(), hover, **look)
+    figure.update_xaxes(title_text="query, sorted by its mean", showgrid=False)
+    figure.update_yaxes(**_name_ticks(list(wide.index)), autorange="reversed")
+    return figure
 
 
 def token_strip(
@@ -235,26 +208,39 @@ def token_strip(
         prompt_span: first and one past the last token of the safety prompt.
         prefix: how many first tokens all chats under this prompt share.
         read: the position whose hidden state is read (negative counts from the end).
+
+    Raises:
+        FigureError: there are no tokens, or no such theme.
+
+    Examples:
+        >>> from drolab import figures
+        >>> strip = figures.token_strip(["<s>", "Be", " nice", "\\n", "How", "?"], prompt_span=(1, 3), prefix=4)
+        >>> list(strip.data[0].text[0][:6])
+        ['&lt;s&gt;', 'Be', '␣nice', '⏎', 'How', '?']
+        >>> [trace.name for trace in strip.data[1:]]
+        ['template, the same for every query', 'safety prompt', 'only in this chat', 'read position']
     """
     if not tokens:
         raise FigureError("No tokens to show: render a chat first.")
     span = range(*prompt_span) if prompt_span else range(0)
-    position = read % len(tokens)
-    names = list(_ROLES)
     roles = ["prompt" if i in span else "shared" if i < prefix else "own" for i in range(len(tokens))]
-    roles[position] = "read"
-    rows = math.ceil(len(tokens) / columns)
+    roles[read % len(tokens)] = "read"
+    rows, names = math.ceil(len(tokens) / columns), list(_ROLES)
     codes = np.full((rows, columns), None)  # not nan, which a widget's messages cannot hold in two dimensions
     labels, hover = np.full(codes.shape, "", dtype=object), np.full(codes.shape, "", dtype=object)
     for i, (token, role) in enumerate(zip(tokens, roles, strict=True)):
-        visible = token.replace(" ", "␣").replace("\n", "⏎")
-        codes[divmod(i, columns)] = names.index(role)
-        labels[divmod(i, columns)] = escape(visible, limit=12)
-        hover[divmod(i, columns)] = f"token {i}: {escape(visible)}<br>{_ROLES[role][0]}"
+        cell = divmod(i, columns)
+        codes[cell], labels[cell] = names.index(role), token_label(token, 10)
+        hover[cell] = f"token {i}: {token_label(token)}<br>{_ROLES[role][0]}"
     figure = blank_figure(theme, title)
-    _add_token_cells(figure, codes, labels, hover)
+    colors = [color for _, color in _ROLES.values()]
+    steps = [[edge, color] for i, color in enumerate(colors) for edge in (i / len(colors), (i + 1) / len(colors))]
+    font = {"family": "'DejaVu Sans Mono', Consolas, monospace", "size": 12, "color": "#1F1F1F"}
+    scale = {"zmin": -0.5, "zmax": len(colors) - 0.5, "colorscale": steps, "showscale": False}
+    _add_cells(figure, codes, hover, text=labels, textfont=font, xgap=2, ygap=2, **scale)
     for role in dict.fromkeys(roles):
-        legend_entry(figure, _ROLES[role][0], {"symbol": "square", "size": 12, "color": _ROLES[role][1]})
+        marker = {"symbol": "square", "size": 12, "color": _ROLES[role][1]}
+        figure.add_trace(legend_entry(_ROLES[role][0], marker=marker))
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, autorange="reversed")
     legend = {"orientation": "h", "y": -0.02, "yanchor": "top"}
@@ -262,118 +248,93 @@ def token_strip(
     return figure
 
 
-def _add_token_cells(figure: go.Figure, codes: np.ndarray, labels: np.ndarray, hover: np.ndarray) -> None:
-    colors = [color for _, color in _ROLES.values()]
-    steps = [[edge, color] for i, color in enumerate(colors) for edge in (i / len(colors), (i + 1) / len(colors))]
-    figure.add_heatmap(
-        z=codes,
-        zmin=-0.5,
-        zmax=len(colors) - 0.5,
-        colorscale=steps,
-        showscale=False,
-        text=labels,
-        texttemplate="%{text}",
-        textfont={"family": "'DejaVu Sans Mono', Consolas, monospace", "size": 11, "color": "#1F1F1F"},
-        customdata=hover,
-        hovertemplate=HOVER,
-        hoverongaps=False,
-        xgap=2,
-        ygap=2,
-    )
+# ---------------------------------------------------------------- cells
 
 
-_CELLS = {"ygap": 1, "zmin": 0, "zmax": 1, "colorscale": "Cividis", "hovertemplate": HOVER, "hoverongaps": False}
+_SHARES = {"zmin": 0, "zmax": 1, "colorscale": "Cividis"}
 
 
-def rate_grid(table: pd.DataFrame, *, what: str = "rate", title: str | None = None, theme: str = "light") -> go.Figure:
-    """Rates of models under prompts, one cell each, in percent, the interval on hover. What is missing has a dash.
-
-    Args:
-        table: model, prompt, value, and optionally low, high, as from `published.grid`.
-        what: what the rate is of, for the colour bar.
-    """
-    need_columns(table, ("model", "prompt", "value"), "grid of rates")
-    rows, columns = (list(dict.fromkeys(table[name])) for name in ("model", "prompt"))
-    values, hover = _cells(table, rows, columns)
-    figure = blank_figure(theme, title, height=180 + 34 * len(rows))
-    figure.add_heatmap(
-        z=values,
-        x=list(range(len(columns))),
-        y=list(range(len(rows))),
-        text=[["" if math.isnan(value) else f"{100 * value:.1f}" for value in line] for line in values],
-        texttemplate="%{text}",
-        customdata=hover,
-        xgap=1,
-        colorbar={"title": {"text": escape(what)}, "tickformat": ".0%"},
-        **_CELLS,
-    )
-    _add_gaps(figure, values, hover, theme)
-    figure.update_xaxes(**_ticks(columns))
-    figure.update_yaxes(**_ticks(rows), autorange="reversed")
-    return figure
+def _blank_cells(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """[rows, columns] each: no value, no hover text, and False for cells that do not stand out."""
+    shape = (rows, columns)
+    return np.full(shape, np.nan), np.full(shape, "", dtype=object), np.zeros(shape, dtype=bool)
 
 
-def _cells(table: pd.DataFrame, rows: list[str], columns: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """[rows, columns]: the values, NaN where there is none, and the hover texts."""
-    values = np.full((len(rows), len(columns)), np.nan)
-    hover = np.array([[f"{escape(a)}, {escape(b)}: missing" for b in columns] for a in rows], dtype=object)
-    present: Any = table.dropna(subset="value").itertuples()
-    for row in present:
-        cell = rows.index(row.model), columns.index(row.prompt)
-        low, high = getattr(row, "low", math.nan), getattr(row, "high", math.nan)
-        interval = "" if math.isnan(low) else f" [{100 * low:.1f}, {100 * high:.1f}]"
-        values[cell] = row.value
-        hover[cell] = f"{escape(row.model)}, {escape(row.prompt)}<br>{100 * row.value:.1f} %{interval}"
-    return values, hover
+def _add_cells(figure: go.Figure, values: np.ndarray, hover: Any, **look: Any) -> None:
+    """A heat map at the places 0, 1, …; `look` may have the cells' `text`."""
+    shown = {"texttemplate": "%{text}"} if "text" in look else {}
+    gaps = {"xgap": 1, "ygap": 1, "hoverongaps": False, "hovertemplate": HOVER}
+    figure.add_heatmap(z=values, customdata=hover, **{"x0": 0, "dx": 1, "y0": 0, "dy": 1, **gaps, **shown, **look})
 
 
-def _add_gaps(figure: go.Figure, values: np.ndarray, hover: np.ndarray, theme: str) -> None:
-    """A dash in each cell that is missing: an empty cell could be taken for a light one."""
+def _add_dashes(figure: go.Figure, values: np.ndarray, hover: np.ndarray, theme: str) -> None:
     y, x = np.isnan(values).nonzero()
     figure.add_scatter(
-        x=x,
-        y=y,
-        mode="text",
-        text=["–"] * len(x),
-        textfont={"color": theme_colors(theme)["grey"]},
-        customdata=hover[y, x],
-        hovertemplate=HOVER,
-        showlegend=False,
-    )
+        x=x, y=y, mode="text", text=["–"] * len(x), textfont={"color": theme_colors(theme)["grey"]},
+        customdata=hover[y, x], hovertemplate=HOVER, showlegend=False,
+    )  # fmt: skip
 
 
-def _ticks(names: list[str]) -> dict[str, Any]:
-    labels = [escape(name, limit=28) for name in names]
-    return {"tickvals": list(range(len(names))), "ticktext": labels, "showgrid": False, "zeroline": False}
+def _numbers(values: np.ndarray, weak: np.ndarray) -> list[list[str]]:
+    """The texts of cells: their values, and a second line in those that are `weak`."""
+    return [
+        ["" if math.isnan(value) else f"{value:.2f}" + f"<br>{_NOT_SIGNIFICANT}" * bool(dull) for value, dull in pair]
+        for pair in (zip(*lines, strict=True) for lines in zip(values.round(2) + 0.0, weak, strict=True))
+    ]  # + 0.0: no "-0.00"
 
 
-def query_grid(
-    table: pd.DataFrame, *, what: str = "share of samples", title: str | None = None, theme: str = "light"
-) -> go.Figure:
-    """Every query in a column, sorted by its mean: which queries does it depend on?
+def _ticks(labels: Sequence[str]) -> dict[str, Any]:
+    return {"tickvals": list(range(len(labels))), "ticktext": labels, "ticklabeloverflow": "allow", "showgrid": False}
 
-    Args:
-        table: row (a model, or a prompt), query_id, rate, and optionally text (of the query), as from
-            `published.query_rows`.
-    """
-    need_columns(table, ("row", "query_id", "rate"), "grid of queries")
-    wide = table.pivot(index="row", columns="query_id", values="rate").loc[list(dict.fromkeys(table["row"]))]
-    wide = wide[wide.mean().sort_values(ascending=False, kind="stable").index]
-    texts = table.drop_duplicates("query_id").set_index("query_id")["text"].to_dict() if "text" in table else {}
-    heads = [f"{escape(query)}<br>{wrapped(texts.get(query, ''))}" for query in wide.columns]
-    hover = [
-        [f"<b>{escape(name)}</b>: {value:.2f}<br>{head}" for value, head in zip(line, heads, strict=True)]
-        for name, line in zip(wide.index, wide.to_numpy(), strict=True)
-    ]
-    figure = blank_figure(theme, title, height=220 + 26 * len(wide))
-    figure.add_heatmap(
-        z=wide.to_numpy(),
-        x=list(range(1, wide.shape[1] + 1)),
-        y=list(range(len(wide))),
-        customdata=hover,
-        colorbar={"title": {"text": escape(what)}},
-        **_CELLS,
-    )
-    figure.update_xaxes(title_text="query, sorted by its mean", showgrid=False)
-    figure.update_yaxes(**_ticks(list(wide.index)), autorange="reversed")
-    return figure
+
+def _name_ticks(names: Sequence[str]) -> dict[str, Any]:
+    return _ticks([short_name(name) for name in names])
+
+
+def _diverging(theme: str) -> list[list[Any]]:
+    """Blue, the background, vermilion: for values on both sides of a middle."""
+    return [[0, PALETTE[0]], [0.5, theme_colors(theme)["zero"]], [1, PALETTE[5]]]
+
+
+def _test(row: Any) -> str:
+    """What a test against the null says of a cosine, if there was one."""
+    p, significant = getattr(row, "p", None), getattr(row, "significant", None)
+    shown = "" if p is None or pd.isna(p) else f"<br>p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+    return shown + ("" if significant is None or significant else f"<br>{_NOT_SIGNIFICANT} after correction")
+
+
+# ---------------------------------------------------------------- layers × positions
+
+
+def _beside_control(table: pd.DataFrame, rows: pd.DataFrame, measure: str) -> tuple[pd.DataFrame, str]:
+    """The rows with `control_value, control_low, control_high` of the same site, and the control's name, if any."""
+    names = [name for name in (f"{measure}, shuffled", f"{measure}, control") if (table["measure"] == name).any()]
+    if not names:
+        return rows, ""
+    sites = ["layer", "position"]
+    ends = [name for name in ("value", "low", "high") if name in table]
+    control = table.loc[table["measure"] == names[0], [*sites, *ends]]
+    beside = control.rename(columns={name: f"control_{name}" for name in ends})
+    return rows.merge(beside, on=sites, how="left"), names[0]
+
+
+def _scale(measure: str, rows: pd.DataFrame, theme: str) -> dict[str, Any]:
+    unit, limits = _SCALES.get(measure.split(",")[0], (short_name(measure), None))
+    bar = {"colorbar": {"title": {"text": unit, "side": "right"}, "thickness": 16}}
+    if limits is None:
+        least, largest = min(0.0, rows["value"].min()), max(0.0, rows["value"].max())
+        return {"zmin": least, "zmax": largest if largest > least else least + 1, "colorscale": "Cividis", **bar}
+    return {"zmin": limits[0], "zmid": limits[1], "zmax": limits[2], "colorscale": _diverging(theme), **bar}
+
+
+def _site_hover(row: Any, control: str) -> str:
+    token = f" {token_label(row.token, 14)}" if getattr(row, "token", "") else ""
+    lines = [f"layer {row.layer}, position {row.position}{token}", f"{escape(row.measure)}: {_site_value(row)}"]
+    if control:
+        lines.append(f"{escape(control)}: {_site_value(row, 'control_')}")
+    return "<br>".join(lines)
+
+
+def _site_value(row: Any, prefix: str = "") -> str:
+    name = f"{prefix}value"
+    return "none, the states do not differ here" if math.isnan(getattr(row, name)) else value_text(row, name, prefix)

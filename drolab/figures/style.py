@@ -2,6 +2,8 @@
 
 The template is applied figure by figure: importing this changes nothing in plotly. Every text that comes from
 data goes through `escape` or `wrapped`, because plotly reads its labels as a small HTML.
+
+In order: constants, text, colours and template, what a table must have, the parts that figures share, `show`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from functools import lru_cache
 from itertools import cycle
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -29,6 +32,18 @@ CLASS_SYMBOLS = {"harmful": "x", "harmless": "circle", "borderline": "diamond"}
 CLASS_COLORS = {"harmful": "#D55E00", "harmless": "#0072B2", "borderline": "#009E73"}
 CLASS_PATTERNS = {"harmful": "", "harmless": "/", "borderline": "."}
 
+THEMES = {
+    "light": {
+        "ink": "#1F1F1F", "paper": "#FFFFFF", "grid": "#E4E4E4", "grey": "#595959", "zero": "#FFFFFF",
+        "band": "#E4E4E4",
+    },
+    "dark": {
+        "ink": "#E6E6E6", "paper": "#161616", "grid": "#3A3A3A", "grey": "#BDBDBD", "zero": "#2A2A2A",
+        "band": "#4A4A4A",
+    },
+}  # fmt: skip
+"""`zero` is the middle of diverging colours, `band` a range under a null or over controls."""
+
 CONFIG: dict[str, Any] = {
     "displaylogo": False,
     "showSendToCloud": False,
@@ -38,20 +53,21 @@ CONFIG: dict[str, Any] = {
 }
 """plotly.js settings for every place that draws: no upload button, no logo, no `$…$` read as formulas."""
 
-THEMES = {
-    "light": {"ink": "#1F1F1F", "paper": "#FFFFFF", "grid": "#E4E4E4", "grey": "#595959", "zero": "#FFFFFF"},
-    "dark": {"ink": "#E6E6E6", "paper": "#161616", "grid": "#3A3A3A", "grey": "#BDBDBD", "zero": "#2A2A2A"},
-}
-
-
 SVG_LIMIT = 5000
 """Points: with more, traces are drawn by scattergl, which is quicker but makes no vector image."""
+HOVER = "%{customdata}<extra></extra>"
+"""A template that shows `customdata`, one escaped text per point: a text in the template itself could hold `%{…}`."""
+NAME_LIMIT = 28
+"""Characters of a name at an axis or in a legend; what is cut off stands on hover."""
 BIDIRECTIONAL = r"\u202a-\u202e\u2066-\u2069"
 """Marks that turn the reading direction of what follows, for a set of characters in a regular expression."""
 
 
 class FigureError(DrolabError, ValueError):
     """A figure cannot be drawn from what it was given."""
+
+
+# ---------------------------------------------------------------- text
 
 
 def escape(text: object, *, limit: int | None = None) -> str:
@@ -76,6 +92,36 @@ def wrapped(text: object, *, width: int = 60, lines: int = 8) -> str:
     return "<br>".join(escape(part) for part in parts)
 
 
+def short_name(name: object, limit: int = NAME_LIMIT) -> str:
+    """A name at an axis or in a legend, escaped."""
+    return escape(name, limit=limit)
+
+
+def token_label(token: str, limit: int | None = None) -> str:
+    """A token with its spaces and line breaks made visible, escaped."""
+    return escape(token.replace(" ", "␣").replace("\n", "⏎"), limit=limit)
+
+
+def value_text(row: Any, name: str = "value", prefix: str = "") -> str:
+    """A number of a row with its interval: 0.512 [0.41, 0.61]."""
+    return f"{getattr(row, name):.3f}{interval_text(row, prefix)}"
+
+
+def interval_text(row: Any, prefix: str = "", *, digits: int = 2, scale: float = 1) -> str:
+    """` [low, high]` of a row's `{prefix}low` and `{prefix}high`; nothing where it has no interval."""
+    ends = [getattr(row, f"{prefix}{end}", math.nan) for end in ("low", "high")]
+    return "" if pd.isna(ends).any() else f" [{scale * ends[0]:.{digits}f}, {scale * ends[1]:.{digits}f}]"
+
+
+# ---------------------------------------------------------------- colours and template
+
+
+def theme_colors(theme: str) -> dict[str, str]:
+    if theme not in THEMES:
+        raise FigureError(f"No theme {theme!r}: choose one of {sorted(THEMES)}.")
+    return THEMES[theme]
+
+
 def prompt_colors(prompts: Iterable[str], *, theme: str = "light", repeat: bool = False) -> dict[str, str]:
     """One colour per prompt, in order; `none` is grey, since it is what the others are compared with.
 
@@ -95,12 +141,6 @@ def prompt_colors(prompts: Iterable[str], *, theme: str = "light", repeat: bool 
     return {name: colors.get(name, theme_colors(theme)["grey"]) for name in names}
 
 
-def theme_colors(theme: str) -> dict[str, str]:
-    if theme not in THEMES:
-        raise FigureError(f"No theme {theme!r}: choose one of {sorted(THEMES)}.")
-    return THEMES[theme]
-
-
 def template(theme: str = "light") -> go.layout.Template:
     """The template "drolab" (`light` or `dark`), as an object: it is not registered with plotly."""
     colors = theme_colors(theme)
@@ -110,8 +150,9 @@ def template(theme: str = "light") -> go.layout.Template:
         "zeroline": False,
         "ticks": "outside",
         "automargin": True,
-        "title": {"standoff": 8},
+        "title": {"standoff": 8, "font": {"size": 14}},
     }
+    bar = {"colorbar": {"title": {"font": {"size": 13}}, "tickfont": {"size": 12}}}
     return go.layout.Template(
         layout={
             "font": {"family": "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif", "size": 13, "color": colors["ink"]},
@@ -126,7 +167,8 @@ def template(theme: str = "light") -> go.layout.Template:
             "hoverlabel": {"align": "left", "namelength": -1},
             "hovermode": "closest",
             "legend": {"title": {"font": {"size": 12}}, "font": {"size": 12}, "tracegroupgap": 0},
-        }
+        },
+        data={"heatmap": [bar]},
     )
 
 
@@ -136,18 +178,13 @@ def template_content(theme: str) -> dict[str, Any]:
     return dict(template(theme).to_plotly_json())
 
 
-def blank_figure(theme: str, title: str | None, **layout: Any) -> go.Figure:
-    figure = go.Figure()
-    dress(figure, theme, title, **layout)
-    return figure
-
-
-def dress(figure: go.Figure, theme: str, title: str | None, **layout: Any) -> None:
-    text = "<br>".join(escape(line) for line in textwrap.wrap(title, 90)) if title else None
-    figure.update_layout(template=template(theme), title_text=text, **{"height": 480, **layout})
+# ---------------------------------------------------------------- tables
 
 
 def need_columns(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
+    """Raises:
+    FigureError: the table of a `what` lacks one of the columns, or has no rows.
+    """
     if missing := [column for column in columns if column not in table.columns]:
         raise FigureError(f"The table of a {what} lacks the columns {missing}: it has {list(table.columns)}.")
     if table.empty:
@@ -167,23 +204,44 @@ def class_names(harmful: pd.Series) -> list[str]:
     return [class_name(value) for value in harmful]
 
 
-def small_print(figure: go.Figure, text: str) -> None:
-    """A line of small print under the plot, already escaped."""
-    figure.add_annotation(small_print_note(text))
-    figure.update_layout(margin_b=SMALL_PRINT_MARGIN)
+# ---------------------------------------------------------------- parts of figures
 
 
-SMALL_PRINT_MARGIN = 100
+def blank_figure(theme: str, title: str | None, **layout: Any) -> go.Figure:
+    figure = go.Figure()
+    dress(figure, theme, title, **layout)
+    return figure
 
 
-def small_print_note(text: str) -> dict[str, Any]:
-    """The annotation of `small_print`; the figure needs SMALL_PRINT_MARGIN at its bottom."""
-    place = {"xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -52, "xanchor": "left", "yanchor": "top"}
-    return {"text": text, "align": "left", "showarrow": False, "font": {"size": 11}, **place}
+def dress(figure: go.Figure, theme: str, title: str | None, **layout: Any) -> None:
+    """Template, title and height; the titles of subplots, which are annotations, get the size of axes' titles."""
+    text = "<br>".join(escape(line) for line in textwrap.wrap(title, 90)) if title else None
+    figure.update_layout(template=template(theme), title_text=text, **{"height": 480, **layout})
+    figure.update_annotations(font_size=14)
 
 
-def legend_entry(figure: go.Figure, name: str, marker: dict[str, Any], **where: Any) -> None:
-    figure.add_scatter(x=[None], y=[None], mode="markers", name=name, marker=marker, hoverinfo="skip", **where)
+SMALL_PRINT = "<span style='font-size:12px'>"
+"""How the small print begins in an axis' title."""
+
+
+def small_print(text: str, above: str = "") -> str:
+    """The title of an x axis with small print below it, both escaped: plotly keeps room for all of it, however deep
+    the names at the axis reach."""
+    return f"{above}<br>{SMALL_PRINT}{text}</span>" if text else above
+
+
+def legend_entry(name: str, *, mode: str = "markers", **look: Any) -> dict[str, Any]:
+    """A trace that is only its legend entry; `name` is escaped already, `look` has its marker or line."""
+    return {"type": "scatter", "x": [None], "y": [None], "mode": mode, "hoverinfo": "skip", "name": name, **look}
+
+
+def error_bars(rows: Any, name: str = "value", prefix: str = "", **look: Any) -> dict[str, Any] | None:
+    """plotly's error bars from `name` to `{prefix}low` and `{prefix}high` of a table or of one row, if it has them."""
+    value, low, high = (getattr(rows, column, None) for column in (name, f"{prefix}low", f"{prefix}high"))
+    if low is None or high is None:
+        return None
+    spread = {"array": np.atleast_1d(high - value), "arrayminus": np.atleast_1d(value - low)}
+    return {"type": "data", "symmetric": False, **spread, "thickness": 1.4, "width": 4, **look}
 
 
 def show(figure: go.Figure) -> None:
@@ -193,26 +251,3 @@ def show(figure: go.Figure) -> None:
     content = {**json.loads(figure.to_json()), "config": CONFIG}
     bundle = {"application/vnd.plotly.v1+json": content, "text/plain": repr(type(figure).__name__)}
     display(bundle, raw=True)
-
-
-HOVER = "%{customdata}<extra></extra>"
-
-
-def value_text(row: Any) -> str:
-    return f"{row.value:.3f}{interval_text(row)}"
-
-
-def interval_text(row: Any) -> str:
-    low, high = getattr(row, "low", math.nan), getattr(row, "high", math.nan)
-    return "" if pd.isna(low) or pd.isna(high) else f" [{low:.2f}, {high:.2f}]"
-
-
-def band_color(theme: str) -> str:
-    return theme_colors(theme)["grid"] if theme == "light" else "#4A4A4A"
-
-
-def error_bars(rows: pd.DataFrame) -> dict[str, Any] | None:
-    if not {"low", "high"} <= set(rows.columns):
-        return None
-    above, below = rows["high"] - rows["value"], rows["value"] - rows["low"]
-    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1.4, "width": 4}

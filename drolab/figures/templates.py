@@ -1,20 +1,23 @@
-"""Figures laid out for a column of a paper or for a slide: light colours, readable text, nothing cut off.
+"""Figures laid out for a column of a paper or for a slide: a plotly template per size, and `sheet`, which applies it.
 
 A figure is not drawn in millimetres: it is laid out at the width at which drolab's 13-pixel text becomes 8 points on
-paper, and the finished drawing is scaled. In a narrow column the legends move below the plot. All of it works on
-plotly's plain dictionaries, so that a figure of any size is prepared without being validated again.
+paper, and plotly's export scales the finished drawing. The legend stands below the plot. Plotly keeps room for it, for
+names and for titles by itself; counted here are only characters (where a line breaks) and lines (how high all is).
+All of it works on plotly's plain dictionaries, so that a figure of any size is prepared without being validated again.
 """
 
 from __future__ import annotations
 
 import html
+import math
 import re
-import unicodedata
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from drolab.figures.style import THEMES, FigureError, escape
+from drolab.figures.style import NAME_LIMIT, SMALL_PRINT, THEMES, FigureError, escape, small_print, template_content
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -25,17 +28,15 @@ STYLES = ("print", "slide", "shown")
 
 _PX_PER_INCH = 96
 _MM_PER_PX = 8 * 25.4 / 72 / 13
-_SCREEN_WIDTH = 900
 _SLIDE = (800, 450)
 _SLIDE_MM = 40 / 3 * 25.4
-_TEXT = {"print": (11.4, 14.6), "slide": (11.4, 18.0)}
-"""Smallest and largest text of a layout in pixels: 7 and 9 points on paper, 14 and 22 on a slide."""
-_AXIS_TITLE = 14
-_SMALL = 11.4
-_LINE = 1.3
-_AXIS_ROOM = 56  # tick labels and title below a plot
-_TITLE_ROOM = 40
-_NARROW_HEIGHT, _NARROW_MARKERS = 0.65, 0.7  # of those on the screen, in a single column
+_SCREEN_WIDTH = 900
+_CHARACTER, _LINE, _ROW, _SYMBOL, _CELL = 7, 18, 26, 45, 25
+"""Pixels of a character, a line of text, a row of tokens, a legend's symbol and a cell's number, roughly."""
+_TITLE_LINE = 1.3 * 16
+_BELOW = {"x": 0.01, "y": 0, "xref": "container", "yref": "container", "xanchor": "left", "yanchor": "bottom"}
+_NARROW_PLOT, _NARROW_MARKERS = 0.65, 0.7
+"""In a single column, of the height and of the markers on the screen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,21 @@ class Sheet:
         return self.page_scale * self.dpi / _PX_PER_INCH
 
 
+def size_template(size: str, theme: str = "light") -> dict[str, Any]:
+    """drolab's template with what a size adds to it: the legend below the plot, and its width and margins.
+
+    Args:
+        size: `print-single`, `print-double` or `slide`.
+    """
+    base = template_content(theme)
+    added = {
+        "legend": {**base["layout"]["legend"], **_BELOW, "orientation": "h", "traceorder": "normal", "maxheight": 1},
+        "margin": {"l": 10, "r": 14, "t": 12, "b": 10},
+        "width": _SLIDE[0] if size == "slide" else round(COLUMNS[size.removeprefix("print-")] / _MM_PER_PX),
+    }
+    return {**base, "layout": base["layout"] | added}
+
+
 def sheet(figure: go.Figure, *, style: str = "print", width: str = "double") -> Sheet:
     """Lay a figure out. The figure itself is left as it is.
 
@@ -77,20 +93,56 @@ def sheet(figure: go.Figure, *, style: str = "print", width: str = "double") -> 
     if style not in STYLES or width not in COLUMNS:
         raise FigureError(f"No style {style!r} of width {width!r}: choose from {STYLES} and {tuple(COLUMNS)}.")
     content = _static(figure.to_dict())
-    height = float(content["layout"].get("height") or 480)
     if style == "print":
-        return _printed(content, height, width)
+        return _printed(content, width)
     if style == "slide":
         return _slide(content)
-    width_mm = _SCREEN_WIDTH / _PX_PER_INCH * 25.4
+    width_mm, height = _SCREEN_WIDTH / _PX_PER_INCH * 25.4, content["layout"].get("height") or 480
     return Sheet(figure=content, width=_SCREEN_WIDTH, height=height, width_mm=width_mm, dpi=2 * _PX_PER_INCH)
 
 
 def caption(figure: go.Figure) -> str:
     """The title and the small print as plain text: what a caption begins with."""
-    content = figure.to_dict()
-    texts = [content["layout"].get("title", {}).get("text"), *(note["text"] for note in _small_print(content))]
-    return " ".join(_plain(text) for text in texts if text)
+    layout = figure.to_dict()["layout"]
+    small = layout.get("xaxis", {}).get("title", {}).get("text", "").partition(SMALL_PRINT)[2]
+    return " ".join(_plain(text) for text in (layout.get("title", {}).get("text"), small) if text)
+
+
+# ---------------------------------------------------------------- the two layouts
+
+
+def _printed(content: dict[str, Any], column: str) -> Sheet:
+    if _theme(content["layout"]) == "dark":
+        content = _light(content)
+    layout, template = content["layout"], size_template(f"print-{column}")
+    width, narrow = template["layout"]["width"], column == "single"
+    height = layout.pop("height", 480) - 2 * _LINE * bool(layout.pop("title", {}).get("text"))
+    if narrow:
+        height *= 1 if _is_dense(content) else _NARROW_PLOT
+        _shrink_markers(content["data"])
+        height += _fit_cells(content["data"], width)
+    height += _names(content, width, limit=14 if narrow else NAME_LIMIT)
+    height += _broken_titles(layout, width, height) + _one_legend(content, width)
+    _apply(layout, template, width=width, height=height, top=12 + _head_room(layout))
+    return Sheet(figure=content, width=width, height=height, width_mm=COLUMNS[column], dpi=300)
+
+
+def _slide(content: dict[str, Any]) -> Sheet:
+    layout = content["layout"]
+    own = layout.pop("height", 480) * (0.9 if _is_dense(content) else 0.8)
+    height = round(max(_SLIDE[1], own, 0.5 * _SLIDE[1] + _one_legend(content, _SLIDE[0])))
+    width = round(_SLIDE[0] / _SLIDE[1] * height)
+    _broken_titles(layout, width, height)
+    text = _broken((layout.get("title", {}).get("text") or "").replace("<br>", " "), 80)
+    second = _TITLE_LINE * (_lines(text) - 1)  # plotly moves the first line up by this
+    layout["title"] = {"text": text, "y": 1 - (10 + second) / height, "yref": "container", "yanchor": "top"}
+    top = 24 + _TITLE_LINE * _lines(text) * bool(text) + _head_room(layout)
+    _apply(layout, size_template("slide", _theme(layout)), width=width, height=height, top=top)
+    return Sheet(figure=content, width=width, height=height, width_mm=_SLIDE_MM, dpi=144)
+
+
+def _apply(layout: dict[str, Any], template: dict[str, Any], *, width: float, height: float, top: float) -> None:
+    layout.update(template=template, width=width, height=height, margin={**template["layout"]["margin"], "t": top})
 
 
 def _static(content: dict[str, Any]) -> dict[str, Any]:
@@ -98,57 +150,125 @@ def _static(content: dict[str, Any]) -> dict[str, Any]:
     for trace in content["data"]:
         if trace.get("type") == "scattergl":
             trace["type"] = "scatter"
-        if "name" in trace:
-            trace["name"] = _wrapped(trace["name"], 40, lines=1)
     for name in ("sliders", "updatemenus", "width"):
         content["layout"].pop(name, None)
     return content
 
 
-# ---------------------------------------------------------------- the two layouts
+# ---------------------------------------------------------------- what a size changes
 
 
-def _printed(content: dict[str, Any], height: float, column: str) -> Sheet:
-    width = round(COLUMNS[column] / _MM_PER_PX)
-    layout = content["layout"]
-    plot = height - (_TITLE_ROOM if layout.pop("title", {}).get("text") else 0)
-    if layout.get("template", {}).get("layout", {}).get("paper_bgcolor") == THEMES["dark"]["paper"]:
-        content = _light(content)
-        layout = content["layout"]
-    if column == "single":
-        plot *= _NARROW_HEIGHT if len(_domains(layout, "y")) == 1 else 1.0
-        _shrink_markers(content["data"])
-    plot += _fit_labels(content, width, limit=14 if column == "single" else 28)
-    _fit_text(content, "print", width, plot)
-    foot = _small_print_to_foot(content, width)
-    layout["margin"] = {"l": 10, "r": 14, "t": _head_room(layout), "b": 10}
-    legends = _legends(content)
-    if any(legend.width > 0.35 * width for legend in legends if legend.upright or column == "single"):
-        total = _legends_to_foot(layout, legends, width, plot + foot, foot)
-    else:
-        total = max(plot + foot, _beside(legends) + _AXIS_ROOM + foot + layout["margin"]["t"])
-    layout.update(width=width, height=total)
-    return Sheet(figure=content, width=width, height=total, width_mm=COLUMNS[column], dpi=300)
+def _one_legend(content: dict[str, Any], width: float) -> float:
+    """All entries in one legend, where the template says; how high it may become."""
+    layout, traces = content["layout"], content["data"]
+    titles = [layout.pop(name, {}).get("title", {}).get("text") for name in ("legend", "legend2")]
+    layout["legend"] = {"title": {"text": " · ".join(title for title in titles if title), "side": "top"}}
+    for trace in traces:
+        trace.pop("legend", None)
+    names = [
+        _plain(trace.get("name") or "trace")
+        for trace in traces
+        if trace.get("visible", True) and trace.get("showlegend", trace.get("type") != "heatmap")
+    ]
+    if not names or layout.get("showlegend") is False:
+        return 0
+    columns = max(1, int(0.8 * width / (_CHARACTER * max(map(len, names)) + _SYMBOL)))
+    return _LINE * (math.ceil(len(names) / columns) + 1)
 
 
-def _slide(content: dict[str, Any]) -> Sheet:
-    layout = content["layout"]
-    _fit_text(content, "slide", *_SLIDE)
-    title = layout.setdefault("title", {})
-    title["text"] = _wrapped((title.get("text") or "").replace("<br>", " "), 80, lines=2)
-    second = _text_height(title["text"], 18) - _LINE * 18  # plotly moves the first line up by this
-    title.update({"y": 1 - (10 + second) / _SLIDE[1], "yref": "container", "yanchor": "top"})
-    notes = _small_print(content)
-    for note in notes:
-        note["text"] = _wrapped(note["text"], 110, lines=3)
-    top = 24 + 22 * _lines(title["text"]) * bool(title["text"]) + _head_room(layout)
-    bottom = _AXIS_ROOM + sum(_text_height(note["text"], _SMALL) + 8 for note in notes)
-    layout["margin"] = {"l": 10, "r": 14, "t": top, "b": bottom}
-    needed = top + bottom + _beside(_legends(content))
-    grown = max(1.0, needed / _SLIDE[1])
-    width, height = round(_SLIDE[0] * grown), round(_SLIDE[1] * grown)
-    layout.update(width=width, height=height)
-    return Sheet(figure=content, width=width, height=height, width_mm=_SLIDE_MM, dpi=144)
+def _broken_titles(layout: dict[str, Any], width: float, height: float) -> float:
+    """Break the titles of axes and subplots and the small print; how much height the new lines need."""
+    rows = len(_domains(layout, "y"))
+    columns = max(Counter(tuple(axis.get("domain", ())) for _, axis in _axes(layout, "y")).values(), default=1)
+    lines = 0
+    for note in layout.get("annotations", []):
+        if note.get("xref") == "paper" and note.get("yref") == "paper":
+            before = _lines(note["text"])
+            note["text"] = _broken(note["text"], int(width / columns / _CHARACTER))
+            lines = max(lines, rows * (_lines(note["text"]) - before))
+    for letter, along in (("x", 0.7 * width / columns), ("y", 0.6 * height / rows)):
+        characters = int(along / _CHARACTER)
+        for _, axis in _axes(layout, letter):
+            title, _, small = (axis.get("title", {}).get("text") or "").partition(f"<br>{SMALL_PRINT}")
+            small = _broken(small.removesuffix("</span>"), characters)
+            axis["title"] = {**axis.get("title", {}), "text": small_print(small, _broken(title, characters))}
+            lines += _lines(small) * bool(small)
+    return _LINE * lines
+
+
+def _names(content: dict[str, Any], width: float, *, limit: int) -> float:
+    """Cut names at the axes to `limit` characters; the height of those that stand aslant below the plot."""
+    layout, depth = content["layout"], 0
+    bars = [str(name) for trace in content["data"] if trace.get("type") == "bar" for name in trace.get("x", ())]
+    if unique := list(dict.fromkeys(bars)):
+        layout.setdefault("xaxis", {}).update(tickmode="array", tickvals=unique, ticktext=unique)
+    for name, axis in [*_axes(layout, "x"), *_axes(layout, "y")]:
+        if axis.get("ticktext"):
+            axis["ticktext"] = [
+                "<br>".join(_cut(line, limit) for line in text.split("<br>")) for text in axis["ticktext"]
+            ]
+            lengths = [len(_plain(text)) for text in axis["ticktext"]]
+            if name.startswith("x") and _CHARACTER * sum(lengths) > 0.7 * width:
+                depth = max(depth, _CHARACTER * min(14, max(lengths)))
+    return depth
+
+
+def _fit_cells(traces: Sequence[dict[str, Any]], width: float) -> float:
+    """Put the colour bars of heat maps below them, write their numbers as .83, and fold strips of tokens into half as
+    many columns; the height that this needs."""
+    height = 0
+    for trace in (trace for trace in traces if trace.get("type") == "heatmap"):
+        if not trace.get("showscale", True):
+            rows = len(trace["z"])
+            _fold(trace, math.ceil(len(trace["z"][0]) / 2))
+            height += _ROW * (len(trace["z"]) - rows)
+            continue
+        bar = trace.get("colorbar", {})
+        below = {"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom", "thickness": 10}
+        trace["colorbar"] = {**bar, **below, "title": {**bar.get("title", {}), "side": "right"}}
+        height += 3 * _LINE
+        if "text" in trace:
+            trace["text"] = [[re.sub(r"\b0\.", ".", text) for text in line] for line in trace["text"]]
+            if len(trace["text"][0]) * _CELL > 0.65 * width:
+                trace.get("textfont", {}).pop("size", None)  # plotly fits it to the cells
+    return height
+
+
+def _fold(trace: dict[str, Any], columns: int) -> None:
+    """The cells of a heat map, in reading order, in fewer columns."""
+    for name in ("z", "text", "customdata"):
+        flat = [cell for line in trace[name] for cell in line]
+        flat += [None] * (-len(flat) % columns)
+        trace[name] = [flat[start : start + columns] for start in range(0, len(flat), columns)]
+
+
+def _shrink_markers(traces: Sequence[dict[str, Any]]) -> None:
+    for trace in traces:
+        marker = trace.get("marker", {})
+        if isinstance(size := marker.get("size"), (list, tuple)):
+            marker["size"] = [_NARROW_MARKERS * one for one in size]
+        elif size is not None:
+            marker["size"] = _NARROW_MARKERS * size
+
+
+def _head_room(layout: dict[str, Any]) -> float:
+    """For what stands above the plot, such as the titles of subplots."""
+    above = [note for note in layout.get("annotations", []) if note.get("yref") == "paper" and note.get("y", 0) >= 1]
+    return max((_LINE * _lines(note["text"]) + 4 for note in above), default=0)
+
+
+def _is_dense(content: dict[str, Any]) -> bool:
+    """Whether the figure has the height that its rows need."""
+    return len(_domains(content["layout"], "y")) > 1 or any(trace.get("type") == "heatmap" for trace in content["data"])
+
+
+def _axes(layout: dict[str, Any], letter: str) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, layout[name]) for name in layout if re.fullmatch(rf"{letter}axis\d*", name)]
+
+
+def _domains(layout: dict[str, Any], letter: str) -> set[tuple[float, ...]]:
+    """Where subplots begin and end: as many as there are columns (`x`) or rows (`y`) of them."""
+    return {tuple(axis.get("domain", ())) for _, axis in _axes(layout, letter)} or {()}
 
 
 # ---------------------------------------------------------------- text
@@ -163,128 +283,22 @@ def _lines(text: str) -> int:
     return text.count("<br>") + 1
 
 
-def _text_height(text: str, size: float) -> float:
-    return _lines(text) * _LINE * size
+def _broken(text: str, width: int) -> str:
+    """Pseudo-HTML in lines of about `width` characters: broken at spaces only, so never inside a `<b>`."""
+    pieces = text.split("<br>")
+    return "<br>".join("<br>".join(textwrap.wrap(piece, width, break_long_words=False)) for piece in pieces)
 
 
-def _text_width(text: str, size: float) -> float:
-    """Generous: no font is at hand to measure with."""
-    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
-    return size * (0.62 * len(text) + 0.45 * wide)
+def _cut(text: str, limit: int) -> str:
+    return escape(html.unescape(text), limit=limit)
 
 
-def _wrapped(text: str, width: int, *, lines: int) -> str:
-    """Pseudo-HTML broken into lines of about `width` characters, never inside a tag; at most `lines` of them."""
-    found: list[str] = []
-    for piece in text.split("<br>"):
-        found.append("")
-        for word in _words(piece, width):
-            joined = f"{found[-1]} {word}".strip()
-            found[-1:] = [joined] if len(_plain(joined)) <= width or not found[-1] else [found[-1], word]
-    return "<br>".join(found if len(found) <= lines else [*found[: lines - 1], f"{found[lines - 1]} …"])
+# ---------------------------------------------------------------- colours
 
 
-def _words(text: str, width: int) -> Iterator[str]:
-    """Words with the tags in them; a word that no line can hold comes in pieces."""
-    for word in re.findall(r"(?:<[^>]*>|\S)+", text):
-        plain = _plain(word)
-        if len(plain) <= width:
-            yield word
-        else:
-            yield from (escape(plain[start : start + width]) for start in range(0, len(plain), width))
-
-
-def _fit_text(content: dict[str, Any], style: str, width: float, height: float) -> None:
-    """Text of sizes that can be read, in lines that are no longer than what they belong to."""
-    layout = content["layout"]
-    low, high = _TEXT[style]
-    columns = len(_domains(layout, "x"))
-    for note in layout.get("annotations", []):
-        if note.get("xref") == "paper" and note.get("yref") == "paper" and note not in _small_print(content):
-            size = note.setdefault("font", {}).setdefault("size", 13)
-            note["font"]["size"] = size = min(size, 13 if width / columns > 250 else 12)
-            note["text"] = _wrapped(note.get("text", ""), int(width / columns / (0.6 * size)), lines=3)
-    for letter, along in (("x", width / columns), ("y", height * 0.8)):
-        for name, axis in _axes(layout, letter):
-            title = axis.setdefault("title", {})
-            title.setdefault("font", {}).setdefault("size", _AXIS_TITLE)
-            title["text"] = _wrapped(title.get("text") or "", int(along / (0.62 * _AXIS_TITLE)), lines=2)
-            layout[name] = {**axis, "automargin": True}
-    _clamp(content, low, high)
-
-
-def _axes(layout: dict[str, Any], letter: str) -> list[tuple[str, dict[str, Any]]]:
-    return [(name, layout[name]) for name in list(layout) if re.fullmatch(rf"{letter}axis\d*", name)]
-
-
-def _domains(layout: dict[str, Any], letter: str) -> set[tuple[float, ...]]:
-    """Where subplots begin and end: as many as there are columns (`x`) or rows (`y`) of them."""
-    return {tuple(axis.get("domain", ())) for _, axis in _axes(layout, letter)} or {()}
-
-
-def _fit_labels(content: dict[str, Any], width: float, *, limit: int) -> float:
-    """Cut names at the axes to `limit` characters; the room that they need below the plot when they stand aslant."""
-    layout, depth = content["layout"], 0.0
-    names = [str(name) for trace in content["data"] if trace.get("type") == "bar" for name in trace.get("x", ())]
-    if names and not layout["xaxis"].get("ticktext"):
-        unique = list(dict.fromkeys(names))
-        layout["xaxis"].update(tickmode="array", tickvals=unique, ticktext=unique)
-    for name, axis in [*_axes(layout, "x"), *_axes(layout, "y")]:
-        if labels := [_wrapped(str(label), limit, lines=1) for label in axis.get("ticktext") or ()]:
-            axis["ticktext"] = labels
-            widest = max(_text_width(_plain(label), 13) for label in labels)
-            if name.startswith("x") and widest * len(labels) > width - 100:
-                depth = max(depth, widest)
-    return depth
-
-
-def _clamp(node: Any, low: float, high: float) -> None:
-    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-        if key == "colorbar":
-            value.setdefault("tickfont", {}).setdefault("size", 12)
-            value.setdefault("title", {}).setdefault("font", {}).setdefault("size", 13)
-        if isinstance(key, str) and key.endswith("font") and isinstance(value.get("size"), (int, float)):
-            value["size"] = min(max(value["size"], low), high)
-        if isinstance(value, (dict, list, tuple)):
-            _clamp(value, low, high)
-
-
-def _small_print(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The annotations that hang below the plot, see `style.small_print`."""
-    notes = content["layout"].get("annotations", [])
-    below = {"xref": "paper", "yref": "paper", "y": 0, "yanchor": "top"}
-    return [note for note in notes if below.items() <= note.items() and note.get("yshift", 0) < 0]
-
-
-def _small_print_to_foot(content: dict[str, Any], width: float) -> float:
-    """Put the small print where a title at the bottom would be, since plotly keeps room for one; its height."""
-    layout, notes = content["layout"], _small_print(content)
-    if not notes:
-        return 0
-    layout["annotations"] = [note for note in layout["annotations"] if note not in notes]
-    text = "<br>".join(_wrapped(note["text"], int((width - 20) / (0.58 * _SMALL)), lines=6) for note in notes)
-    layout["title"] = {
-        "text": text,
-        "font": {"size": _SMALL},
-        "automargin": True,
-        "x": 0,
-        "y": 1e-6,  # at 0 plotly moves a second line out of the picture
-        "xref": "container",
-        "yref": "container",
-        "xanchor": "left",
-        "yanchor": "bottom",
-        "pad": {"l": 10, "b": 6},
-    }
-    return _text_height(text, _SMALL) + 16
-
-
-def _head_room(layout: dict[str, Any]) -> float:
-    """For what stands above the plot, such as the titles of subplots."""
-    above = [note for note in layout.get("annotations", []) if note.get("yref") == "paper" and note.get("y", 0) >= 1]
-    return 12 + max((_text_height(note["text"], note.get("font", {}).get("size", 13)) + 4 for note in above), default=0)
-
-
-# ---------------------------------------------------------------- colours and marks
+def _theme(layout: dict[str, Any]) -> str:
+    paper = layout.get("template", {}).get("layout", {}).get("paper_bgcolor")
+    return next((theme for theme, colors in THEMES.items() if colors["paper"] == paper), "light")
 
 
 def _light(node: Any, *, color: bool = False) -> Any:
@@ -297,76 +311,3 @@ def _light(node: Any, *, color: bool = False) -> Any:
 
 
 _DARK_TO_LIGHT = {THEMES["dark"][part]: THEMES["light"][part] for part in THEMES["dark"]}
-
-
-def _shrink_markers(traces: Sequence[dict[str, Any]]) -> None:
-    for trace in traces:
-        marker = trace.get("marker", {})
-        size = marker.get("size")
-        if isinstance(size, (list, tuple)):
-            marker["size"] = [_NARROW_MARKERS * one for one in size]
-        elif isinstance(size, (int, float)):
-            marker["size"] = _NARROW_MARKERS * size
-
-
-# ---------------------------------------------------------------- legends
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Legend:
-    name: str
-    upright: bool
-    width: float
-    height: float
-
-
-def _legends(content: dict[str, Any]) -> list[_Legend]:
-    """The legends, with room enough for each as a list. Plotly would cut off what a legend has no room for."""
-    layout = content["layout"]
-    entries: dict[str, list[str]] = {}
-    for trace in content["data"] if layout.get("showlegend") is not False else ():
-        if trace.get("showlegend", trace.get("type") != "heatmap") and trace.get("visible", True):
-            entries.setdefault(trace.get("legend", "legend"), []).append(trace.get("name") or "trace")
-    return [_measured(name, texts, layout.get(name, {})) for name, texts in entries.items()]
-
-
-def _beside(legends: Sequence[_Legend]) -> float:
-    """How high the legends are that stand beside the plot."""
-    return sum(legend.height for legend in legends if legend.upright)
-
-
-def _measured(name: str, texts: Sequence[str], legend: dict[str, Any]) -> _Legend:
-    size = max(12, legend.get("font", {}).get("size", 12))
-    title = legend.get("title", {}).get("text") or ""
-    rows = [max(_text_height(text, size), 16) + 3 for text in texts]
-    widest = max(_text_width(_plain(text), size) for text in (title, *texts))
-    height = sum(rows) + _text_height(title, size) + 14
-    return _Legend(name=name, upright=legend.get("orientation") != "h", width=widest + 50, height=height)
-
-
-def _legends_to_foot(
-    layout: dict[str, Any], legends: Sequence[_Legend], width: float, above: float, foot: float
-) -> float:
-    """Place the legends side by side below the plot, in as many rows as they need; the figure's height with them."""
-    rows: list[list[_Legend]] = [[]]
-    for legend in legends:
-        if rows[-1] and sum(other.width for other in (*rows[-1], legend)) > width - 20:
-            rows.append([])
-        rows[-1].append(legend)
-    heights = [max(legend.height for legend in row) for row in rows]
-    total = above + sum(heights)
-    for number, row in enumerate(rows):
-        x, bottom = 0.0, foot + sum(heights[number + 1 :])
-        for legend in row:
-            layout.setdefault(legend.name, {}).update(
-                x=x / (width - 80),
-                y=(bottom + heights[number] - legend.height) / total,
-                xref="paper",
-                yref="container",
-                xanchor="left",
-                yanchor="bottom",
-                orientation="v",
-                maxheight=1,
-            )
-            x += legend.width
-    return total

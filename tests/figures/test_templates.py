@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from helpers.tables import claims, doses, queries
 
 from drolab import figures
 from drolab.export import render_images
-from drolab.figures import templates
+from drolab.figures import Sheet, templates
 
 CHROME = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
 LONG = "a_name_of_a_prompt_that_is_long"
@@ -44,9 +45,9 @@ def drawings(theme: str = "light") -> dict[str, go.Figure]:
     layers = [(layer, name, 0.1 * layer) for layer in range(5) for name in ("refusal", LONG)]
     arrows = figures.mean_shifts(points())
     tokens = ["You", "are", "help", "ful"] * 8
+    words = claims().assign(claim=f"Safety prompts move all queries along the refusal direction of {LONG}")
     return {
         "projection": figures.projection(points(), arrows=arrows, boundaries=lines, **look),
-        "movement": figures.movement(points(("none",)), boundaries=lines, **look),
         "calibration": figures.calibration(points(), note="Spearman's correlation 0.83 over 120 queries. " * 3, **look),
         "rates": figures.rate_bars(pd.DataFrame(rates, columns=["prompt", "group", "value", "low", "high"]), **look),
         "cosines": figures.cosine_heatmap(pd.DataFrame(cosines, columns=["a", "b", "cosine"]), **look),
@@ -56,6 +57,9 @@ def drawings(theme: str = "light") -> dict[str, go.Figure]:
             **look,
         ),
         "training": figures.training_curves(history(), **look),
+        "claims": figures.forest(words, **look),
+        "doses": figures.dose_response(doses(), **look),
+        "queries": figures.query_grid(queries().replace({"row": {"a": LONG}}), **look),
         "tokens": figures.token_strip(tokens, prompt_span=(2, 9), prefix=12, **look),
     }
 
@@ -72,6 +76,7 @@ MEASURE = """() => {
   return {
     page: box(document.querySelector('svg')),
     texts: shown(all('text')).map(node => [node.textContent, box(node)]),
+    sizes: shown(all('text')).map(node => parseFloat(getComputedStyle(node).fontSize)),
     apart: [...shown(all('.gtitle, .xtitle, .ytitle, .annotation text')),
             ...all('.legend rect.bg, .legend2 rect.bg')].map(box),
     ticks: shown(all('.xtick text, .ytick text')).map(box), legends};
@@ -79,21 +84,25 @@ MEASURE = """() => {
 
 
 @pytest.fixture(scope="module")
-def measured() -> Iterator[dict[tuple[str, str, str], dict[str, Any]]]:
+def sheets() -> dict[tuple[str, str, str], Sheet]:
+    """(Figure, style, width) → that figure, laid out."""
+    pages = itertools.product(drawings().items(), PAGES)
+    return {(name, *page): templates.sheet(figure, style=page[0], width=page[1]) for (name, figure), page in pages}
+
+
+@pytest.fixture(scope="module")
+def measured(sheets: dict[tuple[str, str, str], Sheet]) -> dict[tuple[str, str, str], dict[str, Any]]:
     """(Figure, style, width) → where everything stands, in pixels."""
     playwright = pytest.importorskip("playwright.sync_api")
     if CHROME is None:
         pytest.skip("no chromium: make browser")
-    names = [(name, *page) for name in drawings() for page in PAGES]
-    drawn = drawings()
-    sheets = {"|".join(key): templates.sheet(drawn[key[0]], style=key[1], width=key[2]) for key in names}
-    images = render_images(sheets, ["svg"])
+    images = render_images({"|".join(key): page for key, page in sheets.items()}, ["svg"])
     found = {}
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROME, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 2000, "height": 2000})
         page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
-        for key in names:
+        for key in sheets:
             page.set_content(f"<body style='margin:0'>{images['|'.join(key), 'svg'].decode()}</body>")
             found[key] = page.evaluate(MEASURE)
         browser.close()
@@ -125,6 +134,19 @@ def test_nothing_is_covered(measured: dict[tuple[str, str, str], dict[str, Any]]
     for key, at in measured.items():
         pairs = [(a, b) for i, a in enumerate(at["apart"]) for b in [*at["apart"][i + 1 :], *at["ticks"]]]
         assert [pair for pair in pairs if overlap(*pair) > 2] == [], key
+
+
+@pytest.mark.filterwarnings("default")
+def test_text_has_its_size_on_paper_and_the_legend_is_below(
+    measured: dict[tuple[str, str, str], dict[str, Any]], sheets: dict[tuple[str, str, str], Sheet]
+) -> None:
+    for key, at in measured.items():
+        points = [size * sheets[key].page_scale * 72 / 96 for size in at["sizes"]]
+        low, high = (6.95, 9.05) if key[1] == "print" else (10, 20)
+        assert low <= min(points), key
+        assert max(points) <= high, key
+        ticks = [bottom for *_, bottom in at["ticks"]]
+        assert all(legend["box"][1] >= max(ticks) for legend in at["legends"] if ticks), key
 
 
 def test_the_measures_see_what_is_cut_off_or_covered() -> None:
@@ -164,8 +186,8 @@ def test_print_leaves_the_title_to_the_caption() -> None:
     assert "<script>alert(1)</script>" in words
     assert "Spearman's correlation" in words
     layout = templates.sheet(figure).figure["layout"]
-    assert "A title" not in layout["title"]["text"]
-    assert "Spearman" in layout["title"]["text"]  # the small print stands at the foot
+    assert "title" not in layout
+    assert "Spearman" in layout["xaxis"]["title"]["text"]  # the small print stays below the plot
     assert "A title" in templates.sheet(figure, style="slide").figure["layout"]["title"]["text"]
 
 
@@ -178,18 +200,11 @@ def test_shown_is_as_on_the_screen() -> None:
 
 
 def test_slides_are_16_to_9_however_long_the_legend() -> None:
-    many = go.Figure([go.Scatter(x=[0], y=[0], name=f"trace {number}") for number in range(60)])
+    many = go.Figure([go.Scatter(x=[0], y=[0], name=f"{LONG} {number}") for number in range(60)])
     page = templates.sheet(many, style="slide")
     assert page.width / page.height == pytest.approx(16 / 9, abs=0.01)
-    assert page.height > 60 * 19
+    assert page.height > 450
     assert page.width * page.raster_scale == pytest.approx(1920)
-
-
-def test_text_of_any_length_is_cut() -> None:
-    figure = go.Figure([go.Scatter(x=[0], y=[0], name="x" * 100_000), go.Scatter(x=[0], y=[0], name="b")])
-    figure.update_layout(title_text="word " * 20_000, xaxis_title_text="y" * 100_000)
-    for style in ("print", "slide"):
-        assert max(map(len, strings(templates.sheet(figure, style=style).figure))) < 400
 
 
 def test_unknown_styles_are_refused() -> None:

@@ -11,7 +11,7 @@ import traitlets
 
 from drolab import dro
 from drolab.dro import KeptRun
-from drolab.figures import movement_content, probe_boundaries
+from drolab.figures import PlaneLook, movement_content, probe_boundaries
 from drolab.models import ChatModel
 from drolab.panels.base import Job, Panel, PanelError, button
 from drolab.panels.controls import choice
@@ -95,13 +95,12 @@ class Replay(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
         plane, run = self.controls["plane"].value, self._kept.run
         shares = self._space.explained_variance_ratio.tolist()
         titles = [f"component {axis + 1} ({shares[axis]:.0%} of the anchors' variance)" for axis in plane]
-        return movement_content(
-            table,
-            step=self.controls["step"].value,
+        look = PlaneLook(
             boundaries=probe_boundaries(run.refusal, run.harmfulness, plane=plane),
             axis_titles=(titles[0], titles[1]),
             theme=self._theme,
         )
+        return movement_content(table, look, step=self.controls["step"].value)
 
     def draw(self) -> None:
         self.picture.update_to(self.content() or self._nothing)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from drolab.errors import StatesError
-from drolab.figures import Boundary, Box, FigureError, plane, probe_boundaries
+from drolab.figures import Boundary, Box, FigureError, PlaneLook, plane, probe_boundaries
 from drolab.panels.projection.spaces import FrozenSpaces, refusal_changes
 from drolab.types import NO_PROMPT
 
@@ -110,16 +110,18 @@ class ProjectionView:
             mask = np.isin(self.drawn, np.fromiter(selected, dtype=np.intp))
         content = plane.projection_content(
             self._drawn_table(choices.judge).assign(x=scene.xy[self.drawn, 0], y=scene.xy[self.drawn, 1]),
+            PlaneLook(
+                boundaries=lines,
+                axis_titles=scene.titles,
+                ranges=scene.box,
+                note=" ".join([*missing, *self._notes(choices)]),
+                theme=choices.theme,
+            ),
             color=choices.color,
             arrows=scene.arrows if choices.arrows else None,
-            boundaries=lines,
-            axis_titles=scene.titles,
-            ranges=scene.box,
             prompts=self.prompts,
             shown=choices.prompts,
             selected=mask,
-            note=" ".join([*missing, *self._notes(choices)]),
-            theme=choices.theme,
         )
         content["layout"]["dragmode"] = "lasso"
         return content

@@ -59,13 +59,15 @@ class LabView:
         first, second = (number - 1 for number in plane)
         content = planes.projection_content(
             points,
+            figures.PlaneLook(
+                boundaries=figures.probe_boundaries(*self._probes, plane=(first, second)),
+                axis_titles=(self._axis_title(first), self._axis_title(second)),
+                note="The plane is that of the anchors: a new prompt is placed into it and does not change it.",
+                theme=self._theme,
+            ),
             arrows=self._arrows(points),
-            boundaries=figures.probe_boundaries(*self._probes, plane=(first, second)),
-            axis_titles=(self._axis_title(first), self._axis_title(second)),
             prompts=list(self._shelf.trials),
             shown=chosen,
-            note="The plane is that of the anchors: a new prompt is placed into it and does not change it.",
-            theme=self._theme,
         )
         for trace, (prompt, _) in zip(content["data"], planes.clouds(points), strict=False):
             if prompt in self._shelf.given:
