@@ -395,7 +395,7 @@ def full_disk(folder: Path, rng: random.Random) -> Outcome:
         if may:
             subprocess.run(["mount", "-o", "remount,size=4m", str(folder)], check=True)
         usable = still_usable(folder)
-    told = "Everything stored before is safe. Free some space" in said and "it goes on from there" in said
+    told = "everything stored before is safe. Free some space" in said and "it goes on from there" in said
     return Outcome(
         at_stake=len(done.names()),
         hit=len(flying.names()),

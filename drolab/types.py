@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drolab.errors import PromptError, StatesError, TrainingError
+from drolab.files import write_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,16 +117,16 @@ class SoftPrompt:
         return hashlib.sha256(self.embeddings.detach().float().contiguous().cpu().numpy().tobytes()).hexdigest()
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `soft_prompt.safetensors` into `folder` (made if absent) and return the file's path."""
-        from safetensors.torch import save_file
+        """Write `soft_prompt.safetensors` into `folder` (made if absent), whole or not at all; returns the file's path.
 
-        path = Path(folder) / "soft_prompt.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        Raises:
+            ExportError: the folder cannot be written, or the disk is full.
+        """
+        from safetensors.torch import save
+
         metadata = {"name": self.name, "init_text": self.init_text, "model_fingerprint": self.model_fingerprint}
-        partial = path.with_suffix(".partial")
-        save_file({"soft_prompt": self.embeddings.contiguous()}, partial, metadata={"format": "pt", **metadata})
-        partial.replace(path)
-        return path
+        content = save({"soft_prompt": self.embeddings.contiguous()}, metadata={"format": "pt", **metadata})
+        return write_file(Path(folder) / "soft_prompt.safetensors", content)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, name: str | None = None) -> SoftPrompt:

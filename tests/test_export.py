@@ -138,20 +138,6 @@ def test_a_browser_that_fails_is_told_in_words(
     assert (tmp_path / "rates.html").is_file()
 
 
-def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.json"
-    path.write_text("before")
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(export.ExportError, match=r"a\.json \(No space left on device\): choose another folder"):
-        export.write_atomically(path, "after")
-    assert path.read_text() == "before"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_tables_keep_a_named_index_and_no_formula(tmp_path: Path) -> None:
     table = pd.DataFrame(
         {"response": ["=1+1", "fine"], "rate": [-1.0, 2.0]}, index=pd.Index(["a", "b"], name="query_id")

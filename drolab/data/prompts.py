@@ -5,18 +5,16 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import random
 from collections.abc import Mapping
-from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from drolab.clones import CloneError, read_text
 from drolab.errors import PromptError
+from drolab.files import read_text, write_file
 from drolab.types import NO_PROMPT, SafetyPrompt
 
 BUILT_IN = ("safety", "neutral", "unseen")
@@ -105,29 +103,17 @@ def save_prompts(prompts: Mapping[str, SafetyPrompt], path: str | Path, *, overw
     }
     # Double quotes everywhere: YAML's other styles lose some line breaks of Unicode.
     text = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, default_style='"', width=100)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except (OSError, ValueError) as error:
-        raise PromptError(f"Cannot write {path} ({error}): choose another folder or free space.") from error
-    finally:
-        with suppress(OSError, ValueError):
-            partial.unlink()
-    return path
+    return write_file(path, text, PromptError)
 
 
 def _read_file(path: Path) -> Any:
     suffix = path.suffix.lower()
     if suffix not in (".yaml", ".yml", ".json"):
         raise PromptError(f"{path} has the ending {path.suffix!r}: use .yaml, .yml or .json.")
+    text = read_text(path, PromptError)
     try:
-        text = path.read_text(encoding="utf-8-sig")
         return json.loads(text) if suffix == ".json" else yaml.safe_load(text)
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{path} is not UTF-8 text (byte {error.start}): save it in UTF-8.") from error
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise PromptError(f"{path} cannot be parsed ({error}): check its syntax.") from error
 
 
@@ -136,10 +122,9 @@ def _prompts_in_code(folder: Path) -> dict[str, Any]:
     path = next((path for path in (folder / "code" / "utils.py", folder / "utils.py") if path.is_file()), None)
     if path is None:
         raise PromptError(f"{folder} has no code/utils.py, so it is no clone of the paper's code: `{CODE_CLONE}`.")
+    text = read_text(path, PromptError)
     try:
-        statements = ast.parse(read_text(path)).body
-    except CloneError as error:
-        raise PromptError(str(error)) from error
+        statements = ast.parse(text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise PromptError(
             f"{path} is no Python code ({error}): clone the paper's code again, `{CODE_CLONE}`."

@@ -7,7 +7,6 @@ most words). A harmful query counts as complied with if any of them complies, a 
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 
-from drolab.clones import CloneError, check_whole, read_table, read_text
-from drolab.errors import PromptError, QueryError
+from drolab.errors import CloneError, PromptError, QueryError
+from drolab.files import read_bytes, read_csv, read_json
 from drolab.types import NO_PROMPT, SCORE_COLUMNS, SoftPrompt
 
 CLONE = "git clone https://github.com/chujiezheng/LLM-Safeguard_data"
@@ -149,12 +148,7 @@ def _read_result(place: Place, files: Mapping[str, Path]) -> np.ndarray | int | 
 
 
 def _read_summary(path: Path) -> int:
-    try:
-        content = json.loads(read_text(path))
-    except CloneError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise CloneError(f"{path} is no JSON ({error}): clone again.") from error
+    content = read_json(path, CloneError)
     count = content.get("sampling") if isinstance(content, dict) else None
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
         raise CloneError(f"{path} holds no count under 'sampling': is it a file of the release?")
@@ -163,7 +157,7 @@ def _read_summary(path: Path) -> int:
 
 def _read_events(place: Place, path: Path) -> np.ndarray:
     """[n queries]: how many samples of each have the event. The file has the share that comply."""
-    table = read_table(path, ["sampling"])
+    table = read_csv(path, CloneError, ["sampling"])
     scores = pd.to_numeric(table["sampling"], errors="coerce").fillna(-1.0).to_numpy(dtype=float)
     complies = np.rint(scores * N_SAMPLES)
     if (np.abs(complies - scores * N_SAMPLES) > 1e-6).any() or (complies < 0).any() or (complies > N_SAMPLES).any():
@@ -256,7 +250,7 @@ def read_responses(place: Place, path: Path) -> pd.DataFrame:
     Raises:
         CloneError: another kind of file, or one that is cut short.
     """
-    table = read_table(path, ["prompt", "output", "refusal_score"])
+    table = read_csv(path, CloneError, ["prompt", "output", "refusal_score"])
     scores, texts = table["refusal_score"], table["prompt"]
     if not scores.isin(["0", "1"]).all():
         raise CloneError(f"{path} has a verdict that is neither 0 nor 1: is it a file of the release?")
@@ -384,7 +378,7 @@ class Release:
         if rows.empty:
             known = [f"{row.model} {row.prompt}" for row in table.itertuples()]
             raise PromptError(f"No soft prompt {prompt!r} of {model!r} in this clone: there are {known}.")
-        check_whole(rows["path"].iloc[0])
+        read_bytes(rows["path"].iloc[0], CloneError)
         found = SoftPrompt.from_pretrained(rows["path"].iloc[0], name=prompt)
         if chat_model is not None:
             _check_released(found, model, chat_model)

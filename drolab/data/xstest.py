@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from drolab.clones import CloneError, read_table
+from drolab.errors import CloneError
+from drolab.files import read_csv
 from drolab.types import NO_PROMPT
 
 XSTEST_CLONE = "git clone https://github.com/paul-rottger/xstest"
@@ -66,7 +67,7 @@ def _released_order(found: tuple[str, Path]) -> int:
 
 
 def _read(name: str, path: Path) -> pd.DataFrame:
-    table = read_table(path, _COLUMNS)
+    table = read_csv(path, CloneError, _COLUMNS)
     labels = {column: table[column].map(_LABEL_NAMES) for column in ("annotation_1", "annotation_2", "final_label")}
     bad = pd.DataFrame(labels).isna().any(axis=1) | table["id"].duplicated()
     if bad.any():

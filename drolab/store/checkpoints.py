@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from drolab import atomic
+from drolab import files
+from drolab.errors import StoreError
 from drolab.store.shards import FORMAT, FORMATS, as_bytes, serialize
 
 
@@ -22,7 +23,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
     """
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"format": FORMAT, "metadata": json.dumps(dict(metadata)), "checksum": _checksum(kept, metadata)}
-    atomic.write(path, serialize(kept, header))
+    files.write_file(path, serialize(kept, header), StoreError)
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from drolab.atomic import PARTIAL
+from drolab.files import PARTIAL
 from drolab.store import checkpoints, shards
 from drolab.store.shards import FORMATS, SUFFIX
 

@@ -26,7 +26,7 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from drolab import atomic
+from drolab import files
 from drolab.errors import StoreError
 
 FORMAT = "v2"
@@ -87,7 +87,8 @@ class Shards:
         table = {"keys": _byte_table(raw_keys, _KEY_LENGTH // 2)}
         table["checksums"] = _byte_table(b"".join(checksums), _CHECKSUM_BYTES)
         path = self.folders[0] / (digest + SUFFIX)
-        atomic.write(path, serialize({**table, **payload}, {"format": FORMAT, "table": digest, "note": note}))
+        content = serialize({**table, **payload}, {"format": FORMAT, "table": digest, "note": note})
+        files.write_file(path, content, StoreError)
         with self._lock:
             self._seen.add(str(path))
             self._register(str(path), keys)

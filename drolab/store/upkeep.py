@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from drolab import atomic
 from drolab.errors import StoreError
+from drolab.files import idle
 from drolab.store import Store, checkpoints, inventory, shards
 
 
@@ -80,7 +80,7 @@ def _prune_one(store: Store, file: str, kind: str, state: str) -> str:
     path = store.folder / file
     try:
         if state == "unfinished":
-            with atomic.idle(path.parent) as nobody_writes:
+            with idle(path.parent) as nobody_writes:
                 if not nobody_writes:
                     return "left: a process is writing to this folder now"
                 path.unlink(missing_ok=True)

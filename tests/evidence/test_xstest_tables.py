@@ -12,9 +12,8 @@ from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats.contingency_tables import mcnemar
 
 from drolab import published
-from drolab.clones import CloneError
 from drolab.data import LABELS, XSTEST_CLONE, XSTEST_COLUMNS, load_xstest
-from drolab.errors import QueryError
+from drolab.errors import CloneError, QueryError
 from drolab.evidence.release_tables import annotators, label_rates, label_tests
 from drolab.judges import is_refusal
 

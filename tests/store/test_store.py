@@ -412,7 +412,9 @@ def test_a_failed_write_leaves_nothing_behind(store: Store, step: str, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(os, step, full)
-        with pytest.raises(StoreError, match=r"No space left on device\. Everything stored before is safe\. Free some"):
+        with pytest.raises(
+            StoreError, match=r"No space left on device\): everything stored before is safe\. Free some"
+        ):
             store.put_tensors(keys(2, "new"), rows(2))
         with pytest.raises(StoreError, match="run the same call again: it goes on from there"):
             store.save_run(key(run=1), {}, {})
@@ -426,7 +428,7 @@ def test_a_disk_that_is_full(store: Store) -> None:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
     try:
-        with pytest.raises(StoreError, match=r"Cannot write to the store at .*File too large\. Everything stored"):
+        with pytest.raises(StoreError, match=r"Cannot write .*store.*File too large\): everything stored"):
             store.put_tensors(keys(100, "new"), rows(100, 1000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -438,7 +440,7 @@ def test_a_disk_that_is_full(store: Store) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     (tmp_path / "store").touch()  # since then a file took its place; root may write anywhere else
-    with pytest.raises(StoreError, match=r"Cannot write to the store at .* set DROLAB_CACHE to a folder"):
+    with pytest.raises(StoreError, match=r"Cannot write .*store.* set DROLAB_CACHE to a folder"):
         store.put_tensors(keys(1), rows(1))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from drolab import atomic, dro
+from drolab import dro, files
 from drolab.errors import StoreError
 from drolab.store import shards
 
@@ -56,7 +56,7 @@ def no_checksums(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(shards, "_CHECKSUMS", {"v1": same, "v2": same})
 
 
-def write_in_place(path: Path, content: bytes) -> None:
+def write_in_place(path: Path, content: bytes, _: type[StoreError]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb", buffering=0) as file:
         for start in range(0, len(content), 1 + len(content) // 4):
@@ -65,18 +65,18 @@ def write_in_place(path: Path, content: bytes) -> None:
 
 
 def no_atomic_writes(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(atomic, "write", write_in_place)
+    patch.setattr(files, "write_file", write_in_place)
 
 
 def no_advice(patch: pytest.MonkeyPatch) -> None:
-    def write(path: Path, content: bytes) -> None:
+    def write(path: Path, content: bytes, error: type[StoreError]) -> None:
         try:
-            write_whole(path, content)
+            write_whole(path, content, error)
         except StoreError as error:
             raise StoreError("Something went wrong.") from error
 
-    write_whole = atomic.write
-    patch.setattr(atomic, "write", write)
+    write_whole = files.write_file
+    patch.setattr(files, "write_file", write)
 
 
 def no_second_place(patch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drolab.__main__ import main
+from drolab.files import idle
 from drolab.store import Store, key, shards, upkeep
 from drolab.store.upkeep import Choice
 
@@ -168,20 +169,18 @@ def test_a_file_that_is_being_written_stays(full: Store, capsys: pytest.CaptureF
 
 
 def test_a_writer_holds_that_lock(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from drolab import atomic
-
     store.put_tensors(keys("a"), torch.zeros(3, 1))
     seen, replace = [], os.replace
 
     def while_writing(source: Path, target: Path) -> None:
-        with atomic.idle(target.parent) as nobody_writes:
+        with idle(target.parent) as nobody_writes:
             seen.append(nobody_writes)
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", while_writing)
     store.put_tensors(keys("b"), torch.zeros(3, 1))
     assert seen == [False]
-    with atomic.idle(store.folder / "v2" / "tensors") as nobody_writes:
+    with idle(store.folder / "v2" / "tensors") as nobody_writes:
         assert nobody_writes
 
 
