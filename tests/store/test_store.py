@@ -197,11 +197,10 @@ def test_the_folder_is_an_argument_the_environment_or_the_platform(
     assert "drolab" in Store().folder.parts
 
 
-def test_another_format_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "v9").mkdir()
-    with pytest.raises(
-        StoreError, match=r"has format v9, this drolab reads v2 and v1: use the drolab version that wrote it"
-    ):
+@pytest.mark.parametrize("other", ["v1", "v9"])
+def test_another_format_is_refused(tmp_path: Path, other: str) -> None:
+    (tmp_path / other).mkdir()
+    with pytest.raises(StoreError, match=f"has format {other}, this drolab reads v2: use the drolab version that"):
         Store(tmp_path)
     (tmp_path / "v2").mkdir()
     Store(tmp_path)
