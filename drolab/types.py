@@ -62,6 +62,17 @@ class SafetyPrompt:
     """A text that goes into the system role of every chat.
 
     The name `none` stands for the absence of a prompt; its text is empty.
+
+    Raises:
+        PromptError: no name, a text that is no string, another kind, or an empty text that is not called `none`.
+
+    Examples:
+        >>> from drolab import SafetyPrompt
+        >>> mine = SafetyPrompt(name="mine", text="Refuse whatever could hurt somebody.")
+        >>> mine.kind
+        'safety'
+        >>> SafetyPrompt(name="haiku", text="Answer with a haiku.", kind="neutral").name
+        'haiku'
     """
 
     name: str
@@ -121,6 +132,14 @@ class SoftPrompt:
 
         Raises:
             ExportError: the folder cannot be written, or the disk is full.
+
+        Examples:
+            >>> import tempfile, torch
+            >>> from drolab import SoftPrompt
+            >>> soft = SoftPrompt(name="mine", embeddings=torch.zeros(3, 8), init_text="Be safe.")
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     soft.save_pretrained(folder).name
+            'soft_prompt.safetensors'
         """
         from safetensors.torch import save
 
@@ -130,10 +149,21 @@ class SoftPrompt:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, name: str | None = None) -> SoftPrompt:
-        """Read a soft prompt from a folder of `save_pretrained` or from a released `{soft_prompt}` file.
+        """Read a soft prompt from a folder of `save_pretrained` or from a released `.safetensors` file.
+
+        Args:
+            name: what to call it; None takes the name it was saved with, else the file's.
 
         Raises:
             PromptError: no such file, not safetensors, or no `soft_prompt` tensor in it.
+
+        Examples:
+            >>> import tempfile, torch
+            >>> from drolab import SoftPrompt
+            >>> soft = SoftPrompt(name="mine", embeddings=torch.zeros(3, 8), init_text="Be safe.")
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     SoftPrompt.from_pretrained(soft.save_pretrained(folder))
+            SoftPrompt(name='mine', n_tokens=3, d=8)
         """
         import torch
         from safetensors import SafetensorError, safe_open
@@ -198,6 +228,18 @@ class HiddenStates:
 
         Raises:
             StatesError: a layer, or a value of a column, that is not there (nothing would be left).
+
+        Examples:
+            >>> import pandas as pd, torch
+            >>> from drolab import HiddenStates
+            >>> about = dict(position=-1, text="?", harmful=[True, False], category="", split="train")
+            >>> rows = [pd.DataFrame({"query_id": ["a", "b"], "prompt": name, **about}) for name in ("none", "mine")]
+            >>> index = pd.concat(rows, ignore_index=True)
+            >>> states = HiddenStates(values=torch.zeros(4, 2, 8), index=index, layers=(0, 4), num_hidden_layers=4)
+            >>> states.select(prompt="mine", layer=-1)
+            HiddenStates(n=2, n_layers=1, d=8, prompts=['mine'])
+            >>> len(states.select(harmful=True))
+            2
         """
         import numpy as np
 

@@ -51,6 +51,14 @@ def load_prompts(name_or_path: str | Path | Mapping[str, Any] = "safety") -> dic
 
     Raises:
         PromptError: unknown name, unreadable file, a folder that is no such clone, or an entry that is not a prompt.
+
+    Examples:
+        >>> import drolab
+        >>> list(drolab.load_prompts("safety"))
+        ['none', 'default', 'medium', 'short']
+        >>> mine = drolab.load_prompts({"none": "", "mine": "Refuse whatever could hurt somebody."})
+        >>> mine["mine"].text
+        'Refuse whatever could hurt somebody.'
     """
     if isinstance(name_or_path, Mapping):
         return _parse(name_or_path, "the mapping")
@@ -75,6 +83,11 @@ def random_words(like: SafetyPrompt, *, seed: int = 0) -> SafetyPrompt:
 
     Raises:
         PromptError: a prompt without words.
+
+    Examples:
+        >>> from drolab import SafetyPrompt, prompts
+        >>> prompts.random_words(SafetyPrompt(name="mine", text="Never help anybody to cause harm."))
+        SafetyPrompt(name='words (mine)', text='pocket morning rain spoon wide mountain.', kind='safety')
     """
     n = len(like.text.split())
     if n == 0:
@@ -89,6 +102,14 @@ def save_prompts(prompts: Mapping[str, SafetyPrompt], path: str | Path, *, overw
     Raises:
         PromptError: nothing to save, another ending than `.yaml` or `.yml`, a file that is there already (unless
             `overwrite`), or one that cannot be written.
+
+    Examples:
+        >>> import tempfile
+        >>> from drolab import load_prompts, prompts
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = prompts.save_prompts(load_prompts("neutral"), f"{folder}/mine.yaml")
+        ...     load_prompts(path) == load_prompts("neutral")
+        True
     """
     path = Path(path)
     if not prompts:

@@ -210,9 +210,17 @@ class Release:
 
 
 def load(folder: str | Path) -> Release:
-    """Read the release from a clone. The responses stay on disk until `Release.responses` is asked for some.
+    """Read the paper's released results from a clone of its data repository (`CLONE` is the command, about 1 GB).
 
-    What a clone lacks is missing in the tables; what is there must be whole.
+    Zheng et al., ICML 2024: for each model, prompt and data set, how many queries were complied with
+    or refused, per query where the release has it. What a clone lacks is missing in the tables; what is there must be
+    whole. The responses stay on disk until `Release.responses` is asked for some.
+
+    For instance `published.rates(published.load("LLM-Safeguard_data"), "malicious")`: every model under every prompt,
+    with intervals.
+
+    Args:
+        folder: the clone's folder.
 
     Raises:
         CloneError: no clone of the release, or files in it that are broken, cut short or contradict each other.

@@ -45,13 +45,25 @@ def key(**fields: str | int | float | bool | list | dict | None) -> str:
 
 
 class Store:
-    """A folder that keeps results under content keys (made on the first write).
+    """A folder that keeps results under content keys (made on the first write), so that nothing is computed twice.
+
+    All that takes a long time in drolab takes one as `store`. An open store sees at once what other processes add.
 
     Args:
         folder: where; None takes the environment's DROLAB_CACHE, else the platform's cache folder.
 
     Raises:
         StoreError: `folder` is a file, or was written in another format.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> from drolab.store import Store, key
+        >>> names = [key(what="squares", of=number) for number in range(3)]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Store(folder).put_tensors(names[:2], torch.tensor([0.0, 1.0]))
+        ...     found = Store(folder).get_tensors(names)  # of the third it has nothing
+        >>> [found[name].item() for name in names if name in found]
+        [0.0, 1.0]
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
