@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,10 +51,6 @@ def _check_shape(owner: object, field: str, tensor: Tensor, *shape: int | None) 
     if len(actual) != len(shape) or any(w is not None and w != a for w, a in zip(shape, actual, strict=True)):
         wanted = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
         raise StatesError(f"{type(owner).__name__}.{field} must have shape {wanted}, got {list(actual)}.")
-
-
-def _missing_columns(table: pd.DataFrame, wanted: Iterable[str]) -> list[str]:
-    return [column for column in wanted if column not in table.columns]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +200,7 @@ class HiddenStates:
 
     def __post_init__(self) -> None:
         _check_shape(self, "values", self.values, len(self.index), len(self.layers), None)
-        if missing := _missing_columns(self.index, STATE_COLUMNS):
+        if missing := [column for column in STATE_COLUMNS if column not in self.index.columns]:
             raise StatesError(f"HiddenStates.index lacks the columns {missing}.")
 
     def __len__(self) -> int:

@@ -72,9 +72,7 @@ def test_a_bundle_shares_one_plotly(tmp_path: Path, figure: go.Figure, table: pd
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize(
-    "name", ["../out", "a/b", "", ".hidden", "a\\b", "x" * 101, "a b", "/etc/x", "name\x00", "a\n"]
-)
+@pytest.mark.parametrize("name", ["../out", "/etc/x"])
 def test_names_cannot_leave_the_folder(tmp_path: Path, figure: go.Figure, name: str) -> None:
     with pytest.raises(export.ExportError, match="is no file name to write"):
         export.save_figure(figure, tmp_path / "inside", name)

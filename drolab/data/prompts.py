@@ -7,7 +7,7 @@ import ast
 import json
 import random
 from collections.abc import Mapping
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ BUILT_IN = ("safety", "neutral", "unseen")
 CODE_CLONE = "git clone https://github.com/chujiezheng/LLM-Safeguard"
 """The command that gets the paper's code, with its three safety prompts."""
 _IN_CODE = "_SYSTEM_PROMPT"
-
-
+_ASSETS = Path(str(resources.files("drolab"))) / "assets" / "prompts"
 _WORDS = (
     "apple window river table yellow garden paper seven morning walk stone letter over music quiet corner bridge "
     "ladder winter cloud kitchen blue bottle mountain soon chair orange carpet road tree spoon button lamp "
@@ -63,8 +62,7 @@ def load_prompts(name_or_path: str | Path | Mapping[str, Any] = "safety") -> dic
     if isinstance(name_or_path, Mapping):
         return _parse(name_or_path, "the mapping")
     if isinstance(name_or_path, str) and name_or_path in BUILT_IN:
-        asset = files("drolab").joinpath("assets", "prompts", f"{name_or_path}.yaml")
-        return _parse(yaml.safe_load(asset.read_text(encoding="utf-8")), name_or_path)
+        return _parse(_read_file(_ASSETS / f"{name_or_path}.yaml"), name_or_path)
     path = Path(name_or_path)
     if path.is_dir():
         return _parse({NO_PROMPT: "", **_prompts_in_code(path)}, str(path))

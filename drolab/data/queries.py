@@ -184,7 +184,7 @@ def validate_queries(queries: pd.DataFrame) -> pd.DataFrame:
         raise QueryError(f"The query set lacks the columns {missing}: pass it through drolab.load_queries(…).")
     _check_texts(queries["text"])
     values = queries["harmful"]
-    if bad := [value for value in values.unique() if not (pd.api.types.is_bool(value) or _is_numpy_bool(value))]:
+    if bad := [value for value in values.unique() if not pd.api.types.is_bool(value)]:
         raise QueryError(f"`harmful` must be True or False, got {bad[0]!r}: pass it through drolab.load_queries(…).")
     ids = queries["query_id"]
     if ids.duplicated().any():
@@ -192,10 +192,6 @@ def validate_queries(queries: pd.DataFrame) -> pd.DataFrame:
     if list(ids) != list(queries.index):
         raise QueryError("The index must repeat `query_id`: use queries.set_index('query_id', drop=False).")
     return queries
-
-
-def _is_numpy_bool(value: object) -> bool:
-    return type(value).__name__ in ("bool", "bool_")
 
 
 def _normalise(table: pd.DataFrame, source: str, harmful: bool | None) -> pd.DataFrame:

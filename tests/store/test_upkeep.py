@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drolab.__main__ import main
-from drolab.files import idle
 from drolab.store import Store, key, shards, upkeep
 from drolab.store.upkeep import Choice
 
@@ -163,22 +162,6 @@ def test_a_file_that_is_being_written_stays(full: Store, capsys: pytest.CaptureF
         os.close(writer)
     assert command(full, "prune", "--yes") == 0
     assert (full.check()["state"] == "unfinished").sum() == 0
-
-
-def test_a_writer_holds_that_lock(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.put_tensors(keys("a"), torch.zeros(3, 1))
-    seen, replace = [], os.replace
-
-    def while_writing(source: Path, target: Path) -> None:
-        with idle(target.parent) as nobody_writes:
-            seen.append(nobody_writes)
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", while_writing)
-    store.put_tensors(keys("b"), torch.zeros(3, 1))
-    assert seen == [False]
-    with idle(store.folder / "v2" / "tensors") as nobody_writes:
-        assert nobody_writes
 
 
 def test_a_file_repaired_since_the_plan_stays(full: Store) -> None:
