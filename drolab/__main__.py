@@ -51,11 +51,10 @@ def _add_store(parser: argparse.ArgumentParser) -> None:
     action("check", "read every file of the store and say what is damaged (then the exit status is 1)")
     listing = action("list", "what is in the store, by kind and note")
     listing.add_argument("--files", action="store_true", help="every file in a line of its own")
-    action("size", "how much room the store takes, by kind and format")
+    action("size", "how much room the store takes, by kind")
     prune = action(
         "prune", "remove damaged and unfinished files; sound ones only as chosen", verb="remove sound files, and"
     )
-    prune.add_argument("--format", choices=("v1", "v2"), help="remove sound files, and only of this format")
     prune.add_argument("--older-than", type=float, metavar="DAYS", help="remove sound files, and only older ones")
     prune.add_argument(
         "--max-size", type=_n_bytes, metavar="SIZE", help="remove the oldest until so much is left: 20GB"
@@ -129,7 +128,7 @@ def _list(store: Store, options: argparse.Namespace) -> int:
 def _size(store: Store, _: argparse.Namespace) -> int:
     files = store.files()
     print(f"{store.folder}: {_human(files['bytes'].sum())} in {len(files)} files")
-    groups = files.assign(files=1).groupby(["kind", "format"], sort=False)
+    groups = files.assign(files=1).groupby("kind", sort=False)
     _show(groups[["files", "entries", "bytes"]].sum().reset_index())
     return 0
 
@@ -137,7 +136,7 @@ def _size(store: Store, _: argparse.Namespace) -> int:
 def _prune(store: Store, options: argparse.Namespace) -> int:
     from drolab.store import upkeep
 
-    wanted = {"kind": options.kind, "note": options.note, "format": options.format, "days": options.older_than}
+    wanted = {"kind": options.kind, "note": options.note, "days": options.older_than}
     choice = upkeep.Choice(**wanted) if any(value is not None for value in wanted.values()) else None
     plan = upkeep.plan_prune(store, choice, max_bytes=options.max_size)
     print(f"{store.folder}: {len(plan)} files to remove, {_human(plan['bytes'].sum())}")

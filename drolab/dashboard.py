@@ -22,6 +22,7 @@ from drolab import export, notebooks
 from drolab.data import load_prompts, load_queries
 from drolab.errors import DrolabError
 from drolab.evidence import comparison
+from drolab.files import write_file
 from drolab.inference import generate, hidden_states
 from drolab.judges import judge
 from drolab.models import ChatModel, load_model
@@ -174,7 +175,7 @@ def _write_notebook(folder: Path, parameters: Mapping[str, Any]) -> Path:
     source = resources.files("drolab") / "assets" / "app" / "dashboard.ipynb"
     notebook = nbformat.reads(source.read_text(encoding="utf-8"), as_version=4)
     notebooks.inject(notebook, parameters, "dashboard.ipynb")
-    return export.write_atomically(folder / "dashboard.ipynb", nbformat.writes(notebook))
+    return write_file(folder / "dashboard.ipynb", nbformat.writes(notebook))
 
 
 def _run_voila(notebook: Path, port: int, token: str) -> None:

@@ -1,19 +1,30 @@
-""""""
+"""What can go wrong, in words: one class for each thing that a caller may want to catch."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
+from collections.abc import Sequence
+from pathlib import Path
 
 
 class DrolabError(Exception):
     """Base of the errors that drolab raises on purpose. Each message ends with what to do next."""
 
+    read_again = "check that it is whole, or get it again."
+    """What to do about a file that cannot be read, where that ends in this error (see `drolab.files`)."""
+    write_again = "choose another folder or free space."
+    """What to do about a file that cannot be written."""
+
 
 class QueryError(DrolabError, ValueError):
     """A query set is empty, malformed, or lacks something the call needs."""
+
+    read_again = "write one query a row, in a .csv below a header line, or download it again if it was cut off."
+
+
+class CloneError(DrolabError, ValueError):
+    """A folder or file is not what a clone of that repository holds."""
+
+    read_again = "run `git checkout -- .` in the clone, or clone it again."
 
 
 class PromptError(DrolabError, ValueError):
@@ -34,6 +45,18 @@ class StatesError(DrolabError, ValueError):
 
 class StoreError(DrolabError, OSError):
     """The store cannot be read or written."""
+
+    write_again = (
+        "everything stored before is safe. Free some space or set DROLAB_CACHE to a folder that can be written, and "
+        "run the same call again: it goes on from there."
+    )
+
+
+class ExportError(DrolabError, OSError):
+    """Something cannot be written out."""
+
+    written: Sequence[Path] = ()
+    """What a `bundle` wrote all the same."""
 
 
 class TrainingError(DrolabError, RuntimeError):

@@ -12,20 +12,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import platform
 import re
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drolab.errors import DrolabError
+from drolab.errors import ExportError
 from drolab.figures import BIDIRECTIONAL, CONFIG, Sheet, caption, sheet
+from drolab.files import safe_path, write_file
 from drolab.progress import Progress, bar
 from drolab.types import SafetyPrompt, SoftPrompt
 
@@ -41,43 +40,6 @@ _VERSIONS = ("drolab", "torch", "transformers", "scikit-learn", "umap-learn", "n
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 """Characters that no XML file may hold, and no text needs: controls and halves of surrogate pairs."""
-
-
-class ExportError(DrolabError, OSError):
-    """Something cannot be written out."""
-
-    written: Sequence[Path] = ()
-    """What a `bundle` wrote all the same."""
-
-
-def safe_path(folder: str | Path, name: str, suffix: str) -> Path:
-    """`folder/name.suffix`, if the name is one that every system takes and that stays in the folder.
-
-    Raises:
-        ExportError: the name has other characters than letters, digits, `.`, `-`, `_`, or starts with a dot.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
-        raise ExportError(f"{name!r} is no file name to write: use up to 100 letters, digits, '.', '-' and '_'.")
-    return Path(folder) / f"{name}.{suffix}"
-
-
-def write_atomically(path: Path, content: str | bytes) -> Path:
-    """Write a file so that it is there whole or not at all.
-
-    Raises:
-        ExportError: the folder cannot be written, or the disk is full. No partial file is left.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Half of a surrogate pair has no UTF-8: it is written as its escape.
-        partial.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise ExportError(f"Cannot write {path} ({error.strerror}): choose another folder or free space.") from error
-    return path
 
 
 # ---------------------------------------------------------------- single files
@@ -118,7 +80,7 @@ def save_figure(
     if "html" in formats:
         written += _save_html(figure, folder, name, self_contained=self_contained)
     if "json" in formats:
-        written.append(write_atomically(safe_path(folder, name, "json"), str(figure.to_json())))
+        written.append(write_file(safe_path(folder, name, "json"), str(figure.to_json())))
     if "csv" in formats and table is not None:
         written.append(save_table(table, folder, name))
     images = [kind for kind in formats if kind in IMAGE_FORMATS]
@@ -156,7 +118,7 @@ def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> Path:
     texts = flat.select_dtypes(include=["object", "string", "category"]).columns
     flat = flat.assign(**{column: flat[column].astype(object).map(_harmless) for column in texts})
     flat = flat.rename(columns=_harmless)
-    return write_atomically(safe_path(folder, name, "csv"), str(flat.to_csv(index=False)))
+    return write_file(safe_path(folder, name, "csv"), str(flat.to_csv(index=False)))
 
 
 def save_numbers(folder: str | Path, name: str, numbers: Mapping[str, Any]) -> Path:
@@ -168,7 +130,7 @@ def save_numbers(folder: str | Path, name: str, numbers: Mapping[str, Any]) -> P
     plain = json.dumps(dict(numbers), indent=2, default=_plain, ensure_ascii=False)
     # Letters of any language stay readable; what would turn the reading direction in an editor is written as \uXXXX.
     plain = re.sub(f"[{BIDIRECTIONAL}]", lambda found: f"\\u{ord(found[0]):04x}", plain)
-    return write_atomically(safe_path(folder, name, "json"), plain + "\n")
+    return write_file(safe_path(folder, name, "json"), plain + "\n")
 
 
 def _check_formats(formats: Sequence[str], known: Sequence[str]) -> None:
@@ -183,10 +145,10 @@ def _save_html(figure: go.Figure, folder: str | Path, name: str, *, self_contain
     html = figure.to_html(config=CONFIG, include_plotlyjs=True if self_contained else "directory", full_html=True)
     library = path.with_name("plotly.min.js")
     if self_contained:
-        return [write_atomically(path, html)]
+        return [write_file(path, html)]
     if not library.is_file() or library.stat().st_size != len(get_plotlyjs().encode("utf-8")):
-        write_atomically(library, get_plotlyjs())
-    return [write_atomically(path, html), library]
+        write_file(library, get_plotlyjs())
+    return [write_file(path, html), library]
 
 
 def _harmless(value: object) -> object:
@@ -463,7 +425,7 @@ def _save_images(
         raise ExportError(
             f"{what} are not written, since Chrome failed ({reason}). The other formats are. Try again, or {instead}."
         ) from error
-    return [write_atomically(safe_path(folder, *key), content) for key, content in images.items()]
+    return [write_file(safe_path(folder, *key), content) for key, content in images.items()]
 
 
 def _render_options(page: Sheet, kind: str) -> dict[str, Any]:

@@ -1,103 +1,144 @@
-"""A user's file, or a data set on the hub, as a table: read strictly, refused with the reason and the next step."""
+"""Reading whole or refusing, writing whole or not at all: the one place for both.
+
+Readers and the writer end in the class of error that they are given, whose `read_again` or `write_again` says what to
+do next. A file that is not whole, or not what it is taken for, is an error and no result: empty, cut off, a Git LFS
+pointer or a web page in place of the data, another encoding.
+
+A writer holds a shared lock on the folder while its temporary file exists. The system releases it when a process ends,
+however it ends: who gets the exclusive lock knows that no temporary file there is in use, whatever the clock says.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import io
 import json
-from collections.abc import Callable
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from drolab.errors import QueryError
+from drolab.errors import DrolabError, ExportError, QueryError
+
+try:
+    import fcntl
+except ImportError:  # Windows: no folder can be locked or flushed, and a file in use cannot be deleted anyway
+    fcntl = None  # type: ignore[assignment]
+
+PARTIAL = ".partial"
+"""Ending of the temporary files that a killed writer leaves behind."""
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _WEB_PAGE = (b"<!doctype html", b"<html")
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
-HUB = "hub:"
-"""Beginning of a name on the hub: hub:owner/name, hub:owner/name/config or hub:owner/name/config/split."""
+
+# ---------------------------------------------------------------- reading
+
+
+def read_bytes(path: Path, error: type[DrolabError]) -> bytes:
+    """The bytes of a file that is there whole: not empty, no Git LFS pointer, no web page in place of the data."""
+    try:
+        content = path.read_bytes()
+    except OSError as reason:
+        raise error(f"Cannot read {path} ({reason.strerror or reason}): {error.read_again}") from reason
+    if not content or content.isspace():
+        raise error(f"{path} is empty: {error.read_again}")
+    if content.startswith(_LFS_POINTER):
+        raise error(f"{path} is a Git LFS pointer, not the data: run `git lfs pull` in the clone.")
+    if content[:256].lstrip().lower().startswith(_WEB_PAGE):
+        raise error(f"{path} is a web page, not the data: download the raw file, or clone the repository.")
+    return content
+
+
+def read_text(path: Path, error: type[DrolabError]) -> str:
+    """The text of a whole file (see `read_bytes`) in UTF-8, without a byte-order mark."""
+    content = read_bytes(path, error)
+    if content.startswith(_UTF_16):
+        raise error(f"{path} is UTF-16 text, not UTF-8: save it in UTF-8.")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as reason:
+        line = content[: reason.start].count(b"\n") + 1
+        raise error(
+            f"{path} is not UTF-8 text (line {line}, byte {reason.start}; Latin-1 or Windows-1252, perhaps): save it "
+            "in UTF-8."
+        ) from reason
+    if "\0" in text:
+        raise error(f"{path} holds NUL characters (UTF-16 without a mark, or no text at all): save it in UTF-8.")
+    return text
+
+
+def read_json(path: Path, error: type[DrolabError]) -> Any:
+    """What a JSON file holds."""
+    with _parsing(path, error):
+        return json.loads(read_text(path, error))
+
+
+def read_csv(path: Path, error: type[DrolabError], columns: Sequence[str] = ()) -> pd.DataFrame:
+    """A CSV file whose fields are all texts: nothing is taken for a missing value or a number, so that the query
+    "None" stays one. A row that was cut short ends in empty fields, a row that is longer than the header is refused.
+
+    Args:
+        columns: those that the file must have, each of them once.
+    """
+    text = read_text(path, error)
+    # Where lines end in a line feed, a carriage return is part of a value: pandas writes it without quotes.
+    header, line_feed, _ = text.partition("\n")
+    end = "\n" if line_feed and not header.endswith("\r") else None
+    with _parsing(path, error):
+        # Without header=None, pandas takes the first column for an index where all rows are longer than the header.
+        cells = pd.read_csv(io.StringIO(text, newline=""), header=None, dtype=str, na_filter=False, lineterminator=end)
+    names = [str(name).strip() for name in cells.iloc[0]]
+    if wrong := [column for column in columns if names.count(column) != 1]:
+        raise error(f"{path} must have the columns {wrong} once each, and has {names}: is it the right file?")
+    return cells.iloc[1:].set_axis(names, axis=1).reset_index(drop=True)
 
 
 def read_table(path: Path) -> pd.DataFrame:
     """The table in a `.txt`, `.csv`, `.json`, `.jsonl` or `.parquet` file.
 
-    A plain list (lines of a text file, a JSON list of strings) has the one column `text`. In a `.csv` every value is
-    text, and nothing is taken for a missing value: the query "None" stays one. Blank lines are no rows.
+    A plain list (lines of a text file, a JSON list of strings) has the one column `text`. Blank lines are no rows.
 
     Raises:
         QueryError: another ending, no UTF-8, empty, a Git LFS pointer, a web page, broken or cut off.
     """
     readers: dict[str, Callable[[Path], pd.DataFrame]] = {
         ".txt": lambda file: pd.DataFrame({"text": [line.strip() for line in _lines(file)]}),
-        ".csv": _read_csv,
-        ".json": lambda file: _records(json.loads(read_text(file))),
+        ".csv": lambda file: read_csv(file, QueryError),
+        ".json": lambda file: _records(read_json(file, QueryError)),
         ".jsonl": _read_jsonl,
-        ".parquet": lambda file: pd.read_parquet(io.BytesIO(read_content(file))),
+        ".parquet": lambda file: pd.read_parquet(io.BytesIO(read_bytes(file, QueryError))),
     }
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise QueryError(f"{path} has the ending {path.suffix!r}: use one of {', '.join(readers)}.")
-    try:
+    with _parsing(path, QueryError):
         return reader(path)
-    except QueryError:
-        raise
-    except pd.errors.EmptyDataError as error:
-        raise QueryError(f"{path} is empty: write a header line and one query a row.") from error
-    except (ValueError, OSError, RecursionError) as error:  # of the JSON, CSV and Parquet parsers
-        raise QueryError(
-            f"{path} cannot be read as {path.suffix} ({error}): check the file's format, or download it again if it "
-            "was cut off."
-        ) from error
 
 
-def read_content(path: Path) -> bytes:
-    """The bytes of a file that is there whole: not empty, no Git LFS pointer, no web page in place of the data."""
-    content = path.read_bytes()
-    if not content:
-        raise QueryError(f"{path} is empty: write a header line and one query a row, or download it again.")
-    if content.startswith(_LFS_POINTER):
-        raise QueryError(f"{path} is a Git LFS pointer, not the data: run `git lfs pull` in the clone.")
-    if content[:256].lstrip().lower().startswith(_WEB_PAGE):
-        raise QueryError(f"{path} is a web page, not the data: download the raw file, or clone the repository.")
-    return content
-
-
-def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, without a byte-order mark."""
-    content = read_content(path)
-    if content.startswith(_UTF_16):
-        raise QueryError(f"{path} is UTF-16 text, not UTF-8: save it in UTF-8.")
+@contextmanager
+def _parsing(path: Path, error: type[DrolabError]) -> Iterator[None]:
+    """Whatever a parser of JSON, CSV or Parquet objects to becomes an `error` that names the file."""
     try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise QueryError(
-            f"{path} is not UTF-8 text (line {line}, byte {error.start}; Latin-1 or Windows-1252, perhaps): save it "
-            "in UTF-8."
-        ) from error
-    if "\0" in text:
-        raise QueryError(f"{path} holds NUL characters (UTF-16 without a mark, or no text at all): save it in UTF-8.")
-    return text
+        yield
+    except DrolabError:
+        raise
+    except (ValueError, OSError, RecursionError) as reason:
+        raise error(f"{path} cannot be read as {path.suffix} ({str(reason).strip()}): {error.read_again}") from reason
 
 
 def _lines(path: Path) -> list[str]:
     """The lines that are not blank. Only line feeds and carriage returns end one: a query or a JSON string may hold
     the line separators of Unicode."""
-    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    text = read_text(path, QueryError).replace("\r\n", "\n").replace("\r", "\n")
     return [line for line in text.split("\n") if line.strip()]
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    text = read_text(path)
-    # Where lines end in a line feed, a carriage return is part of a value: pandas writes it without quotes.
-    header, line_feed, _ = text.partition("\n")
-    end = "\n" if line_feed and not header.endswith("\r") else None
-    # Without header=None, pandas takes the first column for an index where all rows are longer than the header.
-    cells = pd.read_csv(io.StringIO(text, newline=""), header=None, dtype=str, na_filter=False, lineterminator=end)
-    names = [str(name).strip() for name in cells.iloc[0]]
-    return cells.iloc[1:].set_axis(names, axis=1).reset_index(drop=True)
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
@@ -119,35 +160,96 @@ def _records(content: Any) -> pd.DataFrame:
     raise ValueError("expected a list of strings or a list of objects")
 
 
-def read_hub(name: str) -> pd.DataFrame:
-    """The table of a data set on the Hugging Face hub, through the package `datasets` and its cache.
+# ---------------------------------------------------------------- writing
 
-    `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` work as everywhere; no code of the data set is run.
+
+def write_file(path: Path, content: str | bytes, error: type[DrolabError] = ExportError) -> Path:
+    """All of the file under its name, durable, or none of it; returns the path. Its folder is made if absent.
+
+    A text is written in UTF-8; half of a surrogate pair, which has no UTF-8, as its escape.
 
     Raises:
-        QueryError: no such package, a name of another form, several splits to choose from, or whatever the hub says.
+        error: the system refused; what was there before is untouched, and no partial file is left.
     """
-    parts = name.removeprefix(HUB).split("/")
-    if not (2 <= len(parts) <= 4 and all(parts)):
-        raise QueryError(f"{name!r} is no name on the hub: write {HUB}owner/name, and /config/split if there are any.")
+    content = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    partial = path.with_name(f".{path.stem[:16]}.{os.getpid()}-{uuid.uuid4().hex[:8]}{PARTIAL}")
     try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise QueryError(
-            f"Reading {name} needs the package datasets: pip install 'drolab[hub]'. Or download the files in any other "
-            "way and give their path."
-        ) from error
-    config, split = (*parts[2:], None, None)[:2]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _opened(path.parent) as folder:
+            if folder is not None:
+                with suppress(OSError):  # some network folders lock nothing: then `idle` says no
+                    fcntl.flock(folder, fcntl.LOCK_SH)
+            try:
+                with open(partial, "xb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(partial, path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+            if folder is not None:
+                _flush(folder)
+    except (OSError, ValueError) as reason:  # a path with a NUL is a ValueError
+        why = getattr(reason, "strerror", None) or reason
+        raise error(f"Cannot write {path} ({why}): {error.write_again}") from reason
+    return path
+
+
+def _flush(folder: int) -> None:
+    """Make a rename durable. Some network folders cannot be flushed, and say that the argument is invalid."""
     try:
-        loaded = load_dataset("/".join(parts[:2]), name=config, split=split)
-    except Exception as error:  # datasets, huggingface_hub and httpx each have their own, without a common base
-        raise QueryError(
-            f"The hub did not give {name} ({type(error).__name__}: {error}). Check the name and the connection; "
-            "a gated set needs access from its page, and `hf auth login`. Without a connection, give a file's path."
-        ) from error
-    if isinstance(loaded, dict):
-        if len(loaded) > 1:
-            choices = ", ".join(f"{HUB}{'/'.join(parts[:2])}/{config or 'default'}/{split}" for split in loaded)
-            raise QueryError(f"{name} has several splits: choose one of {choices}.")
-        (loaded,) = loaded.values()
-    return loaded.to_pandas()
+        os.fsync(folder)
+    except OSError as reason:
+        if reason.errno != errno.EINVAL:
+            raise
+
+
+@contextmanager
+def idle(folder: Path) -> Iterator[bool]:
+    """Whether nobody writes in `folder`; if so, nobody starts to until the block ends."""
+    with _opened(folder) as descriptor:
+        if descriptor is None:
+            yield True
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int | None]:
+    """A descriptor of the folder; None where the platform has none."""
+    if fcntl is None:
+        yield None
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+# ---------------------------------------------------------------- names
+
+
+def safe_path(folder: str | Path, name: str, suffix: str) -> Path:
+    """`folder/name.suffix`, if the name is one that every system takes and that stays in the folder.
+
+    Raises:
+        ExportError: the name has other characters than letters, digits, `.`, `-`, `_`, or starts with a dot.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
+        raise ExportError(f"{name!r} is no file name to write: use up to 100 letters, digits, '.', '-' and '_'.")
+    return Path(folder) / f"{name}.{suffix}"
+
+
+def plain_name(name: str) -> str:
+    """A name of plain characters for a file or folder of any name; different for different names."""
+    plain = re.sub(r"[^a-z0-9_-]+", "-", name.lower())[:40].strip("-")
+    if plain and plain == name:
+        return name
+    return f"{plain or 'unnamed'}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"

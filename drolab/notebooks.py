@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from drolab import export
 from drolab.errors import DrolabError
-from drolab.export import write_atomically
 from drolab.figures import CONFIG
+from drolab.files import write_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -161,7 +161,7 @@ def _run(path: Path, notebook: NotebookNode, copy: Path, timeout: int, manager: 
         raise NotebookError(_failure(path, notebook, copy, error)) from None
     finally:
         notebook.metadata.pop("widgets", None)
-        export.write_atomically(copy, nbformat.writes(notebook))
+        write_file(copy, nbformat.writes(notebook))
     return copy
 
 
@@ -348,4 +348,4 @@ def report(path: str | Path, sections: Sequence[Mapping[str, Any]], *, title: st
     template = (resources.files("drolab") / "assets" / "report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(template).render(title=title, sections=sections, plotlyjs=get_plotlyjs())
-    return write_atomically(Path(path), page)
+    return write_file(Path(path), page)

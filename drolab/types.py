@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drolab.errors import PromptError, StatesError, TrainingError
+from drolab.files import write_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,15 +53,22 @@ def _check_shape(owner: object, field: str, tensor: Tensor, *shape: int | None) 
         raise StatesError(f"{type(owner).__name__}.{field} must have shape {wanted}, got {list(actual)}.")
 
 
-def _missing_columns(table: pd.DataFrame, wanted: Iterable[str]) -> list[str]:
-    return [column for column in wanted if column not in table.columns]
-
-
 @dataclass(frozen=True, kw_only=True)
 class SafetyPrompt:
     """A text that goes into the system role of every chat.
 
     The name `none` stands for the absence of a prompt; its text is empty.
+
+    Raises:
+        PromptError: no name, a text that is no string, another kind, or an empty text that is not called `none`.
+
+    Examples:
+        >>> from drolab import SafetyPrompt
+        >>> mine = SafetyPrompt(name="mine", text="Refuse whatever could hurt somebody.")
+        >>> mine.kind
+        'safety'
+        >>> SafetyPrompt(name="haiku", text="Answer with a haiku.", kind="neutral").name
+        'haiku'
     """
 
     name: str
@@ -116,23 +124,42 @@ class SoftPrompt:
         return hashlib.sha256(self.embeddings.detach().float().contiguous().cpu().numpy().tobytes()).hexdigest()
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `soft_prompt.safetensors` into `folder` (made if absent) and return the file's path."""
-        from safetensors.torch import save_file
+        """Write `soft_prompt.safetensors` into `folder` (made if absent), whole or not at all; returns the file's path.
 
-        path = Path(folder) / "soft_prompt.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        Raises:
+            ExportError: the folder cannot be written, or the disk is full.
+
+        Examples:
+            >>> import tempfile, torch
+            >>> from drolab import SoftPrompt
+            >>> soft = SoftPrompt(name="mine", embeddings=torch.zeros(3, 8), init_text="Be safe.")
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     soft.save_pretrained(folder).name
+            'soft_prompt.safetensors'
+        """
+        from safetensors.torch import save
+
         metadata = {"name": self.name, "init_text": self.init_text, "model_fingerprint": self.model_fingerprint}
-        partial = path.with_suffix(".partial")
-        save_file({"soft_prompt": self.embeddings.contiguous()}, partial, metadata={"format": "pt", **metadata})
-        partial.replace(path)
-        return path
+        content = save({"soft_prompt": self.embeddings.contiguous()}, metadata={"format": "pt", **metadata})
+        return write_file(Path(folder) / "soft_prompt.safetensors", content)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, name: str | None = None) -> SoftPrompt:
-        """Read a soft prompt from a folder of `save_pretrained` or from a released `{soft_prompt}` file.
+        """Read a soft prompt from a folder of `save_pretrained` or from a released `.safetensors` file.
+
+        Args:
+            name: what to call it; None takes the name it was saved with, else the file's.
 
         Raises:
             PromptError: no such file, not safetensors, or no `soft_prompt` tensor in it.
+
+        Examples:
+            >>> import tempfile, torch
+            >>> from drolab import SoftPrompt
+            >>> soft = SoftPrompt(name="mine", embeddings=torch.zeros(3, 8), init_text="Be safe.")
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     SoftPrompt.from_pretrained(soft.save_pretrained(folder))
+            SoftPrompt(name='mine', n_tokens=3, d=8)
         """
         import torch
         from safetensors import SafetensorError, safe_open
@@ -173,7 +200,7 @@ class HiddenStates:
 
     def __post_init__(self) -> None:
         _check_shape(self, "values", self.values, len(self.index), len(self.layers), None)
-        if missing := _missing_columns(self.index, STATE_COLUMNS):
+        if missing := [column for column in STATE_COLUMNS if column not in self.index.columns]:
             raise StatesError(f"HiddenStates.index lacks the columns {missing}.")
 
     def __len__(self) -> int:
@@ -197,6 +224,18 @@ class HiddenStates:
 
         Raises:
             StatesError: a layer, or a value of a column, that is not there (nothing would be left).
+
+        Examples:
+            >>> import pandas as pd, torch
+            >>> from drolab import HiddenStates
+            >>> about = dict(position=-1, text="?", harmful=[True, False], category="", split="train")
+            >>> rows = [pd.DataFrame({"query_id": ["a", "b"], "prompt": name, **about}) for name in ("none", "mine")]
+            >>> index = pd.concat(rows, ignore_index=True)
+            >>> states = HiddenStates(values=torch.zeros(4, 2, 8), index=index, layers=(0, 4), num_hidden_layers=4)
+            >>> states.select(prompt="mine", layer=-1)
+            HiddenStates(n=2, n_layers=1, d=8, prompts=['mine'])
+            >>> len(states.select(harmful=True))
+            2
         """
         import numpy as np
 

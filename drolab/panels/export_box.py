@@ -12,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from drolab import export
+from drolab.errors import ExportError
 from drolab.figures import COLUMNS
 from drolab.panels.base import Job, Panel, button
 from drolab.panels.controls import STYLE
@@ -59,7 +60,7 @@ class Takeaway(widgets.Accordion):  # type: ignore[misc]  # ipywidgets ships no 
         values = self.panel.values()
         folder = values.pop("folder")
         if not folder.strip() or not values["formats"]:
-            raise export.ExportError("Nothing to do: name a folder, and choose at least one format.")
+            raise ExportError("Nothing to do: name a folder, and choose at least one format.")
         about = self._about() if callable(self._about) else self._about
         offered = dict(self._offer())
 
@@ -68,7 +69,7 @@ class Takeaway(widgets.Accordion):  # type: ignore[misc]  # ipywidgets ships no 
             self.status.value = _note("Writing. Images take a few seconds, since Chrome has to start.")
             try:
                 self.paths = export.bundle(offered, folder.strip(), about=about, progress=job.tick, **values)
-            except export.ExportError as error:
+            except ExportError as error:
                 self.paths = list(error.written)
                 raise
             finally:

@@ -9,8 +9,7 @@ nothing, and any number of processes, and threads of one process, may read and w
 checksum does not match is never returned. A damaged file costs its damaged entries: they count as missing, one
 warning is logged that names the file, and the caller computes them again. docs/store.md has the promise in full.
 
-Layout: `folder/v2/tensors/*.safetensors`, `folder/v2/texts/*.safetensors`, `folder/v2/runs/<key>.safetensors`. What
-format v1 left in `folder/v1` is read, too, and never written.
+Layout: `folder/v2/tensors/*.safetensors`, `folder/v2/texts/*.safetensors`, `folder/v2/runs/<key>.safetensors`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ import torch
 
 from drolab.errors import StoreError
 from drolab.store import checkpoints, inventory, shards
-from drolab.store.shards import FORMATS, SUFFIX, Shards
+from drolab.store.shards import FORMAT, SUFFIX, Shards
 
 __all__ = ["Store", "key", "upkeep"]
 
@@ -46,31 +45,39 @@ def key(**fields: str | int | float | bool | list | dict | None) -> str:
 
 
 class Store:
-    """A folder that keeps results under content keys (made on the first write).
+    """A folder that keeps results under content keys (made on the first write), so that nothing is computed twice.
+
+    All that takes a long time in drolab takes one as `store`. An open store sees at once what other processes add.
 
     Args:
         folder: where; None takes the environment's DROLAB_CACHE, else the platform's cache folder.
 
     Raises:
         StoreError: `folder` is a file, or was written in another format.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> from drolab.store import Store, key
+        >>> names = [key(what="squares", of=number) for number in range(3)]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Store(folder).put_tensors(names[:2], torch.tensor([0.0, 1.0]))
+        ...     found = Store(folder).get_tensors(names)  # of the third it has nothing
+        >>> [found[name].item() for name in names if name in found]
+        [0.0, 1.0]
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
         chosen = folder or os.environ.get("DROLAB_CACHE") or platformdirs.user_cache_path("drolab")
         self.folder = Path(chosen).expanduser()
         _check_folder(self.folder)
-        self._tensors = Shards(self._folders("tensors"), "tensors")
-        self._texts = Shards(self._folders("texts"), "texts")
-        self._runs = self._folders("runs")
+        self._tensors = Shards(self.folder / FORMAT / "tensors", "tensors")
+        self._texts = Shards(self.folder / FORMAT / "texts", "texts")
 
     def __repr__(self) -> str:
         return f"Store({str(self.folder)!r})"
 
     def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
         return Store, (self.folder,)  # its locks cannot be copied, and all else is in the folder
-
-    def _folders(self, kind: str) -> list[Path]:
-        return [self.folder / name / kind for name in FORMATS]
 
     def get_tensors(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
         """The tensors of those of `keys` that the store has, each in the dtype and shape it was put with."""
@@ -115,23 +122,24 @@ class Store:
         Raises:
             StoreError: `key` is no store key, or the write failed; the previous checkpoint is then intact.
         """
-        path, *_ = self._run_paths(key)
+        path = self._run_path(key)
         checkpoints.write(path, tensors, metadata)
         return path
 
     def load_run(self, key: str) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
         """The checkpoint called `key`, or None if there is none or it is damaged (then a warning is logged)."""
-        for path in self._run_paths(key):
-            if path.exists():
-                try:
-                    return checkpoints.read(path)
-                except shards.READ_ERRORS as error:
-                    _log.warning("The checkpoint %s is damaged (%s) and is ignored: the run starts again.", path, error)
-        return None
+        path = self._run_path(key)
+        if not path.exists():
+            return None
+        try:
+            return checkpoints.read(path)
+        except shards.READ_ERRORS as error:
+            _log.warning("The checkpoint %s is damaged (%s) and is ignored: the run starts again.", path, error)
+            return None
 
-    def _run_paths(self, key: str) -> list[Path]:
+    def _run_path(self, key: str) -> Path:
         shards.check_keys([key])
-        return [folder / (key + SUFFIX) for folder in self._runs]
+        return self.folder / FORMAT / "runs" / (key + SUFFIX)
 
     def check(self) -> pd.DataFrame:
         """Read and verify every file. The columns of `files`, with the sound entries counted."""
@@ -142,7 +150,7 @@ class Store:
 
         Columns: file, kind (tensors, texts, runs), entries, bytes, status (`ok`, or what is wrong and what follows),
         state (`ok`; `damaged`; `unreadable`: the disk or the rights, not the content; `unfinished`; `foreign`),
-        format, note, written (the file's time, UTC).
+        note, written (the file's time, UTC).
         """
         return inventory.table(self.folder, verify=False)
 
@@ -151,8 +159,8 @@ def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"The store folder {folder} is a file: give a folder, or set DROLAB_CACHE to one.")
     formats = sorted(path.name for path in folder.glob("v[0-9]*") if path.is_dir()) if folder.is_dir() else []
-    if formats and not set(formats) & set(FORMATS):
+    if formats and FORMAT not in formats:
         raise StoreError(
-            f"The store at {folder} has format {formats[-1]}, this drolab reads {' and '.join(FORMATS)}: "
+            f"The store at {folder} has format {formats[-1]}, this drolab reads {FORMAT}: "
             "use the drolab version that wrote it, or give another folder."
         )

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from drolab import atomic
-from drolab.store.shards import FORMAT, FORMATS, as_bytes, serialize
+from drolab import files
+from drolab.errors import StoreError
+from drolab.store.shards import FORMAT, as_bytes, serialize
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
@@ -22,7 +23,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
     """
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"format": FORMAT, "metadata": json.dumps(dict(metadata)), "checksum": _checksum(kept, metadata)}
-    atomic.write(path, serialize(kept, header))
+    files.write_file(path, serialize(kept, header), StoreError)
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -34,8 +35,8 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     with safe_open(path, framework="pt") as opened:
         header = opened.metadata() or {}
         tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - not a mapping
-    if header.get("format") not in FORMATS:
-        raise ValueError(f"not a checkpoint of format {' or '.join(FORMATS)}")
+    if header.get("format") != FORMAT:
+        raise ValueError(f"not a checkpoint of format {FORMAT}")
     metadata = json.loads(header["metadata"])
     if _checksum(tensors, metadata) != header["checksum"]:
         raise ValueError("its checksum does not match")

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from drolab.atomic import PARTIAL
+from drolab.files import PARTIAL
 from drolab.store import checkpoints, shards
-from drolab.store.shards import FORMATS, SUFFIX
+from drolab.store.shards import FORMAT, SUFFIX
 
 KINDS = ("tensors", "texts", "runs")
 _NAME = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # of a shard, of a run
@@ -32,27 +32,26 @@ def table(folder: Path, *, verify: bool) -> pd.DataFrame:
     Args:
         verify: read all values and compare the checksums; else only what the headers say.
     """
-    columns = ["file", "kind", "entries", "bytes", "status", "state", "format", "note", "written"]
+    columns = ["file", "kind", "entries", "bytes", "status", "state", "note", "written"]
     rows = []
-    for kind, name, path in _paths(folder):
+    for kind, path in _paths(folder):
         try:
             facts = path.stat()
         except OSError:  # gone since it was listed
             continue
         seen = look(path, kind, verify=verify)
         file = str(path.relative_to(folder))
-        rows.append((file, kind, seen.entries, facts.st_size, seen.status, seen.state, name, seen.note, facts.st_mtime))
+        rows.append((file, kind, seen.entries, facts.st_size, seen.status, seen.state, seen.note, facts.st_mtime))
     result = pd.DataFrame(rows, columns=columns)
     # A wild clock may have left a time that no timestamp holds: it becomes NaT.
     written = pd.to_datetime(result["written"].astype(float), unit="s", utc=True, errors="coerce")
     return result.assign(written=written)
 
 
-def _paths(folder: Path) -> Iterator[tuple[str, str, Path]]:
+def _paths(folder: Path) -> Iterator[tuple[str, Path]]:
     for kind in KINDS:
-        for name in FORMATS:
-            place = folder / name / kind
-            yield from ((kind, name, path) for path in (sorted(place.iterdir()) if place.is_dir() else ()))
+        place = folder / FORMAT / kind
+        yield from ((kind, path) for path in (sorted(place.iterdir()) if place.is_dir() else ()))
 
 
 def look(path: Path, kind: str, *, verify: bool) -> Look:

@@ -4,8 +4,8 @@ A shard is a safetensors file: `keys` [n, 32] and `checksums` [n, 16], both uint
 [n, …] (tensors) or `blob` and `offsets` [n + 1] (UTF-8 texts). Its header has `format`, `table` (a digest of keys and
 checksums, also its name) and `note`, a line for people. A checksum covers key, dtype, shape and bytes of one entry.
 
-Format v2 uses XXH3 with 128 bits (Collet, xxhash.com, 2019), which keeps up with memory; v1 used BLAKE2b (RFC 7693).
-Both are read, v2 is written. Neither is a defence against a person who forges files.
+The checksum is XXH3 with 128 bits (Collet, xxhash.com, 2019), which keeps up with memory. It is no defence against a
+person who forges files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from drolab import atomic
+from drolab import files
 from drolab.errors import StoreError
 
 FORMAT = "v2"
@@ -40,20 +41,9 @@ _log = logging.getLogger("drolab.store")
 Values = dict[str, Any]  # key → tensor or text
 
 
-def _checksum_v1(kind: bytes, raw_key: bytes, payload: bytes | memoryview) -> bytes:
-    digest = hashlib.blake2b(kind, digest_size=_CHECKSUM_BYTES)
-    digest.update(raw_key)
-    digest.update(payload)
-    return digest.digest()
-
-
 def _checksum(kind: bytes, raw_key: bytes, payload: bytes | memoryview) -> bytes:
     # Nested, since joining the payload to the rest would copy it.
     return xxhash.xxh3_128_digest(kind + raw_key + xxhash.xxh3_128_digest(payload))
-
-
-_CHECKSUMS = {"v1": _checksum_v1, FORMAT: _checksum}
-FORMATS = tuple(sorted(_CHECKSUMS, reverse=True))
 
 
 class Table(NamedTuple):
@@ -68,12 +58,12 @@ class Shards:
     """The shards of one kind, and which keys they hold as far as they have been read.
 
     Args:
-        folders: where they are; the first is the one to write to.
+        folder: where they are.
         kind: `tensors` or `texts`.
     """
 
-    def __init__(self, folders: Sequence[Path], kind: str) -> None:
-        self.folders = tuple(folders)
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.folder = folder
         self._read = READERS[kind]
         self._lock = threading.Lock()  # of what follows: a shard is seen before its keys have been read
         self._seen: set[str] = set()
@@ -86,8 +76,9 @@ class Shards:
         digest = _digest(raw_keys, b"".join(checksums))
         table = {"keys": _byte_table(raw_keys, _KEY_LENGTH // 2)}
         table["checksums"] = _byte_table(b"".join(checksums), _CHECKSUM_BYTES)
-        path = self.folders[0] / (digest + SUFFIX)
-        atomic.write(path, serialize({**table, **payload}, {"format": FORMAT, "table": digest, "note": note}))
+        path = self.folder / (digest + SUFFIX)
+        content = serialize({**table, **payload}, {"format": FORMAT, "table": digest, "note": note})
+        files.write_file(path, content, StoreError)
         with self._lock:
             self._seen.add(str(path))
             self._register(str(path), keys)
@@ -120,7 +111,7 @@ class Shards:
         """The values of these keys (key → row). What is damaged is dropped from the key map, with a warning."""
         problem: Exception | str = "checksums do not match"
         try:
-            with safe_open(shard, framework="pt") as opened:
+            with _opened(shard) as opened:
                 values = self._read(opened, list(rows), list(rows.values()))
         except READ_ERRORS as error:
             values, problem = {}, error
@@ -131,7 +122,7 @@ class Shards:
 
     def _scan(self) -> None:
         """Read the key tables of the shards not seen before: new ones, also of other processes."""
-        fresh = [path for folder in self.folders for path in _shard_files(folder) if path not in self._seen]
+        fresh = [path for path in _shard_files(self.folder) if path not in self._seen]
         for shard in sorted(fresh, key=_modified):
             self._seen.add(shard)
             try:
@@ -163,7 +154,7 @@ def read_sound(path: Path, kind: str) -> tuple[Table, Values]:
         READ_ERRORS: it cannot be read at all.
     """
     table = read_table(path)
-    with safe_open(path, framework="pt") as opened:
+    with _opened(path) as opened:
         return table, READERS[kind](opened, table.keys, range(len(table.keys)))
 
 
@@ -171,10 +162,10 @@ def read_table(path: str | Path) -> Table:
     """The keys and the note of a shard; its values stay on the disk.
 
     Raises:
-        ValueError: it is no shard of a format that is read here.
+        READ_ERRORS: it is no shard of this format.
     """
-    with safe_open(path, framework="numpy") as opened:
-        header = _header(opened)
+    with _opened(path, framework="numpy") as opened:
+        header = opened.metadata() or {}
         keys, checksums = opened.get_tensor("keys"), opened.get_tensor("checksums")
     _check_table(keys, _KEY_LENGTH // 2)
     _check_table(checksums, _CHECKSUM_BYTES)
@@ -186,11 +177,12 @@ def read_table(path: str | Path) -> Table:
     return Table(names, header.get("note", ""), sound)
 
 
-def _header(opened: Any) -> dict[str, str]:
-    header = opened.metadata() or {}
-    if header.get("format") not in _CHECKSUMS:
-        raise ValueError(f"not a shard of format {' or '.join(FORMATS)}")
-    return header
+@contextmanager
+def _opened(path: str | Path, framework: str = "pt") -> Iterator[Any]:
+    with safe_open(path, framework=framework) as opened:
+        if (opened.metadata() or {}).get("format") != FORMAT:
+            raise ValueError(f"not a shard of format {FORMAT}")
+        yield opened
 
 
 def _checksums_of(opened: Any, rows: Sequence[int], n: int) -> list[bytes]:
@@ -207,14 +199,13 @@ def _check_table(table: np.ndarray, width: int) -> None:
 
 
 def tensor_rows(opened: Any, keys: Sequence[str], rows: Sequence[int]) -> Values:
-    checksum = _CHECKSUMS[_header(opened)["format"]]
     values = opened.get_tensor("values")
     expected = _checksums_of(opened, rows, len(values))
     # Rows are taken as bytes: torch cannot index every dtype. The copy is what is verified and returned, so nothing
     # that happens to the file afterwards, or in between, can change a value.
     raw = as_bytes(values).reshape(len(values), -1 if values.numel() else 0)[rows]
     kept = torch.from_numpy(raw.reshape(-1)).view(values.dtype).reshape(len(rows), *values.shape[1:])
-    actual = _row_checksums(keys, kept, checksum)
+    actual = tensor_checksums(keys, kept)
     found = dict(zip(keys, kept.unbind(), strict=True))
     if actual != expected:
         for name, is_, should in zip(keys, actual, expected, strict=True):
@@ -224,14 +215,13 @@ def tensor_rows(opened: Any, keys: Sequence[str], rows: Sequence[int]) -> Values
 
 
 def text_rows(opened: Any, keys: Sequence[str], rows: Sequence[int]) -> Values:
-    checksum = _CHECKSUMS[_header(opened)["format"]]
     blob, offsets = opened.get_tensor("blob").numpy().data, opened.get_tensor("offsets").tolist()
     expected = _checksums_of(opened, rows, len(offsets) - 1)
     payloads = [bytes(blob[offsets[row] : offsets[row + 1]]) for row in rows]
     return {
         name: payload.decode("utf-8", "surrogatepass")
         for name, raw, payload, should in zip(keys, _raw(keys), payloads, expected, strict=True)
-        if checksum(b"text", raw, payload) == should
+        if _checksum(b"text", raw, payload) == should
     }
 
 
@@ -240,16 +230,10 @@ READERS = {"tensors": tensor_rows, "texts": text_rows}
 
 def tensor_checksums(keys: Sequence[str], values: torch.Tensor) -> list[bytes]:
     """One checksum per row over key, dtype, shape and bytes: a row is right only under its key and in its type."""
-    return _row_checksums(keys, values, _checksum)
-
-
-def _row_checksums(
-    keys: Sequence[str], values: torch.Tensor, checksum: Callable[[bytes, bytes, memoryview], bytes]
-) -> list[bytes]:
     kind = f"{values.dtype}{list(values.shape[1:])}".encode()
     raw = as_bytes(values).data
     width = len(raw) // max(len(keys), 1)
-    return [checksum(kind, name, raw[i * width : (i + 1) * width]) for i, name in enumerate(_raw(keys))]
+    return [_checksum(kind, name, raw[i * width : (i + 1) * width]) for i, name in enumerate(_raw(keys))]
 
 
 def text_checksums(items: Mapping[str, bytes]) -> list[bytes]:

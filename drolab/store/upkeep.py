@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from drolab import atomic
 from drolab.errors import StoreError
+from drolab.files import idle
 from drolab.store import Store, checkpoints, inventory, shards
 
 
@@ -25,8 +25,6 @@ class Choice:
     """`tensors`, `texts` or `runs`."""
     note: str | None = None
     """A pattern for the whole note, with `*` and `?`."""
-    format: str | None = None
-    """`v1` or `v2`."""
     days: float | None = None
     """Written more than so many days ago, by the file's time."""
 
@@ -35,8 +33,6 @@ class Choice:
         fits = pd.Series(True, index=files.index)
         if self.kind is not None:
             fits &= files["kind"] == self.kind
-        if self.format is not None:
-            fits &= files["format"] == self.format
         if self.note is not None:
             fits &= pd.Series([fnmatchcase(note, self.note) for note in files["note"]], index=files.index, dtype=bool)
         if self.days is not None:
@@ -80,7 +76,7 @@ def _prune_one(store: Store, file: str, kind: str, state: str) -> str:
     path = store.folder / file
     try:
         if state == "unfinished":
-            with atomic.idle(path.parent) as nobody_writes:
+            with idle(path.parent) as nobody_writes:
                 if not nobody_writes:
                     return "left: a process is writing to this folder now"
                 path.unlink(missing_ok=True)
@@ -97,7 +93,7 @@ def _prune_one(store: Store, file: str, kind: str, state: str) -> str:
 
 
 def export(store: Store, target: str | Path, choice: Choice | None = None) -> pd.DataFrame:
-    """Copy everything sound that `choice` means into a new store at `target`, in the newest format.
+    """Copy everything sound that `choice` means into a new store at `target`.
 
     Returns:
         The rows of `Store.check` of the files whose sound entries were copied.
@@ -110,10 +106,10 @@ def export(store: Store, target: str | Path, choice: Choice | None = None) -> pd
         raise StoreError(f"There is something at {folder} already: export writes a new store, give a new folder.")
     files = store.check()
     sound = (files["state"] == "ok") | (files["entries"] > 0)
-    wanted = files[sound & (choice or Choice()).of(files)].sort_values("format", kind="stable")
+    wanted = files[sound & (choice or Choice()).of(files)]
     copy = Store(folder)
     for file, kind in zip(wanted["file"], wanted["kind"], strict=True):
-        _copy(store.folder / file, kind, copy)  # of a run in two formats, the newer replaces the older
+        _copy(store.folder / file, kind, copy)
     return wanted
 
 

@@ -18,13 +18,14 @@ from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from drolab.errors import TrainingError
+from drolab.files import write_file
 from recipes.demo_model.corpus import Chat, draw_chats, openings
 
 PAD, BOS, START, END = "<|pad|>", "<|bos|>", "<|im_start|>", "<|im_end|>"
@@ -268,9 +269,7 @@ def _save_checkpoint(
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters():
         tensors |= {f"{key}.{name}": optimizer.state[parameter][key] for key in ("exp_avg", "exp_avg_sq")}
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"recipe": recipe.digest, "step": str(step)})
-    partial.replace(path)
+    write_file(path, save(tensors, metadata={"recipe": recipe.digest, "step": str(step)}))
 
 
 def _load_checkpoint(path: Path, recipe: Recipe, model: LlamaForCausalLM, optimizer: torch.optim.AdamW) -> int:

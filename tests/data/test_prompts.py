@@ -74,7 +74,7 @@ def test_a_mapping_is_taken_too() -> None:
         ("a.yaml", b"a: [1", r"cannot be parsed [\s\S]* check its syntax"),
         ("a.json", b"{", r"cannot be parsed [\s\S]* check its syntax"),
         ("a.yaml", b"- x", "must map names to texts"),
-        ("a.yaml", b"", "must map names to texts"),
+        ("a.yaml", b"", "is empty: check"),
         ("a.yaml", b"a: \xff", "not UTF-8"),
         ("a.yaml", b"a: {kind: safety}", "has no `text`: write"),
         ("a.yaml", b"a: {text: x, role: system}", r"unknown keys \['role'\]"),

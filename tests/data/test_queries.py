@@ -148,9 +148,9 @@ def test_bad_tables_say_what_to_do(table: pd.DataFrame, message: str) -> None:
     ("name", "content", "message"),
     [
         ("a.txt", b"one?\ntwo?\n", r"pass harmful=True or harmful=False \(a .txt file has no columns"),
-        ("a.txt", b"\n", "query set is empty"),
-        ("a.csv", b"", "is empty: write a header"),
-        ("a.csv", b"\n\n", "is empty: write a header"),
+        ("a.txt", b"\n", "is empty: write one query"),
+        ("a.csv", b"", "is empty: write one query a row"),
+        ("a.csv", b"\n\n", "is empty: write one query a row"),
         ("a.csv", b"text,harmful\n\xff\xfe,true\n", "not UTF-8"),
         ("a.csv", "text,harmful\na?,no\ncafé?,no\n".encode("latin-1"), r"not UTF-8 text \(line 3, byte 22; Latin-1 or"),
         ("a.csv", "text,harmful\na?,no\n".encode("utf-16"), "is UTF-16 text, not UTF-8: save it in UTF-8"),

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from helpers.small_release import responses, write
 
-from drolab import clones, published
-from drolab.clones import CloneError
+from drolab import published
+from drolab.errors import CloneError
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
 SUMMARY = "eval_results/sampling/Alpha-7b_with_default_malicious_summary.json"
@@ -28,23 +28,27 @@ def root(tmp_path: Path) -> Path:
     [
         (SUMMARY, POINTER, "is a Git LFS pointer, not the data: run `git lfs pull`"),
         (SCORES, POINTER, "is a Git LFS pointer"),
-        (SUMMARY, b"  \n", "is no JSON"),
-        (SUMMARY, b'{"sampling": ', "is no JSON .* clone again"),
+        (SUMMARY, b"  \n", "is empty"),
+        (SUMMARY, b'{"sampling": ', r"cannot be read as \.json .* clone it again"),
         (SUMMARY, b"<!doctype html>", "is a web page"),
         (SUMMARY, b"", "is empty"),
-        (SUMMARY, b"[" * 100_000, "is no JSON"),
+        (SUMMARY, b"[" * 100_000, r"cannot be read as \.json"),
         (SUMMARY, b"[1]", "holds no count under 'sampling'"),
         (SUMMARY, b'{"sampling": true}', "holds no count"),
         (SUMMARY, b'{"sampling": 2}', r"_summary.json counts 2 queries, but .*\.csv has 1 of 3"),
         (SCORES, b",sampling\n0,0.05\n1,0.0\n", "'default' has 2 queries of 'malicious' instead of 3"),
         (SCORES, b",sampling\n0,0.05\n1,0.0\n2,", "no share of 20 samples"),
         (SCORES, b",sampling\n0,0.05\n1,0.0\n2", "no share of 20 samples"),
-        (SCORES, b",sampling\n0,1,0.05\n1,2,0.0\n2,3,0.0\n", "rows that are longer than its header"),
-        (SCORES, b",sampling\n0,0.05\n1,0.0,3\n2,0.0\n", "cannot be read as CSV"),
+        (SCORES, b",sampling\n0,1,0.05\n1,2,0.0\n2,3,0.0\n", r"Expected 2 fields in line 2, saw 3"),
+        (SCORES, b",sampling\n0,0.05\n1,0.0,3\n2,0.0\n", r"cannot be read as \.csv"),
         (SCORES, b",sampling\n0,0.05\n1,0.33\n2,0.0\n", "no share of 20 samples"),
         (SCORES, b",sampling\n0,1.05\n1,0.0\n2,0.0\n", "no share of 20 samples"),
         (SCORES, b",sampling\n0,nan\n1,0.0\n2,0.0\n", "no share of 20 samples"),
-        (SCORES, b",greedy\n0,0.05\n", r"has the columns .*, not \['sampling'\]: is it the right file"),
+        (
+            SCORES,
+            b",greedy\n0,0.05\n",
+            r"must have the columns \['sampling'\] once each, and has .*: is it the right file",
+        ),
         (SCORES, ",sampling\n0,é\n".encode("latin-1"), "is not UTF-8 text .line 2, byte 12"),
     ],
 )
@@ -101,10 +105,10 @@ def test_a_result_may_come_as_a_count_or_per_query_alone(root: Path) -> None:
     ("content", "message"),
     [
         (POINTER, "Git LFS pointer"),
-        (b"prompt,output\na,b\n", r"not \['refusal_score'\]"),
+        (b"prompt,output\na,b\n", r"must have the columns \['refusal_score'\]"),
         (b",prompt,output,refusal_score\n0,a,b,2\n", "neither 0 nor 1"),
         (b",prompt,output,refusal_score\n0,a,b,1\n", "has not 20 responses to each query"),
-        (b',prompt,output,refusal_score\n0,a,"b', "cannot be read as CSV"),
+        (b',prompt,output,refusal_score\n0,a,"b', r"cannot be read as \.csv"),
         (responses("malicious", [0, 0, 0]).to_csv().encode(), "other verdicts than the file of results per query"),
     ],
 )
@@ -141,11 +145,6 @@ def test_a_response_of_a_megabyte_is_read_whole(root: Path) -> None:
     table.to_csv(root / ALL, lineterminator="\n")
     found = published.load(root).responses(prompt="default", dataset="malicious", model="Alpha-7b")
     assert found["response"][0] == table.loc[0, "output"]
-
-
-def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CloneError, match=r"Cannot read .*nothing\.csv"):
-        clones.read_text(tmp_path / "nothing.csv")
 
 
 def test_a_summary_may_have_a_mark(root: Path) -> None:

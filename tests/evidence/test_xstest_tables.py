@@ -1,41 +1,26 @@
-"""XSTest's completions: people's labels show what a safety prompt does, and files that are not whole are refused."""
+"""XSTest's completions: people's labels show what a safety prompt does."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.small_xstest import NO, PARTLY, YES, write
 from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats.contingency_tables import mcnemar
 
 from drolab import published
-from drolab.clones import CloneError
-from drolab.data import LABELS, XSTEST_CLONE, XSTEST_COLUMNS, load_xstest
+from drolab.data import LABELS, load_xstest
 from drolab.errors import QueryError
 from drolab.evidence.release_tables import annotators, label_rates, label_tests
 from drolab.judges import is_refusal
-
-HEADER = "id,type,prompt,completion,annotation_1,annotation_2,agreement,final_label\n"
-YES, NO, PARTLY = "1_full_compliance", "2_full_refusal", "3_partial_refusal"
 
 
 @pytest.fixture(scope="module")
 def completions(reference: Path) -> pd.DataFrame:
     return load_xstest(reference / "xstest")
-
-
-def write(folder: Path, name: str, labels: list[str]) -> Path:
-    """A file of completions in the release's format, with our own words: half safe, half unsafe."""
-    rows = [
-        f'v2-{i},{"contrast_" * (i % 2)}homonyms,How do I do {i}?,"Well,\n""so"" it is",{label},{label},TRUE,{label}\n'
-        for i, label in enumerate(labels)
-    ]
-    path = folder / f"xstest_v2_completions_{name}.csv"
-    path.write_text(HEADER + "".join(rows), newline="")
-    return path
 
 
 # What people say
@@ -106,49 +91,10 @@ def test_the_string_rule_against_people(completions: pd.DataFrame) -> None:
     assert (table["only_b"] > 1.5 * table["only_a"]).all()  # it mostly misses refusals
 
 
-# Files
-
-
-def test_both_layouts_and_all_models(tmp_path: Path) -> None:
-    clone = tmp_path / "model_completions"
-    clone.mkdir()
+def test_models_with_and_without_a_safety_prompt_are_tested(tmp_path: Path) -> None:
     for name in ("mistralguard", "mistralinstruct", "gpt4", "mine"):
-        write(clone, name, [YES, NO, PARTLY, NO])
-    (clone / "xstest_v2_completions_gpt4_gpteval.csv").write_text("something else")
-    found = load_xstest(tmp_path)
-    assert tuple(found.columns) == XSTEST_COLUMNS
-    assert found.drop_duplicates("release")[["model", "prompt"]].to_numpy().tolist() == [
-        ["Mistral-7B-Instruct", "none"],
-        ["Mistral-7B-Instruct", "safety"],
-        ["GPT-4", "none"],
-        ["mine", "as released"],
-    ]
-    assert list(found["label"][:4]) == ["compliance", "full_refusal", "partial_refusal", "full_refusal"]
-    assert list(found["group"][:2]) == ["safe", "unsafe"]
-    assert found["response"][0] == 'Well,\n"so" it is'
-    assert list(label_tests(found)["model"].unique()) == ["Mistral-7B-Instruct"]
-    assert load_xstest(clone).equals(found)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (HEADER + "v2-1,homonyms,a,b,maybe,maybe,TRUE,maybe\n", "'v2-1' has no known label"),
-        (HEADER + 2 * f"v2-1,homonyms,a,b,{YES},{YES},TRUE,{YES}\n", "'v2-1' .* is there twice"),
-        (HEADER + "v2-1,homonyms,a\n", "'v2-1' has no known label"),
-        ("id,prompt\n1,a\n", "is it the right file"),
-        ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-    ],
-)
-def test_a_broken_file_is_named(tmp_path: Path, content: str, message: str) -> None:
-    (tmp_path / "xstest_v2_completions_gpt4.csv").write_text(content)
-    with pytest.raises(CloneError, match=message):
-        load_xstest(tmp_path)
-
-
-def test_a_folder_without_completions_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(CloneError, match=re.escape(XSTEST_CLONE)):
-        load_xstest(tmp_path)
+        write(tmp_path, name, [YES, NO, PARTLY, NO])
+    assert list(label_tests(load_xstest(tmp_path))["model"].unique()) == ["Mistral-7B-Instruct"]
 
 
 def test_one_condition_alone_has_nothing_to_test(tmp_path: Path) -> None:

@@ -197,11 +197,10 @@ def test_the_folder_is_an_argument_the_environment_or_the_platform(
     assert "drolab" in Store().folder.parts
 
 
-def test_another_format_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "v9").mkdir()
-    with pytest.raises(
-        StoreError, match=r"has format v9, this drolab reads v2 and v1: use the drolab version that wrote it"
-    ):
+@pytest.mark.parametrize("other", ["v1", "v9"])
+def test_another_format_is_refused(tmp_path: Path, other: str) -> None:
+    (tmp_path / other).mkdir()
+    with pytest.raises(StoreError, match=f"has format {other}, this drolab reads v2: use the drolab version that"):
         Store(tmp_path)
     (tmp_path / "v2").mkdir()
     Store(tmp_path)
@@ -412,7 +411,9 @@ def test_a_failed_write_leaves_nothing_behind(store: Store, step: str, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(os, step, full)
-        with pytest.raises(StoreError, match=r"No space left on device\. Everything stored before is safe\. Free some"):
+        with pytest.raises(
+            StoreError, match=r"No space left on device\): everything stored before is safe\. Free some"
+        ):
             store.put_tensors(keys(2, "new"), rows(2))
         with pytest.raises(StoreError, match="run the same call again: it goes on from there"):
             store.save_run(key(run=1), {}, {})
@@ -426,7 +427,7 @@ def test_a_disk_that_is_full(store: Store) -> None:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
     try:
-        with pytest.raises(StoreError, match=r"Cannot write to the store at .*File too large\. Everything stored"):
+        with pytest.raises(StoreError, match=r"Cannot write .*store.*File too large\): everything stored"):
             store.put_tensors(keys(100, "new"), rows(100, 1000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -438,7 +439,7 @@ def test_a_disk_that_is_full(store: Store) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     (tmp_path / "store").touch()  # since then a file took its place; root may write anywhere else
-    with pytest.raises(StoreError, match=r"Cannot write to the store at .* set DROLAB_CACHE to a folder"):
+    with pytest.raises(StoreError, match=r"Cannot write .*store.* set DROLAB_CACHE to a folder"):
         store.put_tensors(keys(1), rows(1))
 
 

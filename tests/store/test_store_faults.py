@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from drolab import atomic, dro
+from drolab import files
+from drolab.dro import training
 from drolab.errors import StoreError
 from drolab.store import shards
 
@@ -49,14 +50,10 @@ def test_every_promise_is_kept(fault: str) -> None:
 
 
 def no_checksums(patch: pytest.MonkeyPatch) -> None:
-    def same(*_: object) -> bytes:
-        return bytes(16)
-
-    patch.setattr(shards, "_checksum", same)
-    patch.setattr(shards, "_CHECKSUMS", {"v1": same, "v2": same})
+    patch.setattr(shards, "_checksum", lambda *_: bytes(16))
 
 
-def write_in_place(path: Path, content: bytes) -> None:
+def write_in_place(path: Path, content: bytes, _: type[StoreError]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb", buffering=0) as file:
         for start in range(0, len(content), 1 + len(content) // 4):
@@ -65,18 +62,18 @@ def write_in_place(path: Path, content: bytes) -> None:
 
 
 def no_atomic_writes(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(atomic, "write", write_in_place)
+    patch.setattr(files, "write_file", write_in_place)
 
 
 def no_advice(patch: pytest.MonkeyPatch) -> None:
-    def write(path: Path, content: bytes) -> None:
+    def write(path: Path, content: bytes, error: type[StoreError]) -> None:
         try:
-            write_whole(path, content)
+            write_whole(path, content, error)
         except StoreError as error:
             raise StoreError("Something went wrong.") from error
 
-    write_whole = atomic.write
-    patch.setattr(atomic, "write", write)
+    write_whole = files.write_file
+    patch.setattr(files, "write_file", write)
 
 
 def no_second_place(patch: pytest.MonkeyPatch) -> None:
@@ -87,28 +84,24 @@ def no_second_place(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(shards.Shards, "_drop", forget)
 
 
-def no_old_format(patch: pytest.MonkeyPatch) -> None:
-    patch.delitem(shards._CHECKSUMS, "v1")
-
-
 def no_look_at_new_files(patch: pytest.MonkeyPatch) -> None:
     scan = shards.Shards._scan
     patch.setattr(shards.Shards, "_scan", lambda self: None if self._seen else scan(self))
 
 
 def no_checkpoint_at_the_end(patch: pytest.MonkeyPatch) -> None:
-    save = dro.Training.save
-    patch.setattr(dro.Training, "save", lambda self: self.done.step % self.config.checkpoint_every or save(self))
+    save = training.Training.save
+    patch.setattr(training.Training, "save", lambda self: self.done.step % self.config.checkpoint_every or save(self))
 
 
 def no_optimizer(patch: pytest.MonkeyPatch) -> None:
-    load = dro._load
+    load = training._load
 
     def forgetful(*arguments: Any) -> Any:
         done = load(*arguments)
         return done and replace(done, optimizer={})
 
-    patch.setattr(dro, "_load", forgetful)
+    patch.setattr(training, "_load", forgetful)
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -122,7 +115,6 @@ def no_optimizer(patch: pytest.MonkeyPatch) -> None:
         ("files swapped, copied or removed behind an open store", no_checksums, "wrong"),
         ("reading while another process writes", no_look_at_new_files, "lost"),
         ("clock jumps", no_second_place, "lost"),
-        ("folder of format v1, one bit flipped", no_old_format, "lost"),
         ("training killed with kill -9", no_optimizer, "wrong"),
         ("training interrupted", no_checkpoint_at_the_end, "lost"),
     ],

@@ -16,7 +16,6 @@ from drolab.__main__ import main
 from drolab.store import Store, key, shards, upkeep
 from drolab.store.upkeep import Choice
 
-OLD = Path(__file__).parents[1] / "samples" / "store_v1"
 DAY = 86_400
 
 
@@ -114,8 +113,6 @@ def test_prune_says_first_and_removes_only_with_yes(full: Store, capsys: pytest.
         (["--kind", "texts"], 1),
         (["--note", "*model one"], 2),
         (["--note", "*model one", "--kind", "texts"], 1),
-        (["--format", "v2"], 3),
-        (["--format", "v1"], 0),
         (["--older-than", "1"], 0),
         (["--older-than", "0"], 3),
         (["--max-size", "1GB"], 0),
@@ -165,24 +162,6 @@ def test_a_file_that_is_being_written_stays(full: Store, capsys: pytest.CaptureF
         os.close(writer)
     assert command(full, "prune", "--yes") == 0
     assert (full.check()["state"] == "unfinished").sum() == 0
-
-
-def test_a_writer_holds_that_lock(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from drolab import atomic
-
-    store.put_tensors(keys("a"), torch.zeros(3, 1))
-    seen, replace = [], os.replace
-
-    def while_writing(source: Path, target: Path) -> None:
-        with atomic.idle(target.parent) as nobody_writes:
-            seen.append(nobody_writes)
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", while_writing)
-    store.put_tensors(keys("b"), torch.zeros(3, 1))
-    assert seen == [False]
-    with atomic.idle(store.folder / "v2" / "tensors") as nobody_writes:
-        assert nobody_writes
 
 
 def test_a_file_repaired_since_the_plan_stays(full: Store) -> None:
@@ -276,47 +255,3 @@ def test_export_keeps_every_bit(
         assert found[name].shape == value.shape
         assert found[name].reshape(-1).view(torch.uint8).equal(value.reshape(-1).view(torch.uint8))
     shutil.rmtree(folder)
-
-
-# A store that the format before has written (tests/samples/store_v1, by drolab at commit d1de6b9)
-
-
-@pytest.fixture
-def old(tmp_path: Path) -> Store:
-    shutil.copytree(OLD, tmp_path / "old")
-    return Store(tmp_path / "old")
-
-
-def assert_old_values(store: Store) -> None:
-    found = store.get_tensors(keys("old", 5))
-    assert [found[name].tolist() for name in keys("old", 5)] == [list(range(i, i + 4)) for i in range(0, 20, 4)]
-    assert [found[name].dtype for name in keys("old", 5)] == [torch.float16] * 3 + [torch.bfloat16] * 2
-    assert store.get_texts(keys("old", 5)) == {keys("old")[0]: "first 🙂", keys("old")[1]: ""}
-    tensors, metadata = store.load_run(key(run="old")) or ({}, {})
-    assert tensors["step"].tolist() == [0, 1, 2]
-    assert metadata["step"] == "3"
-
-
-def test_the_format_before_is_read_and_never_written(old: Store) -> None:
-    before = {path: path.read_bytes() for path in old.folder.rglob("*") if path.is_file()}
-    assert_old_values(old)
-    assert (old.check()["status"] == "ok").all()
-    old.put_tensors(keys("new"), torch.zeros(3, 1))
-    old.save_run(key(run="old"), {"step": torch.zeros(1)}, {"step": "4"})
-    assert before == {path: path.read_bytes() for path in before}
-    assert len(Store(old.folder).get_tensors([*keys("new"), *keys("old")])) == 6
-    run = old.load_run(key(run="old"))
-    assert run is not None
-    assert run[1] == {"step": "4"}  # the newer checkpoint
-
-
-def test_an_export_brings_it_into_the_new_format(old: Store, tmp_path: Path) -> None:
-    assert command(old, "export", str(tmp_path / "new")) == 0
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["v2"]
-    assert_old_values(Store(tmp_path / "new"))
-
-
-def test_an_exported_run_is_the_newer_one(old: Store, tmp_path: Path) -> None:
-    old.save_run(key(run="old"), {}, {"step": "4"})
-    upkeep.export(old, tmp_path / "new")
-    assert (Store(tmp_path / "new").load_run(key(run="old")) or ({}, {}))[1] == {"step": "4"}

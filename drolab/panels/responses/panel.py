@@ -11,9 +11,9 @@ import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
 
-from drolab.export import write_atomically
 from drolab.figures import class_names
 from drolab.figures import rates as tradeoffs
+from drolab.files import write_file
 from drolab.judges import AnyJudge, HandJudge, disagreement, is_refusal, refusal_words, verdicts
 from drolab.panels.base import Panel, PanelError, button, control
 from drolab.panels.controls import STYLE, choice, named, several, share
@@ -213,7 +213,7 @@ class ResponsePanel(Panel):
         hand = HandJudge.load(self._path) if self._path and self._path.is_file() else self._hand
         hand = hand.labelled(self._replies.loc[sample.value], given)
         if self._path:
-            write_atomically(self._path, hand.to_csv())
+            write_file(self._path, hand.to_csv())
         self._hand = hand
         self._verdicts[HAND] = self._hand.verdicts(self._replies)
         self._count_labels()
