@@ -27,13 +27,13 @@ from drolab.models import (
     ChatModel,
     EncodedBatch,
     Prompt,
-    back_off,
+    accumulating_gradients,
     check_fits,
-    collecting,
     embed_text,
     encode,
     forward_states,
-    passes_of,
+    halve_pass_tokens,
+    plan_passes,
     prefix_embeddings,
 )
 from drolab.progress import Progress, bar
@@ -304,8 +304,11 @@ class Training:
         """Pass by pass. All terms are means over queries, so each pass counts by its number of queries."""
         classes = self.queries["harmful"].to_numpy(dtype=bool)
         layer, parts = self.space.layer, []
-        with torch.enable_grad(), collecting(self.model, prefix_embeddings(self.model, batch, soft), layer) as prefix:
-            for numbers in passes_of(self.model, prefix, [len(batch.suffixes[row]) for row in rows]):
+        with (
+            torch.enable_grad(),
+            accumulating_gradients(self.model, prefix_embeddings(self.model, batch, soft), layer) as prefix,
+        ):
+            for numbers in plan_passes(self.model, prefix, [len(batch.suffixes[row]) for row in rows]):
                 here = [rows[number] for number in numbers]
                 suffixes, share = [batch.suffixes[row] for row in here], len(here) / len(rows)
                 try:
@@ -323,7 +326,7 @@ class Training:
                     self._check_finite(step, terms)
                     (terms.total(self.config) * share).backward()
                 except torch.OutOfMemoryError as error:
-                    back_off(self.model, suffixes)
+                    halve_pass_tokens(self.model, suffixes)
                     raise _PassTooLargeError from error
                 parts.append(torch.stack([term.detach() for term in terms]) * share)
         return Losses(*torch.stack(parts).sum(dim=0))

@@ -15,6 +15,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 import torch
@@ -26,6 +27,8 @@ from drolab.models.load import CHAT_FORMATS, ChatModel
 from drolab.types import SafetyPrompt, SoftPrompt
 
 Prompt = SafetyPrompt | SoftPrompt
+Prompts = Mapping[str, Prompt] | Sequence[Prompt] | Prompt
+"""What takes several prompts takes one, too; a mapping's keys name them."""
 Span = tuple[int, int]
 
 _AT_ONCE = 256
@@ -62,8 +65,13 @@ class EncodedBatch:
         """All token ids of one chat; those in `span` are placeholders."""
         return self.prefix + self.suffixes[row]
 
+    @property
+    def slots(self) -> list[Any] | None:
+        """Which vectors stand in the place of which tokens, for store keys; None for a text prompt."""
+        return None if self.soft is None else [self.soft.sha256, *(self.span or ())]
 
-def as_prompts(prompts: Mapping[str, Prompt] | Sequence[Prompt] | Prompt) -> list[Prompt]:
+
+def as_prompts(prompts: Prompts) -> list[Prompt]:
     """The prompts in order, each under the name it has in a mapping.
 
     Raises:

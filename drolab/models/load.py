@@ -194,9 +194,6 @@ def chat_format(name_or_jinja: str) -> str:
     return name_or_jinja
 
 
-# --- edits in force ----------------------------------------------------------------------------------------
-
-
 # --- where a model comes from, and what can be wrong with it -----------------------------------------------
 
 
@@ -314,6 +311,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".") + "."
-
-
-# --- the fingerprint ---------------------------------------------------------------------------------------

@@ -35,10 +35,9 @@ from drolab.errors import PromptError, QueryError, StatesError
 from drolab.inference import hidden_states
 from drolab.models import (
     ChatModel,
-    can_pack,
     can_share_prefix,
+    copy_cache,
     encode,
-    expanded,
     forward_states,
     load_model,
     prefix_cache,
@@ -48,7 +47,7 @@ from drolab.models import (
     resolve_layers,
     wrap,
 )
-from drolab.models.passes import _abilities
+from drolab.models.passes import _abilities, can_pack
 from drolab.types import SafetyPrompt, SoftPrompt
 
 KIND = SafetyPrompt(name="kind", text="Be kind.")
@@ -124,9 +123,9 @@ def test_a_cache_can_be_used_again(name: str) -> None:
     model = family(name)
     prefix, suffix = model.embed(torch.tensor(PREFIX)), torch.tensor([SUFFIXES[0]] * 3)
     cache = prefix_cache(model, prefix)
-    first = model.base_model(suffix, past_key_values=expanded(cache, 3)).last_hidden_state
+    first = model.base_model(suffix, past_key_values=copy_cache(cache, 3)).last_hidden_state
     assert cache.get_seq_length() == len(PREFIX)
-    again = model.base_model(suffix, past_key_values=expanded(cache, 3)).last_hidden_state
+    again = model.base_model(suffix, past_key_values=copy_cache(cache, 3)).last_hidden_state
     torch.testing.assert_close(first, again, rtol=0, atol=0)
     spoilt = model.base_model(suffix[:1], past_key_values=cache).last_hidden_state
     assert cache.get_seq_length() > len(PREFIX)  # the control: without the copy it is used up

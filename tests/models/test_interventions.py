@@ -21,13 +21,13 @@ from drolab.models import (
     Edit,
     Patch,
     block_names,
-    edits_in_force,
     encode,
     forward_states,
     render,
     steered,
     wrap,
 )
+from drolab.models.interventions import active_edits
 from drolab.store import Store
 from drolab.types import SafetyPrompt, SoftPrompt
 
@@ -264,7 +264,7 @@ def test_hooks_go_when_the_context_ends_however_it_ends(family: ChatModel) -> No
             raise error(hooks(family))
         assert ended.value.args[0] > 0
         assert hooks(family) == 0
-        assert not edits_in_force(family)
+        assert not active_edits(family)
     assert torch.equal(all_states(family), before)
 
 
@@ -290,7 +290,7 @@ def test_a_bad_edit_leaves_no_hook(tiny_llama: ChatModel) -> None:
     with steered(tiny_llama, Add(vector(), 1)) as outer:
         with pytest.raises(StatesError), steered(outer, Add(torch.ones(5), 1)):
             pass
-        assert len(edits_in_force(tiny_llama)) == 1
+        assert len(active_edits(tiny_llama)) == 1
     patch = Patch(torch.ones(2, WIDTH), 1)
     with pytest.raises(StatesError, match="2 states for a pass of 1"), steered(tiny_llama, patch) as changed:
         changed.model(torch.tensor([[1, 2, 3]]))

@@ -14,8 +14,8 @@ from helpers.tiny import byte_tokenizer, random_llama
 from torch import Tensor
 
 from drolab.inference import first_token_probabilities, generate
-from drolab.models import Add, ChatModel, can_read_in_place, kv_cache, prefix_cache, prompt_token_ids, steered, wrap
-from drolab.models.kv_cache import _InPlaceReader, _Keys, _Layer, _Rows
+from drolab.models import Add, ChatModel, kv_cache, prefix_cache, prompt_token_ids, steered, wrap
+from drolab.models.kv_cache import _InPlaceReader, _Keys, _Layer, _Rows, can_read_in_place
 from drolab.types import SoftPrompt
 
 QUERIES = queries_of(["How to paint?", "How to paint a fence?", "Why?", "How to cook rice well?", "So?"])
@@ -30,7 +30,7 @@ def fresh() -> ChatModel:
 
 def reader(model: ChatModel, prefix: Sequence[int] = PREFIX) -> _InPlaceReader:
     embedded = model.embed(torch.tensor(prefix, dtype=torch.long))
-    return _InPlaceReader(model, embedded, prefix_cache(model, embedded) if prefix else kv_cache._empty(model))
+    return _InPlaceReader(model, embedded, prefix_cache(model, embedded))
 
 
 def whole(model: ChatModel, chats: Sequence[Sequence[int]], prefix: Sequence[int] = PREFIX) -> Tensor:

@@ -33,15 +33,15 @@ from drolab.errors import ModelError
 from drolab.inference import hidden_states
 from drolab.models import (
     ChatModel,
-    begin,
+    accumulating_gradients,
     block_names,
-    can_pack,
     can_share_prefix,
-    collecting,
     forward_states,
-    passes_of,
+    plan_passes,
+    run_prefix,
     wrap,
 )
+from drolab.models.passes import can_pack
 from drolab.types import SafetyPrompt
 
 LONG = "You are a careful assistant who weighs every word and never helps anybody to do harm to others. "
@@ -95,10 +95,10 @@ def test_chats_in_a_row_do_not_see_each_other(tiny_llama: ChatModel) -> None:
 
 
 def test_every_chat_is_in_one_pass_and_no_pass_is_too_long(tiny_llama: ChatModel) -> None:
-    begun = begin(tiny_llama, tiny_llama.embed(torch.tensor(PREFIX)))
+    begun = run_prefix(tiny_llama, tiny_llama.embed(torch.tensor(PREFIX)))
     lengths = [3, 9, 1, 4, 4, 30, 2]
     for budget in (1, 5, 12, 1000):
-        found = list(passes_of(tiny_llama, begun, lengths, budget))
+        found = list(plan_passes(tiny_llama, begun, lengths, budget))
         assert sorted(row for rows in found for row in rows) == list(range(7))
         assert all(len(rows) == 1 or sum(lengths[row] for row in rows) <= budget for rows in found)
         assert found[0][0] == 5  # the longest first
@@ -107,8 +107,8 @@ def test_every_chat_is_in_one_pass_and_no_pass_is_too_long(tiny_llama: ChatModel
 
 def test_a_large_budget_makes_no_long_row(tiny_llama: ChatModel) -> None:
     """Its mask would grow with the square."""
-    begun = begin(tiny_llama, tiny_llama.embed(torch.tensor(PREFIX)))
-    found = list(passes_of(tiny_llama, begun, [20] * 100, 10**6))
+    begun = run_prefix(tiny_llama, tiny_llama.embed(torch.tensor(PREFIX)))
+    found = list(plan_passes(tiny_llama, begun, [20] * 100, 10**6))
     assert max(map(len, found)) * 20 <= passes.pass_tokens(tiny_llama) < 2000
 
 
@@ -221,7 +221,7 @@ def test_gradients_of_several_passes_meet(tiny_llama: ChatModel) -> None:
 
     def gradient(parts: Sequence[Sequence[list[int]]]) -> Tensor:
         leaf = prefix.clone().requires_grad_()
-        with collecting(tiny_llama, leaf) as begun:
+        with accumulating_gradients(tiny_llama, leaf) as begun:
             for part in parts:
                 forward_states(tiny_llama, begun, part)[..., :7].sum().backward()
         assert leaf.grad is not None
