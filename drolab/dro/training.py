@@ -11,7 +11,7 @@ import hashlib
 import json
 import random
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from typing import Any
 
 import pandas as pd
@@ -36,38 +36,11 @@ from drolab.models import (
     plan_passes,
     prefix_embeddings,
 )
-from drolab.progress import Progress, bar
+from drolab.progress import Progress, resumable_bar
 from drolab.types import AnchorSpace, DROConfig, DRORun, DROStep, Probe, SafetyPrompt, SoftPrompt
 
 HISTORY_COLUMNS = tuple(part.name for part in fields(DROStep) if part.name != "embeddings")
 """Columns of a run's history."""
-
-
-def iter_dro(
-    model: ChatModel,
-    queries: pd.DataFrame,
-    *,
-    init: Prompt,
-    space: AnchorSpace,
-    refusal: Probe,
-    harmfulness: Probe,
-    config: DROConfig | None = None,
-    store: stores.Store | None = None,
-) -> Iterator[DROStep]:
-    """Train step by step; `train_dro` drives this to the end and collects what it yields.
-
-    With a store, a checkpoint is kept every `config.checkpoint_every` steps and whenever the iteration stops:
-    at its end, on an error, Ctrl-C, or when the iterator is closed. The same call then goes on after the last
-    finished step, with numbers that are equal to the last bit (on one machine's CPU); a finished run yields
-    nothing. Input is checked when this is called, before the first step.
-
-    Raises:
-        As `train_dro`.
-    """
-    training = Training.start(
-        model, queries, init=init, space=space, refusal=refusal, harmfulness=harmfulness, config=config, store=store
-    )
-    return training.steps()
 
 
 def train_dro(
@@ -106,17 +79,28 @@ def train_dro(
         TrainingError: a loss or gradient is not finite (the last good step is kept in the store).
         KeyboardInterrupt: with a message on how to resume; nothing that was finished is lost with a store.
     """
-    training = Training.start(
-        model, queries, init=init, space=space, refusal=refusal, harmfulness=harmfulness, config=config, store=store
+    training = Training(
+        model,
+        queries,
+        init=init,
+        space=space,
+        refusal=refusal,
+        harmfulness=harmfulness,
+        config=config or DROConfig(),
+        store=store,
     )
-    total = training.n_steps
-    with bar(progress, total=total, initial=training.done.step, desc="DRO", unit="step") as counted:
-        try:
-            for step in training.steps():
-                counted.note(f"loss {step.loss:.4f}, drift {step.residual_drift:.3f}")
-                counted.update()
-        except KeyboardInterrupt as interrupt:
-            raise KeyboardInterrupt(_interrupted(training.done.step, total, store)) from interrupt
+    with resumable_bar(
+        progress,
+        total=training.n_steps,
+        initial=training.done.step,
+        desc="DRO",
+        unit="step",
+        units="steps",
+        kept=store is not None,
+    ) as counted:
+        for step in training.steps():
+            counted.note(f"loss {step.loss:.4f}, drift {step.residual_drift:.3f}")
+            counted.update()
     return training.run()
 
 
@@ -137,59 +121,56 @@ class _Done:
     snapshots: dict[int, Tensor] = field(default_factory=dict)
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class Training:
-    """One run in progress: its fixed inputs, what is done, and where it is kept. `iter_dro` and `train_dro` drive it.
+    """One run in progress: what it is made of, what is done of it, and where that is kept.
 
-    `run()` may be asked at any time, from any thread, also while `steps()` is being iterated.
+    Making one checks the input and takes up what the store has of this run. `train_dro` drives it to its end, the panel
+    step by step. `run()` may be asked at any time, from any thread, also while `steps()` is being iterated.
+
+    Raises:
+        QueryError, StatesError, PromptError, TrainingError: input that `train_dro` would refuse.
     """
 
     model: ChatModel
     queries: pd.DataFrame
+    _: KW_ONLY
     init: Prompt
     space: AnchorSpace
     refusal: Probe
     harmfulness: Probe
     config: DROConfig
-    store: stores.Store | None
-    key: str
-    done: _Done
+    store: stores.Store | None = None
+    key: str = field(init=False)
+    """Under which the store has it."""
+    done: _Done = field(init=False)
 
-    @classmethod
-    def start(
-        cls,
-        model: ChatModel,
-        queries: pd.DataFrame,
-        *,
-        init: Prompt,
-        space: AnchorSpace,
-        refusal: Probe,
-        harmfulness: Probe,
-        config: DROConfig | None = None,
-        store: stores.Store | None = None,
-    ) -> Training:
-        """Check the input, and take up what the store has of this run. Arguments and errors as in `train_dro`."""
-        queries, config = validate_queries(queries), config or DROConfig()
-        _check_queries(queries)
-        _check_space(model, space)
-        _check_probe(space, refusal, "refusal", "refuses")
-        _check_probe(space, harmfulness, "harmfulness", "harmful")
-        if not any(weights(config).values()):
+    def __post_init__(self) -> None:
+        self.queries = validate_queries(self.queries)
+        _check_queries(self.queries)
+        _check_space(self.model, self.space)
+        _check_probe(self.space, self.refusal, "refusal", "refuses")
+        _check_probe(self.space, self.harmfulness, "harmfulness", "harmful")
+        if not any(weights(self.config).values()):
             raise TrainingError("All three terms of the loss have weight 0: give one of them a weight.")
-        first = _initial_embeddings(model, init)
-        run_key = _run_key(model, queries, init, first, space, refusal, harmfulness, config)
-        done = _load(store, run_key) or _Done(step=0, embeddings=first, snapshots={0: first.clone()})
-        return cls(
-            model=model,
-            queries=queries,
-            init=init,
-            space=space,
-            refusal=refusal,
-            harmfulness=harmfulness,
-            config=config,
-            store=store,
-            key=run_key,
-            done=done,
+        first = _initial_embeddings(self.model, self.init)
+        self.key = self._key(first)
+        self.done = _load(self.store, self.key) or _Done(step=0, embeddings=first, snapshots={0: first.clone()})
+
+    def _key(self, first: Tensor) -> str:
+        """Everything that the numbers depend on; how often they are kept is not part of it."""
+        settings = {name: value for name, value in asdict(self.config).items() if name != "checkpoint_every"}
+        queries, space = self.queries[["text", "harmful"]], self.space
+        return stores.key(
+            kind="dro",
+            model=self.model.fingerprint,
+            dtype=str(self.model.dtype),
+            attention=str(self.model.model.config._attn_implementation),
+            queries=[[str(text), bool(harmful)] for text, harmful in queries.itertuples(index=False)],
+            init=[self.init.text if isinstance(self.init, SafetyPrompt) else None, _digest(first)],
+            space=[_digest(space.mean), _digest(space.components), space.layer, space.residual_variance],
+            probes=[[_digest(probe.coef), probe.intercept] for probe in (self.refusal, self.harmfulness)],
+            config=settings,
         )
 
     @property
@@ -218,7 +199,16 @@ class Training:
         )
 
     def steps(self) -> Generator[DROStep]:
-        """The steps still to do; checkpoints as it goes and when it stops, for whatever reason."""
+        """The steps still to do, after the last that is finished; none if the run is.
+
+        With a store, a checkpoint is kept every `config.checkpoint_every` steps and whenever the iteration stops: at
+        its end, on an error, Ctrl-C, or when the iterator is closed. A run that goes on from one has numbers that are
+        equal to the last bit (on one machine's CPU).
+
+        Raises:
+            TrainingError: a loss or gradient is not finite; the step before is kept.
+            ModelError: not even a single chat fits into the memory.
+        """
         if self.done.step == self.n_steps:
             return
         saved = self.done.step
@@ -455,37 +445,6 @@ def _check_probe(space: AnchorSpace, probe: Probe, name: str, positive: str) -> 
         )
 
 
-def _run_key(
-    model: ChatModel,
-    queries: pd.DataFrame,
-    init: Prompt,
-    first: Tensor,
-    space: AnchorSpace,
-    refusal: Probe,
-    harmfulness: Probe,
-    config: DROConfig,
-) -> str:
-    """Everything that the numbers depend on; how often they are kept is not part of it."""
-    settings = {name: value for name, value in asdict(config).items() if name != "checkpoint_every"}
-    return stores.key(
-        kind="dro",
-        model=model.fingerprint,
-        dtype=str(model.dtype),
-        attention=str(model.model.config._attn_implementation),
-        queries=[[str(text), bool(harmful)] for text, harmful in zip(queries["text"], queries["harmful"], strict=True)],
-        init=[init.text if isinstance(init, SafetyPrompt) else None, _digest(first)],
-        space=[_digest(space.mean), _digest(space.components), space.layer, space.residual_variance],
-        probes=[[_digest(probe.coef), probe.intercept] for probe in (refusal, harmfulness)],
-        config=settings,
-    )
-
-
 def _digest(tensor: Tensor) -> list[Any]:
     raw = tensor.detach().float().contiguous().cpu().numpy().tobytes()
     return [list(tensor.shape), hashlib.sha256(raw).hexdigest()]
-
-
-def _interrupted(step: int, total: int, store: stores.Store | None) -> str:
-    if store is None:
-        return f"{step} of {total} steps were done and none is kept: pass store=drolab.Store() to keep them."
-    return f"{step} of {total} steps are in the store: run the same call again to go on."
