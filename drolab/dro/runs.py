@@ -35,7 +35,7 @@ TRAINING = "training"
 """What the training queries are called among the query sets."""
 MEASURES = ("refusal", "compliance", "other")
 MEASURED_COLUMNS = ("step", "queries", "harmful", *MEASURES)
-"""Columns of `measure_first_tokens`: `queries` names the query set; the measures are means over its queries of a class."""
+"""Columns of `measure_first_tokens`: `queries` names the query set; measures are means over its queries of a class."""
 MOVEMENT_COLUMNS = ("query_id", "harmful", "step", "x", "y", "refusal_logit", "harmfulness_logit", "residual_drift")
 """Columns of `movement`."""
 _TERMS = ["residual_drift", *(name for name in HISTORY_COLUMNS if name.endswith("loss"))]
