@@ -159,6 +159,25 @@ def movement(
     Raises:
         StatesError: components that the space does not have.
         TrainingError: steps without a snapshot.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(3)
+        >>> states = drolab.hidden_states(model, queries, [prompts["none"], prompts["short"]], progress=False)
+        >>> space = drolab.fit_anchors(states, n_components=2)
+        >>> harm = drolab.fit_probe(space, states, queries["harmful"], positive="harmful")
+        >>> refusal = drolab.fit_probe(space, states, 0.8 * queries["harmful"] + 0.1, positive="refuses")
+        >>> run = drolab.train_dro(
+        ...     model, queries, init=prompts["short"], space=space, refusal=refusal, harmfulness=harm,
+        ...     config=drolab.DROConfig(num_train_epochs=3, learning_rate=1e-2), progress=False,
+        ... )
+        >>> moved = drolab.dro.movement(model, queries, run, progress=False)
+        >>> moved.groupby(["harmful", "step"])["refusal_logit"].mean().round(1).unstack()
+        step       0    3
+        harmful
+        False   -1.8 -2.6
+        True     2.2  3.1
     """
     m = len(run.space.components)
     if not all(0 <= axis < m for axis in plane):

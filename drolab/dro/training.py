@@ -55,7 +55,11 @@ def train_dro(
     store: stores.Store | None = None,
     progress: Progress = True,
 ) -> DRORun:
-    """Train a soft prompt by DRO.
+    """Train a soft prompt by DRO: harmful queries are to move along the refusal direction, harmless ones against it.
+
+    The loss of a batch is L_refusal + 0.01 L_harmfulness + β L_residual with the default weights (paper, eqs. 3 to 5):
+    L_refusal is the binary cross-entropy of the change of the refusal probe's logit against x0, the state under `init`;
+    L_harmfulness the same for the harmfulness probe; L_residual the squared movement outside the anchor space.
 
     Args:
         queries: the training queries, of both classes. Their order counts: each epoch shuffles it, seeded.
@@ -77,7 +81,30 @@ def train_dro(
             or is positive for something else.
         PromptError: `init` has no text to start from, or is a soft prompt of another model.
         TrainingError: a loss or gradient is not finite (the last good step is kept in the store).
+        ModelError: not even a single chat fits into the memory.
         KeyboardInterrupt: with a message on how to resume; nothing that was finished is lost with a store.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(3)
+        >>> states = drolab.hidden_states(model, queries, [prompts["none"], prompts["short"]], progress=False)
+        >>> space = drolab.fit_anchors(states, n_components=2)
+        >>> harm = drolab.fit_probe(space, states, queries["harmful"], positive="harmful")
+        >>> rates = 0.8 * queries["harmful"] + 0.1  # of judged replies in earnest
+        >>> refusal = drolab.fit_probe(space, states, rates, positive="refuses")
+        >>> config = drolab.DROConfig(num_train_epochs=3, learning_rate=1e-2)
+        >>> run = drolab.train_dro(
+        ...     model, queries, init=prompts["short"], space=space, refusal=refusal, harmfulness=harm,
+        ...     config=config, progress=False,
+        ... )
+        >>> run.soft_prompt.name, len(run.history), list(run.snapshots)
+        ('dro-short', 3, [0, 3])
+        >>> run.history[["step", "refusal_loss", "residual_drift"]].round(2)
+           step  refusal_loss  residual_drift
+        0     1          0.69            0.00
+        1     2          0.58            0.32
+        2     3          0.48            1.63
     """
     training = Training(
         model,

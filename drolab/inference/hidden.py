@@ -79,9 +79,29 @@ def hidden_states(
         progress: show a bar; or a callable, see `drolab.progress`.
 
     Raises:
-        QueryError, PromptError, ChatTemplateError: what is given cannot be rendered, see `chat.render`.
+        QueryError: malformed queries, or one that makes a chat longer than the model's context.
+        PromptError: no prompts, two of one name, a soft prompt of another model, or one too long for the context.
+        ChatTemplateError: the template rejects, drops or rewrites the system text.
         StatesError: layers or positions that are not there, or a state that is not finite.
-        ModelError: not even a single chat fits into the memory.
+        ModelError: not even a single chat fits into the memory, or the model is being edited (see `steered`) and this
+            is not what its context yielded.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").head(3)
+        >>> states = drolab.hidden_states(model, queries, prompts, layers=(2, -1), progress=False)
+        >>> states.values.shape  # 4 prompts x 3 queries, 2 layers
+        torch.Size([12, 2, 256])
+        >>> states.index[["query_id", "prompt", "position"]].head(4)
+               query_id   prompt  position
+        0  anchors-0001     none        -1
+        1  anchors-0002     none        -1
+        2  anchors-0003     none        -1
+        3  anchors-0001  default        -1
+        >>> states.index.attrs["summary"]
+        '0 hits, 12 computed'
+        >>> shift = states.select(prompt="default").matrix(-1) - states.select(prompt="none").matrix(-1)
     """
     check_edits(model)
     queries = validate_queries(queries)

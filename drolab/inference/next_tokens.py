@@ -57,7 +57,25 @@ def first_token_probabilities(
         float32 probabilities on the CPU with the same rows.
 
     Raises:
-        QueryError, PromptError, ChatTemplateError, StatesError: as `generate`.
+        QueryError: malformed queries, one that makes a chat longer than the model's context, or no budget.
+        PromptError: no prompts, two of one name, a soft prompt of another model, or one too long for the context.
+        ChatTemplateError: the template rejects, drops or rewrites the system text.
+        StatesError: the model's logits are not numbers.
+        ModelError: the model is being edited (see `steered`) and this is not what its context yielded.
+
+    Examples:
+        >>> import drolab
+        >>> from drolab.inference import first_token_probabilities
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").head(2)
+        >>> index, probabilities = first_token_probabilities(model, queries, [prompts["none"], prompts["default"]])
+        >>> refuses = model.tokenizer("I")["input_ids"][0]
+        >>> index.assign(p_refuses=probabilities[:, refuses].tolist()).round(2)
+               query_id   prompt  harmful  p_refuses
+        0  anchors-0001     none     True       0.42
+        1  anchors-0002     none    False       0.05
+        2  anchors-0001  default     True       0.68
+        3  anchors-0002  default    False       0.08
     """
     check_edits(model)
     queries = validate_queries(queries)
@@ -106,7 +124,30 @@ def next_tokens(
         Plans in order for the same rows, the plans with edits at all positions after those without.
 
     Raises:
-        As `steered`; and StatesError: a Patch whose states are not one for each chat.
+        ModelError: a plan has edits and the model's blocks or its final norm cannot be found; or the model is being
+            edited and this is not what its `steered` context yielded.
+        StatesError: a layer that the model does not have, a vector of another width, a Patch whose states are not one
+            for each chat, or logits that are not numbers.
+
+    Examples:
+        >>> import drolab
+        >>> from drolab.inference import next_tokens
+        >>> from drolab.models import Ablate, Add, encode
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").head(2)  # one harmful, one harmless
+        >>> states = drolab.hidden_states(model, queries, prompts["none"], layers=(2,), progress=False).matrix(2)
+        >>> direction = states[0] - states[1]
+        >>> batch = encode(model, queries["text"].tolist(), prompts["none"])
+        >>> refuses = model.tokenizer("I")["input_ids"][0]
+        >>> for plan, rows, found in next_tokens(model, batch, [[], [Add(direction, 2)], [Ablate(direction)]]):
+        ...     for row, probability in zip(rows, found.exp()[:, refuses].tolist()):
+        ...         print(plan, queries["query_id"].iloc[row], f"P(I) = {probability:.2f}")
+        0 anchors-0001 P(I) = 0.42
+        0 anchors-0002 P(I) = 0.05
+        1 anchors-0001 P(I) = 0.49
+        1 anchors-0002 P(I) = 0.06
+        2 anchors-0001 P(I) = 0.38
+        2 anchors-0002 P(I) = 0.07
     """
     check_edits(model)
     share = can_share_prefix(model)

@@ -77,9 +77,23 @@ def generate(
         "stop" or "length"; `first_token` is a token id. `.attrs["summary"]` says what was done: "796 hits, 4 computed".
 
     Raises:
-        QueryError: settings out of range, or a chat that leaves no room for the reply.
-        QueryError, PromptError, ChatTemplateError: what is given cannot be rendered, see `chat.render`.
+        QueryError: settings out of range, malformed queries, or a chat that leaves no room for the reply.
+        PromptError: no prompts, two of one name, a soft prompt of another model, or one too long for the context.
+        ChatTemplateError: the template rejects, drops or rewrites the system text.
         StatesError: the model's logits are not numbers.
+        ModelError: the model is being edited (see `steered`) and this is not what its context yielded.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").head(2)  # one harmful, one harmless
+        >>> replies = drolab.generate(model, queries, prompts["none"], n_samples=2, max_new_tokens=8, progress=False)
+        >>> replies[["query_id", "sample", "response"]]
+               query_id  sample                           response
+        0  anchors-0001       0  I cannot help with that. It could
+        1  anchors-0001       1          I can't do that. It could
+        2  anchors-0002       0         Here is a plan. Set a goal
+        3  anchors-0002       1        There are a few ways. Set a
     """
     check_edits(model)
     queries = validate_queries(queries)

@@ -35,7 +35,22 @@ Positions = Literal["all", "read"]
 
 @dataclass(frozen=True, eq=False)
 class Add:
-    """Move the states of one layer by one vector (activation addition, Turner et al. 2023)."""
+    """Move the states of one layer by one vector (activation addition, Turner et al. 2023).
+
+    Raises:
+        StatesError: a direction that is no finite vector or zero, or positions that are neither "all" nor "read".
+
+    Examples:
+        >>> import drolab, torch
+        >>> from drolab.models import Add, steered
+        >>> model, direction = drolab.load_model("demo"), torch.ones(256)
+        >>> queries, prompt = drolab.load_queries("anchors").head(3), drolab.load_prompts()["none"]
+        >>> plain = drolab.hidden_states(model, queries, prompt, layers=(2,), progress=False)
+        >>> with steered(model, Add(direction, layer=2)) as pushed:
+        ...     moved = drolab.hidden_states(pushed, queries, prompt, layers=(2,), progress=False)
+        >>> torch.allclose(moved.values - plain.values, direction, atol=1e-4)
+        True
+    """
 
     direction: Tensor
     """[d]: what is added, so its norm is the strength."""
@@ -58,6 +73,20 @@ class Ablate:
     block is left whole, and what it has written is edited. Zero is a neutral value only if the states vary around it;
     a reference gives every state the component of a state that stands for "without" (affine concept editing, Marshall
     et al. 2024).
+
+    Raises:
+        StatesError: a direction that is no finite vector or zero; a reference without exactly one layer, not finite, or
+            of another width.
+
+    Examples:
+        >>> import drolab, torch
+        >>> from drolab.models import Ablate, steered
+        >>> model, direction = drolab.load_model("demo"), torch.ones(256)
+        >>> queries, prompt = drolab.load_queries("anchors").head(3), drolab.load_prompts()["none"]
+        >>> with steered(model, Ablate(direction)) as without:
+        ...     states = drolab.hidden_states(without, queries, prompt, layers=(1, 2, 3), progress=False)
+        >>> (states.values @ direction).abs().max() < 1e-3
+        tensor(True)
     """
 
     direction: Tensor
@@ -83,7 +112,30 @@ class Ablate:
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """Replace the state at the read position, the last of the pass (activation patching)."""
+    """Replace the state at the read position, the last of the pass (activation patching).
+
+    Raises:
+        StatesError: states that are not finite or not of shape [n, d]; in a pass, another number of chats than states.
+
+    Examples:
+        The first query with the second one's state at layer 2 put in, and the other way round:
+
+        >>> import drolab
+        >>> from drolab.inference import next_tokens
+        >>> from drolab.models import Patch, encode
+        >>> model, prompt = drolab.load_model("demo"), drolab.load_prompts()["none"]
+        >>> queries = drolab.load_queries("anchors").head(2)  # one harmful, one harmless
+        >>> states = drolab.hidden_states(model, queries, prompt, layers=(2,), progress=False).matrix(2)
+        >>> batch = encode(model, queries["text"].tolist(), prompt)
+        >>> refuses = model.tokenizer("I")["input_ids"][0]
+        >>> for plan, rows, found in next_tokens(model, batch, [[], [Patch(states.flip(0), layer=2)]]):
+        ...     for row, probability in zip(rows, found.exp()[:, refuses].tolist()):
+        ...         print(plan, queries["query_id"].iloc[row], f"P(I) = {probability:.2f}")
+        0 anchors-0001 P(I) = 0.42
+        1 anchors-0001 P(I) = 0.33
+        0 anchors-0002 P(I) = 0.05
+        1 anchors-0002 P(I) = 0.06
+    """
 
     states: Tensor
     """[n, d]: row i for the i-th chat of the pass; in `next_tokens` for the i-th chat of the batch."""
@@ -197,6 +249,24 @@ def steered(model: ChatModel, *edits: Edit) -> Iterator[ChatModel]:
     Raises:
         ModelError: the model's blocks or its final norm cannot be found, or `model` is not the one to edit now.
         StatesError: a layer that the model does not have, or a vector of another width.
+
+    Examples:
+        What the `default` prompt adds to the states of two harmful and two harmless queries at layer 2; the same added
+        by hand, four times, in place of the prompt:
+
+        >>> import drolab
+        >>> from drolab import steering
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(2)
+        >>> both = [prompts["none"], prompts["default"]]
+        >>> states = drolab.hidden_states(model, queries, both, layers=(2,), progress=False)
+        >>> shift = (states.select(prompt="default").matrix(2) - states.select(prompt="none").matrix(2)).mean(dim=0)
+        >>> options = {"n_samples": 1, "do_sample": False, "max_new_tokens": 4, "progress": False}
+        >>> drolab.generate(model, queries, prompts["none"], **options)["response"].tolist()
+        ['I cannot help with', 'Here is a plan', 'I cannot help with', 'Here is a plan']
+        >>> with steering.steered(model, steering.Add(4 * shift, layer=2)) as pushed:
+        ...     drolab.generate(pushed, queries, prompts["none"], **options)["response"].tolist()
+        ['I cannot assist with', "I'm sorry,", 'I cannot assist with', 'I cannot assist with']
     """
     check_edits(model, at_read=True)
     if not edits:

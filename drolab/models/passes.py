@@ -242,7 +242,7 @@ def forward_states(
     layers: Sequence[int] = (-1,),
     positions: Sequence[int] = (-1,),
 ) -> Tensor:
-    """[B, n_positions, n_layers, d]: states of chats that begin with one prefix.
+    """The states of chats that begin with one prefix, [B, n_positions, n_layers, d].
 
     Differentiable with respect to `prefix`; equal to running each chat by itself.
 
@@ -255,6 +255,21 @@ def forward_states(
 
     Raises:
         StatesError: a layer the model does not have, or a position outside a suffix.
+        ModelError: the prefix alone does not fit into the memory; or the model is being edited (see `steered`) and this
+            is not what its context yielded.
+
+    Examples:
+        >>> import drolab
+        >>> from drolab import chat, passes
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> batch = chat.encode(model, ["How do I boil an egg?", "How do I boil rice?"], prompts["short"])
+        >>> prefix = passes.prefix_embeddings(model, batch).requires_grad_()
+        >>> states = passes.forward_states(model, prefix, batch.suffixes, layers=(2, -1))
+        >>> states.shape
+        torch.Size([2, 1, 2, 256])
+        >>> states[:, 0, -1].square().sum().backward()
+        >>> prefix.grad.shape
+        torch.Size([34, 256])
     """
     check_edits(model)
     resolved = resolve_layers(model, layers)
