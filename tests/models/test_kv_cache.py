@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 import pytest
 import torch
-from helpers.families import CARE, FAMILIES, NONE, PREFIX, UNSHARED, family, queries_of, relative
+from helpers.families import CARE, FAMILIES, NONE, PREFIX, UNSHARED, family, fresh, queries_of, relative
 from helpers.tiny import byte_tokenizer, random_llama
 from torch import Tensor
 
@@ -21,11 +21,6 @@ from drolab.types import SoftPrompt
 QUERIES = queries_of(["How to paint?", "How to paint a fence?", "Why?", "How to cook rice well?", "So?"])
 CHATS = [[10, 11, 12], [13, 14, 15, 16, 17, 18, 19], [20], [21, 22, 23]]
 IN_PLACE = [name for name in FAMILIES if "short window" not in name and "gemma2" not in name]
-
-
-def fresh() -> ChatModel:
-    """A model of its own: what is found out by trying is remembered per model."""
-    return wrap(random_llama(), byte_tokenizer(), name="small", chat_template="chatml")
 
 
 def reader(model: ChatModel, prefix: Sequence[int] = PREFIX) -> _InPlaceReader:
