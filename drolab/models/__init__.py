@@ -32,7 +32,7 @@ from drolab.models.interventions import (
     steered,
 )
 from drolab.models.kv_cache import Reader, reader_for
-from drolab.models.layers import block_names, resolve_layers
+from drolab.models.layers import resolve_layers
 from drolab.models.load import CHAT_FORMATS, ChatModel, chat_format, load_model, loading, model_source, wrap
 from drolab.models.passes import (
     Prefix,
@@ -67,7 +67,6 @@ __all__ = [
     "acts_at_read_position",
     "as_prompts",
     "audit",
-    "block_names",
     "can_share_prefix",
     "chat",
     "chat_format",

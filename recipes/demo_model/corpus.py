@@ -102,6 +102,7 @@ class Chat:
 
 _TEXTS = Path(__file__).parent / "texts"
 
+
 def _read(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 

@@ -210,7 +210,7 @@ def test_names_make_no_difference_to_the_store(tiny_llama: ChatModel, store: dro
 
 def test_an_interrupted_run_resumes(tiny_llama: ChatModel, store: drolab.Store) -> None:
     options = {"store": store, "token_budget": 1, "progress": False}
-    again = r"4 of 6 chats are in the store: run the same call again to compute the rest\."
+    again = r"4 of 6 chats are in the store: run the same call again to go on\."
     with counted(tiny_llama, interrupt_at=6), pytest.raises(KeyboardInterrupt, match=again):
         hidden_states(tiny_llama, QUERIES, CARE, **options)
     with counted(tiny_llama) as calls:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from drolab.errors import ModelError, StatesError
 from drolab.inference import first_token_probabilities, generate, hidden_states, next_tokens
-from drolab.models import Ablate, Add, ChatModel, Edit, Patch, block_names, encode, forward_states, render, steered
+from drolab.models import Ablate, Add, ChatModel, Edit, Patch, encode, forward_states, render, steered
 from drolab.models.interventions import active_edits
+from drolab.models.layers import block_names
 from drolab.store import Store
 from drolab.types import SafetyPrompt, SoftPrompt
 

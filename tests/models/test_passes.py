@@ -37,7 +37,6 @@ from drolab.inference import hidden_states
 from drolab.models import (
     ChatModel,
     accumulating_gradients,
-    block_names,
     can_share_prefix,
     copy_cache,
     encode,
@@ -48,6 +47,7 @@ from drolab.models import (
     run_prefix,
     wrap,
 )
+from drolab.models.layers import block_names
 from drolab.models.passes import _abilities, can_pack
 from drolab.types import SafetyPrompt
 
