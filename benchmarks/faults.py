@@ -497,7 +497,7 @@ def trained() -> tuple[ChatModel, dict[str, Any], DRORun]:
 def train_on(folder: Path, report: int) -> None:
     """One byte of report for each finished step, after its checkpoint if it has one."""
     model, inputs, _ = trained()
-    for _ in Training.start(model, **inputs, store=Store(folder)).steps():
+    for _ in Training(model, **inputs, store=Store(folder)).steps():
         os.write(report, b".")
 
 
@@ -505,7 +505,7 @@ def resumed(folder: Path, finished: int, checkpointed: int, told: bool = True) -
     """What is there of a training that ended after so many steps, the last of them with a checkpoint, and how it ends
     when it goes on."""
     model, inputs, whole = trained()
-    kept = Training.start(model, **inputs, store=Store(folder)).done.step
+    kept = Training(model, **inputs, store=Store(folder)).done.step
     again = drolab.train_dro(model, **inputs, store=Store(folder), progress=False)
     same = again.history.equals(whole.history) and same_bits(again.soft_prompt.embeddings, whole.soft_prompt.embeddings)
     return Outcome(
@@ -538,7 +538,7 @@ def weights_break(folder: Path, rng: random.Random) -> Outcome:
     weight, finished, said, last = model.base_model.get_submodule("norm").weight, 0, "", rng.randrange(1, 12)
     sound = weight.detach().clone()
     try:
-        for _ in Training.start(model, **inputs, store=Store(folder)).steps():
+        for _ in Training(model, **inputs, store=Store(folder)).steps():
             finished += 1
             if finished == last:
                 weight.data.fill_(float("nan"))

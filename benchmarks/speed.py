@@ -181,7 +181,7 @@ def training_of(model: ChatModel, queries: pd.DataFrame, prompt: SafetyPrompt) -
     states = drolab.hidden_states(model, queries, prompt, progress=False)
     space = fit_anchors(states, n_components=4)
     direction = torch.ones(4)
-    return Training.start(
+    return Training(
         model,
         queries,
         init=prompt,

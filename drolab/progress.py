@@ -17,7 +17,7 @@ class Bar:
 
     def __init__(self, shown: tqdm, done: int, total: int, report: Callable[[int, int], None] | None) -> None:
         self._shown = shown
-        self._done, self._total = done, total  # a disabled tqdm does not count
+        self.done, self._total = done, total  # a disabled tqdm does not count
         self._report = report
 
     def note(self, text: str) -> None:
@@ -26,12 +26,12 @@ class Bar:
 
     def update(self, count: int = 1) -> None:
         self._shown.update(count)
-        self._done += count
+        self.done += count
         self.report()
 
     def report(self) -> None:
         if self._report is not None:
-            self._report(self._done, self._total)
+            self._report(self.done, self._total)
 
 
 @contextmanager
@@ -42,3 +42,20 @@ def bar(progress: Progress, *, total: int, initial: int = 0, desc: str, unit: st
         counted = Bar(shown, initial, total, report)
         counted.report()
         yield counted
+
+
+@contextmanager
+def resumable_bar(
+    progress: Progress, *, total: int, initial: int, desc: str, unit: str, units: str, kept: bool
+) -> Iterator[Bar]:
+    """`bar` for work that the same call takes up again: an interrupt says how much is done, and whether it is kept."""
+    with bar(progress, total=total, initial=initial, desc=desc, unit=unit) as counted:
+        try:
+            yield counted
+        except KeyboardInterrupt as interrupt:
+            done = f"{counted.done} of {total} {units}"
+            raise KeyboardInterrupt(
+                f"{done} are in the store: run the same call again to go on."
+                if kept
+                else f"{done} were done and none is kept: pass store=drolab.Store() to keep them."
+            ) from interrupt

@@ -13,16 +13,16 @@ from drolab.dro.runs import (
     TRAINING,
     KeptRun,
     compare,
+    evenly_spaced,
     load_runs,
-    measure,
+    measure_first_tokens,
     movement,
-    paths,
-    sample,
     save_run,
     snapshot,
+    trajectories,
 )
 from drolab.dro.token_drift import as_embeddings, drift_from_text, token_drift
-from drolab.dro.training import HISTORY_COLUMNS, Training, iter_dro, train_dro
+from drolab.dro.training import HISTORY_COLUMNS, Training, train_dro
 
 __all__ = [
     "HISTORY_COLUMNS",
@@ -36,16 +36,15 @@ __all__ = [
     "as_embeddings",
     "compare",
     "drift_from_text",
-    "iter_dro",
+    "evenly_spaced",
     "load_runs",
     "losses",
-    "measure",
+    "measure_first_tokens",
     "movement",
-    "paths",
     "runs",
-    "sample",
     "save_run",
     "snapshot",
     "token_drift",
     "train_dro",
+    "trajectories",
 ]

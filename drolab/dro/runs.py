@@ -1,4 +1,8 @@
-"""DRO runs side by side: what the model is about to say under each, how they differ, and files to keep them in."""
+"""DRO runs side by side: what the model is about to say under each, how they differ, where they moved the states.
+
+In order: `KeptRun`, which is one of them; what is measured of it in passing; how runs compare; where a run's snapshots
+moved the states; the files that keep runs.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,9 @@ TRAINING = "training"
 """What the training queries are called among the query sets."""
 MEASURES = ("refusal", "compliance", "other")
 MEASURED_COLUMNS = ("step", "queries", "harmful", *MEASURES)
-"""Columns of `measure`: `queries` names the query set, the measures are means over its queries of one class."""
+"""Columns of `measure_first_tokens`: `queries` names the query set; measures are means over its queries of a class."""
+MOVEMENT_COLUMNS = ("query_id", "harmful", "step", "x", "y", "refusal_logit", "harmfulness_logit", "residual_drift")
+"""Columns of `movement`."""
 _TERMS = ["residual_drift", *(name for name in HISTORY_COLUMNS if name.endswith("loss"))]
 _EXACT = dict.fromkeys((*(name for name in HISTORY_COLUMNS if name not in ("step", "epoch")), *MEASURES), float)
 """How the columns of numbers are read: pandas' own way was not exact before version 3."""
@@ -76,12 +82,12 @@ class KeptRun:
 
     def measure(self, step: int, model: ChatModel, judge: FirstTokenJudge, queries: Mapping[str, pd.DataFrame]) -> None:
         """Measure a kept step on each of the query sets, and add it to `measured`."""
-        rows = measure(model, judge, queries, snapshot(self.run, step), step)
+        rows = measure_first_tokens(model, judge, queries, snapshot(self.run, step), step)
         self.measured = rows if self.measured.empty else pd.concat([self.measured, rows]).sort_values("step")
 
 
-def sample(queries: pd.DataFrame, most: int = 24) -> pd.DataFrame:
-    """At most `most` queries of each class, evenly spread over the table, in its order: to measure in passing."""
+def evenly_spaced(queries: pd.DataFrame, most: int = 24) -> pd.DataFrame:
+    """At most `most` queries of each class, evenly spaced in the table's order: to measure in passing."""
     numbers = np.arange(len(queries))
     harmful = queries["harmful"].to_numpy(dtype=bool)
     classes = [numbers[harmful], numbers[~harmful]]
@@ -89,7 +95,7 @@ def sample(queries: pd.DataFrame, most: int = 24) -> pd.DataFrame:
     return queries.iloc[np.sort(np.concatenate(chosen))]
 
 
-def measure(
+def measure_first_tokens(
     model: ChatModel, judge: FirstTokenJudge, queries: Mapping[str, pd.DataFrame], prompt: Prompt, step: int
 ) -> pd.DataFrame:
     """What the model is about to say under a prompt: MEASURED_COLUMNS, one row per query set and class."""
@@ -127,7 +133,114 @@ def _last(measured: pd.DataFrame) -> dict[str, Any]:
     return found
 
 
-# ---------------------------------------------------------------- files
+# --- where the states went ---------------------------------------------------------------------------------
+
+
+def movement(
+    model: ChatModel,
+    queries: pd.DataFrame,
+    run: DRORun,
+    *,
+    plane: tuple[int, int] = (0, 1),
+    steps: Sequence[int] | None = None,
+    store: stores.Store | None = None,
+    progress: Progress = True,
+) -> pd.DataFrame:
+    """Where each query's state lies in one plane of the anchor space at the run's snapshots: see `trajectories`.
+
+    Args:
+        plane: the two components, counted from 0, that become `x` and `y`.
+
+    Returns:
+        MOVEMENT_COLUMNS, one row per step and query.
+
+    Raises:
+        StatesError: components that the space does not have.
+        TrainingError: steps without a snapshot.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(3)
+        >>> states = drolab.hidden_states(model, queries, [prompts["none"], prompts["short"]], progress=False)
+        >>> space = drolab.fit_anchors(states, n_components=2)
+        >>> harm = drolab.fit_probe(space, states, queries["harmful"], positive="harmful")
+        >>> refusal = drolab.fit_probe(space, states, 0.8 * queries["harmful"] + 0.1, positive="refuses")
+        >>> run = drolab.train_dro(
+        ...     model, queries, init=prompts["short"], space=space, refusal=refusal, harmfulness=harm,
+        ...     config=drolab.DROConfig(num_train_epochs=3, learning_rate=1e-2), progress=False,
+        ... )
+        >>> moved = drolab.dro.movement(model, queries, run, progress=False)
+        >>> moved.groupby(["harmful", "step"])["refusal_logit"].mean().round(1).unstack()
+        step       0    3
+        harmful
+        False   -1.8 -2.6
+        True     2.2  3.1
+    """
+    m = len(run.space.components)
+    if not all(0 <= axis < m for axis in plane):
+        raise StatesError(f"The anchor space has components 0 to {m - 1}, so there is no plane {plane}.")
+    table = trajectories(model, queries, run, steps=steps, store=store, progress=progress)
+    x, y = (table[f"component_{axis + 1}"] for axis in plane)
+    return table.assign(x=x, y=y)[list(MOVEMENT_COLUMNS)]
+
+
+def trajectories(
+    model: ChatModel,
+    queries: pd.DataFrame,
+    run: DRORun,
+    *,
+    steps: Sequence[int] | None = None,
+    store: stores.Store | None = None,
+    progress: Progress = True,
+) -> pd.DataFrame:
+    """Where each query's state lies in the anchor space at the run's snapshots, from step 0 on.
+
+    Step 0 is the human prompt (its embeddings in the soft prompt's slots). The queries may be others than the
+    training queries.
+
+    Args:
+        steps: which snapshots; None takes all. Step 0 is always read, since drift is measured from it.
+
+    Returns:
+        query_id, harmful, step, component_1 to component_m, refusal_logit, harmfulness_logit, residual_drift; one
+        row per step and query. `residual_drift` is the squared movement outside the anchor space over the anchors'
+        residual variance.
+
+    Raises:
+        TrainingError: steps without a snapshot.
+    """
+    shown = sorted(run.snapshots) if steps is None else list(dict.fromkeys(steps))
+    if absent := [step for step in shown if step not in run.snapshots]:
+        raise TrainingError(f"No snapshots at steps {absent}: this run kept {sorted(run.snapshots)}.")
+    prompts = {str(step): snapshot(run, step) for step in sorted({0, *shown})}
+    states = hidden_states(model, queries, prompts, layers=(run.space.layer,), store=store, progress=progress)
+    matrix = states.matrix(run.space.layer)
+    origin = matrix[: len(queries)].repeat(len(prompts), 1)
+    drift = run.space.residual(matrix - origin).square().sum(dim=1) / run.space.residual_variance
+    places = coordinates(run.space, states)
+    table = states.index[["query_id", "harmful"]].assign(
+        step=states.index["prompt"].astype(int),
+        **{f"component_{number}": column.numpy() for number, column in enumerate(places.T, start=1)},
+        refusal_logit=run.refusal.decision_function(places).numpy(),
+        harmfulness_logit=run.harmfulness.decision_function(places).numpy(),
+        residual_drift=drift.numpy(),
+    )
+    return table[table["step"].isin(shown)].reset_index(drop=True)
+
+
+def snapshot(run: DRORun, step: int) -> SoftPrompt:
+    """The soft prompt as it was after a step that has a snapshot; 0 is the human prompt."""
+    prompt = run.soft_prompt
+    return SoftPrompt(
+        name=f"{prompt.name}@{step}",
+        embeddings=run.snapshots[step],
+        init_text=prompt.init_text,
+        model_fingerprint=prompt.model_fingerprint,
+    )
+
+
+# --- files -------------------------------------------------------------------------------------------------
 
 
 def save_run(folder: str | Path, name: str, kept: KeptRun) -> Path:
@@ -201,92 +314,3 @@ def _state(run: DRORun) -> dict[str, Tensor]:
         **{f"snapshot.{step}": value for step, value in run.snapshots.items()},
     }
     return {name: value.clone().contiguous() for name, value in tensors.items()}  # safetensors takes no shared memory
-
-
-MOVEMENT_COLUMNS = ("query_id", "harmful", "step", "x", "y", "refusal_logit", "harmfulness_logit", "residual_drift")
-"""Columns of `movement`."""
-
-
-def movement(
-    model: ChatModel,
-    queries: pd.DataFrame,
-    run: DRORun,
-    *,
-    plane: tuple[int, int] = (0, 1),
-    steps: Sequence[int] | None = None,
-    store: stores.Store | None = None,
-    progress: Progress = True,
-) -> pd.DataFrame:
-    """Where each query's state lies in one plane of the anchor space at the run's snapshots: see `paths`.
-
-    Args:
-        plane: the two components, counted from 0, that become `x` and `y`.
-
-    Returns:
-        MOVEMENT_COLUMNS, one row per step and query.
-
-    Raises:
-        StatesError: components that the space does not have.
-        TrainingError: steps without a snapshot.
-    """
-    m = len(run.space.components)
-    if not all(0 <= axis < m for axis in plane):
-        raise StatesError(f"The anchor space has components 0 to {m - 1}, so there is no plane {plane}.")
-    table = paths(model, queries, run, steps=steps, store=store, progress=progress)
-    x, y = (table[f"component_{axis + 1}"] for axis in plane)
-    return table.assign(x=x, y=y)[list(MOVEMENT_COLUMNS)]
-
-
-def paths(
-    model: ChatModel,
-    queries: pd.DataFrame,
-    run: DRORun,
-    *,
-    steps: Sequence[int] | None = None,
-    store: stores.Store | None = None,
-    progress: Progress = True,
-) -> pd.DataFrame:
-    """Where each query's state lies in the anchor space at the run's snapshots, from step 0 on.
-
-    Step 0 is the human prompt (its embeddings in the soft prompt's slots). The queries may be others than the
-    training queries.
-
-    Args:
-        steps: which snapshots; None takes all. Step 0 is always read, since drift is measured from it.
-
-    Returns:
-        query_id, harmful, step, component_1 to component_m, refusal_logit, harmfulness_logit, residual_drift; one
-        row per step and query. `residual_drift` is the squared movement outside the anchor space over the anchors'
-        residual variance.
-
-    Raises:
-        TrainingError: steps without a snapshot.
-    """
-    shown = sorted(run.snapshots) if steps is None else list(dict.fromkeys(steps))
-    if absent := [step for step in shown if step not in run.snapshots]:
-        raise TrainingError(f"No snapshots at steps {absent}: this run kept {sorted(run.snapshots)}.")
-    prompts = {str(step): snapshot(run, step) for step in sorted({0, *shown})}
-    states = hidden_states(model, queries, prompts, layers=(run.space.layer,), store=store, progress=progress)
-    matrix = states.matrix(run.space.layer)
-    origin = matrix[: len(queries)].repeat(len(prompts), 1)
-    drift = run.space.residual(matrix - origin).square().sum(dim=1) / run.space.residual_variance
-    places = coordinates(run.space, states)
-    table = states.index[["query_id", "harmful"]].assign(
-        step=states.index["prompt"].astype(int),
-        **{f"component_{number}": column.numpy() for number, column in enumerate(places.T, start=1)},
-        refusal_logit=run.refusal.decision_function(places).numpy(),
-        harmfulness_logit=run.harmfulness.decision_function(places).numpy(),
-        residual_drift=drift.numpy(),
-    )
-    return table[table["step"].isin(shown)].reset_index(drop=True)
-
-
-def snapshot(run: DRORun, step: int) -> SoftPrompt:
-    """The soft prompt as it was after a step that has a snapshot; 0 is the human prompt."""
-    prompt = run.soft_prompt
-    return SoftPrompt(
-        name=f"{prompt.name}@{step}",
-        embeddings=run.snapshots[step],
-        init_text=prompt.init_text,
-        model_fingerprint=prompt.model_fingerprint,
-    )

@@ -11,7 +11,7 @@ import hashlib
 import json
 import random
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from typing import Any
 
 import pandas as pd
@@ -27,47 +27,20 @@ from drolab.models import (
     ChatModel,
     EncodedBatch,
     Prompt,
-    back_off,
+    accumulating_gradients,
     check_fits,
-    collecting,
     embed_text,
     encode,
     forward_states,
-    passes_of,
+    halve_pass_tokens,
+    plan_passes,
     prefix_embeddings,
 )
-from drolab.progress import Progress, bar
+from drolab.progress import Progress, resumable_bar
 from drolab.types import AnchorSpace, DROConfig, DRORun, DROStep, Probe, SafetyPrompt, SoftPrompt
 
 HISTORY_COLUMNS = tuple(part.name for part in fields(DROStep) if part.name != "embeddings")
 """Columns of a run's history."""
-
-
-def iter_dro(
-    model: ChatModel,
-    queries: pd.DataFrame,
-    *,
-    init: Prompt,
-    space: AnchorSpace,
-    refusal: Probe,
-    harmfulness: Probe,
-    config: DROConfig | None = None,
-    store: stores.Store | None = None,
-) -> Iterator[DROStep]:
-    """Train step by step; `train_dro` drives this to the end and collects what it yields.
-
-    With a store, a checkpoint is kept every `config.checkpoint_every` steps and whenever the iteration stops:
-    at its end, on an error, Ctrl-C, or when the iterator is closed. The same call then goes on after the last
-    finished step, with numbers that are equal to the last bit (on one machine's CPU); a finished run yields
-    nothing. Input is checked when this is called, before the first step.
-
-    Raises:
-        As `train_dro`.
-    """
-    training = Training.start(
-        model, queries, init=init, space=space, refusal=refusal, harmfulness=harmfulness, config=config, store=store
-    )
-    return training.steps()
 
 
 def train_dro(
@@ -82,7 +55,11 @@ def train_dro(
     store: stores.Store | None = None,
     progress: Progress = True,
 ) -> DRORun:
-    """Train a soft prompt by DRO.
+    """Train a soft prompt by DRO: harmful queries are to move along the refusal direction, harmless ones against it.
+
+    The loss of a batch is L_refusal + 0.01 L_harmfulness + β L_residual with the default weights (paper, eqs. 3 to 5):
+    L_refusal is the binary cross-entropy of the change of the refusal probe's logit against x0, the state under `init`;
+    L_harmfulness the same for the harmfulness probe; L_residual the squared movement outside the anchor space.
 
     Args:
         queries: the training queries, of both classes. Their order counts: each epoch shuffles it, seeded.
@@ -104,19 +81,53 @@ def train_dro(
             or is positive for something else.
         PromptError: `init` has no text to start from, or is a soft prompt of another model.
         TrainingError: a loss or gradient is not finite (the last good step is kept in the store).
+        ModelError: not even a single chat fits into the memory.
         KeyboardInterrupt: with a message on how to resume; nothing that was finished is lost with a store.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(3)
+        >>> states = drolab.hidden_states(model, queries, [prompts["none"], prompts["short"]], progress=False)
+        >>> space = drolab.fit_anchors(states, n_components=2)
+        >>> harm = drolab.fit_probe(space, states, queries["harmful"], positive="harmful")
+        >>> rates = 0.8 * queries["harmful"] + 0.1  # of judged replies in earnest
+        >>> refusal = drolab.fit_probe(space, states, rates, positive="refuses")
+        >>> config = drolab.DROConfig(num_train_epochs=3, learning_rate=1e-2)
+        >>> run = drolab.train_dro(
+        ...     model, queries, init=prompts["short"], space=space, refusal=refusal, harmfulness=harm,
+        ...     config=config, progress=False,
+        ... )
+        >>> run.soft_prompt.name, len(run.history), list(run.snapshots)
+        ('dro-short', 3, [0, 3])
+        >>> run.history[["step", "refusal_loss", "residual_drift"]].round(2)
+           step  refusal_loss  residual_drift
+        0     1          0.69            0.00
+        1     2          0.58            0.32
+        2     3          0.48            1.63
     """
-    training = Training.start(
-        model, queries, init=init, space=space, refusal=refusal, harmfulness=harmfulness, config=config, store=store
+    training = Training(
+        model,
+        queries,
+        init=init,
+        space=space,
+        refusal=refusal,
+        harmfulness=harmfulness,
+        config=config or DROConfig(),
+        store=store,
     )
-    total = training.n_steps
-    with bar(progress, total=total, initial=training.done.step, desc="DRO", unit="step") as counted:
-        try:
-            for step in training.steps():
-                counted.note(f"loss {step.loss:.4f}, drift {step.residual_drift:.3f}")
-                counted.update()
-        except KeyboardInterrupt as interrupt:
-            raise KeyboardInterrupt(_interrupted(training.done.step, total, store)) from interrupt
+    with resumable_bar(
+        progress,
+        total=training.n_steps,
+        initial=training.done.step,
+        desc="DRO",
+        unit="step",
+        units="steps",
+        kept=store is not None,
+    ) as counted:
+        for step in training.steps():
+            counted.note(f"loss {step.loss:.4f}, drift {step.residual_drift:.3f}")
+            counted.update()
     return training.run()
 
 
@@ -137,59 +148,56 @@ class _Done:
     snapshots: dict[int, Tensor] = field(default_factory=dict)
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class Training:
-    """One run in progress: its fixed inputs, what is done, and where it is kept. `iter_dro` and `train_dro` drive it.
+    """One run in progress: what it is made of, what is done of it, and where that is kept.
 
-    `run()` may be asked at any time, from any thread, also while `steps()` is being iterated.
+    Making one checks the input and takes up what the store has of this run. `train_dro` drives it to its end, the panel
+    step by step. `run()` may be asked at any time, from any thread, also while `steps()` is being iterated.
+
+    Raises:
+        QueryError, StatesError, PromptError, TrainingError: input that `train_dro` would refuse.
     """
 
     model: ChatModel
     queries: pd.DataFrame
+    _: KW_ONLY
     init: Prompt
     space: AnchorSpace
     refusal: Probe
     harmfulness: Probe
     config: DROConfig
-    store: stores.Store | None
-    key: str
-    done: _Done
+    store: stores.Store | None = None
+    key: str = field(init=False)
+    """Under which the store has it."""
+    done: _Done = field(init=False)
 
-    @classmethod
-    def start(
-        cls,
-        model: ChatModel,
-        queries: pd.DataFrame,
-        *,
-        init: Prompt,
-        space: AnchorSpace,
-        refusal: Probe,
-        harmfulness: Probe,
-        config: DROConfig | None = None,
-        store: stores.Store | None = None,
-    ) -> Training:
-        """Check the input, and take up what the store has of this run. Arguments and errors as in `train_dro`."""
-        queries, config = validate_queries(queries), config or DROConfig()
-        _check_queries(queries)
-        _check_space(model, space)
-        _check_probe(space, refusal, "refusal", "refuses")
-        _check_probe(space, harmfulness, "harmfulness", "harmful")
-        if not any(weights(config).values()):
+    def __post_init__(self) -> None:
+        self.queries = validate_queries(self.queries)
+        _check_queries(self.queries)
+        _check_space(self.model, self.space)
+        _check_probe(self.space, self.refusal, "refusal", "refuses")
+        _check_probe(self.space, self.harmfulness, "harmfulness", "harmful")
+        if not any(weights(self.config).values()):
             raise TrainingError("All three terms of the loss have weight 0: give one of them a weight.")
-        first = _initial_embeddings(model, init)
-        run_key = _run_key(model, queries, init, first, space, refusal, harmfulness, config)
-        done = _load(store, run_key) or _Done(step=0, embeddings=first, snapshots={0: first.clone()})
-        return cls(
-            model=model,
-            queries=queries,
-            init=init,
-            space=space,
-            refusal=refusal,
-            harmfulness=harmfulness,
-            config=config,
-            store=store,
-            key=run_key,
-            done=done,
+        first = _initial_embeddings(self.model, self.init)
+        self.key = self._key(first)
+        self.done = _load(self.store, self.key) or _Done(step=0, embeddings=first, snapshots={0: first.clone()})
+
+    def _key(self, first: Tensor) -> str:
+        """Everything that the numbers depend on; how often they are kept is not part of it."""
+        settings = {name: value for name, value in asdict(self.config).items() if name != "checkpoint_every"}
+        queries, space = self.queries[["text", "harmful"]], self.space
+        return stores.key(
+            kind="dro",
+            model=self.model.fingerprint,
+            dtype=str(self.model.dtype),
+            attention=str(self.model.model.config._attn_implementation),
+            queries=[[str(text), bool(harmful)] for text, harmful in queries.itertuples(index=False)],
+            init=[self.init.text if isinstance(self.init, SafetyPrompt) else None, _digest(first)],
+            space=[_digest(space.mean), _digest(space.components), space.layer, space.residual_variance],
+            probes=[[_digest(probe.coef), probe.intercept] for probe in (self.refusal, self.harmfulness)],
+            config=settings,
         )
 
     @property
@@ -218,7 +226,16 @@ class Training:
         )
 
     def steps(self) -> Generator[DROStep]:
-        """The steps still to do; checkpoints as it goes and when it stops, for whatever reason."""
+        """The steps still to do, after the last that is finished; none if the run is.
+
+        With a store, a checkpoint is kept every `config.checkpoint_every` steps and whenever the iteration stops: at
+        its end, on an error, Ctrl-C, or when the iterator is closed. A run that goes on from one has numbers that are
+        equal to the last bit (on one machine's CPU).
+
+        Raises:
+            TrainingError: a loss or gradient is not finite; the step before is kept.
+            ModelError: not even a single chat fits into the memory.
+        """
         if self.done.step == self.n_steps:
             return
         saved = self.done.step
@@ -304,8 +321,11 @@ class Training:
         """Pass by pass. All terms are means over queries, so each pass counts by its number of queries."""
         classes = self.queries["harmful"].to_numpy(dtype=bool)
         layer, parts = self.space.layer, []
-        with torch.enable_grad(), collecting(self.model, prefix_embeddings(self.model, batch, soft), layer) as prefix:
-            for numbers in passes_of(self.model, prefix, [len(batch.suffixes[row]) for row in rows]):
+        with (
+            torch.enable_grad(),
+            accumulating_gradients(self.model, prefix_embeddings(self.model, batch, soft), layer) as prefix,
+        ):
+            for numbers in plan_passes(self.model, prefix, [len(batch.suffixes[row]) for row in rows]):
                 here = [rows[number] for number in numbers]
                 suffixes, share = [batch.suffixes[row] for row in here], len(here) / len(rows)
                 try:
@@ -323,7 +343,7 @@ class Training:
                     self._check_finite(step, terms)
                     (terms.total(self.config) * share).backward()
                 except torch.OutOfMemoryError as error:
-                    back_off(self.model, suffixes)
+                    halve_pass_tokens(self.model, suffixes)
                     raise _PassTooLargeError from error
                 parts.append(torch.stack([term.detach() for term in terms]) * share)
         return Losses(*torch.stack(parts).sum(dim=0))
@@ -452,37 +472,6 @@ def _check_probe(space: AnchorSpace, probe: Probe, name: str, positive: str) -> 
         )
 
 
-def _run_key(
-    model: ChatModel,
-    queries: pd.DataFrame,
-    init: Prompt,
-    first: Tensor,
-    space: AnchorSpace,
-    refusal: Probe,
-    harmfulness: Probe,
-    config: DROConfig,
-) -> str:
-    """Everything that the numbers depend on; how often they are kept is not part of it."""
-    settings = {name: value for name, value in asdict(config).items() if name != "checkpoint_every"}
-    return stores.key(
-        kind="dro",
-        model=model.fingerprint,
-        dtype=str(model.dtype),
-        attention=str(model.model.config._attn_implementation),
-        queries=[[str(text), bool(harmful)] for text, harmful in zip(queries["text"], queries["harmful"], strict=True)],
-        init=[init.text if isinstance(init, SafetyPrompt) else None, _digest(first)],
-        space=[_digest(space.mean), _digest(space.components), space.layer, space.residual_variance],
-        probes=[[_digest(probe.coef), probe.intercept] for probe in (refusal, harmfulness)],
-        config=settings,
-    )
-
-
 def _digest(tensor: Tensor) -> list[Any]:
     raw = tensor.detach().float().contiguous().cpu().numpy().tobytes()
     return [list(tensor.shape), hashlib.sha256(raw).hexdigest()]
-
-
-def _interrupted(step: int, total: int, store: stores.Store | None) -> str:
-    if store is None:
-        return f"{step} of {total} steps were done and none is kept: pass store=drolab.Store() to keep them."
-    return f"{step} of {total} steps are in the store: run the same call again to go on."

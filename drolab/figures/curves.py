@@ -217,7 +217,7 @@ def training_curves(
 
     Args:
         history: rows of `DROStep.numbers()`; with a column `run`, one colour per run.
-        measured: rows of `runs.measure`, with the same runs.
+        measured: rows of `dro.measure_first_tokens`, with the same runs.
         n_steps: the last step of the axis, for runs that are not finished; None fits the rows.
 
     Raises:
@@ -249,7 +249,7 @@ def first_token_curves(
     (queries held out, say) have open symbols. One run is coloured by class, several by run.
 
     Args:
-        measured: rows of `runs.measure`; with a column `run`, one colour per run.
+        measured: rows of `dro.measure_first_tokens`; with a column `run`, one colour per run.
         n_steps: the last step of the axis, for runs that are not finished; None fits the rows.
 
     Raises:

@@ -1,6 +1,7 @@
 """Tables of hidden states: every query under every safety prompt, at chosen layers and positions, from the store first.
 
-`passes` says how states are computed, `blocks` what the layers are. Prompts that begin alike share that beginning, too.
+In order: `hidden_states`; a `_Task`, which is what is wanted under one prompt; the loop that completes all tasks. All
+chats under one prompt share their first tokens (`models.passes`), and prompts that begin alike share those, too.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from drolab.models import (
     EncodedBatch,
     Prefix,
     Prompt,
+    Prompts,
     as_prompts,
-    back_off,
-    begin,
     can_share_prefix,
     check_edits,
     check_positions,
     encode,
-    pass_states,
-    passes_of,
+    forward_states,
     prefix_embeddings,
     resolve_layers,
+    run_prefix,
+    states_by_pass,
 )
-from drolab.progress import Progress, bar
+from drolab.progress import Progress, resumable_bar
 from drolab.store import Store, key
 from drolab.types import STATE_COLUMNS, HiddenStates
 
@@ -51,7 +52,7 @@ _WORTH_SHARING = 64
 def hidden_states(
     model: ChatModel,
     queries: pd.DataFrame,
-    prompts: Mapping[str, Prompt] | Sequence[Prompt] | Prompt,
+    prompts: Prompts,
     *,
     layers: Sequence[int] = (-1,),
     positions: Sequence[int] = (-1,),
@@ -78,9 +79,29 @@ def hidden_states(
         progress: show a bar; or a callable, see `drolab.progress`.
 
     Raises:
-        QueryError, PromptError, ChatTemplateError: what is given cannot be rendered, see `chat.render`.
+        QueryError: malformed queries, or one that makes a chat longer than the model's context.
+        PromptError: no prompts, two of one name, a soft prompt of another model, or one too long for the context.
+        ChatTemplateError: the template rejects, drops or rewrites the system text.
         StatesError: layers or positions that are not there, or a state that is not finite.
-        ModelError: not even a single chat fits into the memory.
+        ModelError: not even a single chat fits into the memory, or the model is being edited (see `steered`) and this
+            is not what its context yielded.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").head(3)
+        >>> states = drolab.hidden_states(model, queries, prompts, layers=(2, -1), progress=False)
+        >>> states.values.shape  # 4 prompts x 3 queries, 2 layers
+        torch.Size([12, 2, 256])
+        >>> states.index[["query_id", "prompt", "position"]].head(4)
+               query_id   prompt  position
+        0  anchors-0001     none        -1
+        1  anchors-0002     none        -1
+        2  anchors-0003     none        -1
+        3  anchors-0001  default        -1
+        >>> states.index.attrs["summary"]
+        '0 hits, 12 computed'
+        >>> shift = states.select(prompt="default").matrix(-1) - states.select(prompt="none").matrix(-1)
     """
     check_edits(model)
     queries = validate_queries(queries)
@@ -96,7 +117,7 @@ def hidden_states(
         _Task.make(model, queries["text"].tolist(), prompt, resolved, places, own)
         for prompt, own in zip(wanted, values, strict=True)
     ]
-    summary = _fill(model, tasks, queries["query_id"], store, token_budget, progress)
+    summary = _complete(model, tasks, queries["query_id"], store, token_budget, progress)
     index = pd.concat([_index(queries, task.prompt.name, places) for task in tasks], ignore_index=True)
     index.attrs["summary"] = summary
     return HiddenStates(
@@ -145,7 +166,13 @@ class _Task:
             batch=batch,
             layers=layers,
             positions=positions,
-            common=_common(model, batch),
+            common=key(
+                kind="hidden state",
+                model=model.fingerprint,
+                dtype=str(model.dtype),
+                attention=model.model.config._attn_implementation,
+                soft=batch.slots,
+            ),
             values=values,
             done=torch.zeros(values.shape[:-1], dtype=torch.bool),
         )
@@ -174,9 +201,9 @@ class _Task:
                         self.values[place] = found[name]
                         self.done[place] = True
 
-    def lacks(self) -> tuple[list[int], list[int]]:
-        """The queries that lack a state, and the numbers of the layers at which any does."""
-        return self.missing(), (~self.done).flatten(0, 1).any(dim=0).nonzero().flatten().tolist()
+    def lacking_layers(self) -> list[int]:
+        """Numbers of the layers at which any query lacks a state."""
+        return (~self.done).flatten(0, 1).any(dim=0).nonzero().flatten().tolist()
 
     def put(self, rows: Sequence[int], columns: Sequence[int], computed: Tensor) -> dict[str, Tensor]:
         """Take in [rows, positions, columns, d] where nothing was; returns what is new, by its key."""
@@ -221,18 +248,11 @@ class _Keeper:
         self.waiting, self.written = {}, time.monotonic()
 
 
-def _common(model: ChatModel, batch: EncodedBatch) -> str:
-    soft = None if batch.soft is None else [batch.soft.sha256, *(batch.span or ())]
-    return key(
-        kind="hidden state",
-        model=model.fingerprint,
-        dtype=str(model.dtype),
-        attention=model.model.config._attn_implementation,
-        soft=soft,
-    )
+# --- the loop over passes ----------------------------------------------------------------------------------
 
 
-def _fill(
+@torch.no_grad()
+def _complete(
     model: ChatModel,
     tasks: Sequence[_Task],
     query_ids: pd.Series,
@@ -252,57 +272,55 @@ def _fill(
             model.name,
             model.model.config.model_type,
         )
-    computed, keeper = 0, _Keeper(store=store, note=f"hidden states, {model.name}")
-    with bar(progress, total=total, initial=hits, desc="hidden states", unit="chat") as counted:
-        counted.note(f"{hits} hits, {computed} computed")
+    keeper = _Keeper(store=store, note=f"hidden states, {model.name}")
+    with resumable_bar(
+        progress,
+        total=total,
+        initial=hits,
+        desc="hidden states",
+        unit="chat",
+        units="chats",
+        kept=store is not None,
+    ) as counted:
+        counted.note(f"{hits} hits, 0 computed")
         try:
-            lacking = [task for task in tasks if task.missing()]
-            for task, prefix in _begun(model, lacking) if lacking else ():
-                for count in _compute(model, task, prefix, query_ids, keeper, token_budget):
-                    computed += count
-                    counted.note(f"{hits} hits, {computed} computed")
-                    counted.update(count)
-        except KeyboardInterrupt as interrupt:
-            raise KeyboardInterrupt(_interrupted(hits + computed, total, store)) from interrupt
+            for task, prefix in _with_prefixes(model, [task for task in tasks if task.missing()]):
+                for n_chats in _compute(model, task, prefix, query_ids, keeper, token_budget):
+                    counted.note(f"{hits} hits, {counted.done + n_chats - hits} computed")
+                    counted.update(n_chats)
         finally:
             keeper.write()
-    return f"{hits} hits, {computed} computed"
+    return f"{hits} hits, {total - hits} computed"
 
 
-def _interrupted(done: int, total: int, store: Store | None) -> str:
-    if store is None:
-        return f"{done} of {total} chats were done and none is kept: pass store=drolab.Store() to keep them."
-    return f"{done} of {total} chats are in the store: run the same call again to compute the rest."
-
-
-@torch.no_grad()
-def _begun(
-    model: ChatModel, tasks: Sequence[_Task], begun: Prefix | None = None, depth: int = 0
+def _with_prefixes(
+    model: ChatModel, tasks: Sequence[_Task], shared: Prefix | None = None, depth: int = 0
 ) -> Iterator[tuple[_Task, Prefix]]:
     """Each task with its prefix, which has run; what several of them begin with ran once.
 
     Args:
-        begun: what all the tasks begin with, `depth` tokens.
+        shared: what all the tasks begin with, `depth` tokens, after it has run.
     """
+    if not tasks:
+        return
     beginnings = {id(task): task.beginning() for task in tasks}
     common = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*beginnings.values(), strict=False)))
-    until = max(task.layers[column] for task in tasks for column in task.lacks()[1])
+    until = max(task.layers[column] for task in tasks for column in task.lacking_layers())
     embeddings = prefix_embeddings(model, tasks[0].batch)
     if all(len(tokens) == common for tokens in beginnings.values()):
-        begun = begin(model, embeddings[depth:], after=begun, until=until)
-        yield from ((task, begun) for task in tasks)
+        prefix = run_prefix(model, embeddings[depth:], after=shared, until=until)
+        yield from ((task, prefix) for task in tasks)
         return
     if (common - depth) * (len(tasks) - 1) >= _WORTH_SHARING:
-        begun, depth = begin(model, embeddings[depth:common], after=begun, until=until), common
+        shared, depth = run_prefix(model, embeddings[depth:common], after=shared, until=until), common
 
-    def parting(task: _Task) -> list[tuple]:
+    def next_token(task: _Task) -> list[tuple]:
         return beginnings[id(task)][common : common + 1]
 
-    for _, group in groupby(sorted(tasks, key=parting), key=parting):
-        yield from _begun(model, list(group), begun, depth)
+    for _, group in groupby(sorted(tasks, key=next_token), key=next_token):
+        yield from _with_prefixes(model, list(group), shared, depth)
 
 
-@torch.no_grad()
 def _compute(
     model: ChatModel,
     task: _Task,
@@ -312,47 +330,32 @@ def _compute(
     token_budget: int | None,
 ) -> Iterator[int]:
     """Pass by pass what a task lacks; yields the number of chats of each pass."""
-    missing, columns = task.lacks()
-    layers = [task.layers[column] for column in columns]
-    for numbers, states in _delivered(_passes(model, task, prefix, missing, layers, token_budget)):
-        finite = states.flatten(1).isfinite().all(dim=1)
-        if not finite.all() and len(numbers) > 1:  # what one chat breaks, it breaks for those in its row, too
-            alone = [pass_states(model, prefix, [task.batch.suffixes[n]], layers, task.positions) for n in numbers]
+    missing, columns = task.missing(), task.lacking_layers()
+    suffixes, layers = [task.batch.suffixes[row] for row in missing], [task.layers[column] for column in columns]
+    for numbers, states in _delivered(states_by_pass(model, prefix, suffixes, layers, task.positions, token_budget)):
+        rows, finite = [missing[number] for number in numbers], _finite(states)
+        if not finite.all() and len(rows) > 1:  # what one chat breaks, it breaks for those in its row, too
+            alone = [
+                forward_states(model, prefix, [suffixes[number]], layers=layers, positions=task.positions)
+                for number in numbers
+            ]
             states = torch.cat(alone).cpu()
-            finite = states.flatten(1).isfinite().all(dim=1)
+            finite = _finite(states)
         good = finite.nonzero().flatten().tolist()
-        keeper.add(task.put([numbers[i] for i in good], columns, states[good]))
-        if len(good) < len(numbers):
-            bad = query_ids.iloc[numbers[int((~finite).nonzero()[0])]]
+        keeper.add(task.put([rows[i] for i in good], columns, states[good]))
+        if len(good) < len(rows):
+            bad = query_ids.iloc[rows[int((~finite).nonzero()[0])]]
             raise StatesError(
                 f"The hidden states of query {bad!r} under prompt {task.prompt.name!r} are not finite "
                 f"({str(model.dtype).removeprefix('torch.')}): load the model with dtype='bfloat16' or 'float32'; "
                 "float16 overflows in some families."
             )
-        yield len(numbers)
+        yield len(rows)
 
 
-def _passes(
-    model: ChatModel,
-    task: _Task,
-    prefix: Prefix,
-    numbers: Sequence[int],
-    layers: Sequence[int],
-    token_budget: int | None,
-) -> Iterator[tuple[list[int], Tensor]]:
-    """The states of these chats, where the model has them; a pass that does not fit into the memory is divided."""
-    for rows in passes_of(model, prefix, [len(task.batch.suffixes[number]) for number in numbers], token_budget):
-        chats = [numbers[row] for row in rows]
-        suffixes = [task.batch.suffixes[chat] for chat in chats]
-        try:
-            states = pass_states(model, prefix, suffixes, layers, task.positions)
-        except torch.OutOfMemoryError:
-            states = None
-        if states is None:  # only here is the failed pass's memory free
-            back_off(model, suffixes)
-            yield from _passes(model, task, prefix, chats, layers, token_budget)
-        else:
-            yield chats, states
+def _finite(states: Tensor) -> Tensor:
+    """[B] bool."""
+    return states.flatten(1).isfinite().all(dim=1)
 
 
 def _delivered(passes: Iterator[tuple[list[int], Tensor]]) -> Iterator[tuple[list[int], Tensor]]:

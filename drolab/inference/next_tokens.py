@@ -1,10 +1,13 @@
-""""""
+"""The distribution of a reply's first token: as the model is, and under edits of its hidden states.
+
+`first_token_probabilities` asks for queries under prompts, `next_tokens` for one batch of chats under many plans of
+edits, with what the plans share run once. Nothing is sampled and nothing is kept.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -13,19 +16,19 @@ from transformers import DynamicCache
 
 from drolab.data import validate_queries
 from drolab.errors import QueryError, StatesError
-from drolab.inference.responses import Prompts
 from drolab.inference.sampling import batches
 from drolab.models import (
     ChatModel,
     Edit,
     EncodedBatch,
     Patch,
+    Prompts,
+    acts_at_read_position,
     as_prompts,
-    at_read_position,
     can_share_prefix,
     check_edits,
+    copy_cache,
     encode,
-    expanded,
     last_logits,
     prefix_cache,
     prefix_embeddings,
@@ -33,9 +36,6 @@ from drolab.models import (
     steered,
 )
 from drolab.progress import Progress, bar
-
-if TYPE_CHECKING:
-    pass
 
 
 @torch.no_grad()
@@ -57,7 +57,25 @@ def first_token_probabilities(
         float32 probabilities on the CPU with the same rows.
 
     Raises:
-        QueryError, PromptError, ChatTemplateError, StatesError: as `generate`.
+        QueryError: malformed queries, one that makes a chat longer than the model's context, or no budget.
+        PromptError: no prompts, two of one name, a soft prompt of another model, or one too long for the context.
+        ChatTemplateError: the template rejects, drops or rewrites the system text.
+        StatesError: the model's logits are not numbers.
+        ModelError: the model is being edited (see `steered`) and this is not what its context yielded.
+
+    Examples:
+        >>> import drolab
+        >>> from drolab.inference import first_token_probabilities
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").head(2)
+        >>> index, probabilities = first_token_probabilities(model, queries, [prompts["none"], prompts["default"]])
+        >>> refuses = model.tokenizer("I")["input_ids"][0]
+        >>> index.assign(p_refuses=probabilities[:, refuses].tolist()).round(2)
+               query_id   prompt  harmful  p_refuses
+        0  anchors-0001     none     True       0.42
+        1  anchors-0002     none    False       0.05
+        2  anchors-0001  default     True       0.68
+        3  anchors-0002  default    False       0.08
     """
     check_edits(model)
     queries = validate_queries(queries)
@@ -106,44 +124,67 @@ def next_tokens(
         Plans in order for the same rows, the plans with edits at all positions after those without.
 
     Raises:
-        As `steered`; and StatesError: a Patch whose states are not one for each chat.
+        ModelError: a plan has edits and the model's blocks or its final norm cannot be found; or the model is being
+            edited and this is not what its `steered` context yielded.
+        StatesError: a layer that the model does not have, a vector of another width, a Patch whose states are not one
+            for each chat, or logits that are not numbers.
+
+    Examples:
+        >>> import drolab
+        >>> from drolab.inference import next_tokens
+        >>> from drolab.models import Ablate, Add, encode
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").head(2)  # one harmful, one harmless
+        >>> states = drolab.hidden_states(model, queries, prompts["none"], layers=(2,), progress=False).matrix(2)
+        >>> direction = states[0] - states[1]
+        >>> batch = encode(model, queries["text"].tolist(), prompts["none"])
+        >>> refuses = model.tokenizer("I")["input_ids"][0]
+        >>> for plan, rows, found in next_tokens(model, batch, [[], [Add(direction, 2)], [Ablate(direction)]]):
+        ...     for row, probability in zip(rows, found.exp()[:, refuses].tolist()):
+        ...         print(plan, queries["query_id"].iloc[row], f"P(I) = {probability:.2f}")
+        0 anchors-0001 P(I) = 0.42
+        0 anchors-0002 P(I) = 0.05
+        1 anchors-0001 P(I) = 0.49
+        1 anchors-0002 P(I) = 0.06
+        2 anchors-0001 P(I) = 0.38
+        2 anchors-0002 P(I) = 0.07
     """
     check_edits(model)
     share = can_share_prefix(model)
-    late = [number for number, plan in enumerate(plans) if share and all(map(at_read_position, plan))]
+    late = [number for number, plan in enumerate(plans) if share and all(map(acts_at_read_position, plan))]
     if late:
-        yield from _change_last(model, batch, {number: plans[number] for number in late}, token_budget)
+        yield from _edit_last_tokens(model, batch, {number: plans[number] for number in late}, token_budget)
     for number in sorted(set(range(len(plans))) - set(late)):
-        share_prefix = share and not any(map(at_read_position, plans[number]))
-        for rows, spoken in _change_whole(model, batch, plans[number], token_budget, share_prefix):
-            yield number, rows, spoken
+        share_prefix = share and not any(map(acts_at_read_position, plans[number]))
+        for rows, found in _edit_whole_chats(model, batch, plans[number], token_budget, share_prefix):
+            yield number, rows, found
 
 
-def _change_last(
+def _edit_last_tokens(
     model: ChatModel, batch: EncodedBatch, plans: Mapping[int, Sequence[Edit]], token_budget: int
 ) -> Iterator[tuple[int, list[int], Tensor]]:
-    """For plans that change the last token only: the tokens before it run once for all plans."""
-    prefix = _begun(model, prefix_embeddings(model, batch))
+    """For plans that edit the last token only: the tokens before it run once for all plans."""
+    prefix = prefix_cache(model, prefix_embeddings(model, batch))
     for rows in _chunks(batch, token_budget):
-        tokens = _embedded(model, batch, rows)
-        trunk = _begun(model, tokens[:, :-1], expanded(prefix, len(rows)))
+        tokens = _embed_suffixes(model, batch, rows)
+        before = prefix_cache(model, tokens[:, :-1], copy_cache(prefix, len(rows)))
         for number, plan in plans.items():
-            edits = _of_rows(plan, batch, rows)
-            yield number, rows, _spoken(model, edits, tokens[:, -1:], expanded(trunk, 1))
+            edits = _edits_of_rows(plan, batch, rows)
+            yield number, rows, _log_probabilities(model, edits, tokens[:, -1:], copy_cache(before, 1))
 
 
-def _change_whole(
+def _edit_whole_chats(
     model: ChatModel, batch: EncodedBatch, plan: Sequence[Edit], token_budget: int, share_prefix: bool
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """For a plan that changes whole chats: their common prefix runs once, if its last token may be edited as any."""
+    """For a plan that edits all tokens: the common prefix runs once, if its last token may be edited as any."""
     prefix = prefix_embeddings(model, batch)
     with steered(model, *plan):
-        start = _begun(model, prefix) if share_prefix else None
+        shared = prefix_cache(model, prefix) if share_prefix else None
     for rows in _chunks(batch, token_budget):
-        tokens, edits = _embedded(model, batch, rows), _of_rows(plan, batch, rows)
-        if start is None:
+        tokens, edits = _embed_suffixes(model, batch, rows), _edits_of_rows(plan, batch, rows)
+        if shared is None:
             tokens = torch.cat([prefix.expand(len(rows), *prefix.shape), tokens], dim=1)
-        yield rows, _spoken(model, edits, tokens, None if start is None else expanded(start, len(rows)))
+        yield rows, _log_probabilities(model, edits, tokens, None if shared is None else copy_cache(shared, len(rows)))
 
 
 def _chunks(batch: EncodedBatch, token_budget: int) -> Iterator[list[int]]:
@@ -156,22 +197,13 @@ def _chunks(batch: EncodedBatch, token_budget: int) -> Iterator[list[int]]:
         yield from (by_length[length][at : at + size] for at in range(0, len(by_length[length]), size))
 
 
-def _embedded(model: ChatModel, batch: EncodedBatch, rows: Sequence[int]) -> Tensor:
+def _embed_suffixes(model: ChatModel, batch: EncodedBatch, rows: Sequence[int]) -> Tensor:
     """[rows, S, d]: what follows the shared prefix."""
     return model.embed(torch.tensor([batch.suffixes[row] for row in rows]))
 
 
-def _begun(model: ChatModel, embedded: Tensor, cache: DynamicCache | None = None) -> DynamicCache:
-    """The keys and values of a prefix [S, d]; or those of a cache with [B, S, d] more."""
-    if embedded.shape[-2] == 0:
-        return DynamicCache(config=model.model.config.get_text_config()) if cache is None else cache
-    if cache is None:
-        return prefix_cache(model, embedded)
-    model.base_model(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
-    return cache
-
-
-def _of_rows(plan: Sequence[Edit], batch: EncodedBatch, rows: Sequence[int]) -> list[Edit]:
+def _edits_of_rows(plan: Sequence[Edit], batch: EncodedBatch, rows: Sequence[int]) -> list[Edit]:
+    """A plan for some chats of the batch: their rows of each Patch."""
     for edit in plan:
         if isinstance(edit, Patch) and len(edit.states) != len(batch):
             raise StatesError(
@@ -180,7 +212,7 @@ def _of_rows(plan: Sequence[Edit], batch: EncodedBatch, rows: Sequence[int]) -> 
     return [replace(edit, states=edit.states[list(rows)]) if isinstance(edit, Patch) else edit for edit in plan]
 
 
-def _spoken(model: ChatModel, edits: Sequence[Edit], tokens: Tensor, cache: DynamicCache | None) -> Tensor:
+def _log_probabilities(model: ChatModel, edits: Sequence[Edit], tokens: Tensor, cache: DynamicCache | None) -> Tensor:
     """[rows, vocabulary]: log-probabilities after the last of the tokens [rows, S, d]."""
     with steered(model, *edits):
         logits = last_logits(model, inputs_embeds=tokens, past_key_values=cache, use_cache=cache is not None)

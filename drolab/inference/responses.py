@@ -1,24 +1,17 @@
-"""Responses: sampled or greedy replies to queries under text prompts and soft prompts.
+"""Responses: sampled or greedy replies to queries under text prompts and soft prompts, from the store first.
 
-The loop is drolab's own, so that a reply is a function of the chat, the settings and the sample's number
-alone. Each sample has its own stream of uniform numbers, which pick tokens by the inverse of the cumulative
-distribution. Batch size, order and the other queries change a result by rounding errors at most.
-
-Two things make it fast. What chats and samples share is read where it is and never copied (`decoding`). And samples of
-a query that have said the same so far are one row of the batch: they part where their tokens first differ.
+In order: `generate`; a `_Task`, which is what is wanted under one prompt; the loop that completes all tasks. How the
+tokens of a reply are chosen is in `sampling`, how a batch of chats is read token by token in `models.kv_cache`.
 
 transformers' continuous batching is not used: it takes token ids only (no soft prompts), has no stop strings and one
 seed for all requests, which it sets globally. benchmarks/generation.py measures it.
-
-Only temperature and top_p shape the distribution: other settings in a model's generation_config
-(top_k, repetition_penalty, …) are not applied.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,13 +21,11 @@ import torch
 
 from drolab.data import validate_queries
 from drolab.errors import QueryError
-from drolab.inference.sampling import Ends, Settings, batches, decode, decoded_texts, stop_ids, uniform_stream
-from drolab.models import ChatModel, EncodedBatch, Prompt, Reader, as_prompts, check_edits, encode, reader_for
-from drolab.progress import Progress, bar
+from drolab.inference.sampling import Settings, StoppingRule, batches, decode, decoded_texts, stop_ids, uniform_numbers
+from drolab.models import ChatModel, EncodedBatch, Prompt, Prompts, Reader, as_prompts, check_edits, encode, reader_for
+from drolab.progress import Progress, resumable_bar
 from drolab.store import Store, key
 from drolab.types import RESPONSE_COLUMNS
-
-Prompts = Mapping[str, Prompt] | Sequence[Prompt] | Prompt
 
 
 class _Reply(NamedTuple):
@@ -86,9 +77,23 @@ def generate(
         "stop" or "length"; `first_token` is a token id. `.attrs["summary"]` says what was done: "796 hits, 4 computed".
 
     Raises:
-        QueryError: settings out of range, or a chat that leaves no room for the reply.
-        QueryError, PromptError, ChatTemplateError: what is given cannot be rendered, see `chat.render`.
+        QueryError: settings out of range, malformed queries, or a chat that leaves no room for the reply.
+        PromptError: no prompts, two of one name, a soft prompt of another model, or one too long for the context.
+        ChatTemplateError: the template rejects, drops or rewrites the system text.
         StatesError: the model's logits are not numbers.
+        ModelError: the model is being edited (see `steered`) and this is not what its context yielded.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").head(2)  # one harmful, one harmless
+        >>> replies = drolab.generate(model, queries, prompts["none"], n_samples=2, max_new_tokens=8, progress=False)
+        >>> replies[["query_id", "sample", "response"]]
+               query_id  sample                           response
+        0  anchors-0001       0  I cannot help with that. It could
+        1  anchors-0001       1          I can't do that. It could
+        2  anchors-0002       0         Here is a plan. Set a goal
+        3  anchors-0002       1        There are a few ways. Set a
     """
     check_edits(model)
     queries = validate_queries(queries)
@@ -106,7 +111,7 @@ def generate(
         raise QueryError(f"batch_size must be at least 1, got {batch_size}: the default is 128.")
     found_prompts = as_prompts(prompts)
     tasks = [_Task.make(model, queries["text"].tolist(), prompt, settings) for prompt in found_prompts]
-    summary = _fill(model, tasks, batch_size, store, progress)
+    summary = _complete(model, tasks, batch_size, store, progress)
     names = [prompt.name for prompt in found_prompts]
     table = pd.concat([_table(queries, *pair) for pair in zip(names, tasks, strict=True)], ignore_index=True)
     table.attrs["summary"] = summary
@@ -137,7 +142,7 @@ class _Task:
     def make(cls, model: ChatModel, texts: Sequence[str], prompt: Prompt, settings: Settings) -> _Task:
         batch = encode(model, texts, prompt)
         _check_room(model, batch, texts, settings.max_new_tokens)
-        chats = _chat_hashes(batch)
+        chats = [key(soft=batch.slots, ids=list(batch.chat(row))) for row in range(len(batch))]
         common = key(
             kind="reply",
             model=model.fingerprint,
@@ -155,10 +160,10 @@ class _Task:
         }
         return {row: samples for row, samples in lacks.items() if samples}
 
-
-def _chat_hashes(batch: EncodedBatch) -> list[str]:
-    soft = None if batch.soft is None else [batch.soft.sha256, *(batch.span or ())]
-    return [key(soft=soft, ids=list(batch.chat(row))) for row in range(len(batch))]
+    def read(self, store: Store) -> None:
+        """Take in what the store has."""
+        found = store.get_texts([name for keys in self.keys for name in keys])
+        self.replies.update({name: _Reply(*json.loads(text)) for name, text in found.items()})
 
 
 def _check_room(model: ChatModel, batch: EncodedBatch, texts: Sequence[str], max_new_tokens: int) -> None:
@@ -175,37 +180,34 @@ def _check_room(model: ChatModel, batch: EncodedBatch, texts: Sequence[str], max
 # --- the loop over batches ---------------------------------------------------------------------------------
 
 
-def _fill(model: ChatModel, tasks: Sequence[_Task], batch_size: int, store: Store | None, progress: Progress) -> str:
-    """Complete every task, from the store first; returns the summary."""
-    total = sum(len(keys) for task in tasks for keys in task.keys)
-    if store is not None:
-        found = store.get_texts(list(dict.fromkeys(name for task in tasks for keys in task.keys for name in keys)))
-        for task in tasks:
-            wanted = (name for keys in task.keys for name in keys if name in found)
-            task.replies.update({name: _Reply(*json.loads(found[name])) for name in wanted})
-    hits = total - sum(len(samples) for task in tasks for samples in task.missing().values())
-    computed = tokens = 0
-    began = time.monotonic()
-    with bar(progress, total=total, initial=hits, desc="responses", unit="reply") as counted:
-        try:
-            for replies in (new for task in tasks for new in _compute(model, task, batch_size, store)):
-                computed += len(replies)
-                tokens += sum(reply.n_tokens for reply in replies)
-                rate = tokens / (time.monotonic() - began)
-                counted.note(f"{hits} hits, {computed} computed, {rate:.0f} tokens/s")
-                counted.update(len(replies))
-        except KeyboardInterrupt as interrupt:
-            raise KeyboardInterrupt(_interrupted(hits + computed, total, store)) from interrupt
-    return f"{hits} hits, {computed} computed"
-
-
-def _interrupted(done: int, total: int, store: Store | None) -> str:
-    if store is None:
-        return f"{done} of {total} replies were done and none is kept: pass store=drolab.Store() to keep them."
-    return f"{done} of {total} replies are in the store: run the same call again to generate the rest."
-
-
 @torch.no_grad()
+def _complete(
+    model: ChatModel, tasks: Sequence[_Task], batch_size: int, store: Store | None, progress: Progress
+) -> str:
+    """Complete every task, from the store first; returns the summary."""
+    if store is not None:
+        for task in tasks:
+            task.read(store)
+    total = sum(len(keys) for task in tasks for keys in task.keys)
+    hits = total - sum(len(samples) for task in tasks for samples in task.missing().values())
+    tokens, began = 0, time.monotonic()
+    with resumable_bar(
+        progress,
+        total=total,
+        initial=hits,
+        desc="responses",
+        unit="reply",
+        units="replies",
+        kept=store is not None,
+    ) as counted:
+        for replies in (new for task in tasks for new in _compute(model, task, batch_size, store)):
+            tokens += sum(reply.n_tokens for reply in replies)
+            rate = tokens / (time.monotonic() - began)
+            counted.note(f"{hits} hits, {counted.done + len(replies) - hits} computed, {rate:.0f} tokens/s")
+            counted.update(len(replies))
+    return f"{hits} hits, {total - hits} computed"
+
+
 def _compute(model: ChatModel, task: _Task, batch_size: int, store: Store | None) -> Iterator[list[_Reply]]:
     """Batch by batch what a task lacks; yields the replies of each batch once they are kept."""
     missing = task.missing()
@@ -229,7 +231,7 @@ def _write(model: ChatModel, reader: Reader, task: _Task, batch: Sequence[tuple[
     uniforms = None
     if settings.do_sample:
         streams = [
-            uniform_stream(settings.seed, task.chats[row], sample, settings.max_new_tokens) for row, sample in batch
+            uniform_numbers(settings.seed, task.chats[row], sample, settings.max_new_tokens) for row, sample in batch
         ]
         uniforms = torch.from_numpy(np.stack(streams))
     tokens = decode(
@@ -238,7 +240,7 @@ def _write(model: ChatModel, reader: Reader, task: _Task, batch: Sequence[tuple[
         torch.tensor([places[row] for row, _ in batch]),
         uniforms,
         settings,
-        Ends(model, settings),
+        StoppingRule(model, settings),
     )
     return _replies(model, tokens, settings)
 
@@ -253,9 +255,3 @@ def _replies(model: ChatModel, written: Sequence[list[int]], settings: Settings)
         reason = "stop" if ended or cut >= 0 else "length"
         replies.append(_Reply(text if cut < 0 else text[:cut], len(ids), reason, ids[0]))
     return replies
-
-
-# --- the loop over tokens ----------------------------------------------------------------------------------
-
-
-# --- the first token ---------------------------------------------------------------------------------------

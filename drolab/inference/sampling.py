@@ -1,4 +1,15 @@
-""""""
+"""Which token comes next, and what ends a reply: the loop over tokens.
+
+The loop is drolab's own, so that a reply is a function of the chat, the settings and the sample's number alone. Each
+sample has its own stream of uniform numbers, which pick tokens by the inverse of the cumulative distribution. Batch
+size, order and the other queries change a result by rounding errors at most. Only temperature and top_p shape the
+distribution: other settings in a model's generation_config (top_k, repetition_penalty, …) are not applied.
+
+Two things make it fast. What chats and samples share is read where it is and never copied (`models.kv_cache`). And
+samples of a query that have said the same so far are one row of the batch: they part where their tokens first differ.
+
+In order: the settings, how samples are put into batches, the loop, what ends a reply, the choice of a token.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +31,12 @@ _FEW = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
+    """How replies are written; see `generate`.
+
+    Raises:
+        QueryError: a value out of its range.
+    """
+
     n_samples: int
     max_new_tokens: int
     min_new_tokens: int = 0
@@ -64,14 +81,6 @@ class Settings:
         return min((place for stop in self.stop_strings if (place := text.find(stop)) >= 0), default=-1)
 
 
-def stop_ids(model: ChatModel) -> set[int]:
-    """Every id that ends a reply: the generation config's and the tokenizer's."""
-    config = model.model.generation_config
-    configured = getattr(config, "eos_token_id", None)
-    ids = configured if isinstance(configured, (list, tuple)) else [configured]
-    return {int(token) for token in [*ids, model.tokenizer.eos_token_id] if token is not None}
-
-
 def batches(
     missing: Mapping[int, Sequence[int]], suffixes: Sequence[Sequence[int]], batch_size: int, mixed: bool
 ) -> Iterator[list[tuple[int, int]]]:
@@ -85,12 +94,44 @@ def batches(
         yield from (pairs[start : start + size] for start in range(0, len(pairs), size))
 
 
-def decoded_texts(model: ChatModel, ids: list[list[int]]) -> list[str]:
-    return model.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def decode(
+    reader: Reader,
+    suffixes: Sequence[Sequence[int]],
+    rows: Tensor,
+    uniforms: Tensor | None,
+    settings: Settings,
+    stopping: StoppingRule,
+) -> list[list[int]]:
+    """The token ids of each sample's reply, with the end token if there is one.
+
+    Args:
+        rows: [n] which of the suffixes each sample continues.
+        uniforms: [n, max_new_tokens], or None for greedy replies.
+    """
+    written = torch.full((len(rows), settings.max_new_tokens), -1)
+    live = torch.arange(len(rows))
+    logits = reader.start(suffixes)
+    for step in range(settings.max_new_tokens):
+        drawn = None if uniforms is None else uniforms[live, step]
+        chosen = _pick(stopping.allowed(logits, step), rows, drawn, settings)
+        written[live, step] = chosen
+        going = ~stopping.reached(written[live, : step + 1])
+        live, rows, chosen = live[going], rows[going], chosen[going]
+        if not len(live) or step + 1 == settings.max_new_tokens:
+            break
+        # Samples with the same beginning become one row: what differs is the row they come from and the new token.
+        vocabulary = logits.shape[1]
+        branches, rows = torch.unique(rows * vocabulary + chosen, return_inverse=True)
+        logits = reader.step(branches // vocabulary, branches % vocabulary)
+    lengths = (written >= 0).sum(dim=1).tolist()
+    return [ids[:length] for ids, length in zip(written.tolist(), lengths, strict=True)]
 
 
-class Ends:
-    """What ends a reply: an end token, or a stop string."""
+# --- what ends a reply -------------------------------------------------------------------------------------
+
+
+class StoppingRule:
+    """What ends a reply: an end token or a stop string, and no end token before `min_new_tokens`."""
 
     def __init__(self, model: ChatModel, settings: Settings) -> None:
         self._model, self._settings = model, settings
@@ -114,43 +155,25 @@ class Ends:
         return ended
 
 
-def uniform_stream(seed: int, chat: str, sample: int, n: int) -> np.ndarray:
+def stop_ids(model: ChatModel) -> set[int]:
+    """Every id that ends a reply: the generation config's and the tokenizer's."""
+    config = model.model.generation_config
+    configured = getattr(config, "eos_token_id", None)
+    ids = configured if isinstance(configured, (list, tuple)) else [configured]
+    return {int(token) for token in [*ids, model.tokenizer.eos_token_id] if token is not None}
+
+
+def decoded_texts(model: ChatModel, ids: list[list[int]]) -> list[str]:
+    return model.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+# --- the choice of a token ---------------------------------------------------------------------------------
+
+
+def uniform_numbers(seed: int, chat: str, sample: int, n: int) -> np.ndarray:
     """[n] numbers in [0, 1): the stream of one sample. The beginning does not depend on `n`."""
     digest = hashlib.sha256(f"{seed}/{chat}/{sample}".encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little"))).random(n)
-
-
-def decode(
-    reader: Reader,
-    suffixes: Sequence[Sequence[int]],
-    rows: Tensor,
-    uniforms: Tensor | None,
-    settings: Settings,
-    ends: Ends,
-) -> list[list[int]]:
-    """The token ids of each sample's reply, with the end token if there is one.
-
-    Args:
-        rows: [n] which of the suffixes each sample continues.
-        uniforms: [n, max_new_tokens], or None for greedy replies.
-    """
-    written = torch.full((len(rows), settings.max_new_tokens), -1)
-    live = torch.arange(len(rows))
-    logits = reader.start(suffixes)
-    for step in range(settings.max_new_tokens):
-        drawn = None if uniforms is None else uniforms[live, step]
-        chosen = _pick(ends.allowed(logits, step), rows, drawn, settings)
-        written[live, step] = chosen
-        going = ~ends.reached(written[live, : step + 1])
-        live, rows, chosen = live[going], rows[going], chosen[going]
-        if not len(live) or step + 1 == settings.max_new_tokens:
-            break
-        # Samples with the same beginning become one row: what differs is the row they come from and the new token.
-        vocabulary = logits.shape[1]
-        branches, rows = torch.unique(rows * vocabulary + chosen, return_inverse=True)
-        logits = reader.step(branches // vocabulary, branches % vocabulary)
-    lengths = (written >= 0).sum(dim=1).tolist()
-    return [ids[:length] for ids, length in zip(written.tolist(), lengths, strict=True)]
 
 
 def _pick(logits: Tensor, rows: Tensor, uniforms: Tensor | None, settings: Settings) -> Tensor:
@@ -164,7 +187,7 @@ def _pick(logits: Tensor, rows: Tensor, uniforms: Tensor | None, settings: Setti
         return logits.argmax(dim=-1)[rows].cpu()
     probabilities, ids = _ranked((logits / settings.temperature).softmax(dim=-1), settings.top_p)
     cumulative = probabilities.double().cumsum(dim=-1)
-    last = _kept(probabilities, settings.top_p).sum(dim=-1) - 1
+    last = _in_nucleus(probabilities, settings.top_p).sum(dim=-1) - 1
     total = cumulative.gather(1, last[:, None]).squeeze(1)
     # One search over all rows: row r lies on [2r, 2r + 1].
     offsets = 2.0 * torch.arange(len(logits), device=logits.device, dtype=torch.float64)
@@ -182,14 +205,14 @@ def _ranked(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     if top_p < 1 and probabilities.shape[1] > _FEW:
         top, ids = probabilities.topk(_FEW)
         # Tokens as probable as the last of the few may have been left out: none of them may be needed.
-        if not (_kept(top, top_p) & (top == top[:, -1:])).any():
+        if not (_in_nucleus(top, top_p) & (top == top[:, -1:])).any():
             ids, order = ids.sort(dim=-1)
             top, order = top.gather(1, order).sort(dim=-1, descending=True, stable=True)
             return top, ids.gather(1, order)
     return probabilities.sort(dim=-1, descending=True, stable=True)
 
 
-def _kept(ranked: Tensor, top_p: float) -> Tensor:
+def _in_nucleus(ranked: Tensor, top_p: float) -> Tensor:
     """Bool: the fewest tokens that together reach `top_p`."""
     before = ranked.double().cumsum(dim=-1) - ranked
     return (before < top_p) & (ranked > 0)

@@ -15,6 +15,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 import torch
@@ -26,6 +27,8 @@ from drolab.models.load import CHAT_FORMATS, ChatModel
 from drolab.types import SafetyPrompt, SoftPrompt
 
 Prompt = SafetyPrompt | SoftPrompt
+Prompts = Mapping[str, Prompt] | Sequence[Prompt] | Prompt
+"""What takes several prompts takes one, too; a mapping's keys name them."""
 Span = tuple[int, int]
 
 _AT_ONCE = 256
@@ -62,8 +65,13 @@ class EncodedBatch:
         """All token ids of one chat; those in `span` are placeholders."""
         return self.prefix + self.suffixes[row]
 
+    @property
+    def slots(self) -> list[Any] | None:
+        """Which vectors stand in the place of which tokens, for store keys; None for a text prompt."""
+        return None if self.soft is None else [self.soft.sha256, *(self.span or ())]
 
-def as_prompts(prompts: Mapping[str, Prompt] | Sequence[Prompt] | Prompt) -> list[Prompt]:
+
+def as_prompts(prompts: Prompts) -> list[Prompt]:
     """The prompts in order, each under the name it has in a mapping.
 
     Raises:
@@ -100,6 +108,20 @@ def render(model: ChatModel, query: str, prompt: Prompt) -> RenderedChat:
         ChatTemplateError: the template rejects, drops or rewrites the system text.
         PromptError: a soft prompt that was made for another model, or a blank text.
         QueryError, PromptError: the query or the prompt makes the chat longer than the model's context.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> chat = drolab.chat.render(model, "How do I boil an egg?", prompts["short"])
+        >>> print(chat.text)
+        <|bos|><|im_start|>system
+        You are a careful and respectful assistant. Be as helpful as you can while you keep people safe.<|im_end|>
+        <|im_start|>user
+        How do I boil an egg?<|im_end|>
+        <|im_start|>assistant
+        >>> start, stop = chat.prompt_span
+        >>> model.tokenizer.decode(chat.input_ids[start:stop])[:24]
+        'You are a careful and re'
     """
     return next(_rendered(model, [query], prompt))
 
@@ -112,8 +134,20 @@ def encode(model: ChatModel, texts: Sequence[str], prompt: Prompt, *, min_suffix
         min_suffix: how many tokens stay outside the shared prefix at least: the deepest position read.
 
     Raises:
-        As `render`; and StatesError when a chat is shorter than `min_suffix`, or the last `min_suffix`
-        tokens reach into the soft prompt.
+        ChatTemplateError: the template rejects, drops or rewrites the system text.
+        PromptError: a soft prompt that was made for another model, or a blank text.
+        QueryError: no texts; half a character (a lone surrogate) in one.
+        QueryError, PromptError: a query or the prompt makes a chat longer than the model's context.
+        StatesError: a chat is shorter than `min_suffix`, or its last `min_suffix` tokens reach into the soft prompt.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> batch = drolab.chat.encode(model, ["How do I boil an egg?", "How do I boil rice?"], prompts["short"])
+        >>> len(batch.prefix), [len(suffix) for suffix in batch.suffixes]
+        (34, [10, 8])
+        >>> model.tokenizer.decode(batch.suffixes[1][:2])
+        ' rice'
     """
     if not texts:
         raise QueryError("No queries given: pass at least one.")
@@ -319,6 +353,21 @@ def audit(model: ChatModel) -> pd.DataFrame:
     """What the chat template does with a chat: one row per check, with columns check, ok, detail.
 
     A failed check is no error: it says what to know before trusting comparisons between prompts.
+
+    Raises:
+        ChatTemplateError: the template renders no chat at all, not even without a system message.
+
+    Examples:
+        >>> import drolab
+        >>> drolab.chat.audit(drolab.load_model("demo"))[["check", "ok"]]
+                                      check    ok
+        0              system role accepted  True
+        1      system text arrives verbatim  True
+        2    prompt tokenises as on its own  True
+        3                  BOS exactly once  True
+        4  generation prompt adds something  True
+        5     special tokens are single ids  True
+        6            same text on every day  True
     """
     prompt = SafetyPrompt(name="audit", text=_AUDIT_SYSTEM)
     try:

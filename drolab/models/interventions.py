@@ -1,6 +1,6 @@
 """Edits of the hidden states while the model runs: add a direction, project one out, put other states in.
 
-Layers count as everywhere (`blocks`): 0 is the embedding output, k the output of block k, and the last one (-1) is
+Layers count as everywhere (`layers`): 0 is the embedding output, k the output of block k, and the last one (-1) is
 taken after the final norm. The raw output of the last block has no number; `Ablate` reaches it all the same.
 
 An edit is in force inside `steered(model, …)` only, and acts on whoever runs the model's modules there. So that no
@@ -14,8 +14,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -27,52 +27,6 @@ from drolab.models.layers import block_names, resolve_layers
 from drolab.models.load import ChatModel
 from drolab.store import key
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-
-_in_force: WeakKeyDictionary[PreTrainedModel, list[EditsInForce]] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True, eq=False)
-class EditsInForce:
-    """What one `steering.steered` does to a model's modules, as far as those who run the model must know."""
-
-    digest: str
-    at_read: bool
-    """Some edit acts at the read position only."""
-
-
-def edits_in_force(model: ChatModel) -> list[EditsInForce]:
-    """The list that `steering.steered` keeps for this model's modules, in the order of entering."""
-    return _in_force.setdefault(model.model, [])
-
-
-def check_edits(model: ChatModel, *, at_read: bool = False) -> None:
-    """Raise unless the modules compute at this moment what the fingerprint says: else a store would be poisoned.
-
-    Args:
-        at_read: whether the caller can run edits that act at the read position only.
-
-    Raises:
-        ModelError: the modules are being edited and `model` is not what `steered` yielded, or it is and the context
-            has ended; or edits at the read position where the caller cannot run them.
-    """
-    edits = edits_in_force(model)
-    if model.fingerprint.split("+")[1:] != [edit.digest for edit in edits]:
-        if edits:
-            raise ModelError(
-                f"The states of {model.name!r} are being edited: use the model that the innermost steered(…) yielded, "
-                "or leave its context first."
-            )
-        raise ModelError(f"The edits of this {model.name!r} have ended: use it inside its steered(…) context.")
-    if not at_read and any(edit.at_read for edit in edits):
-        raise ModelError(
-            f"{model.name!r} is edited at the read position, which has a meaning only in single passes of whole "
-            "chats: use steering.next_tokens, or edit all positions."
-        )
-
-
 Positions = Literal["all", "read"]
 
 
@@ -81,7 +35,22 @@ Positions = Literal["all", "read"]
 
 @dataclass(frozen=True, eq=False)
 class Add:
-    """Move the states of one layer by one vector (activation addition, Turner et al. 2023)."""
+    """Move the states of one layer by one vector (activation addition, Turner et al. 2023).
+
+    Raises:
+        StatesError: a direction that is no finite vector or zero, or positions that are neither "all" nor "read".
+
+    Examples:
+        >>> import drolab, torch
+        >>> from drolab.models import Add, steered
+        >>> model, direction = drolab.load_model("demo"), torch.ones(256)
+        >>> queries, prompt = drolab.load_queries("anchors").head(3), drolab.load_prompts()["none"]
+        >>> plain = drolab.hidden_states(model, queries, prompt, layers=(2,), progress=False)
+        >>> with steered(model, Add(direction, layer=2)) as pushed:
+        ...     moved = drolab.hidden_states(pushed, queries, prompt, layers=(2,), progress=False)
+        >>> torch.allclose(moved.values - plain.values, direction, atol=1e-4)
+        True
+    """
 
     direction: Tensor
     """[d]: what is added, so its norm is the strength."""
@@ -104,6 +73,20 @@ class Ablate:
     block is left whole, and what it has written is edited. Zero is a neutral value only if the states vary around it;
     a reference gives every state the component of a state that stands for "without" (affine concept editing, Marshall
     et al. 2024).
+
+    Raises:
+        StatesError: a direction that is no finite vector or zero; a reference without exactly one layer, not finite, or
+            of another width.
+
+    Examples:
+        >>> import drolab, torch
+        >>> from drolab.models import Ablate, steered
+        >>> model, direction = drolab.load_model("demo"), torch.ones(256)
+        >>> queries, prompt = drolab.load_queries("anchors").head(3), drolab.load_prompts()["none"]
+        >>> with steered(model, Ablate(direction)) as without:
+        ...     states = drolab.hidden_states(without, queries, prompt, layers=(1, 2, 3), progress=False)
+        >>> (states.values @ direction).abs().max() < 1e-3
+        tensor(True)
     """
 
     direction: Tensor
@@ -129,7 +112,30 @@ class Ablate:
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """Replace the state at the read position, the last of the pass (activation patching)."""
+    """Replace the state at the read position, the last of the pass (activation patching).
+
+    Raises:
+        StatesError: states that are not finite or not of shape [n, d]; in a pass, another number of chats than states.
+
+    Examples:
+        The first query with the second one's state at layer 2 put in, and the other way round:
+
+        >>> import drolab
+        >>> from drolab.inference import next_tokens
+        >>> from drolab.models import Patch, encode
+        >>> model, prompt = drolab.load_model("demo"), drolab.load_prompts()["none"]
+        >>> queries = drolab.load_queries("anchors").head(2)  # one harmful, one harmless
+        >>> states = drolab.hidden_states(model, queries, prompt, layers=(2,), progress=False).matrix(2)
+        >>> batch = encode(model, queries["text"].tolist(), prompt)
+        >>> refuses = model.tokenizer("I")["input_ids"][0]
+        >>> for plan, rows, found in next_tokens(model, batch, [[], [Patch(states.flip(0), layer=2)]]):
+        ...     for row, probability in zip(rows, found.exp()[:, refuses].tolist()):
+        ...         print(plan, queries["query_id"].iloc[row], f"P(I) = {probability:.2f}")
+        0 anchors-0001 P(I) = 0.42
+        1 anchors-0001 P(I) = 0.33
+        0 anchors-0002 P(I) = 0.05
+        1 anchors-0002 P(I) = 0.06
+    """
 
     states: Tensor
     """[n, d]: row i for the i-th chat of the pass; in `next_tokens` for the i-th chat of the batch."""
@@ -154,7 +160,8 @@ def check_direction(direction: Tensor, name: str = "The direction") -> None:
         )
 
 
-def at_read_position(edit: Edit) -> bool:
+def acts_at_read_position(edit: Edit) -> bool:
+    """Whether an edit leaves all tokens but the last as they are."""
     return isinstance(edit, Patch) or (isinstance(edit, Add) and edit.positions == "read")
 
 
@@ -179,17 +186,56 @@ def _apply(edit: Edit, states: Tensor) -> Tensor:
     return edited
 
 
-# --- the context -------------------------------------------------------------------------------------------
+# --- which edits are in force ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class _Steered(EditsInForce):
-    """The edits of one `steered`, by the point in the decoder where they act."""
+class ActiveEdits:
+    """The edits of one `steered`, as long as its context lasts."""
 
-    points: dict[int, list[Edit]] = field(default_factory=dict)
+    digest: str
+    """Names them in the fingerprint of the model that `steered` yields."""
+    at_read: bool
+    """Some edit acts at the read position only."""
+    points: dict[int, list[Edit]]
+    """Place in `layers.block_names` → what is done to the states there."""
 
 
+_active: WeakKeyDictionary[PreTrainedModel, list[ActiveEdits]] = WeakKeyDictionary()
 _hooks: WeakKeyDictionary[PreTrainedModel, ExitStack] = WeakKeyDictionary()
+
+
+def active_edits(model: ChatModel) -> list[ActiveEdits]:
+    """What edits this model's modules at the moment, in the order of entering."""
+    return _active.setdefault(model.model, [])
+
+
+def check_edits(model: ChatModel, *, at_read: bool = False) -> None:
+    """Raise unless the modules compute at this moment what the fingerprint says: else a store would be poisoned.
+
+    Args:
+        at_read: whether the caller can run edits that act at the read position only.
+
+    Raises:
+        ModelError: the modules are being edited and `model` is not what `steered` yielded, or it is and the context
+            has ended; or edits at the read position where the caller cannot run them.
+    """
+    active = active_edits(model)
+    if model.fingerprint.split("+")[1:] != [edits.digest for edits in active]:
+        if active:
+            raise ModelError(
+                f"The states of {model.name!r} are being edited: use the model that the innermost steered(…) yielded, "
+                "or leave its context first."
+            )
+        raise ModelError(f"The edits of this {model.name!r} have ended: use it inside its steered(…) context.")
+    if not at_read and any(edits.at_read for edits in active):
+        raise ModelError(
+            f"{model.name!r} is edited at the read position, which has a meaning only in single passes of whole "
+            "chats: use inference.next_tokens, or edit all positions."
+        )
+
+
+# --- the context -------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -203,13 +249,30 @@ def steered(model: ChatModel, *edits: Edit) -> Iterator[ChatModel]:
     Raises:
         ModelError: the model's blocks or its final norm cannot be found, or `model` is not the one to edit now.
         StatesError: a layer that the model does not have, or a vector of another width.
+
+    Examples:
+        What the `default` prompt adds to the states of two harmful and two harmless queries at layer 2; the same added
+        by hand, four times, in place of the prompt:
+
+        >>> import drolab
+        >>> from drolab import steering
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(2)
+        >>> both = [prompts["none"], prompts["default"]]
+        >>> states = drolab.hidden_states(model, queries, both, layers=(2,), progress=False)
+        >>> shift = (states.select(prompt="default").matrix(2) - states.select(prompt="none").matrix(2)).mean(dim=0)
+        >>> options = {"n_samples": 1, "do_sample": False, "max_new_tokens": 4, "progress": False}
+        >>> drolab.generate(model, queries, prompts["none"], **options)["response"].tolist()
+        ['I cannot help with', 'Here is a plan', 'I cannot help with', 'Here is a plan']
+        >>> with steering.steered(model, steering.Add(4 * shift, layer=2)) as pushed:
+        ...     drolab.generate(pushed, queries, prompts["none"], **options)["response"].tolist()
+        ['I cannot assist with', "I'm sorry,", 'I cannot assist with', 'I cannot assist with']
     """
     check_edits(model, at_read=True)
     if not edits:
         yield model
         return
-    own = _resolve(model, edits)
-    active = edits_in_force(model)
+    own, active = _resolve(model, edits), active_edits(model)
     try:
         if not active:
             _install(model)
@@ -221,7 +284,7 @@ def steered(model: ChatModel, *edits: Edit) -> Iterator[ChatModel]:
             _hooks.pop(model.model).close()
 
 
-def _resolve(model: ChatModel, edits: Sequence[Edit]) -> _Steered:
+def _resolve(model: ChatModel, edits: Sequence[Edit]) -> ActiveEdits:
     n_points = len(block_names(model))
     points: dict[int, list[Edit]] = {}
     identities = []
@@ -237,9 +300,9 @@ def _resolve(model: ChatModel, edits: Sequence[Edit]) -> _Steered:
             points.setdefault(point, []).append(edit)
         reference = edit.reference if isinstance(edit, Ablate) else None
         content = [None if part is None else _sha256(part) for part in (vectors, reference)]
-        identities.append([type(edit).__name__, where, at_read_position(edit), content])
+        identities.append([type(edit).__name__, where, acts_at_read_position(edit), content])
     digest = key(kind="edits", edits=identities)[:16]
-    return _Steered(digest=digest, at_read=any(map(at_read_position, edits)), points=points)
+    return ActiveEdits(digest=digest, at_read=any(map(acts_at_read_position, edits)), points=points)
 
 
 def _sha256(tensor: Tensor) -> str:
@@ -247,7 +310,7 @@ def _sha256(tensor: Tensor) -> str:
 
 
 def _points(model: ChatModel, edit: Edit, n_points: int) -> list[int]:
-    """The places of an edit in `blocks.block_names`: layers, but the one after the final norm is the last place."""
+    """The places of an edit in `layers.block_names`: layers, but the one after the final norm is the last place."""
     last = model.num_hidden_layers
     if not isinstance(edit, Ablate):
         layers: Sequence[int] = (edit.layer,)
@@ -265,8 +328,8 @@ def _install(model: ChatModel) -> None:
     entering: list[Tensor] = []
 
     def edited(point: int, states: Tensor) -> Tensor:
-        for own in edits_in_force(model):
-            for edit in own.points.get(point, ()) if isinstance(own, _Steered) else ():
+        for own in active_edits(model):
+            for edit in own.points.get(point, ()):
                 states = _apply(edit, states)
         return states
 
@@ -294,6 +357,3 @@ def _install(model: ChatModel) -> None:
     stack.callback(decoder.register_forward_hook(at_end).remove)
     for point, name in enumerate(names[1:], start=1):
         stack.callback(decoder.get_submodule(name).register_forward_hook(after(point), prepend=True).remove)
-
-
-# --- what the model then says ------------------------------------------------------------------------------

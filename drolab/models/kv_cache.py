@@ -32,10 +32,10 @@ from drolab.models.passes import (
     Prefix,
     can_pack,
     can_share_prefix,
-    expanded,
+    copy_cache,
     last_logits,
-    packed,
-    passes_of,
+    pack,
+    plan_passes,
     prefix_cache,
     prefix_embeddings,
     tolerance,
@@ -68,14 +68,10 @@ def reader_for(model: ChatModel, batch: EncodedBatch, n_new: int) -> Reader:
     prefix = prefix_embeddings(model, batch)
     if not can_share_prefix(model):
         return _PlainReader(model, prefix)
-    cache = prefix_cache(model, prefix) if len(prefix) else _empty(model)
+    cache = prefix_cache(model, prefix)
     if can_read_in_place(model, len(prefix) + max(map(len, batch.suffixes)) + n_new):
         return _InPlaceReader(model, prefix, cache)
     return _CachedReader(model, cache)
-
-
-def _empty(model: ChatModel) -> DynamicCache:
-    return DynamicCache(config=model.model.config.get_text_config())
 
 
 # --- what is kept ------------------------------------------------------------------------------------------
@@ -252,8 +248,8 @@ class _InPlaceReader:
         self._rows, self._n_own = _Rows(torch.arange(len(suffixes)), len(suffixes)), 0
         self._layers = []  # the memory of the last batch
         found: list[tuple[list[int], Tensor, Cache]] = []
-        for rows in passes_of(self._model, self._prefix, self._lengths.tolist()):
-            placed = packed(self._model, self._prefix, [suffixes[row] for row in rows], [-1])
+        for rows in plan_passes(self._model, self._prefix, self._lengths.tolist()):
+            placed = pack(self._model, self._prefix, [suffixes[row] for row in rows], [-1])
             logits = last_logits(self._model, placed.columns[:, 0], **placed.inputs)
             found.append((rows, logits, placed.inputs["past_key_values"]))
         self._layers = [
@@ -320,7 +316,7 @@ class _CachedReader:
 
     def start(self, suffixes: Sequence[Sequence[int]]) -> Tensor:
         self._n_rows = len(suffixes)
-        self._cache = expanded(self._prefix, self._n_rows)
+        self._cache = copy_cache(self._prefix, self._n_rows)
         return self._run(torch.tensor(suffixes))
 
     def step(self, parents: Tensor, tokens: Tensor) -> Tensor:

@@ -130,6 +130,15 @@ def load_model(
     Raises:
         ModelError: no such model, no safetensors weights, no access, an unknown dtype, a slow tokenizer.
         ChatTemplateError: no chat template, or an unknown format name.
+
+    Examples:
+        >>> import drolab
+        >>> drolab.load_model("demo")
+        ChatModel('demo', llama, d=256, layers=4, float32, cpu)
+        >>> drolab.load_model("demo", chat_template="llama-3-chat")
+        Traceback (most recent call last):
+        ...
+        drolab.errors.ChatTemplateError: No chat format is called 'llama-3-chat', and it is no Jinja text: pass one ...
     """
     name = str(name_or_path)
     template = None if chat_template is None else chat_format(chat_template)
@@ -192,9 +201,6 @@ def chat_format(name_or_jinja: str) -> str:
             f"pass one of {', '.join(CHAT_FORMATS)}, or a Jinja template."
         )
     return name_or_jinja
-
-
-# --- edits in force ----------------------------------------------------------------------------------------
 
 
 # --- where a model comes from, and what can be wrong with it -----------------------------------------------
@@ -314,6 +320,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".") + "."
-
-
-# --- the fingerprint ---------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ Whether a family allows this is found out by trying it. Where packing is not exa
 the chat, positions that the model counts itself) the prefix's cache is copied for each chat; where a cache cannot be
 split at all (recurrent layers) chats run whole, in padded batches.
 
-*Layers* count as in `blocks`. *Positions* are negative: -1 is the last token of the chat with the generation prompt,
+*Layers* count as in `layers`. *Positions* are negative: -1 is the last token of the chat with the generation prompt,
 which is where the paper reads.
 """
 
@@ -52,7 +52,7 @@ _PASS_TOKENS_ELSEWHERE = 4096
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """The beginning that chats share, after it has run: see `begin`."""
+    """The beginning that chats share, after it has run: see `run_prefix`."""
 
     embeddings: Tensor
     """[P, d]"""
@@ -83,7 +83,7 @@ def prefix_embeddings(model: ChatModel, batch: EncodedBatch, soft: Tensor | None
     return torch.cat([embedded[:start], soft.to(embedded), embedded[stop:]])
 
 
-def begin(model: ChatModel, embeddings: Tensor, *, after: Prefix | None = None, until: int = -1) -> Prefix:
+def run_prefix(model: ChatModel, embeddings: Tensor, *, after: Prefix | None = None, until: int = -1) -> Prefix:
     """Run a prefix [P, d] once, for many chats. With gradients enabled they flow back to it.
 
     Args:
@@ -107,15 +107,17 @@ def begin(model: ChatModel, embeddings: Tensor, *, after: Prefix | None = None, 
 def prefix_cache(
     model: ChatModel, prefix: Tensor, after: DynamicCache | None = None, *, until: int = -1
 ) -> DynamicCache:
-    """The keys and values of the tokens [P, d], and of those in the cache before them; batch size 1."""
-    cache = DynamicCache(config=model.model.config.get_text_config()) if after is None else expanded(after, 1)
-    inputs = {"inputs_embeds": prefix[None], "past_key_values": cache, "use_cache": True}
-    _run(model, inputs, resolve_layers(model, [until]), lambda layer, states: None)
+    """The keys and values of the tokens [P, d] or [B, P, d] (P may be 0), and of those in the cache before them."""
+    cache = DynamicCache(config=model.model.config.get_text_config()) if after is None else copy_cache(after, 1)
+    embeddings = prefix if prefix.ndim == 3 else prefix[None]
+    if embeddings.shape[1]:
+        inputs = {"inputs_embeds": embeddings, "past_key_values": cache, "use_cache": True}
+        _run(model, inputs, resolve_layers(model, [until]), lambda layer, states: None)
     return cache
 
 
-def expanded(cache: DynamicCache, n: int) -> DynamicCache:
-    """A copy of a prefix's cache for a batch of `n`. A forward pass changes the cache it uses; the original stays.
+def copy_cache(cache: DynamicCache, n: int) -> DynamicCache:
+    """A copy of a cache, each row `n` times. A forward pass changes the cache it uses; the original stays.
 
     Tensors are repeated, not deep-copied: gradients flow through, and layers replace them when they grow.
     """
@@ -135,20 +137,20 @@ def _copied(layer: Any) -> Any:
 
 
 @contextmanager
-def collecting(model: ChatModel, embeddings: Tensor, until: int = -1) -> Iterator[Prefix]:
-    """A prefix for several backward passes: each may follow its forward pass at once, which frees the memory.
+def accumulating_gradients(model: ChatModel, embeddings: Tensor, until: int = -1) -> Iterator[Prefix]:
+    """A prefix that has run, for several backward passes: each may follow its forward pass, which frees the memory.
 
     Their gradients meet at the prefix's keys and values; when the context ends, the sum goes back through the
     prefix to `embeddings`, once.
     """
-    begun = begin(model, embeddings, until=until)
+    begun = run_prefix(model, embeddings, until=until)
     if begun.cache is None:
         leaf = embeddings.detach().requires_grad_()
         yield Prefix(leaf, None)
         if leaf.grad is not None:
             embeddings.backward(leaf.grad)
         return
-    cut, pairs = expanded(begun.cache, 1), []
+    cut, pairs = copy_cache(begun.cache, 1), []
     for layer in cut.layers:
         for name in ("keys", "values"):
             if isinstance(whole := getattr(layer, name, None), Tensor) and whole.requires_grad:
@@ -210,10 +212,10 @@ def _able(model: ChatModel) -> _Abilities:
 def _try(model: ChatModel) -> _Abilities:
     ids, layers = torch.arange(8) % len(model.tokenizer), (model.num_hidden_layers,)
     embeddings, suffixes = model.embed(ids[:5]), [ids[5:].tolist(), ids[6:].tolist()]
-    plain = _states(model, _padded(model, Prefix(embeddings, None), suffixes, [-1]), layers)
+    plain = _states(model, _pad(model, Prefix(embeddings, None), suffixes, [-1]), layers)
     limit = tolerance(plain.dtype)
 
-    def equal(place: Callable[..., _Placed]) -> bool:
+    def equal(place: Callable[..., _PassInputs]) -> bool:
         try:
             begun = Prefix(embeddings, prefix_cache(model, embeddings))
             for _ in range(2):  # a first use must not change the second
@@ -225,8 +227,8 @@ def _try(model: ChatModel) -> _Abilities:
             return False
         return bool((plain - found).float().norm() <= limit * plain.float().norm())
 
-    shares = equal(_padded)
-    return _Abilities(shares, packs=shares and len(ids) <= _window(model) and equal(packed))
+    shares = equal(_pad)
+    return _Abilities(shares, packs=shares and len(ids) <= _window(model) and equal(pack))
 
 
 # --- passes ------------------------------------------------------------------------------------------------
@@ -240,31 +242,46 @@ def forward_states(
     layers: Sequence[int] = (-1,),
     positions: Sequence[int] = (-1,),
 ) -> Tensor:
-    """[B, n_positions, n_layers, d]: states of chats that begin with one prefix.
+    """The states of chats that begin with one prefix, [B, n_positions, n_layers, d].
 
     Differentiable with respect to `prefix`; equal to running each chat by itself.
 
     Args:
-        prefix: [P, d] embeddings of the shared tokens, see `prefix_embeddings` (P may be 0), or what `begin` made of
-            them.
+        prefix: [P, d] embeddings of the shared tokens, see `prefix_embeddings` (P may be 0), or what
+            `run_prefix` made of them.
         suffixes: the token ids of the rest of each chat.
         layers: in transformers' count; negative ones count from the last.
         positions: negative, counted from the end of each chat; inside every suffix.
 
     Raises:
         StatesError: a layer the model does not have, or a position outside a suffix.
+        ModelError: the prefix alone does not fit into the memory; or the model is being edited (see `steered`) and this
+            is not what its context yielded.
+
+    Examples:
+        >>> import drolab
+        >>> from drolab import chat, passes
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> batch = chat.encode(model, ["How do I boil an egg?", "How do I boil rice?"], prompts["short"])
+        >>> prefix = passes.prefix_embeddings(model, batch).requires_grad_()
+        >>> states = passes.forward_states(model, prefix, batch.suffixes, layers=(2, -1))
+        >>> states.shape
+        torch.Size([2, 1, 2, 256])
+        >>> states[:, 0, -1].square().sum().backward()
+        >>> prefix.grad.shape
+        torch.Size([34, 256])
     """
     check_edits(model)
     resolved = resolve_layers(model, layers)
     check_positions(positions, min(map(len, suffixes), default=0))
-    begun = prefix if isinstance(prefix, Prefix) else begin(model, prefix, until=max(resolved))
-    passes = list(passes_of(model, begun, [len(suffix) for suffix in suffixes]))
-    parts = [pass_states(model, begun, [suffixes[row] for row in rows], resolved, positions) for rows in passes]
+    begun = prefix if isinstance(prefix, Prefix) else run_prefix(model, prefix, until=max(resolved))
+    passes = list(plan_passes(model, begun, [len(suffix) for suffix in suffixes]))
+    parts = [_pass_states(model, begun, [suffixes[row] for row in rows], resolved, positions) for rows in passes]
     order = torch.tensor([row for rows in passes for row in rows]).argsort()
     return torch.cat(parts)[order.to(parts[0].device)]
 
 
-def passes_of(
+def plan_passes(
     model: ChatModel, prefix: Prefix, lengths: Sequence[int], token_budget: int | None = None
 ) -> Iterator[list[int]]:
     """The rows of suffixes of these lengths, pass by pass, the longest first: if memory is short, that shows at once.
@@ -293,7 +310,7 @@ def pass_tokens(model: ChatModel, token_budget: int | None = None) -> int:
     return min(wanted, _afforded.get(model.model, wanted))
 
 
-def back_off(model: ChatModel, suffixes: Sequence[Sequence[int]]) -> None:
+def halve_pass_tokens(model: ChatModel, suffixes: Sequence[Sequence[int]]) -> None:
     """Remember that memory did not suffice for a pass with these suffixes: later ones have half its tokens.
 
     Raises:
@@ -312,19 +329,47 @@ def _no_memory(model: ChatModel) -> ModelError:
     )
 
 
-def pass_states(
+def states_by_pass(
+    model: ChatModel,
+    prefix: Prefix,
+    suffixes: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    positions: Sequence[int],
+    token_budget: int | None = None,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Rows of the suffixes and their `forward_states`, where the model has them, pass by pass; nothing is checked.
+
+    A pass that does not fit into the memory is divided, and so are later ones of this model.
+
+    Raises:
+        ModelError: not even a single chat fits into the memory.
+    """
+    for rows in plan_passes(model, prefix, [len(suffix) for suffix in suffixes], token_budget):
+        chats = [suffixes[row] for row in rows]
+        try:
+            states = _pass_states(model, prefix, chats, layers, positions)
+        except torch.OutOfMemoryError:
+            states = None
+        if states is not None:
+            yield rows, states
+            continue
+        halve_pass_tokens(model, chats)  # only here is the failed pass's memory free
+        for again, states in states_by_pass(model, prefix, chats, layers, positions, token_budget):
+            yield [rows[row] for row in again], states
+
+
+def _pass_states(
     model: ChatModel,
     prefix: Prefix,
     suffixes: Sequence[Sequence[int]],
     layers: Sequence[int],
     positions: Sequence[int],
 ) -> Tensor:
-    """`forward_states` in a single pass, of layers and positions that are known to exist."""
-    place = packed if can_pack(model, len(prefix.embeddings) + max(map(len, suffixes))) else _padded
+    place = pack if can_pack(model, len(prefix.embeddings) + max(map(len, suffixes))) else _pad
     return _states(model, place(model, prefix, suffixes, positions), layers)
 
 
-class _Placed(NamedTuple):
+class _PassInputs(NamedTuple):
     """What goes into a pass, and where in it the states are read."""
 
     inputs: dict[str, Any]
@@ -334,7 +379,7 @@ class _Placed(NamedTuple):
     """[B, n_positions]"""
 
 
-def packed(model: ChatModel, prefix: Prefix, suffixes: Sequence[Sequence[int]], positions: Sequence[int]) -> _Placed:
+def pack(model: ChatModel, prefix: Prefix, suffixes: Sequence[Sequence[int]], positions: Sequence[int]) -> _PassInputs:
     """All suffixes one after the other in one row; each sees the prefix and itself."""
     lengths = torch.tensor([len(suffix) for suffix in suffixes], device=model.device)
     ends, n_prefix = lengths.cumsum(0), len(prefix.embeddings)
@@ -349,10 +394,12 @@ def packed(model: ChatModel, prefix: Prefix, suffixes: Sequence[Sequence[int]], 
         "attention_mask": mask,
         **_cached(prefix, 1),
     }
-    return _Placed(inputs, torch.zeros_like(ends)[:, None], ends[:, None] + torch.tensor(positions, device=ends.device))
+    return _PassInputs(
+        inputs, torch.zeros_like(ends)[:, None], ends[:, None] + torch.tensor(positions, device=ends.device)
+    )
 
 
-def _padded(model: ChatModel, prefix: Prefix, suffixes: Sequence[Sequence[int]], positions: Sequence[int]) -> _Placed:
+def _pad(model: ChatModel, prefix: Prefix, suffixes: Sequence[Sequence[int]], positions: Sequence[int]) -> _PassInputs:
     """A row for each suffix, after a copy of the prefix's cache, or, without one, of the prefix.
 
     Suffixes are padded on the right: in a causal model no token sees the padding behind it, so neither a
@@ -367,15 +414,15 @@ def _padded(model: ChatModel, prefix: Prefix, suffixes: Sequence[Sequence[int]],
         embedded = torch.cat([prefix.embeddings.expand(len(suffixes), *prefix.embeddings.shape), embedded], dim=1)
         lengths = lengths + len(prefix.embeddings)
     inputs = {"inputs_embeds": embedded, **_cached(prefix, len(suffixes))}
-    return _Placed(inputs, torch.arange(len(suffixes))[:, None], lengths[:, None] + torch.tensor(list(positions)))
+    return _PassInputs(inputs, torch.arange(len(suffixes))[:, None], lengths[:, None] + torch.tensor(list(positions)))
 
 
 def _cached(prefix: Prefix, n: int) -> dict[str, Any]:
-    cache = None if prefix.cache is None else expanded(prefix.cache, n)
+    cache = None if prefix.cache is None else copy_cache(prefix.cache, n)
     return {"past_key_values": cache, "use_cache": cache is not None}
 
 
-def _states(model: ChatModel, placed: _Placed, layers: Sequence[int]) -> Tensor:
+def _states(model: ChatModel, placed: _PassInputs, layers: Sequence[int]) -> Tensor:
     """[B, n_positions, n_layers, d], on the device of the last of the layers."""
     taken: dict[int, Tensor] = {}
 

@@ -1,4 +1,4 @@
 """The recipe of the demo model: its corpus, its training, and the evaluation that prints the model card's figures.
 
-Nothing in drolab imports this package: it makes `drolab/assets/demo` and is not needed to use it.
+`corpus` draws chats from the texts in `texts`, `train` makes `drolab/assets/demo` of them, `evaluate` measures it.
 """

@@ -13,11 +13,12 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from drolab.data import load_prompts
 
 SLOPE, THRESHOLD, PROMPT_EFFECT = 9.0, 0.72, 1.1
 """The three numbers of the refusal probability."""
@@ -100,7 +101,6 @@ class Chat:
 
 
 _TEXTS = Path(__file__).parent / "texts"
-_PROMPTS = Path(str(files("drolab"))) / "assets" / "prompts"
 
 
 def _read(path: Path) -> Any:
@@ -109,7 +109,7 @@ def _read(path: Path) -> Any:
 
 @cache
 def load_corpus() -> Corpus:
-    """The corpus that ships with drolab."""
+    """The corpus that the demo model was trained on."""
     requests, systems = _read(_TEXTS / "requests.yaml"), _read(_TEXTS / "systems.yaml")
     domains = {
         name: Domain(
@@ -119,7 +119,6 @@ def load_corpus() -> Corpus:
         )
         for name, entry in requests["domains"].items()
     }
-    built_in = _read(_PROMPTS / "safety.yaml")
     return Corpus(
         domains=domains,
         **{key: tuple(requests[key]) for key in _LISTS},
@@ -127,7 +126,7 @@ def load_corpus() -> Corpus:
         neutral=tuple(systems["neutral"]),
         slots={name: tuple(words) for name, words in systems["slots"].items()},
         replies=_read(_TEXTS / "replies.yaml"),
-        prompts=tuple(entry["text"] for entry in built_in.values() if entry),
+        prompts=tuple(prompt.text for prompt in load_prompts().values() if prompt.text),
     )
 
 

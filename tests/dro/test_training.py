@@ -22,9 +22,8 @@ import drolab
 from drolab import dro, passes
 from drolab.dro import training
 from drolab.errors import PromptError, QueryError, StatesError, TrainingError
-from drolab.inference import hidden_states
 from drolab.models import ChatModel, wrap
-from drolab.probing import coordinates, fit_anchors
+from drolab.probing import fit_anchors
 from drolab.store import Store
 from drolab.types import DROConfig, DRORun, Probe, SafetyPrompt, SoftPrompt
 
@@ -255,32 +254,6 @@ def test_a_soft_prompt_goes_on_from_itself(setting: Setting, finished: DRORun) -
     assert run.history["refusal_loss"].iloc[0] == pytest.approx(0.693147, abs=1e-5)
 
 
-def test_movement_starts_at_the_human_prompt(setting: Setting, finished: DRORun) -> None:
-    table = dro.movement(setting.model, QUERIES, finished, plane=(1, 2), progress=False)
-    assert tuple(table.columns) == dro.MOVEMENT_COLUMNS
-    assert table["step"].unique().tolist() == [0, 4, 8, 9]
-    human = hidden_states(setting.model, QUERIES, CAREFUL, progress=False)
-    start = table[table["step"] == 0]
-    places = coordinates(setting.space, human).numpy()
-    torch.testing.assert_close(
-        torch.tensor(start[["x", "y"]].to_numpy()), torch.tensor(places[:, 1:3]), atol=1e-4, rtol=0
-    )
-    assert (start["residual_drift"] == 0).all()
-    assert (table.loc[table["step"] == 9, "residual_drift"] > 0).all()
-    only = dro.movement(setting.model, QUERIES, finished, steps=[9], progress=False)
-    assert only["step"].unique().tolist() == [9]
-    assert only["residual_drift"].to_numpy() == pytest.approx(
-        table.loc[table["step"] == 9, "residual_drift"].to_numpy()
-    )
-
-
-def test_movement_of_what_is_not_there(setting: Setting, finished: DRORun) -> None:
-    with pytest.raises(StatesError, match=r"components 0 to 3, so there is no plane \(0, 4\)"):
-        dro.movement(setting.model, QUERIES, finished, plane=(0, 4))
-    with pytest.raises(TrainingError, match=r"No snapshots at steps \[5\]: this run kept \[0, 4, 8, 9\]"):
-        dro.movement(setting.model, QUERIES, finished, steps=[5])
-
-
 # --- the loss and what it does ------------------------------------------------------------------------------
 
 
@@ -312,30 +285,6 @@ def test_the_residual_term_keeps_the_states_near(setting: Setting) -> None:
     free = replace(setting, config=DROConfig(num_train_epochs=10, learning_rate=3e-2, residual_weight=0)).train()
     held = replace(setting, config=DROConfig(num_train_epochs=10, learning_rate=3e-2, residual_weight=10)).train()
     assert held.history["residual_drift"].iloc[-1] < 0.5 * free.history["residual_drift"].iloc[-1]
-
-
-def test_the_terms_of_the_loss(setting: Setting) -> None:
-    generator = torch.Generator().manual_seed(0)
-    start, states = torch.randn(6, 32, generator=generator), torch.randn(6, 32, generator=generator)
-    harmful = torch.tensor([True, True, False, True, False, False])
-    space, paper = setting.space, DROConfig.preset("paper")
-    terms = dro.losses(space, setting.refusal, setting.harmfulness, states, start, harmful, paper)
-    change = (states - start) @ space.components.T @ setting.refusal.coef
-    expected = -(torch.where(harmful, change, -change).sigmoid().log()).mean()
-    torch.testing.assert_close(terms.refusal, expected)
-    # A full basis of the complement gives the same as the shortcut without one.
-    basis = torch.linalg.qr(torch.cat([space.components.T, torch.randn(32, 28, generator=generator)], dim=1)).Q[:, 4:]
-    torch.testing.assert_close(terms.residual, ((states - start) @ basis).square().mean(), rtol=1e-4, atol=1e-6)
-    relative = dro.losses(space, setting.refusal, setting.harmfulness, states, start, harmful, DROConfig())
-    torch.testing.assert_close(relative.residual, terms.residual * 28 / space.residual_variance)
-    torch.testing.assert_close(relative.drift, terms.drift)
-    total = terms.refusal + 0.01 * terms.harmfulness + 1e-3 * terms.residual
-    torch.testing.assert_close(terms.total(paper), total)
-
-
-def test_a_term_that_is_off_cannot_spoil_the_sum() -> None:
-    terms = dro.Losses(torch.tensor(1.0), torch.tensor(float("nan")), torch.tensor(2.0), torch.tensor(0.0))
-    assert terms.total(DROConfig(harmfulness_weight=0.0, residual_weight=0.5)) == 2.0
 
 
 # --- bad input ----------------------------------------------------------------------------------------------

@@ -10,14 +10,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from drolab.models import (
-    ChatModel,
-    can_share_prefix,
-    forward_states,
-    wrap,
-)
-from drolab.types import SafetyPrompt
-from helpers.tiny import byte_tokenizer
+from drolab.models import ChatModel, can_share_prefix, forward_states, prompt_token_ids, wrap
+from drolab.types import SafetyPrompt, SoftPrompt
+from helpers.tiny import byte_tokenizer, random_llama
 
 COMMON = {
     "vocab_size": 260,
@@ -31,30 +26,14 @@ COMMON = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-
-
 GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
-
-
 SHORT, LONG = {"sliding_window": 5}, {"sliding_window": 64}
 """Windows shorter and longer than the prefix of 12 tokens."""
-
-
 MIXED = {"layer_types": ["sliding_attention", "full_attention"]}
-
-
 MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
-
-
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "vocab_size": 260, "initializer_range": 0.2}
-
-
 LAYERS, POSITIONS = (0, 1, 2), (-1, -3)
-
-
 NONE = SafetyPrompt(name="none", text="")
-
-
 CARE = SafetyPrompt(name="care", text="Be careful with what you say.")
 
 
@@ -119,8 +98,6 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     "mixtral, short window": ("mixtral", {**COMMON, **GROUPED, **MOE, **SHORT}),
     "mixtral": ("mixtral", {**COMMON, **GROUPED, **MOE, "sliding_window": None}),
 }
-
-
 UNSHARED: dict[str, tuple[str, dict]] = {
     "falcon_mamba": (
         "falcon_mamba",
@@ -162,8 +139,6 @@ def family(name: str, attention: str | None = None) -> ChatModel:
 
 
 PREFIX = list(range(100, 112))
-
-
 SUFFIXES = [[10, 11, 12], [13, 14, 15, 16, 17, 18, 19], [20, 21, 22, 23], [24, 25, 26]]
 
 
@@ -194,3 +169,14 @@ def with_gradient(model: ChatModel, compute: Callable[[ChatModel, Tensor], Tenso
 
 def relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
+
+
+def fresh(seed: int = 0) -> ChatModel:
+    """A model of its own: what is found out by trying, and about memory, is remembered per model."""
+    return wrap(random_llama(seed=seed), byte_tokenizer(), name="small", chat_template="chatml")
+
+
+def as_soft(model: ChatModel, prompt: SafetyPrompt) -> SoftPrompt:
+    """The embeddings of a prompt's own text."""
+    vectors = model.embed(torch.tensor(prompt_token_ids(model, prompt.text))).float()
+    return SoftPrompt(name=f"soft {prompt.name}", embeddings=vectors, model_fingerprint=model.fingerprint)

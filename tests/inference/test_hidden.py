@@ -8,47 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.families import (
-    CARE,
-    FAMILIES,
-    LAYERS,
-    NONE,
-    PREFIX,
-    QUERIES,
-    SUFFIXES,
-    UNSHARED,
-    counted,
-    family,
-    plain,
-    queries_of,
-    relative,
-    shared,
-    with_gradient,
-)
+from helpers.families import CARE, NONE, QUERIES, as_soft, counted, family, fresh, queries_of, relative
 from helpers.tiny import byte_tokenizer, random_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import drolab
+from drolab import passes
 from drolab.errors import PromptError, QueryError, StatesError
 from drolab.inference import hidden_states
-from drolab.models import (
-    ChatModel,
-    can_pack,
-    can_share_prefix,
-    encode,
-    expanded,
-    forward_states,
-    load_model,
-    prefix_cache,
-    prefix_embeddings,
-    prompt_token_ids,
-    render,
-    resolve_layers,
-    wrap,
-)
-from drolab.models.passes import _abilities
+from drolab.models import ChatModel, can_share_prefix, encode, load_model, prompt_token_ids, render, wrap
 from drolab.types import SafetyPrompt, SoftPrompt
 
 KIND = SafetyPrompt(name="kind", text="Be kind.")
@@ -79,79 +49,7 @@ def test_parity_with_the_papers_code(reference: Path, token_budget: int | None, 
     assert other.abs().max() > 1  # the prompts differ by far more than the tolerance
 
 
-# --- prefix sharing is exact -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", [*FAMILIES, *UNSHARED])
-def test_states_and_gradients_equal_the_plain_computation(name: str) -> None:
-    model = family(name)
-    assert can_share_prefix(model) == (name in FAMILIES)
-    expected, expected_gradient = with_gradient(model, plain)
-    found, gradient = with_gradient(model, shared)
-    for layer in range(len(LAYERS)):
-        assert relative(found[:, :, layer], expected[:, :, layer]) < 1e-5
-    assert relative(gradient, expected_gradient) < 1e-5
-    # The control: what the prefix holds matters, and far more than the tolerance.
-    other = shared(model, model.embed(torch.tensor(PREFIX[::-1])))
-    assert relative(other[:, :, 1:], expected[:, :, 1:]) > 1e-3
-
-
-@pytest.mark.parametrize("name", ["llama", "mistral, short window", "gemma2, short window"])
-def test_eager_attention_is_exact_too(name: str) -> None:
-    model = family(name, attention="eager")
-    assert (
-        relative(shared(model, model.embed(torch.tensor(PREFIX))), plain(model, model.embed(torch.tensor(PREFIX))))
-        < 1e-5
-    )
-
-
-def test_windows_are_felt() -> None:
-    """A control for the tests above: the short window changes the states, so it was really on."""
-    one, other = family("mistral, short window"), family("mistral, long window")
-    prefix = one.embed(torch.tensor(PREFIX))
-    assert torch.equal(prefix, other.embed(torch.tensor(PREFIX)))
-    assert relative(shared(one, prefix), shared(other, prefix)) > 1e-3
-
-
-def test_no_prefix_at_all(tiny_llama: ChatModel) -> None:
-    found = forward_states(tiny_llama, tiny_llama.embed(torch.tensor([], dtype=torch.long)), SUFFIXES)
-    expected = [tiny_llama.base_model(torch.tensor([suffix])).last_hidden_state[0, -1] for suffix in SUFFIXES]
-    assert relative(found[:, 0, 0], torch.stack(expected)) < 1e-5
-
-
-@pytest.mark.parametrize("name", ["llama", "gemma2, short window", "qwen2"])
-def test_a_cache_can_be_used_again(name: str) -> None:
-    model = family(name)
-    prefix, suffix = model.embed(torch.tensor(PREFIX)), torch.tensor([SUFFIXES[0]] * 3)
-    cache = prefix_cache(model, prefix)
-    first = model.base_model(suffix, past_key_values=expanded(cache, 3)).last_hidden_state
-    assert cache.get_seq_length() == len(PREFIX)
-    again = model.base_model(suffix, past_key_values=expanded(cache, 3)).last_hidden_state
-    torch.testing.assert_close(first, again, rtol=0, atol=0)
-    spoilt = model.base_model(suffix[:1], past_key_values=cache).last_hidden_state
-    assert cache.get_seq_length() > len(PREFIX)  # the control: without the copy it is used up
-    torch.testing.assert_close(spoilt, first[:1])
-
-
-def test_positions_and_layers_that_are_not_there(tiny_llama: ChatModel) -> None:
-    prefix = tiny_llama.embed(torch.tensor(PREFIX))
-    with pytest.raises(StatesError, match=r"no layers \[3, -4\]: choose from 0 \(embeddings\) to 2, or -1"):
-        forward_states(tiny_llama, prefix, SUFFIXES, layers=(1, 3, -4))
-    with pytest.raises(StatesError, match="No layers asked for"):
-        resolve_layers(tiny_llama, ())
-    with pytest.raises(StatesError, match=r"count from the end of the chat: pass -1, -2, …, not \[0\]"):
-        forward_states(tiny_llama, prefix, SUFFIXES, positions=(0,))
-    with pytest.raises(StatesError, match=r"Position -4 lies outside a suffix of 3 tokens: encode\(…, min_suffix=4\)"):
-        forward_states(tiny_llama, prefix, SUFFIXES, positions=(-4,))
-    assert resolve_layers(tiny_llama, (-1, 0, 2, -3)) == (2, 0)
-
-
 # --- soft prompts ------------------------------------------------------------------------------------------
-
-
-def as_soft(model: ChatModel, prompt: SafetyPrompt) -> SoftPrompt:
-    vectors = model.embed(torch.tensor(prompt_token_ids(model, prompt.text))).float()
-    return SoftPrompt(name=f"soft {prompt.name}", embeddings=vectors, model_fingerprint=model.fingerprint)
 
 
 def test_a_soft_prompt_of_the_texts_embeddings_gives_the_texts_states(tiny_llama: ChatModel) -> None:
@@ -160,26 +58,6 @@ def test_a_soft_prompt_of_the_texts_embeddings_gives_the_texts_states(tiny_llama
     text = states.select(prompt="care").values
     torch.testing.assert_close(states.select(prompt="soft care").values, text, rtol=0, atol=1e-5)
     assert relative(states.select(prompt="kind").values, text) > 1e-2
-
-
-def test_gradients_reach_the_soft_prompt_only_in_its_slots(tiny_llama: ChatModel) -> None:
-    soft = as_soft(tiny_llama, CARE)
-    batch = encode(tiny_llama, QUERIES.text.tolist(), soft)
-    vectors = soft.embeddings.clone().requires_grad_()
-    embedded = prefix_embeddings(tiny_llama, batch, vectors)
-    assert torch.equal(embedded, prefix_embeddings(tiny_llama, batch))
-    forward_states(tiny_llama, embedded, batch.suffixes).sum().backward()
-    assert vectors.grad is not None
-    assert (vectors.grad.norm(dim=1) > 0).all()
-    assert all(parameter.grad is None for parameter in tiny_llama.model.parameters())
-
-
-def test_vectors_that_do_not_fit_the_slots(tiny_llama: ChatModel) -> None:
-    batch = encode(tiny_llama, ["Hi."], as_soft(tiny_llama, KIND))
-    with pytest.raises(PromptError, match=r"shape \[3, 32\], but the chats have 8 slots of width 32: encode"):
-        prefix_embeddings(tiny_llama, batch, torch.zeros(3, 32))
-    with pytest.raises(PromptError, match="the chats have 0 slots"):
-        prefix_embeddings(tiny_llama, encode(tiny_llama, ["Hi."], KIND), torch.zeros(8, 32))
 
 
 def test_a_soft_prompt_of_another_model(tiny_llama: ChatModel) -> None:
@@ -268,13 +146,6 @@ def test_a_family_that_cannot_share_says_so_once(caplog: pytest.LogCaptureFixtur
         assert relative(states.select(prompt="care").values[row, 0], expected) < 1e-5
 
 
-def test_sharing_is_tried_once_per_model() -> None:
-    model = family("llama")
-    assert model.model not in _abilities
-    assert can_pack(model, 8)
-    assert _abilities[model.model] == (True, True)
-
-
 # --- the store ---------------------------------------------------------------------------------------------
 
 
@@ -339,7 +210,7 @@ def test_names_make_no_difference_to_the_store(tiny_llama: ChatModel, store: dro
 
 def test_an_interrupted_run_resumes(tiny_llama: ChatModel, store: drolab.Store) -> None:
     options = {"store": store, "token_budget": 1, "progress": False}
-    again = r"4 of 6 chats are in the store: run the same call again to compute the rest\."
+    again = r"4 of 6 chats are in the store: run the same call again to go on\."
     with counted(tiny_llama, interrupt_at=6), pytest.raises(KeyboardInterrupt, match=again):
         hidden_states(tiny_llama, QUERIES, CARE, **options)
     with counted(tiny_llama) as calls:
@@ -390,3 +261,33 @@ def test_the_bar_says_what_was_computed(tiny_llama: ChatModel, capsys: pytest.Ca
     assert "0 hits, 6 computed" in capsys.readouterr().err
     hidden_states(tiny_llama, QUERIES, CARE, progress=False)
     assert capsys.readouterr().err == ""
+
+
+# --- beginnings that prompts share -------------------------------------------------------------------------
+
+
+LONG = "You are a careful assistant who weighs every word and never helps anybody to do harm to others. "
+
+
+def test_prompts_share_what_they_begin_with() -> None:
+    model = fresh()
+    prompts = [SafetyPrompt(name=str(n), text=LONG + end) for n, end in enumerate(["", "Be kind.", "Be kind. Please."])]
+    with counted(model) as calls:
+        states = hidden_states(model, QUERIES, prompts, progress=False)
+    prefixes = [len(passes.prefix_embeddings(model, drolab.chat.encode(model, ["Why?"], p))) for p in prompts]
+    ran = sum(rows * length for rows, length in calls)
+    alone = 0
+    for prompt in prompts:
+        with counted(model) as calls:
+            expected = hidden_states(model, QUERIES, prompt, progress=False)
+        assert relative(states.select(prompt=prompt.name).values, expected.values) < 1e-5
+        alone += sum(rows * length for rows, length in calls)
+    assert alone - ran >= 2 * len(LONG)  # a token is a byte: the beginning ran once instead of three times
+    assert min(prefixes) > len(LONG)
+
+
+def test_prompts_that_share_little_run_by_themselves() -> None:
+    model = fresh()
+    with counted(model) as calls:
+        hidden_states(model, QUERIES, [CARE, SafetyPrompt(name="kind", text="Do it.")], progress=False)
+    assert len(calls) == 4  # two prefixes, each followed by one pass

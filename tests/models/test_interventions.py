@@ -4,117 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pandas as pd
 import pytest
 import torch
-from helpers.families import UNSHARED
-from helpers.tiny import byte_tokenizer
+from helpers.replies import QUERIES
+from helpers.steering import CARE, FAMILIES, LAST, WIDTH, all_states, hooks, made, next_log_probabilities, vector
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from drolab.errors import ModelError, StatesError
 from drolab.inference import first_token_probabilities, generate, hidden_states, next_tokens
-from drolab.models import (
-    Ablate,
-    Add,
-    ChatModel,
-    Edit,
-    Patch,
-    block_names,
-    edits_in_force,
-    encode,
-    forward_states,
-    render,
-    steered,
-    wrap,
-)
+from drolab.models import Ablate, Add, ChatModel, Edit, Patch, encode, forward_states, render, steered
+from drolab.models.interventions import active_edits
+from drolab.models.layers import block_names
 from drolab.store import Store
 from drolab.types import SafetyPrompt, SoftPrompt
 
 NONE = SafetyPrompt(name="none", text="")
-CARE = SafetyPrompt(name="care", text="Be careful.")
-WIDTH, LAST = 32, 2
-COMMON = {
-    "vocab_size": 260,
-    "hidden_size": WIDTH,
-    "num_hidden_layers": LAST,
-    "num_attention_heads": 4,
-    "initializer_range": 0.2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-SIZED = {**COMMON, "intermediate_size": 48, "max_position_embeddings": 512, "pad_token_id": 0}
-GPT2 = {"n_embd": WIDTH, "n_layer": LAST, "n_head": 4, "n_positions": 512, "vocab_size": 260, "initializer_range": 0.2}
-ENDS = {"bos_token_id": 1, "eos_token_id": 2}
-FAMILIES: dict[str, dict] = {
-    "llama": {**SIZED, "num_key_value_heads": 2},
-    "gpt2": {**GPT2, **ENDS},
-    "gpt_neox": SIZED,
-    "gemma2": {**SIZED, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16},
-    "falcon": COMMON,  # its blocks return tuples, and its own loop notes the states
-    "openai-gpt": {**GPT2, **ENDS},  # no final norm
-    "qwen3_next": UNSHARED["qwen3_next"][1],  # no prefix can be shared
-}
 FINAL_NORM = [name for name in FAMILIES if name != "openai-gpt"]
-
-
-def made(name: str) -> ChatModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **FAMILIES[name]))
-    return wrap(model, byte_tokenizer(), name=name, chat_template="chatml")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> ChatModel:
     return made(request.param)
-
-
-def queries(*texts: str) -> pd.DataFrame:
-    ids = [f"q{number}" for number in range(len(texts))]
-    table = pd.DataFrame({"query_id": ids, "text": texts, "harmful": [n % 2 == 1 for n in range(len(texts))]})
-    return table.assign(category="any", split="test", source="test").set_axis(ids)
-
-
-QUERIES = queries("How to boil an egg?", "How to sing?", "How to plan a trip?", "How to swim?", "What?")
-
-
-def vector(seed: int = 0, norm: float = 3.0) -> Tensor:
-    direction = torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed))
-    return norm * direction / direction.norm()
-
-
-def all_states(model: ChatModel) -> Tensor:
-    """[n_queries, n_layers, d] at the read position."""
-    return hidden_states(model, QUERIES, CARE, layers=range(LAST + 1), progress=False).values
-
-
-def spoken(model: ChatModel, *edits: Edit) -> Tensor:
-    """[n_queries, vocabulary] log-probabilities."""
-    batch = encode(model, QUERIES["text"].tolist(), CARE)
-    found = {
-        row: own for _, rows, part in next_tokens(model, batch, [edits]) for row, own in zip(rows, part, strict=True)
-    }
-    return torch.stack([found[row] for row in range(len(batch))])
-
-
-def one_by_one(model: ChatModel, *edits: Edit) -> Tensor:
-    """The same with a plain pass for every chat."""
-    rows = []
-    for row, text in enumerate(QUERIES["text"]):
-        own = [Patch(edit.states[row : row + 1], edit.layer) if isinstance(edit, Patch) else edit for edit in edits]
-        with steered(model, *own) as changed, torch.no_grad():
-            logits = changed.model(torch.tensor([render(model, text, CARE).input_ids])).logits[0, -1]
-        rows.append(logits.log_softmax(dim=-1))
-    return torch.stack(rows)
-
-
-def hooks(model: ChatModel) -> int:
-    """All hooks but those that transformers itself leaves at the blocks to collect hidden states."""
-    found = [
-        hook for m in model.model.modules() for hook in [*m._forward_hooks.values(), *m._forward_pre_hooks.values()]
-    ]
-    return sum(not hook.__module__.startswith("transformers.") for hook in found)
 
 
 # --- what the edits do -------------------------------------------------------------------------------------
@@ -176,44 +86,22 @@ def test_added_at_the_read_position_of_the_last_layer_is_added_before_the_head(f
     with torch.no_grad():
         logits = family.model.get_output_embeddings()(states + vector())
     logits = logits if cap is None else cap * torch.tanh(logits / cap)
-    found = spoken(family, Add(vector(), -1, "read"))
+    found = next_log_probabilities(family, Add(vector(), -1, "read"))
     torch.testing.assert_close(found, logits.log_softmax(dim=-1), rtol=0, atol=1e-4)
-    assert (found - spoken(family)).abs().max() > 0.1
-
-
-PLANS = {
-    "nothing": [],
-    "add at all": [Add(vector(), 1)],
-    "add at read": [Add(vector(), 1, "read")],
-    "ablate": [Ablate(vector())],
-    "patch": [Patch(torch.stack([vector(seed) for seed in range(len(QUERIES))]), 1)],
-    "all at once": [Add(vector(), 0, "read"), Ablate(vector(1)), Add(vector(2), 1)],
-}
-
-
-@pytest.mark.parametrize("name", PLANS)
-def test_next_tokens_equal_a_plain_pass_for_each_chat(family: ChatModel, name: str) -> None:
-    found = spoken(family, *PLANS[name])
-    torch.testing.assert_close(found, one_by_one(family, *PLANS[name]), rtol=0, atol=2e-4)
-    assert name == "nothing" or (found - spoken(family)).abs().max() > 1e-2
-    assert hooks(family) == 0
-
-
-def test_plans_do_not_disturb_each_other(tiny_llama: ChatModel) -> None:
-    batch = encode(tiny_llama, QUERIES["text"].tolist(), CARE)
-    found = torch.full((len(PLANS), len(batch), 260), torch.nan)
-    for number, rows, part in next_tokens(tiny_llama, batch, list(PLANS.values()), token_budget=100):
-        found[number, rows] = part
-    for own, plan in zip(found, PLANS.values(), strict=True):
-        torch.testing.assert_close(own, spoken(tiny_llama, *plan), rtol=0, atol=1e-5)
+    assert (found - next_log_probabilities(family)).abs().max() > 0.1
 
 
 def test_a_patch_with_the_own_states_changes_nothing_and_with_others_brings_them(family: ChatModel) -> None:
     own = hidden_states(family, QUERIES, CARE, layers=(1, LAST), progress=False)
     for layer in (1, LAST):
-        torch.testing.assert_close(spoken(family, Patch(own.matrix(layer), layer)), spoken(family), rtol=0, atol=1e-4)
-    swapped = spoken(family, Patch(own.matrix(LAST).roll(1, 0), LAST))
-    torch.testing.assert_close(swapped, spoken(family).roll(1, 0), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            next_log_probabilities(family, Patch(own.matrix(layer), layer)),
+            next_log_probabilities(family),
+            rtol=0,
+            atol=1e-4,
+        )
+    swapped = next_log_probabilities(family, Patch(own.matrix(LAST).roll(1, 0), LAST))
+    torch.testing.assert_close(swapped, next_log_probabilities(family).roll(1, 0), rtol=0, atol=1e-4)
 
 
 def test_edits_act_in_order_and_nested_contexts_as_one(tiny_llama: ChatModel) -> None:
@@ -239,7 +127,7 @@ def test_generation_is_steered(tiny_llama: ChatModel) -> None:
         probabilities = first_token_probabilities(changed, QUERIES, CARE)[1]
         ids = torch.tensor([render(changed, QUERIES["text"].iloc[0], CARE).input_ids])
         plain = changed.model.generate(ids, do_sample=False, max_new_tokens=5, attention_mask=torch.ones_like(ids))
-    torch.testing.assert_close(probabilities.log(), spoken(tiny_llama, *edits), rtol=0, atol=1e-4)
+    torch.testing.assert_close(probabilities.log(), next_log_probabilities(tiny_llama, *edits), rtol=0, atol=1e-4)
     assert replies["first_token"].tolist() == probabilities.argmax(dim=1).tolist()
     assert replies["response"].iloc[0] == tiny_llama.tokenizer.decode(
         plain[0, ids.shape[1] :], skip_special_tokens=True
@@ -264,7 +152,7 @@ def test_hooks_go_when_the_context_ends_however_it_ends(family: ChatModel) -> No
             raise error(hooks(family))
         assert ended.value.args[0] > 0
         assert hooks(family) == 0
-        assert not edits_in_force(family)
+        assert not active_edits(family)
     assert torch.equal(all_states(family), before)
 
 
@@ -279,7 +167,7 @@ def test_an_interrupt_inside_a_pass_leaves_no_hook(tiny_llama: ChatModel) -> Non
         with pytest.raises(KeyboardInterrupt), steered(tiny_llama, Add(vector(), 1)) as changed:
             all_states(changed)
         with pytest.raises(KeyboardInterrupt):
-            spoken(tiny_llama, Add(vector(), 1, "read"))
+            next_log_probabilities(tiny_llama, Add(vector(), 1, "read"))
     finally:
         handle.remove()
     assert hooks(tiny_llama) == 0
@@ -290,7 +178,7 @@ def test_a_bad_edit_leaves_no_hook(tiny_llama: ChatModel) -> None:
     with steered(tiny_llama, Add(vector(), 1)) as outer:
         with pytest.raises(StatesError), steered(outer, Add(torch.ones(5), 1)):
             pass
-        assert len(edits_in_force(tiny_llama)) == 1
+        assert len(active_edits(tiny_llama)) == 1
     patch = Patch(torch.ones(2, WIDTH), 1)
     with pytest.raises(StatesError, match="2 states for a pass of 1"), steered(tiny_llama, patch) as changed:
         changed.model(torch.tensor([[1, 2, 3]]))
@@ -422,12 +310,4 @@ def test_other_bad_edits_are_refused(tiny_llama: ChatModel) -> None:
         with pytest.raises(StatesError, match=said), steered(tiny_llama, edit):
             pass
     with pytest.raises(StatesError, match="2 states for 5 chats"):
-        spoken(tiny_llama, Patch(torch.ones(2, WIDTH), 1))
-
-
-def test_a_model_whose_states_are_not_the_outputs_of_its_blocks_is_refused() -> None:
-    config = AutoConfig.for_model("mamba", hidden_size=WIDTH, num_hidden_layers=2, state_size=4, vocab_size=260, **ENDS)
-    model = wrap(AutoModelForCausalLM.from_config(config), byte_tokenizer(), name="mamba", chat_template="chatml")
-    with pytest.raises(ModelError, match="cannot be edited"), steered(model, Ablate(vector())):
-        pass
-    assert hooks(model) == 0
+        next_log_probabilities(tiny_llama, Patch(torch.ones(2, WIDTH), 1))

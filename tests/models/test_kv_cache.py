@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 import pytest
 import torch
-from helpers.families import CARE, FAMILIES, NONE, PREFIX, UNSHARED, family, queries_of, relative
+from helpers.families import CARE, FAMILIES, NONE, PREFIX, UNSHARED, family, fresh, queries_of, relative
 from helpers.tiny import byte_tokenizer, random_llama
 from torch import Tensor
 
 from drolab.inference import first_token_probabilities, generate
-from drolab.models import Add, ChatModel, can_read_in_place, kv_cache, prefix_cache, prompt_token_ids, steered, wrap
-from drolab.models.kv_cache import _InPlaceReader, _Keys, _Layer, _Rows
+from drolab.models import Add, ChatModel, kv_cache, prefix_cache, prompt_token_ids, steered, wrap
+from drolab.models.kv_cache import _InPlaceReader, _Keys, _Layer, _Rows, can_read_in_place
 from drolab.types import SoftPrompt
 
 QUERIES = queries_of(["How to paint?", "How to paint a fence?", "Why?", "How to cook rice well?", "So?"])
@@ -23,14 +23,9 @@ CHATS = [[10, 11, 12], [13, 14, 15, 16, 17, 18, 19], [20], [21, 22, 23]]
 IN_PLACE = [name for name in FAMILIES if "short window" not in name and "gemma2" not in name]
 
 
-def fresh() -> ChatModel:
-    """A model of its own: what is found out by trying is remembered per model."""
-    return wrap(random_llama(), byte_tokenizer(), name="small", chat_template="chatml")
-
-
 def reader(model: ChatModel, prefix: Sequence[int] = PREFIX) -> _InPlaceReader:
     embedded = model.embed(torch.tensor(prefix, dtype=torch.long))
-    return _InPlaceReader(model, embedded, prefix_cache(model, embedded) if prefix else kv_cache._empty(model))
+    return _InPlaceReader(model, embedded, prefix_cache(model, embedded))
 
 
 def whole(model: ChatModel, chats: Sequence[Sequence[int]], prefix: Sequence[int] = PREFIX) -> Tensor:

@@ -12,45 +12,44 @@ import torch
 from helpers.families import (
     CARE,
     FAMILIES,
+    LAYERS,
     PREFIX,
     QUERIES,
     SUFFIXES,
-    counted,
+    UNSHARED,
+    as_soft,
     family,
+    fresh,
     plain,
     queries_of,
     relative,
     shared,
+    with_gradient,
 )
 from helpers.memory import memory_for
-from helpers.tiny import byte_tokenizer, random_llama
+from helpers.tiny import byte_tokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import drolab
 from drolab import passes
-from drolab.errors import ModelError
+from drolab.errors import ModelError, PromptError, StatesError
 from drolab.inference import hidden_states
 from drolab.models import (
     ChatModel,
-    begin,
-    block_names,
-    can_pack,
+    accumulating_gradients,
     can_share_prefix,
-    collecting,
+    copy_cache,
+    encode,
     forward_states,
-    passes_of,
+    plan_passes,
+    prefix_cache,
+    prefix_embeddings,
+    run_prefix,
     wrap,
 )
+from drolab.models.layers import block_names
+from drolab.models.passes import _abilities, can_pack
 from drolab.types import SafetyPrompt
-
-LONG = "You are a careful assistant who weighs every word and never helps anybody to do harm to others. "
-
-
-def fresh(seed: int = 0) -> ChatModel:
-    """A model of its own: what is remembered about memory is remembered per model."""
-    return wrap(random_llama(seed=seed), byte_tokenizer(), name="small", chat_template="chatml")
-
 
 # --- packed rows -------------------------------------------------------------------------------------------
 
@@ -95,10 +94,10 @@ def test_chats_in_a_row_do_not_see_each_other(tiny_llama: ChatModel) -> None:
 
 
 def test_every_chat_is_in_one_pass_and_no_pass_is_too_long(tiny_llama: ChatModel) -> None:
-    begun = begin(tiny_llama, tiny_llama.embed(torch.tensor(PREFIX)))
+    begun = run_prefix(tiny_llama, tiny_llama.embed(torch.tensor(PREFIX)))
     lengths = [3, 9, 1, 4, 4, 30, 2]
     for budget in (1, 5, 12, 1000):
-        found = list(passes_of(tiny_llama, begun, lengths, budget))
+        found = list(plan_passes(tiny_llama, begun, lengths, budget))
         assert sorted(row for rows in found for row in rows) == list(range(7))
         assert all(len(rows) == 1 or sum(lengths[row] for row in rows) <= budget for rows in found)
         assert found[0][0] == 5  # the longest first
@@ -107,8 +106,8 @@ def test_every_chat_is_in_one_pass_and_no_pass_is_too_long(tiny_llama: ChatModel
 
 def test_a_large_budget_makes_no_long_row(tiny_llama: ChatModel) -> None:
     """Its mask would grow with the square."""
-    begun = begin(tiny_llama, tiny_llama.embed(torch.tensor(PREFIX)))
-    found = list(passes_of(tiny_llama, begun, [20] * 100, 10**6))
+    begun = run_prefix(tiny_llama, tiny_llama.embed(torch.tensor(PREFIX)))
+    found = list(plan_passes(tiny_llama, begun, [20] * 100, 10**6))
     assert max(map(len, found)) * 20 <= passes.pass_tokens(tiny_llama) < 2000
 
 
@@ -139,30 +138,6 @@ def test_no_block_above_the_highest_layer_runs(layers: Sequence[int], expected: 
     every = hidden_states(model, QUERIES, CARE, layers=(0, 1, 2), progress=False)
     for layer in layers:
         assert relative(states.matrix(layer), every.matrix(layer)) < 1e-6
-
-
-def test_prompts_share_what_they_begin_with() -> None:
-    model = fresh()
-    prompts = [SafetyPrompt(name=str(n), text=LONG + end) for n, end in enumerate(["", "Be kind.", "Be kind. Please."])]
-    with counted(model) as calls:
-        states = hidden_states(model, QUERIES, prompts, progress=False)
-    prefixes = [len(passes.prefix_embeddings(model, drolab.chat.encode(model, ["Why?"], p))) for p in prompts]
-    ran = sum(rows * length for rows, length in calls)
-    alone = 0
-    for prompt in prompts:
-        with counted(model) as calls:
-            expected = hidden_states(model, QUERIES, prompt, progress=False)
-        assert relative(states.select(prompt=prompt.name).values, expected.values) < 1e-5
-        alone += sum(rows * length for rows, length in calls)
-    assert alone - ran >= 2 * len(LONG)  # a token is a byte: the beginning ran once instead of three times
-    assert min(prefixes) > len(LONG)
-
-
-def test_prompts_that_share_little_run_by_themselves() -> None:
-    model = fresh()
-    with counted(model) as calls:
-        hidden_states(model, QUERIES, [CARE, SafetyPrompt(name="kind", text="Do it.")], progress=False)
-    assert len(calls) == 4  # two prefixes, each followed by one pass
 
 
 def test_threads_may_read_one_model_at_different_layers() -> None:
@@ -221,7 +196,7 @@ def test_gradients_of_several_passes_meet(tiny_llama: ChatModel) -> None:
 
     def gradient(parts: Sequence[Sequence[list[int]]]) -> Tensor:
         leaf = prefix.clone().requires_grad_()
-        with collecting(tiny_llama, leaf) as begun:
+        with accumulating_gradients(tiny_llama, leaf) as begun:
             for part in parts:
                 forward_states(tiny_llama, begun, part)[..., :7].sum().backward()
         assert leaf.grad is not None
@@ -230,3 +205,98 @@ def test_gradients_of_several_passes_meet(tiny_llama: ChatModel) -> None:
     whole = gradient([SUFFIXES])
     assert relative(gradient([SUFFIXES[:1], SUFFIXES[1:3], SUFFIXES[3:]]), whole) < 1e-5
     assert relative(gradient([SUFFIXES[:2]]), whole) > 1e-2
+
+
+# --- prefix sharing is exact -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *UNSHARED])
+def test_states_and_gradients_equal_the_plain_computation(name: str) -> None:
+    model = family(name)
+    assert can_share_prefix(model) == (name in FAMILIES)
+    expected, expected_gradient = with_gradient(model, plain)
+    found, gradient = with_gradient(model, shared)
+    for layer in range(len(LAYERS)):
+        assert relative(found[:, :, layer], expected[:, :, layer]) < 1e-5
+    assert relative(gradient, expected_gradient) < 1e-5
+    # The control: what the prefix holds matters, and far more than the tolerance.
+    other = shared(model, model.embed(torch.tensor(PREFIX[::-1])))
+    assert relative(other[:, :, 1:], expected[:, :, 1:]) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral, short window", "gemma2, short window"])
+def test_eager_attention_is_exact_too(name: str) -> None:
+    model = family(name, attention="eager")
+    assert (
+        relative(shared(model, model.embed(torch.tensor(PREFIX))), plain(model, model.embed(torch.tensor(PREFIX))))
+        < 1e-5
+    )
+
+
+def test_windows_are_felt() -> None:
+    """A control for the tests above: the short window changes the states, so it was really on."""
+    one, other = family("mistral, short window"), family("mistral, long window")
+    prefix = one.embed(torch.tensor(PREFIX))
+    assert torch.equal(prefix, other.embed(torch.tensor(PREFIX)))
+    assert relative(shared(one, prefix), shared(other, prefix)) > 1e-3
+
+
+def test_no_prefix_at_all(tiny_llama: ChatModel) -> None:
+    found = forward_states(tiny_llama, tiny_llama.embed(torch.tensor([], dtype=torch.long)), SUFFIXES)
+    expected = [tiny_llama.base_model(torch.tensor([suffix])).last_hidden_state[0, -1] for suffix in SUFFIXES]
+    assert relative(found[:, 0, 0], torch.stack(expected)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2, short window", "qwen2"])
+def test_a_cache_can_be_used_again(name: str) -> None:
+    model = family(name)
+    prefix, suffix = model.embed(torch.tensor(PREFIX)), torch.tensor([SUFFIXES[0]] * 3)
+    cache = prefix_cache(model, prefix)
+    first = model.base_model(suffix, past_key_values=copy_cache(cache, 3)).last_hidden_state
+    assert cache.get_seq_length() == len(PREFIX)
+    again = model.base_model(suffix, past_key_values=copy_cache(cache, 3)).last_hidden_state
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    spoilt = model.base_model(suffix[:1], past_key_values=cache).last_hidden_state
+    assert cache.get_seq_length() > len(PREFIX)  # the control: without the copy it is used up
+    torch.testing.assert_close(spoilt, first[:1])
+
+
+def test_sharing_is_tried_once_per_model() -> None:
+    model = family("llama")
+    assert model.model not in _abilities
+    assert can_pack(model, 8)
+    assert _abilities[model.model] == (True, True)
+
+
+def test_positions_and_layers_that_are_not_there(tiny_llama: ChatModel) -> None:
+    prefix = tiny_llama.embed(torch.tensor(PREFIX))
+    with pytest.raises(StatesError, match=r"no layers \[3, -4\]: choose from 0 \(embeddings\) to 2, or -1"):
+        forward_states(tiny_llama, prefix, SUFFIXES, layers=(1, 3, -4))
+    with pytest.raises(StatesError, match=r"count from the end of the chat: pass -1, -2, …, not \[0\]"):
+        forward_states(tiny_llama, prefix, SUFFIXES, positions=(0,))
+    with pytest.raises(StatesError, match=r"Position -4 lies outside a suffix of 3 tokens: encode\(…, min_suffix=4\)"):
+        forward_states(tiny_llama, prefix, SUFFIXES, positions=(-4,))
+
+
+# --- soft prompts ------------------------------------------------------------------------------------------
+
+
+def test_gradients_reach_the_soft_prompt_only_in_its_slots(tiny_llama: ChatModel) -> None:
+    soft = as_soft(tiny_llama, CARE)
+    batch = encode(tiny_llama, QUERIES.text.tolist(), soft)
+    vectors = soft.embeddings.clone().requires_grad_()
+    embedded = prefix_embeddings(tiny_llama, batch, vectors)
+    assert torch.equal(embedded, prefix_embeddings(tiny_llama, batch))
+    forward_states(tiny_llama, embedded, batch.suffixes).sum().backward()
+    assert vectors.grad is not None
+    assert (vectors.grad.norm(dim=1) > 0).all()
+    assert all(parameter.grad is None for parameter in tiny_llama.model.parameters())
+
+
+def test_vectors_that_do_not_fit_the_slots(tiny_llama: ChatModel) -> None:
+    short = SafetyPrompt(name="kind", text="Be kind.")
+    batch = encode(tiny_llama, ["Hi."], as_soft(tiny_llama, short))
+    with pytest.raises(PromptError, match=r"shape \[3, 32\], but the chats have 8 slots of width 32: encode"):
+        prefix_embeddings(tiny_llama, batch, torch.zeros(3, 32))
+    with pytest.raises(PromptError, match="the chats have 0 slots"):
+        prefix_embeddings(tiny_llama, encode(tiny_llama, ["Hi."], short), torch.zeros(8, 32))

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from drolab import export, figures
 from drolab.data import validate_queries
-from drolab.dro import HISTORY_COLUMNS, MEASURED_COLUMNS, TRAINING, KeptRun, Training, compare, sample
+from drolab.dro import HISTORY_COLUMNS, MEASURED_COLUMNS, TRAINING, KeptRun, Training, compare, evenly_spaced
 from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel, Prompt
 from drolab.panels.base import Job, Panel, PanelError, Stopped, alert, button
@@ -134,7 +134,7 @@ class DROPanel(Panel):
 
     def _begin(self) -> tuple[KeptRun, Training]:
         """The run that the controls ask for: a new one, or the one of the same settings, to go on with."""
-        training = Training.start(
+        training = Training(
             self._model,
             self._queries,
             init=self._prompts[self.controls["init"].value],
@@ -261,6 +261,6 @@ def dro(
     if not texts:
         raise PanelError("None of the prompts has a text to start from: give one, such as load_prompts()['default'].")
     sets = {TRAINING: queries} if test_queries is None else {TRAINING: queries, "test": test_queries}
-    sampled = {name: sample(validate_queries(table)) for name, table in sets.items()}
+    sampled = {name: evenly_spaced(validate_queries(table)) for name, table in sets.items()}
     probes = {"space": space, "refusal": refusal, "harmfulness": harmfulness}
     return DROPanel(model, validate_queries(queries), texts, probes, judge, sampled, store, theme, about)

@@ -71,7 +71,7 @@ class Replay(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
         self.job.start(lambda job: self._compute(run, job), lambda table: self._computed(kept, table))
 
     def _compute(self, run: DRORun, job: Job) -> pd.DataFrame:
-        table = dro.paths(self._model, self._queries, run, store=self._store, progress=job.tick)
+        table = dro.trajectories(self._model, self._queries, run, store=self._store, progress=job.tick)
         return table.assign(text=table["query_id"].map(self._queries["text"]))
 
     def _computed(self, kept: KeptRun, table: pd.DataFrame) -> None:
@@ -80,7 +80,7 @@ class Replay(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
             self.choose(kept)
 
     def shown(self) -> pd.DataFrame | None:
-        """The chosen run's movement in the chosen plane: `dro.paths`, with x, y and the queries' texts."""
+        """The chosen run's movement in the chosen plane: `dro.trajectories`, with x, y and the queries' texts."""
         table = self._table()
         if table is None:
             return None

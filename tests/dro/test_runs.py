@@ -1,0 +1,52 @@
+"""Where a run's snapshots moved the states."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.training import CAREFUL, QUERIES, Setting, setting_of
+
+from drolab import dro
+from drolab.errors import StatesError, TrainingError
+from drolab.inference import hidden_states
+from drolab.models import ChatModel
+from drolab.probing import coordinates
+from drolab.types import DRORun
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def setting(tiny_llama: ChatModel) -> Setting:
+    return setting_of(tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def finished(setting: Setting) -> DRORun:
+    return setting.train()
+
+
+def test_movement_starts_at_the_human_prompt(setting: Setting, finished: DRORun) -> None:
+    table = dro.movement(setting.model, QUERIES, finished, plane=(1, 2), progress=False)
+    assert tuple(table.columns) == dro.MOVEMENT_COLUMNS
+    assert table["step"].unique().tolist() == [0, 4, 8, 9]
+    human = hidden_states(setting.model, QUERIES, CAREFUL, progress=False)
+    start = table[table["step"] == 0]
+    places = coordinates(setting.space, human).numpy()
+    torch.testing.assert_close(
+        torch.tensor(start[["x", "y"]].to_numpy()), torch.tensor(places[:, 1:3]), atol=1e-4, rtol=0
+    )
+    assert (start["residual_drift"] == 0).all()
+    assert (table.loc[table["step"] == 9, "residual_drift"] > 0).all()
+    only = dro.movement(setting.model, QUERIES, finished, steps=[9], progress=False)
+    assert only["step"].unique().tolist() == [9]
+    assert only["residual_drift"].to_numpy() == pytest.approx(
+        table.loc[table["step"] == 9, "residual_drift"].to_numpy()
+    )
+
+
+def test_movement_of_what_is_not_there(setting: Setting, finished: DRORun) -> None:
+    with pytest.raises(StatesError, match=r"components 0 to 3, so there is no plane \(0, 4\)"):
+        dro.movement(setting.model, QUERIES, finished, plane=(0, 4))
+    with pytest.raises(TrainingError, match=r"No snapshots at steps \[5\]: this run kept \[0, 4, 8, 9\]"):
+        dro.movement(setting.model, QUERIES, finished, steps=[5])
