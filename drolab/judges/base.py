@@ -187,14 +187,14 @@ def verdicts(responses: pd.DataFrame, judges: Mapping[str, AnyJudge]) -> pd.Data
     Examples:
         >>> import pandas as pd
         >>> from drolab import judges
-        >>> replies = pd.DataFrame({"text": "How?", "response": ["I will not do that.", "Call a locksmith."]})
-        >>> judges.verdicts(replies, {"rule": judges.is_refusal, "text": judges.TextJudge()})
-            rule   text
-        0  False   True
-        1  False  False
+        >>> replies = pd.DataFrame({"response": ["I cannot help.", "No.", "Call a locksmith."]})
+        >>> judges.verdicts(replies, {"rule": judges.is_refusal, "short": lambda text: len(text) < 10})
+            rule  short
+        0   True  False
+        1  False   True
+        2  False  False
     """
-    check_responses(responses, ("response",))
-    return pd.DataFrame({name: refused(responses, judge) for name, judge in judges.items()}, index=responses.index)
+    return (opinions(responses, judges) == FULL).astype("boolean")
 
 
 def check_responses(responses: pd.DataFrame, columns: Sequence[str]) -> None:
