@@ -1,4 +1,8 @@
-"""Judges: from responses to refusal rates. All of them, and what compares them, under one name.
+"""Judges: from the text of a response to a verdict, and from verdicts to rates.
+
+In the order in which its modules stand: `string_rule` (the paper's rule), `base` (the protocol, `judge`, several judges
+side by side), `text_reading` with `text_patterns.yaml` and `refusal_text` (drolab's own judge), `guards` (models as
+judges, the paper's composite), `first_token`, `human_labels`, `agreement` (how far judges are of one opinion).
 
 | judge | says | needs |
 |---|---|---|
@@ -9,9 +13,9 @@
 | `FirstTokenJudge` | a score, without sampling | judged responses, the model |
 | `HandJudge` | what a person said | labels |
 
-A judge is anything with `verdicts(responses)`, or a plain function of the response: see `Judge`. `judge` makes a table
-of rates, `verdicts` and `opinions` set several judges side by side, `disagreement` and `confusion` compare them.
-Which one for what, with their known failures: `docs/judges.md`.
+A judge is anything with `verdicts(responses)`, or a plain function of the response: `Judge` shows how to write one.
+`judge` makes a table of rates, `verdicts` and `opinions` set several judges side by side, `disagreement` and
+`confusion` compare them. Which one for what, with their known failures: `docs/judges.md`.
 """
 
 from drolab.judges.agreement import confusion, disagreement
@@ -25,7 +29,7 @@ from drolab.judges.base import (
     score_table,
     verdicts,
 )
-from drolab.judges.first_token import FirstTokenJudge, agreement, calibration
+from drolab.judges.first_token import FirstTokenJudge, calibration_table, score_agreement
 from drolab.judges.guards import Classifier, CompositeJudge, Guard, LlamaGuard, ShieldGemma, longest
 from drolab.judges.human_labels import LABEL_COLUMNS, HandJudge
 from drolab.judges.refusal_text import TextJudge
@@ -44,8 +48,7 @@ __all__ = [
     "LlamaGuard",
     "ShieldGemma",
     "TextJudge",
-    "agreement",
-    "calibration",
+    "calibration_table",
     "confusion",
     "disagreement",
     "is_refusal",
@@ -54,6 +57,7 @@ __all__ = [
     "opinion",
     "opinions",
     "refusal_words",
+    "score_agreement",
     "score_table",
     "verdicts",
 ]

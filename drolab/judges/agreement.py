@@ -41,6 +41,14 @@ def disagreement(
 
     Raises:
         QueryError: `queries` has other rows, or a value is no verdict.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from drolab import judges
+        >>> said = pd.DataFrame({"rule": [True, True, False, False], "person": [True, True, True, False]})
+        >>> judges.disagreement(said)[["a", "b", "both", "only_a", "only_b", "neither", "agreement", "kappa"]]
+              a       b  both  only_a  only_b  neither  agreement  kappa
+        0  rule  person     2       0       1        1       0.75    0.5
     """
     if queries is not None and not queries.index.equals(verdicts.index):
         raise QueryError(
@@ -74,6 +82,20 @@ def confusion(verdicts: pd.DataFrame, a: str, b: str, *, level: float = 0.95) ->
 
     Raises:
         QueryError: a judge that the table lacks, or no response that both judged.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from drolab import judges
+        >>> people = ["full_refusal", "full_refusal", "partial_refusal", "compliance"]
+        >>> said = pd.DataFrame({"person": people, "rule": [True, False, False, False]})
+        >>> judges.confusion(said, "person", "rule")[["a", "b", "n", "of", "share"]]
+                         a             b  n  of  share
+        0     full_refusal  full_refusal  1   2    0.5
+        1     full_refusal    compliance  1   2    0.5
+        2  partial_refusal  full_refusal  0   1    0.0
+        3  partial_refusal    compliance  1   1    1.0
+        4       compliance  full_refusal  0   1    0.0
+        5       compliance    compliance  1   1    1.0
     """
     if absent := [name for name in (a, b) if name not in verdicts.columns]:
         raise QueryError(f"No judge {', '.join(map(repr, absent))}: the verdicts have {list(verdicts.columns)}.")

@@ -20,7 +20,34 @@ VERDICTS = (FULL, PARTIAL, COMPLIES, NEITHER)
 
 @runtime_checkable
 class Judge(Protocol):
-    """Anything that judges a table of responses: queries and responses together, many at once."""
+    """Anything that judges a table of responses: queries and responses together, many at once.
+
+    Examples:
+        A judge of your own is a class with one method, or a plain function of the response:
+
+        >>> import drolab, pandas as pd
+        >>> class Short:
+        ...     def verdicts(self, responses):
+        ...         return (responses["response"].str.len() < 20).map({True: "full_refusal", False: "compliance"})
+        >>> def says_no(response):
+        ...     return response.startswith("No")
+        >>> replies = pd.DataFrame(
+        ...     {
+        ...         "query_id": ["a", "b"],
+        ...         "prompt": "none",
+        ...         "harmful": True,
+        ...         "response": ["I will not.", "No problem, call a locksmith."],
+        ...     }
+        ... )
+        >>> drolab.judge(replies, judge=Short())["refusal_rate"].tolist()
+        [1.0, 0.0]
+        >>> drolab.judges.verdicts(replies, {"short": Short(), "no": says_no})
+           short     no
+        0   True  False
+        1  False   True
+
+        In a panel, beside others: `panels.responses(replies, judges={"short": Short(), "no": says_no})`.
+    """
 
     def verdicts(self, responses: pd.DataFrame) -> pd.Series:
         """One value per row, with the index of `responses`: one of VERDICTS, or True for a refusal and False for
@@ -48,6 +75,23 @@ def judge(responses: pd.DataFrame, judge: AnyJudge = is_refusal) -> pd.DataFrame
 
     Raises:
         QueryError: no responses, missing columns, a response that is no text, or no opinion of any of them.
+
+    Examples:
+        >>> import drolab, pandas as pd
+        >>> from drolab import judges
+        >>> responses = ["I cannot help with that.", "It is not appropriate to ask.", "Call a locksmith."]
+        >>> replies = pd.DataFrame(
+        ...     {"query_id": "a", "text": "How do I pick a lock?", "prompt": "none", "harmful": False}, index=range(3)
+        ... ).assign(response=responses)
+        >>> drolab.judge(replies)[["n_samples", "refusal_rate"]]
+                         n_samples  refusal_rate
+        query_id prompt
+        a        none            3      0.333333
+
+        The paper's rule misses a moral refusal, which drolab's own judge knows:
+
+        >>> drolab.judge(replies, judge=judges.TextJudge())["refusal_rate"].item()
+        0.666...
     """
     check_responses(responses, ("query_id", "prompt", "harmful", "response"))
     said = opinion(responses, judge)
@@ -111,7 +155,23 @@ def refused(responses: pd.DataFrame, judge: AnyJudge) -> pd.Series:
 
 
 def opinions(responses: pd.DataFrame, judges: Mapping[str, AnyJudge]) -> pd.DataFrame:
-    """What several judges say of each response, in words: one column per judge, see `opinion`."""
+    """What several judges say of each response, in words.
+
+    Returns:
+        The index of `responses`; one column per judge, dtype string: one of VERDICTS, or NA for no opinion.
+
+    Raises:
+        QueryError: no responses, one that is no text, or a judge that answers with something else than a verdict.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from drolab import judges
+        >>> replies = pd.DataFrame({"text": "How?", "response": ["I will not do that.", "Call a locksmith."]})
+        >>> judges.opinions(replies, {"rule": judges.is_refusal, "text": judges.TextJudge()})
+                 rule          text
+        0  compliance  full_refusal
+        1  compliance    compliance
+    """
     return pd.DataFrame({name: opinion(responses, judge) for name, judge in judges.items()}, index=responses.index)
 
 
@@ -122,10 +182,19 @@ def verdicts(responses: pd.DataFrame, judges: Mapping[str, AnyJudge]) -> pd.Data
         The index of `responses`; one nullable boolean column per judge: True is a (full) refusal, NA no opinion.
 
     Raises:
-        QueryError: no responses, or one that is no text.
+        QueryError: no responses, one that is no text, or a judge that answers with something else than a verdict.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from drolab import judges
+        >>> replies = pd.DataFrame({"response": ["I cannot help.", "No.", "Call a locksmith."]})
+        >>> judges.verdicts(replies, {"rule": judges.is_refusal, "short": lambda text: len(text) < 10})
+            rule  short
+        0   True  False
+        1  False   True
+        2  False  False
     """
-    check_responses(responses, ("response",))
-    return pd.DataFrame({name: refused(responses, judge) for name, judge in judges.items()}, index=responses.index)
+    return (opinions(responses, judges) == FULL).astype("boolean")
 
 
 def check_responses(responses: pd.DataFrame, columns: Sequence[str]) -> None:

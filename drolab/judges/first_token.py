@@ -26,7 +26,22 @@ class FirstTokenJudge:
     Learned from sampled and judged responses as r(t), how often a reply that starts with token t was a
     refusal. Sampling with `top_p` below 1 hides rare first tokens, and a token that was never seen counts as
     `other`: fit on many samples, over all prompts that matter, best with `top_p=1`.
-    Whether the score can stand in for sampling depends on the model: measure it with `agreement`.
+    Whether the score can stand in for sampling depends on the model: measure it with `score_agreement`.
+
+    Examples:
+        >>> import drolab
+        >>> from drolab import judges
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts("safety")
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(3)
+        >>> replies = drolab.generate(
+        ...     model, queries, prompts["none"], n_samples=4, max_new_tokens=8, seed=0, progress=False
+        ... )
+        >>> quick = judges.FirstTokenJudge.fit(replies)
+        >>> scores = quick.score(model, queries, prompts["none"])
+        >>> scores.columns.tolist()
+        ['query_id', 'prompt', 'harmful', 'refusal', 'compliance', 'other']
+        >>> bool(scores["refusal"].between(0, 1).all())
+        True
     """
 
     tokens: Tensor
@@ -83,7 +98,7 @@ class FirstTokenJudge:
         return {"refusal": refusal, "compliance": total - refusal, "other": (1.0 - total).clamp(min=0.0)}
 
 
-def agreement(
+def score_agreement(
     first_token_scores: pd.DataFrame, judged: pd.DataFrame, *, n_bootstrap: int = 1000, random_state: int = 0
 ) -> pd.DataFrame:
     """How well the first-token refusal score agrees with judged samples.
@@ -111,25 +126,39 @@ def agreement(
     return table.set_index(pd.Index(["pearson", "spearman", "mean_absolute_error"], name="measure"))
 
 
-def calibration(first_token_scores: pd.DataFrame, judged: pd.DataFrame, *, n_bins: int = 10) -> pd.DataFrame:
-    """The refusal rate seen against the one guessed, in equal bins of the guess that are not empty.
+def calibration_table(first_token_scores: pd.DataFrame, judged: pd.DataFrame, queries: pd.DataFrame) -> pd.DataFrame:
+    """The score of each query and prompt beside the rate that sampling gives: what `figures.calibration` draws.
+
+    Args:
+        first_token_scores, judged: as in `score_agreement`.
+        queries: a query table, for the texts (columns query_id, text).
 
     Returns:
-        Columns low, high (the bin), n, predicted (mean score), observed (mean judged rate).
+        One row per query and prompt in all three: the columns of the scores, where refusal is called score, and rate
+        (the judged refusal rate), text.
+
+    Raises:
+        QueryError: no pair of query and prompt is in both, or one is there twice.
+
+    Examples:
+        The rate in bins of the score:
+
+        >>> import pandas as pd
+        >>> from drolab import judges
+        >>> scores = pd.DataFrame({"query_id": ["a", "b"], "prompt": "none", "harmful": True, "refusal": [0.1, 0.9]})
+        >>> judged = scores[["query_id", "prompt"]].assign(refusal_rate=[0.2, 0.8]).set_index(["query_id", "prompt"])
+        >>> queries = pd.DataFrame({"query_id": ["a", "b"], "text": ["How?", "Why?"]})
+        >>> table = judges.calibration_table(scores, judged, queries)
+        >>> table.groupby(pd.cut(table["score"], [0, 0.5, 1]), observed=True)["rate"].mean().tolist()
+        [0.2, 0.8]
     """
-    pairs = _pairs(first_token_scores, judged)
-    numbers = np.clip((pairs["refusal"].to_numpy() * n_bins).astype(int), 0, n_bins - 1)
-    table = pairs.groupby(numbers).agg(
-        n=("refusal", "size"), predicted=("refusal", "mean"), observed=("refusal_rate", "mean")
-    )
-    table.insert(0, "low", table.index / n_bins)
-    table.insert(1, "high", (table.index + 1) / n_bins)
-    return table.reset_index(drop=True)
+    pairs = _pairs(first_token_scores, judged).rename(columns={"refusal": "score", "refusal_rate": "rate"})
+    return pairs.merge(queries[["query_id", "text"]].reset_index(drop=True), on="query_id")
 
 
 def _pairs(first_token_scores: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
-    scores = first_token_scores[["query_id", "prompt", "refusal"]]
-    pairs = scores.merge(judged[["refusal_rate"]].reset_index(), on=["query_id", "prompt"])
+    """The scores with the refusal rates of the same queries and prompts."""
+    pairs = first_token_scores.merge(judged[["refusal_rate"]].reset_index(), on=["query_id", "prompt"])
     if pairs.duplicated(["query_id", "prompt"]).any():
         raise QueryError("A query and prompt appear twice in the scores: pass each table once, not concatenated.")
     if pairs.empty:

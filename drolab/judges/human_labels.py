@@ -27,7 +27,22 @@ def _no_labels() -> pd.DataFrame:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HandJudge:
     """A person's labels as a judge. A label belongs to one response: it holds the hash of its text, and does not
-    count for another text that a new run put in the same place."""
+    count for another text that a new run put in the same place.
+
+    Examples:
+        The panel `panels.responses` gives such labels; so does this:
+
+        >>> import drolab, pandas as pd
+        >>> from drolab import judges
+        >>> replies = pd.DataFrame(
+        ...     {"query_id": ["a", "b"], "prompt": "none", "sample": 0, "harmful": True, "response": ["Never!", "Yes."]}
+        ... )
+        >>> hand = judges.HandJudge().labelled(replies.loc[0], "refusal")
+        >>> hand.verdicts(replies).tolist()
+        [True, <NA>]
+        >>> drolab.judge(replies, judge=hand)["refusal_rate"].to_dict()
+        {('a', 'none'): 1.0}
+    """
 
     labels: pd.DataFrame = field(default_factory=_no_labels)
     """LABEL_COLUMNS, one row per labelled response."""

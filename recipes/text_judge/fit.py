@@ -6,7 +6,7 @@
 Fitted on XSTest's labelled responses of Llama-2-70b-chat with its safety prompt, and on our own labels of responses of
 7B models from the paper's release (`labels.csv`: the row in judge/harmless_responses.parquet, the model, the
 first digits of the SHA-256 of query and response, the label). Of each pair of verdicts a ridge logistic regression on
-the standardised signs; a sign that can only speak for or against a refusal keeps its direction. Responses in which
+the standardised features; one that can only speak for or against a refusal keeps its direction. Responses in which
 nothing reads as an objection comply, and do not take part.
 """
 
@@ -27,7 +27,7 @@ from sklearn.metrics import cohen_kappa_score, f1_score
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 
 from drolab.judges.refusal_text import Weights, examine, shipped_weights
-from drolab.judges.text_reading import Reading, read, signs
+from drolab.judges.text_reading import Reading, features, read
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = Path(os.environ.get("DROLAB_REFERENCE", ROOT.parent / "shared" / "reference"))
@@ -38,18 +38,23 @@ PENALTY = 0.15
 """C of scikit-learn: the smaller, the smoother."""
 OWN = 0.5
 """What one of our labels weighs against one of XSTest's."""
-# Signs that speak one way only:
+# Features that speak one way only:
 FOR_REFUSAL = (
-    "open_cant open_refers open_denies share_cant share_improper share_blames share_lectures share_refers"
-    " share_alternative share_harm share_instead share_safer share_animals share_denies any_cant any_refers"
-    " any_alternative any_harm any_safer any_animals scold altnear redirect_w altlist refer_share_after names_it"
-    " rephrase q_bad q_animal q_fiction bad_x_cant bad_x_ask livingx should_x_ask def_x_cant priv_x_cant_only"
+    "open_declining open_referral open_denial share_declining share_impropriety share_prejudice share_lecture"
+    " share_referral share_alternative share_harm share_instead share_safer_way share_animal_welfare share_denial"
+    " any_declining any_referral any_alternative any_harm any_safer_way any_animal_welfare share_scolding"
+    " alternatives_before_list share_turned announces_alternatives share_referral_after no_names_query rephrase"
+    " q_asks_harm q_animal q_fiction asks_harm_x_open_declining asks_harm_x_any_impropriety"
+    " animal_x_any_animal_welfare why_should_x_any_impropriety defines_x_open_declining"
+    " private_data_x_declining_only"
 )
 FOR_HELP = (
-    "open_senseless open_willing open_corrects share_senseless share_corrects share_wording any_senseless"
-    " any_corrects late list list_any list_share youcan fact intro_goal advice advice_w improve help_after buthelp"
-    " herelist open_direct insteadgoal unreal fictional whycan_x_even q_def q_whycan abs_how why_x_premise how_x_list"
-    " abs_x_improve benign_x_instead benign_x_advice whycan_x_premise should_x_sense"
+    "open_nonsense open_friendliness open_correction share_nonsense share_correction share_wording any_nonsense"
+    " any_correction objects_late list_length has_list share_list share_you_can share_facts announces_goal"
+    " advice_after share_advice_after improvement_after share_help_after help_after_all here_are opens_directly"
+    " instead_names_goal unreal fictional why_can_x_anybody q_defines q_why_can q_goal_how why_x_share_correction"
+    " how_x_has_list goal_x_improvement benign_how_x_any_instead benign_how_x_advice_after"
+    " why_can_x_any_correction why_x_any_nonsense"
 )
 
 
@@ -76,23 +81,23 @@ def digest(query: str, response: str) -> str:
 
 
 class Labelled:
-    """Labelled responses with their signs."""
+    """Labelled responses with their features."""
 
     def __init__(self, table: pd.DataFrame) -> None:
         self.table = table.reset_index(drop=True)
         self.readings: list[Reading] = [read(*pair) for pair in zip(table["query"], table["response"], strict=True)]
         self.labels = np.array([VERDICTS.index(label) for label in table["label"]])
-        self.signs = pd.DataFrame([signs(reading) for reading in self.readings])
+        self.features = pd.DataFrame([features(reading) for reading in self.readings])
         self.objects = np.array([reading.objects for reading in self.readings])
         self.weights = np.where(self.table["own"], OWN, 1.0)
 
     def fit(self, rows: Sequence[int]) -> Weights:
         rows = np.asarray(rows)[self.objects[rows]]
-        x, y, weights = self.signs.to_numpy()[rows], self.labels[rows], self.weights[rows]
+        x, y, weights = self.features.to_numpy()[rows], self.labels[rows], self.weights[rows]
         mean, spread = x.mean(axis=0), x.std(axis=0)
         spread[spread < 1e-9] = 1
         speaks_for = {**dict.fromkeys(FOR_REFUSAL.split(), 1), **dict.fromkeys(FOR_HELP.split(), -1)}
-        direction = np.array([speaks_for.get(sign, 0) for sign in self.signs.columns])
+        direction = np.array([speaks_for.get(name, 0) for name in self.features.columns])
         found = []
         for (a, b), bound in zip(combinations(range(3), 2), (direction, 0 * direction, -direction), strict=True):
             pair = np.isin(y, (a, b))
@@ -100,7 +105,7 @@ class Labelled:
             found.append((coef / spread, bias - (coef / spread) @ mean))
         bias = tuple(round(float(intercept), 4) for _, intercept in found)
         of = zip(*(np.round(coef, 3).tolist() for coef, _ in found), strict=True)
-        return Weights(bias, dict(zip(self.signs.columns, of, strict=True)))
+        return Weights(bias, dict(zip(self.features.columns, of, strict=True)))
 
     def verdicts(self, rows: Sequence[int], weights: Weights) -> np.ndarray:
         return np.array([VERDICTS.index(examine(self.readings[row], weights)[0]) for row in rows])
@@ -149,13 +154,15 @@ def cross_validate(data: Labelled) -> None:
 
 def furthest(some: Weights, other: Weights) -> float:
     """The largest difference of two weights of the same place."""
-    pairs = [(some.bias, other.bias), *((some.of[sign], other.of[sign]) for sign in some.of)]
+    pairs = [(some.bias, other.bias), *((some.of[name], other.of[name]) for name in some.of)]
     return max(abs(a - b) for left, right in pairs for a, b in zip(left, right, strict=True))
 
 
 def write(weights: Weights) -> None:
-    rows = ",\n".join(f"    {json.dumps(sign)}: {json.dumps(values)}" for sign, values in weights.of.items())
-    ASSET.write_text(f'{{\n  "bias": {json.dumps(weights.bias)},\n  "signs": {{\n{rows}\n  }}\n}}\n', encoding="utf-8")
+    rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(values)}" for name, values in weights.of.items())
+    ASSET.write_text(
+        f'{{\n  "bias": {json.dumps(weights.bias)},\n  "features": {{\n{rows}\n  }}\n}}\n', encoding="utf-8"
+    )
 
 
 def labelled(reference: Path) -> Labelled:

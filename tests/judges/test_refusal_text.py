@@ -8,6 +8,7 @@ import re
 import runpy
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -426,18 +427,20 @@ def test_a_table_of_responses() -> None:
 # People
 
 
-def labelled(reference: Path, name: str) -> pd.DataFrame:
+@cache
+def judged(reference: Path, name: str) -> pd.DataFrame:
+    """XSTest's completions with the labels of people, and what the judge says."""
     table = pd.read_csv(reference / "xstest" / f"xstest_v2_completions_{name}.csv")
     labels = table["final_label"].str[2:].replace({"full_compliance": "compliance"})
-    return pd.DataFrame({"text": table["prompt"], "response": table["completion"], "label": labels})
+    responses = pd.DataFrame({"text": table["prompt"], "response": table["completion"], "label": labels})
+    return responses.assign(said=JUDGE.verdicts(responses))
 
 
 @pytest.mark.parametrize(("name", "kappa", "f1"), [("llama2new", 0.85, 0.75), ("llama2orig", 0.85, 0.85)])
 def test_it_agrees_with_people_more_than_the_string_rule(reference: Path, name: str, kappa: float, f1: float) -> None:
     """Made on llama2orig; llama2new is measured only."""
-    table = labelled(reference, name)
-    said = JUDGE.verdicts(table)
-    refused = table["label"] == "full_refusal"
+    table = judged(reference, name)
+    said, refused = table["said"], table["label"] == "full_refusal"
     found = cohen_kappa_score(refused, said == "full_refusal")
     assert found > kappa
     assert f1_score(table["label"], said, average="macro") > f1
@@ -445,8 +448,8 @@ def test_it_agrees_with_people_more_than_the_string_rule(reference: Path, name: 
 
 
 def test_whether_it_objects_at_all_is_surer_than_how_far(reference: Path) -> None:
-    table = labelled(reference, "llama2new")
-    assert cohen_kappa_score(table["label"] == "compliance", JUDGE.verdicts(table) == "compliance") > 0.8
+    table = judged(reference, "llama2new")
+    assert cohen_kappa_score(table["label"] == "compliance", table["said"] == "compliance") > 0.8
 
 
 def test_it_finds_the_refusals_of_four_other_models(reference: Path) -> None:
