@@ -25,9 +25,9 @@ import torch
 
 from drolab import causal, claims, evidence, intervals, sweep
 from drolab.evidence import shift_products
-from drolab.evidence.separability import _change, _Held
+from drolab.evidence.separability import paired_change
 from drolab.evidence.shift_products import Moments
-from drolab.intervals import FISHER, LOGIT, PLAIN, Scale
+from drolab.intervals import FISHER, LOGIT, PLAIN, Placements, Scale
 from drolab.probing import RANDOM, direction_cosines, fit_directions, transfer
 from drolab.types import STATE_COLUMNS, HiddenStates
 
@@ -194,8 +194,8 @@ def divisions(labels: np.ndarray, n_splits: int, n_repeats: int, generator: np.r
     return folds
 
 
-def held_out_fast(points: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> _Held:
-    """What `separability._held_out` finds, with all regressions in one Newton iteration (the same up to 1e-6)."""
+def held_out_fast(points: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> Placements:
+    """The placements that `separability` finds, with all regressions in one Newton iteration (the same up to 1e-6)."""
     n, d = points.shape
     features = np.column_stack([(points - points.mean(axis=0)) / points.std(axis=0), np.ones(n)])
     products = (features[:, :, None] * features[:, None]).reshape(n, -1)
@@ -213,7 +213,7 @@ def held_out_fast(points: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> 
     logits = np.where(train == 0, slopes @ features.T, 0.0).reshape(len(folds), n_splits, n).sum(axis=1)
     up, down = logits[:, labels == 1], logits[:, labels == 0]
     wins = (up[:, :, None] > down[:, None]).mean(axis=0)
-    return _Held(wins.mean(axis=1), wins.mean(axis=0), ((logits > 0) == labels).mean(axis=0))
+    return Placements(wins.mean(axis=1), wins.mean(axis=0))
 
 
 def aucs(n: int, d: int, gap: float, gain: float, simulations: int) -> dict[str, float]:
@@ -228,8 +228,8 @@ def aucs(n: int, d: int, gap: float, gain: float, simulations: int) -> dict[str,
         moved[:, 0] += (gap + gain) * (labels - 0.5)
         folds = divisions(labels, 10, 3, generator)
         before, after = (held_out_fast(points, labels, folds) for points in (base, moved))
-        change = _change([after], before, 0.95)
-        found.append((before.auc, before.error(), change["change"], change["error"], change["p"]))
+        change = paired_change([after], before, 0.95)
+        found.append((before.auc, before.error, change["change"], change["error"], change["p"]))
     auc, auc_error, change, change_error, p = np.array(found).T
     covered = {"mean": auc.mean()}
     for name, values, sizes, scale in (("AUC", auc, auc_error, LOGIT), ("change", change, change_error, PLAIN)):
