@@ -98,12 +98,15 @@ def sample_interval(values: Array, level: float) -> Interval:
 # ---------------------------------------------------------------- rates and means
 
 
-def rate_interval(successes: int, n: int, *, level: float = 0.95) -> Interval:
+def rate_interval(successes: float, n: int, *, level: float = 0.95) -> Interval:
     """A rate of independent trials with Wilson's interval.
 
     With k successes of n and z, the normal quantile of the level:
     (k + z²/2 ± z · √(k (n - k) / n + z²/4)) / (n + z²) (Wilson 1927, Journal of the American Statistical Association
     22). It has a width also where nothing, or everything, succeeds.
+
+    Args:
+        successes: may be a mean of several counts, such as of repeated cross-validation.
 
     Raises:
         StatesError: n is 0, or `successes` is not between 0 and n.
@@ -117,7 +120,7 @@ def rate_interval(successes: int, n: int, *, level: float = 0.95) -> Interval:
     from statsmodels.stats.proportion import proportion_confint
 
     if not 0 <= successes <= n or n == 0:
-        raise StatesError(f"{successes} successes of {n} trials are no rate: pass counts, with at least one trial.")
+        raise StatesError(f"{successes:g} successes of {n} trials are no rate: pass counts, with at least one trial.")
     low, high = proportion_confint(successes, n, alpha=1 - level, method="wilson")
     return Interval(successes / n, float(low), float(high))
 
@@ -146,7 +149,7 @@ def mean_interval(
         0.45 [0.00, 1.00]
         >>> value, low, high = mean_interval(refused, range(40))
         >>> print(f"{value:.2f} [{low:.2f}, {high:.2f}]")  # as if they were forty
-        0.45 [0.30, 0.60]
+        0.45 [0.28, 0.62]
     """
     numbers = np.asarray(values, dtype=np.float64)
     if len(numbers) == 0 or len(numbers) != len(groups) or np.isnan(numbers).any():

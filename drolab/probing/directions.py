@@ -133,6 +133,19 @@ def fit_directions(
     Raises:
         StatesError: as in `fit_probe`; an unknown method; too few queries per class for the folds; all states
             equal; a space of another layer.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(8)
+        >>> states = drolab.hidden_states(model, queries, prompts, progress=False)
+        >>> from drolab import directions
+        >>> methods = ["anchor_probe", "mean_difference"]
+        >>> found = directions.fit_directions(states, queries["harmful"], positive="harmful", methods=methods)
+        >>> found["mean_difference"]
+        Direction('mean_difference', positive='harmful', layer=4, d=256, n_coordinates=256, setting=nan)
+        >>> bool(found["mean_difference"].vector @ found["anchor_probe"].vector > 0.7)
+        True
     """
     chosen = one_position(states).select(layer=layer)
     features, fractions = Features(states=chosen, space=space), align_target(states, target)

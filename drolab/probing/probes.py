@@ -39,6 +39,17 @@ def fit_probe(space: AnchorSpace, states: HiddenStates, target: Target, *, posit
 
     Raises:
         StatesError: the target lacks a state, is NaN or outside [0, 1], or knows one class only.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(8)
+        >>> states = drolab.hidden_states(model, queries, prompts, progress=False)
+        >>> space = drolab.fit_anchors(states)
+        >>> harm = drolab.fit_probe(space, states, queries["harmful"], positive="harmful")
+        >>> logits = harm.decision_function(space.transform(states.matrix()))
+        >>> bool(((logits > 0).numpy() == states.index["harmful"]).all())
+        True
     """
     fractions = align_target(states, target)
     check_classes(fractions, positive)
@@ -70,6 +81,19 @@ def cross_validate(
 
     Raises:
         StatesError: as in `fit_probe`, or too few queries or states per class for `n_splits` folds.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(8)
+        >>> states = drolab.hidden_states(model, queries, prompts, progress=False)
+        >>> from drolab.probing import cross_validate
+        >>> space = drolab.fit_anchors(states)
+        >>> folds = cross_validate(space, states, queries["harmful"], n_splits=4)
+        >>> list(folds.columns), len(folds)
+        (['fold', 'n_test', 'accuracy', 'auc'], 4)
+        >>> bool(folds["auc"].mean() > 0.9)
+        True
     """
     fractions = align_target(states, target)
     check_classes(fractions, "positive")

@@ -78,6 +78,24 @@ def transfer(
     Raises:
         StatesError: both or none of `across` and `test_states`; a query that is in both sets of states; as in
             `fit_directions`, for any training part.
+
+    Examples:
+        Fitted without a safety prompt, tested under one, and on queries that were held out:
+
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(8)
+        >>> states = drolab.hidden_states(model, queries, prompts, progress=False)
+        >>> from drolab.probing import transfer
+        >>> options = {"methods": ["mean_difference"], "n_shuffles": 1, "n_bootstrap": 100}
+        >>> pair = states.select(prompt=["none", "default"])
+        >>> table = transfer(pair, queries["harmful"], across="prompt", **options)
+        >>> table.loc[table["fitted_on"] == "none", ["shuffled", "tested_on", "n_queries", "ceiling"]]
+           shuffled tested_on  n_queries  ceiling
+        0     False      none         16      1.0
+        1     False   default         16      1.0
+        4      True      none         16      1.0
+        5      True   default         16      1.0
     """
     chosen = checked_methods(methods)
     both, part = _joined(states, test_states, across, layer)
