@@ -292,12 +292,12 @@ def causal_table(
     if test == "ablation":
         reference = states[~harmful].mean(axis=0)
         gone = [states - np.outer((states - reference) @ vector, vector) for vector in drawn]
-        return causal._ablation_table(table, before, spoken(np.stack(gone), slope), labels, 0.95)
+        return causal.ablation_table(table, before, spoken(np.stack(gone), slope), labels, 0.95)
     after = spoken(states + drawn[:, None], slope)
     if test == "dose":
-        return causal._dose_table(table, before, after, [row | {"dose": 1.0} for row in labels], 0.95)
+        return causal.dose_table(table, before, after, [row | {"dose": 1.0} for row in labels], 0.95)
     donor = states + drawn[0] + 0.1 * generator.normal(size=states.shape)
-    return causal._swap_table(table, before, after, [row | {"layer": 1} for row in labels], 0.95, spoken(donor, slope))
+    return causal.swap_table(table, before, after, [row | {"layer": 1} for row in labels], 0.95, spoken(donor, slope))
 
 
 TESTED = {
@@ -333,7 +333,7 @@ def causal_coverage(n: int, d: int, simulations: int) -> dict[str, float]:
         rows = [{"direction": "shift", "kind": "shift", "layer": 1}]
         after = spoken((states + shift)[None], slope)
         before = spoken(states, slope)
-        table = causal._swap_table(pd.DataFrame({"harmful": harmful}), before, after, rows, 0.95, spoken(donor, slope))
+        table = causal.swap_table(pd.DataFrame({"harmful": harmful}), before, after, rows, 0.95, spoken(donor, slope))
         return table.set_index("harmful")
 
     truth, covered = run(500_000).round(3), defaultdict(list)
@@ -426,12 +426,12 @@ def readout_coverage(n: int, d: int, gap: float, simulations: int) -> dict[str, 
             rates = rates.reshape(2, -1)[:, generator.permutation(2 * n)].ravel()
         if plan is None:
             pairs = pd.MultiIndex.from_frame(states.index[["query_id", "prompt"]])
-            plan = sweep._Plan.make(states, pd.Series(rates, index=pairs), (), "none", 10, 1, 0)
+            plan = sweep.Plan.make(states, pd.Series(rates, index=pairs), (), "none", 10, 1, 0)
         refusal = replace(plan.refusal, values=np.stack([rates.reshape(2, -1)] * 2))
         own = replace(plan, refusal=refusal, seed=int(generator.integers(2**31)))
         points = states.values[:, 0].double().numpy()
         read = sweep.held_out(points[: 2 * n], own.harm), sweep.held_out(points, refusal)
-        found.append(sweep._readout_measures(*read, own, 400, 0.95))
+        found.append(sweep.readout_measures(*read, own, 400, 0.95))
     result = {}
     for name in ("harmfulness", "refusal", "refusal within class"):
         value, low, high = np.array([one[name] for one in found]).T

@@ -139,6 +139,26 @@ def verdict(
         StatesError: fewer than 4 queries of a class; states or prompts are missing, see `shifts`,
             `shift_similarity` and `auc_change`.
         QueryError: a query or prompt without a score.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(10)
+        >>> states = drolab.hidden_states(model, queries, prompts, progress=False)
+        >>> import numpy as np
+        >>> from drolab import claims
+        >>> likely = 0.3 + 0.4 * states.index["harmful"] + 0.2 * (states.index["prompt"] != "none")
+        >>> rates = np.random.default_rng(0).binomial(10, likely) / 10  # made up: see drolab.judge
+        >>> scores = states.index.assign(refusal_rate=rates).set_index(["query_id", "prompt"])
+        >>> space = drolab.fit_anchors(states)
+        >>> refusal = drolab.fit_probe(space, states, scores["refusal_rate"], positive="refuses")
+        >>> options = {"space": space, "refusal": refusal, "n_null": 100}
+        >>> found = claims.verdict(states, scores, safety=["default", "medium"], **options)
+        >>> rows = found.table.set_index("claim")
+        >>> str(rows.loc["safety prompts shift alike", "verdict"])
+        'supported'
+        >>> str(rows.loc["queries are separable without a prompt", "verdict"])  # of 20 queries that is hard to say
+        'too little data'
     """
     moved = shifts(states, baseline=baseline, layer=space.layer)
     if unknown := sorted({*safety, *controls, *(trained or {}), *(trained or {}).values()} - set(moved.prompts)):

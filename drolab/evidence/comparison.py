@@ -110,6 +110,22 @@ def paired(
     Raises:
         QueryError: an unknown test or baseline, no other prompt, no query in common, or, for "any", another number of
             samples under the two prompts.
+
+    Examples:
+        >>> import drolab
+        >>> import pandas as pd
+        >>> from drolab import comparison
+        >>> replies = pd.DataFrame(
+        ...     [(f"q{i}", prompt, f"How to do {i}?", True, word) for i in range(12)
+        ...      for prompt, word in (("none", "Sure." if i % 3 else "I cannot do that."), ("long", "I cannot do that."))],
+        ...     columns=["query_id", "prompt", "text", "harmful", "response"],
+        ... )
+        >>> scores = drolab.judge(replies)
+        >>> row = comparison.paired(scores, "none").iloc[0]
+        >>> print(row["prompt"], row["value"], round(row["baseline_value"], 2), row["higher"], row["lower"])
+        long 1.0 0.33 8 0
+        >>> bool(row["p_holm"] < 0.05)
+        True
     """
     if test not in TESTS:
         raise QueryError(f"No test {test!r}: choose one of {', '.join(TESTS)}.")

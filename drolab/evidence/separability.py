@@ -19,7 +19,7 @@ import pandas as pd
 from scipy import stats
 
 from drolab.errors import StatesError
-from drolab.intervals import Placements, interval, percentiles
+from drolab.intervals import Placements, interval, percentiles, rate_interval
 from drolab.probing import coordinates, grouped_folds, one_position
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates
 
@@ -72,6 +72,18 @@ def separability(
 
     Raises:
         StatesError: a prompt that is not there, one class only, or too few queries for `n_splits` folds.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(8)
+        >>> states = drolab.hidden_states(model, queries, prompts, progress=False)
+        >>> from drolab import evidence
+        >>> settings = {"prompt": "none", "n_splits": 4, "n_repeats": 1}
+        >>> real = evidence.separability(states, **settings)
+        >>> control = evidence.separability(states, shuffle_labels=True, **settings)
+        >>> float(real["auc"].item()) > control["auc_high"].item()
+        True
     """
     chosen = one_position(states if prompt is None else states.select(prompt=prompt))
     features = {} if space is None else {"anchor": coordinates(space, chosen)}
@@ -205,10 +217,8 @@ def standardised(points: Tensor) -> Array:
 
 
 def _intervals(held: _HeldOut, level: float) -> dict[str, float]:
-    from statsmodels.stats.proportion import proportion_confint
-
-    accuracy = proportion_confint(held.correct.sum(), len(held.correct), alpha=1 - level, method="wilson")
-    values = (held.correct.mean(), *accuracy, *held.placements.interval(level))
+    accuracy = rate_interval(held.correct.sum(), len(held.correct), level=level)
+    values = (*accuracy, *held.placements.interval(level))
     names = ("accuracy", "accuracy_low", "accuracy_high", "auc", "auc_low", "auc_high")
     return {name: round(float(value), 12) for name, value in zip(names, values, strict=True)}
 

@@ -88,6 +88,22 @@ def shifts(states: HiddenStates, *, baseline: str = NO_PROMPT, layer: int = -1) 
 
     Raises:
         StatesError: no states under the baseline, no other prompt, or a query that some prompt lacks.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(8)
+        >>> states = drolab.hidden_states(model, queries, prompts, progress=False)
+        >>> from drolab import evidence
+        >>> moved = evidence.shifts(states)
+        >>> moved.prompts
+        ('default', 'medium', 'short')
+        >>> moved.table()[["prompt", "harmful", "n"]].head(2)
+            prompt  harmful  n
+        0  default     True  8
+        1  default    False  8
+        >>> list(moved.mean("default", harmful=True).shape)
+        [256]
     """
     matrix = one_position(states).matrix(layer)
     places = _places(states.index, baseline)
@@ -134,6 +150,19 @@ def shift_cosines(
 
     Raises:
         StatesError: as in `shifts`; a direction of another width, not finite, zero, or called `random`.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(8)
+        >>> states = drolab.hidden_states(model, queries, prompts, progress=False)
+        >>> from drolab import evidence
+        >>> table = evidence.shift_cosines(states, n_null=200)
+        >>> table["kind"].value_counts().to_dict()
+        {'shifts': 15, 'control': 6}
+        >>> row = table.set_index(["a", "b"]).loc[("default harmful", "medium harmful")]
+        >>> bool(row["low"] > row["null_high"])  # more alike than directions without meaning
+        True
     """
     moved = shifts(states, baseline=baseline, layer=layer)
     width = moved.deltas.shape[2]
@@ -215,6 +244,18 @@ def shift_similarity(
 
     Raises:
         StatesError: as in `shifts`; fewer than two safety prompts, a prompt without states, one class only.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts() | drolab.load_prompts("neutral")
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(8)
+        >>> states = drolab.hidden_states(model, queries, prompts, progress=False)
+        >>> from drolab import evidence
+        >>> table = evidence.shift_similarity(states, ["default", "medium"], controls=["format"], n_null=200)
+        >>> list(table["measure"])[:4]
+        ['alike', 'classes alike', 'like a control', 'beyond the controls']
+        >>> bool(table.set_index("measure").loc["beyond the controls", "low"] > 0)
+        True
     """
     wanted = list(dict.fromkeys([baseline, *safety, *controls]))
     moved = shifts(states.select(prompt=wanted, layer=layer), baseline=baseline, layer=layer)

@@ -124,7 +124,7 @@ def measure_sites(
     rows: list[dict[str, Any]] = []
     for position in states.index["position"].unique():
         part = states.select(position=int(position))
-        plan = _Plan.make(part, refusal_rate, controls, baseline, n_splits, n_shuffles, random_state)
+        plan = Plan.make(part, refusal_rate, controls, baseline, n_splits, n_shuffles, random_state)
         for layer in states.layers:
             site = {"layer": layer, "position": int(position), "token": (tokens or {}).get(int(position), "")}
             measured = _measures(part.select(layer=layer), plan, n_bootstrap, level)
@@ -177,7 +177,7 @@ def _first_and_clearest(line: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Plan:
+class Plan:
     """The queries, prompts, targets and seeds of one position, the same at every layer."""
 
     rates: pd.Series
@@ -201,7 +201,7 @@ class _Plan:
         n_splits: int,
         n_shuffles: int,
         seed: int,
-    ) -> _Plan:
+    ) -> Plan:
         moved = shifts(states, baseline=baseline, layer=states.layers[0])
         if len(moved.classes) < 2:
             raise StatesError("A sweep reads harm: pass states of harmful and of harmless queries.")
@@ -257,18 +257,18 @@ def _roles(
 _NOTHING = Interval(np.nan, np.nan, np.nan)
 
 
-def _measures(site: HiddenStates, plan: _Plan, n_bootstrap: int, level: float) -> dict[str, Interval]:
+def _measures(site: HiddenStates, plan: Plan, n_bootstrap: int, level: float) -> dict[str, Interval]:
     """Measure → its interval."""
     moved = shifts(site, baseline=plan.baseline, layer=site.layers[0])
     start, deltas = moved.baseline.double().numpy(), moved.deltas.double().numpy()
     places = {name: start + deltas[row] for row, name in enumerate(moved.prompts)} | {plan.baseline: start}
     scored = np.concatenate([places[name] for name in plan.scored])
-    read = _readout_measures(held_out(start, plan.harm), held_out(scored, plan.refusal), plan, n_bootstrap, level)
+    read = readout_measures(held_out(start, plan.harm), held_out(scored, plan.refusal), plan, n_bootstrap, level)
     return read | _shift_measures(moved, _refusal_direction(site, plan, scored), plan, level)
 
 
-def _readout_measures(
-    harm: tuple[Array, Array], refusal: tuple[Array, Array], plan: _Plan, n_bootstrap: int, level: float
+def readout_measures(
+    harm: tuple[Array, Array], refusal: tuple[Array, Array], plan: Plan, n_bootstrap: int, level: float
 ) -> dict[str, Interval]:
     """From the held-out predictions of the class and of the refusal rate, see `held_out`."""
     n_queries = sum(map(len, plan.classes))
@@ -296,14 +296,14 @@ def _readout_measures(
 _BOUNDS = {"harmfulness": (0.0, 1.0), "refusal": (-1.0, 1.0), "refusal within class": (-1.0, 1.0)}
 
 
-def _plain_values(harm: Array, refusal: Array, plan: _Plan, own: slice) -> list[Array]:
+def _plain_values(harm: Array, refusal: Array, plan: Plan, own: slice) -> list[Array]:
     """The three measures over the queries as they are, [k] each; `own`: which of the targets are predicted."""
     rates = np.broadcast_to(plan.refusal.values[own], refusal.shape)
     found = correlations(refusal, rates, next(plan.weights(0)), plan.classes)
     return [aucs(harm[:, 0], plan.harm.values[own, 0]), *(drawn[:, 0] for drawn in found)]
 
 
-def _refusal_direction(site: HiddenStates, plan: _Plan, scored: Array) -> Array:
+def _refusal_direction(site: HiddenStates, plan: Plan, scored: Array) -> Array:
     """[d], unit norm, or NaN where all states are equal."""
     if np.ptp(scored, axis=0).max() <= FLAT * root_mean_square(scored):
         return np.full(scored.shape[1], np.nan)
@@ -314,7 +314,7 @@ def _refusal_direction(site: HiddenStates, plan: _Plan, scored: Array) -> Array:
     return fit_probe(space, rated, plan.rates, positive="refuses").direction(space).double().numpy()
 
 
-def _shift_measures(moved: Shifts, direction: Array, plan: _Plan, level: float) -> dict[str, Interval]:
+def _shift_measures(moved: Shifts, direction: Array, plan: Plan, level: float) -> dict[str, Interval]:
     start = moved.baseline.double().numpy()
     floor, spread = FLAT * root_mean_square(start), root_mean_square(start - start.mean(axis=0))
     still = np.isnan(direction).any() or root_mean_square(moved.deltas.double().numpy()) <= floor

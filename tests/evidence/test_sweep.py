@@ -194,7 +194,7 @@ def test_memory_does_not_grow_with_the_draws(monkeypatch: pytest.MonkeyPatch) ->
     states, rate = planted_layers()
     whole = sweep.measure_sites(states.select(layer=2), rate, n_bootstrap=100)
     monkeypatch.setattr("drolab.intervals.CHUNK_VALUES", 3 * 2 * N * 7)
-    plan = sweep._Plan.make(states.select(layer=2), rate, (), "none", 10, 5, 0)
+    plan = sweep.Plan.make(states.select(layer=2), rate, (), "none", 10, 5, 0)
     assert {len(weights) for weights in plan.weights(100)} == {7, 101 % 7}
     pd.testing.assert_frame_equal(sweep.measure_sites(states.select(layer=2), rate, n_bootstrap=100), whole)
 
