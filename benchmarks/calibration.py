@@ -25,9 +25,9 @@ import torch
 
 from drolab import causal, claims, evidence, intervals, sweep
 from drolab.evidence import shift_products
-from drolab.evidence.separability import _change, _Held
+from drolab.evidence.separability import paired_change
 from drolab.evidence.shift_products import Moments
-from drolab.intervals import FISHER, LOGIT, PLAIN, Scale
+from drolab.intervals import FISHER, LOGIT, PLAIN, Placements, Scale
 from drolab.probing import RANDOM, direction_cosines, fit_directions, transfer
 from drolab.types import STATE_COLUMNS, HiddenStates
 
@@ -194,8 +194,8 @@ def divisions(labels: np.ndarray, n_splits: int, n_repeats: int, generator: np.r
     return folds
 
 
-def held_out_fast(points: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> _Held:
-    """What `separability._held_out` finds, with all regressions in one Newton iteration (the same up to 1e-6)."""
+def held_out_fast(points: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> Placements:
+    """The placements that `separability` finds, with all regressions in one Newton iteration (the same up to 1e-6)."""
     n, d = points.shape
     features = np.column_stack([(points - points.mean(axis=0)) / points.std(axis=0), np.ones(n)])
     products = (features[:, :, None] * features[:, None]).reshape(n, -1)
@@ -213,7 +213,7 @@ def held_out_fast(points: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> 
     logits = np.where(train == 0, slopes @ features.T, 0.0).reshape(len(folds), n_splits, n).sum(axis=1)
     up, down = logits[:, labels == 1], logits[:, labels == 0]
     wins = (up[:, :, None] > down[:, None]).mean(axis=0)
-    return _Held(wins.mean(axis=1), wins.mean(axis=0), ((logits > 0) == labels).mean(axis=0))
+    return Placements(wins.mean(axis=1), wins.mean(axis=0))
 
 
 def aucs(n: int, d: int, gap: float, gain: float, simulations: int) -> dict[str, float]:
@@ -228,8 +228,8 @@ def aucs(n: int, d: int, gap: float, gain: float, simulations: int) -> dict[str,
         moved[:, 0] += (gap + gain) * (labels - 0.5)
         folds = divisions(labels, 10, 3, generator)
         before, after = (held_out_fast(points, labels, folds) for points in (base, moved))
-        change = _change([after], before, 0.95)
-        found.append((before.auc, before.error(), change["change"], change["error"], change["p"]))
+        change = paired_change([after], before, 0.95)
+        found.append((before.auc, before.error, change["change"], change["error"], change["p"]))
     auc, auc_error, change, change_error, p = np.array(found).T
     covered = {"mean": auc.mean()}
     for name, values, sizes, scale in (("AUC", auc, auc_error, LOGIT), ("change", change, change_error, PLAIN)):
@@ -292,12 +292,12 @@ def causal_table(
     if test == "ablation":
         reference = states[~harmful].mean(axis=0)
         gone = [states - np.outer((states - reference) @ vector, vector) for vector in drawn]
-        return causal._ablation_table(table, before, spoken(np.stack(gone), slope), labels, 0.95)
+        return causal.ablation_table(table, before, spoken(np.stack(gone), slope), labels, 0.95)
     after = spoken(states + drawn[:, None], slope)
     if test == "dose":
-        return causal._dose_table(table, before, after, [row | {"dose": 1.0} for row in labels], 0.95)
+        return causal.dose_table(table, before, after, [row | {"dose": 1.0} for row in labels], 0.95)
     donor = states + drawn[0] + 0.1 * generator.normal(size=states.shape)
-    return causal._swap_table(table, before, after, [row | {"layer": 1} for row in labels], 0.95, spoken(donor, slope))
+    return causal.swap_table(table, before, after, [row | {"layer": 1} for row in labels], 0.95, spoken(donor, slope))
 
 
 TESTED = {
@@ -333,7 +333,7 @@ def causal_coverage(n: int, d: int, simulations: int) -> dict[str, float]:
         rows = [{"direction": "shift", "kind": "shift", "layer": 1}]
         after = spoken((states + shift)[None], slope)
         before = spoken(states, slope)
-        table = causal._swap_table(pd.DataFrame({"harmful": harmful}), before, after, rows, 0.95, spoken(donor, slope))
+        table = causal.swap_table(pd.DataFrame({"harmful": harmful}), before, after, rows, 0.95, spoken(donor, slope))
         return table.set_index("harmful")
 
     truth, covered = run(500_000).round(3), defaultdict(list)
@@ -426,12 +426,12 @@ def readout_coverage(n: int, d: int, gap: float, simulations: int) -> dict[str, 
             rates = rates.reshape(2, -1)[:, generator.permutation(2 * n)].ravel()
         if plan is None:
             pairs = pd.MultiIndex.from_frame(states.index[["query_id", "prompt"]])
-            plan = sweep._Plan.make(states, pd.Series(rates, index=pairs), (), "none", 10, 1, 0)
+            plan = sweep.Plan.make(states, pd.Series(rates, index=pairs), (), "none", 10, 1, 0)
         refusal = replace(plan.refusal, values=np.stack([rates.reshape(2, -1)] * 2))
         own = replace(plan, refusal=refusal, seed=int(generator.integers(2**31)))
         points = states.values[:, 0].double().numpy()
         read = sweep.held_out(points[: 2 * n], own.harm), sweep.held_out(points, refusal)
-        found.append(sweep._readout_measures(*read, own, 400, 0.95))
+        found.append(sweep.readout_measures(*read, own, 400, 0.95))
     result = {}
     for name in ("harmfulness", "refusal", "refusal within class"):
         value, low, high = np.array([one[name] for one in found]).T

@@ -1,9 +1,14 @@
-"""Rates and means over queries, with intervals. The unit is the query: its samples are not independent."""
+"""Estimates and how sure they are: the one place for intervals, bootstraps over queries, AUCs and Holm's correction.
+
+In order: what an interval is and on which scale it is made, rates and means, resampled queries, AUCs, corrected
+p-values. The unit is the query: its samples are not independent.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,12 +29,6 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
-
-
-def unit(vectors: Array) -> Array:
-    """Scaled to length one along the last axis; zero stays zero."""
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
 
 
 class Scale(NamedTuple):
@@ -54,28 +53,33 @@ def _bounded(low: float, high: float) -> Callable[[float, float], float]:
 
 
 PLAIN = Scale(lambda x: x, lambda x: x, lambda x: 1.0, lambda x, error: x)
-
-
 FISHER = Scale(math.atanh, math.tanh, lambda x: 1 / (1 - x**2), _bounded(-1.0, 1.0))
 """Of cosines (Fisher's z)."""
-
-
 LOGIT = Scale(
     lambda x: math.log(x / (1 - x)),
     lambda x: 1 / (1 + math.exp(-x)),
     lambda x: 1 / (x * (1 - x)),
     _bounded(0.0, 1.0),
 )
-"""Of AUCs."""
+"""Of AUCs and rates."""
 
 
 def clip(value: float, low: float, high: float) -> float:
     return min(max(value, low), high)
 
 
+def unit(vectors: Array) -> Array:
+    """Scaled to length one along the last axis; zero stays zero."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+
+
 def interval(value: float, error: float, n: int, level: float, scale: Scale = PLAIN) -> Interval:
-    """Student's t with n - 1 degrees of freedom, on a scale. An estimate of NaN may be anything; an error of NaN gives
-    no interval."""
+    """The interval of an estimate with a standard error, by Student's t with n - 1 degrees of freedom, on a scale s:
+    s⁻¹(s(value) ± t · error · s'(value)).
+
+    An estimate of NaN may be anything; an error of NaN gives no interval.
+    """
     if math.isnan(error):
         return Interval(value, math.nan, math.nan)
     if math.isnan(value):
@@ -87,23 +91,36 @@ def interval(value: float, error: float, n: int, level: float, scale: Scale = PL
 
 
 def sample_interval(values: Array, level: float) -> Interval:
+    """Of the mean of independent values, by Student's t."""
     return interval(float(values.mean()), float(stats.sem(values)), len(values), level)
 
 
-CHUNK_VALUES = 2**24
-"""Numbers that one chunk of bootstrap draws may hold: 128 MB."""
+# ---------------------------------------------------------------- rates and means
 
 
-def rate_interval(successes: int, n: int, *, level: float = 0.95) -> Interval:
+def rate_interval(successes: float, n: int, *, level: float = 0.95) -> Interval:
     """A rate of independent trials with Wilson's interval.
+
+    With k successes of n and z, the normal quantile of the level:
+    (k + z²/2 ± z · √(k (n - k) / n + z²/4)) / (n + z²) (Wilson 1927, Journal of the American Statistical Association
+    22). It has a width also where nothing, or everything, succeeds.
+
+    Args:
+        successes: may be a mean of several counts, such as of repeated cross-validation.
 
     Raises:
         StatesError: n is 0, or `successes` is not between 0 and n.
+
+    Examples:
+        >>> from drolab.evidence import rate_interval
+        >>> value, low, high = rate_interval(0, 20)
+        >>> print(f"{value:.2f}, may be as much as {high:.2f}")
+        0.00, may be as much as 0.16
     """
     from statsmodels.stats.proportion import proportion_confint
 
     if not 0 <= successes <= n or n == 0:
-        raise StatesError(f"{successes} successes of {n} trials are no rate: pass counts, with at least one trial.")
+        raise StatesError(f"{successes:g} successes of {n} trials are no rate: pass counts, with at least one trial.")
     low, high = proportion_confint(successes, n, alpha=1 - level, method="wilson")
     return Interval(successes / n, float(low), float(high))
 
@@ -120,6 +137,19 @@ def mean_interval(
 
     Raises:
         StatesError: no values, NaN among them, or another number of groups than of values.
+
+    Examples:
+        Ten replies to each of four queries are four queries, not forty replies:
+
+        >>> from drolab.evidence import mean_interval
+        >>> refused = [1] * 10 + [0] * 10 + [1] * 8 + [0] * 2 + [0] * 10
+        >>> queries = ["a"] * 10 + ["b"] * 10 + ["c"] * 10 + ["d"] * 10
+        >>> value, low, high = mean_interval(refused, queries)
+        >>> print(f"{value:.2f} [{low:.2f}, {high:.2f}]")
+        0.45 [0.00, 1.00]
+        >>> value, low, high = mean_interval(refused, range(40))
+        >>> print(f"{value:.2f} [{low:.2f}, {high:.2f}]")  # as if they were forty
+        0.45 [0.28, 0.62]
     """
     numbers = np.asarray(values, dtype=np.float64)
     if len(numbers) == 0 or len(numbers) != len(groups) or np.isnan(numbers).any():
@@ -136,10 +166,10 @@ def mean_intervals(
 ) -> list[Interval]:
     """The means of m numbers over n queries, `values` [n, m], with bootstrap intervals over queries."""
     # Rates take few values, so a draw counts how often each comes, not each query: the same distribution, much faster.
-    distinct, counts = np.unique(values, axis=0, return_counts=True)
-    generator = np.random.default_rng(random_state)
-    draws = np.concatenate([weights @ distinct for weights in drawn_weights(counts, n_bootstrap, generator)])
-    limits = percentiles(draws, widened(level, len(values)))
+    distinct, sizes = np.unique(values, axis=0, return_counts=True)
+    generator, n = np.random.default_rng(random_state), len(values)
+    draws = np.concatenate([counts @ distinct / n for counts in drawn_counts(sizes, n_bootstrap, generator)])
+    limits = percentiles(draws, widened(level, n))
     return [Interval(*map(float, one)) for one in zip(values.mean(axis=0).round(12), *limits, strict=True)]
 
 
@@ -150,6 +180,19 @@ def rate_table(
 
     Returns:
         `prompt, harmful, n_queries, value, low, high`; the interval is a bootstrap over queries.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from drolab.evidence import rate_table
+        >>> pairs = pd.MultiIndex.from_product([["a", "b", "c"], ["none", "long"]], names=["query_id", "prompt"])
+        >>> rates = [0.2, 0.9, 0.4, 0.8, 0.0, 0.1]
+        >>> scores = pd.DataFrame({"harmful": [True] * 4 + [False] * 2, "refusal_rate": rates}, index=pairs)
+        >>> rate_table(scores)[["prompt", "harmful", "n_queries", "value"]].round(2)
+          prompt  harmful  n_queries  value
+        0   none     True          2   0.30
+        1   long     True          2   0.85
+        2   none    False          1   0.00
+        3   long    False          1   0.10
     """
     flat = scores.reset_index()
     rows = []
@@ -159,6 +202,37 @@ def rate_table(
             {"prompt": prompt, "harmful": harmful, "n_queries": part["query_id"].nunique()} | interval._asdict()
         )
     return pd.DataFrame(rows)
+
+
+# ---------------------------------------------------------------- resampled queries
+
+CHUNK_VALUES = 2**21
+"""Numbers that one chunk of draws may hold: 16 MB."""
+
+
+def chunk_sizes(n_draws: int, n_values: int) -> Iterator[int]:
+    """How many draws, of `n_values` numbers each, to make at a time."""
+    size = max(1, CHUNK_VALUES // n_values)
+    for start in range(0, n_draws, size):
+        yield min(size, n_draws - start)
+
+
+def drawn_counts(
+    sizes: Sequence[int] | NDArray[np.integer],
+    n_draws: int,
+    generator: np.random.Generator,
+    n_values: int | None = None,
+) -> Iterator[Array]:
+    """A bootstrap over queries: chunks of [draws, k], how often each of k kinds comes when as many queries as there
+    are get drawn with replacement.
+
+    Args:
+        sizes: [k], how many queries are of each kind: all 1 to count each query.
+        n_values: for the size of the chunks, the numbers that are made of one draw; None is k.
+    """
+    n = int(np.sum(sizes))
+    for size in chunk_sizes(n_draws, n_values or len(sizes)):
+        yield generator.multinomial(n, np.asarray(sizes) / n, size=size).astype(np.float64)
 
 
 def percentiles(draws: Array, level: float) -> tuple[Array, Array]:
@@ -177,14 +251,133 @@ def widened(level: float, n: int) -> float:
     return float(2 * stats.norm.cdf(half) - 1)
 
 
-def drawn_weights(
-    counts: Sequence[int] | NDArray[np.integer], n_draws: int, generator: np.random.Generator
-) -> Iterator[Array]:
-    """Chunks of [draws, k]: as many queries as there are, drawn with replacement: the share of each of k kinds.
+def jackknife_error(values: Array) -> Array:
+    """The standard error of a number from its values [g, ...] without each of g groups of queries: √((g - 1) · their
+    variance) (Shao and Wu 1989, Annals of Statistics 17)."""
+    return np.sqrt((len(values) - 1) * np.var(values, axis=0))
+
+
+# ---------------------------------------------------------------- AUCs
+
+
+def weighted_labels(points: NDArray[np.floating], fractions: Array) -> tuple[NDArray[np.floating], Array, Array]:
+    """Soft labels as scikit-learn takes them: points [k, ...], labels [k] and weights [k].
+
+    Each of the n points comes as positive with the weight of its fraction p, and as negative with 1 - p; not at all
+    with weight 0.
+    """
+    labels, weights = np.repeat([1.0, 0.0], len(fractions)), np.concatenate([fractions, 1 - fractions])
+    used = weights > 0
+    return np.concatenate([points, points])[used], labels[used], weights[used]
+
+
+def auc(scores: NDArray[np.floating], fractions: Array) -> float:
+    """How often a positive state scores above a negative one, with soft labels [n]; NaN if there is one class only."""
+    from sklearn.metrics import roc_auc_score
+
+    points, labels, weights = weighted_labels(scores, fractions)
+    return float(roc_auc_score(labels, points, sample_weight=weights)) if np.ptp(labels) else math.nan
+
+
+def aucs(scores: Array, labels: Array) -> Array:
+    """[k] from [k, n] and [k, n]: the same of many scores with labels 0 and 1, from the sum of ranks.
+
+    For 200 targets at once: `roc_auc_score` takes 25 times as long.
+    """
+    ranks = stats.rankdata(scores, axis=1)
+    positive = labels.sum(axis=1)
+    wins = (ranks * labels).sum(axis=1) - positive * (positive + 1) / 2
+    return wins / (positive * (labels.shape[1] - positive))
+
+
+def _above(scores: Array, others: Array) -> Array:
+    """[n, m]: 1 where a score is higher than the other, 0.5 where they are equal."""
+    return np.greater.outer(scores, others) + 0.5 * np.equal.outer(scores, others)
+
+
+@dataclass(frozen=True, eq=False)
+class Placements:
+    """Where each query's score lies among those of the other class, and what that says of their AUC.
+
+    AUC = mean(positives) = mean(negatives), with DeLong's standard error √(var(positives) / n₊ + var(negatives) / n₋)
+    (DeLong, DeLong and Clarke-Pearson 1988, Biometrics 44).
+    """
+
+    positives: Array
+    """[n_positive]: the share of negative queries with a lower score; equal ones count half."""
+    negatives: Array
+    """[n_negative]: the share of positive queries with a higher score."""
+
+    @classmethod
+    def of(cls, scores: Array, labels: Array) -> Placements:
+        """Of independent queries: scores [n] and labels [n], 0 or 1."""
+        above = _above(scores[labels == 1], scores[labels == 0])
+        return cls(above.mean(axis=1), above.mean(axis=0))
+
+    @classmethod
+    def mean(cls, several: Sequence[Placements]) -> Placements:
+        """Of the same queries, averaged over several scores."""
+        return cls(*(np.mean([getattr(one, side) for one in several], axis=0) for side in ("positives", "negatives")))
+
+    @property
+    def auc(self) -> float:
+        return float(self.positives.mean())
+
+    @property
+    def error(self) -> float:
+        """DeLong's standard error; at least that of half a comparison lost, also if none is."""
+        measured = stats.sem(self.positives) ** 2 + stats.sem(self.negatives) ** 2
+        fewest, most = sorted((len(self.positives), len(self.negatives)))
+        return float(np.sqrt(max(measured, 0.5 / (fewest * most) / fewest)))
+
+    def interval(self, level: float) -> Interval:
+        """Of the AUC, on the scale of a logit."""
+        return interval(self.auc, self.error, len(self.positives) + len(self.negatives), level, LOGIT)
+
+
+def pair_tables(scores: Array, fractions: Array, queries: NDArray[Any]) -> Array:
+    """[2, k, k], over the pairs (positive state of one query, negative state of another): the weight of those in the
+    right order, and of all. A tie counts half, as does a state against itself if its fraction is neither 0 nor 1."""
+    codes, names = pd.factorize(queries)
+    member = np.equal.outer(np.arange(len(names)), codes).astype(np.float64)
+    positive, negative = member * fractions, member * (1 - fractions)
+    right = positive @ _above(scores, scores) @ negative.T
+    return np.stack([right, np.outer(positive.sum(axis=1), negative.sum(axis=1))])
+
+
+def auc_draws(tables: Sequence[Array], counts: Array) -> Array:
+    """[draws]: the AUC of resampled queries, over the pairs within each of some `pair_tables`; NaN without a pair.
+
+    Thousands of draws from one comparison of the states, and queries with several states of several fits, which
+    scikit-learn's AUC cannot tell apart.
 
     Args:
-        counts: [k], how many queries are of each kind: all 1 for the share of each query.
+        counts: [draws, n], how often each query is drawn, those of all tables one after the other.
     """
-    n, chunk = int(np.sum(counts)), max(1, CHUNK_VALUES // len(counts))
-    for start in range(0, n_draws, chunk):
-        yield generator.multinomial(n, np.asarray(counts) / n, size=min(chunk, n_draws - start)) / n
+    edges = np.cumsum([table.shape[1] for table in tables])[:-1]
+    right, compared = np.sum(
+        [
+            [_pair_sums(own, kind) for kind in table]
+            for own, table in zip(np.split(counts, edges, axis=1), tables, strict=True)
+        ],
+        axis=0,
+    )
+    return np.divide(right, compared, out=np.full(len(counts), np.nan), where=compared > 0)
+
+
+def _pair_sums(counts: Array, table: Array) -> Array:
+    """[draws]: the sum of a table over pairs of drawn queries. A query drawn twice is compared twice with itself,
+    not four times: else draws would hold more of these easy comparisons than the data."""
+    return ((counts @ table) * counts).sum(axis=1) - (counts**2 - counts) @ table.diagonal()
+
+
+# ---------------------------------------------------------------- corrected p-values
+
+
+def holm(p: Array) -> Array:
+    """p-values corrected for their number by Holm's method: the chance that any true null has one below .05 is at most
+    .05."""
+    # statsmodels' multipletests gives the same, but runs the garbage collector: .2 s in a panel with a model in memory.
+    order, corrected = p.argsort(), np.empty_like(p)
+    corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1.0)
+    return corrected

@@ -5,7 +5,7 @@ positions), `comparison` (rates, paired tests), `claims` (the paper's claims, de
 does), `release_tables` (the paper's released results and XSTest's labels).
 """
 
-from drolab.evidence import causal, claims, comparison, release_tables, shift_products, sweep
+from drolab.evidence import causal, claims, comparison, release_tables, sweep
 from drolab.evidence.separability import auc_change, separability, shuffled_aucs
 from drolab.evidence.shifts import Shifts, null_directions, shift_cosines, shift_report, shift_similarity, shifts
 from drolab.intervals import mean_interval, rate_interval, rate_table
@@ -23,7 +23,6 @@ __all__ = [
     "release_tables",
     "separability",
     "shift_cosines",
-    "shift_products",
     "shift_report",
     "shift_similarity",
     "shifts",

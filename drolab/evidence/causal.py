@@ -109,20 +109,41 @@ def dose_response(
 
     Raises:
         StatesError: a direction that is zero, not finite or of another width; a layer that is not there; `unit` or a
-            dose that is no number.
+            dose that is no number; an unknown control or positions.
+        QueryError: no queries, or a table of another form.
         ModelError: the model cannot be edited, see `steering.steered`.
+
+    Examples:
+        Adding the difference of the classes' states to harmful and harmless queries:
+
+        >>> import drolab
+        >>> from drolab import causal, judges
+        >>> model, none = drolab.load_model("demo"), drolab.load_prompts()["none"]
+        >>> queries = drolab.load_queries("heldout").groupby("harmful").head(4)
+        >>> states = drolab.hidden_states(model, queries, [none], layers=(3,), progress=False)
+        >>> harm = states.select(harmful=True).matrix(3).mean(0) - states.select(harmful=False).matrix(3).mean(0)
+        >>> replies = drolab.generate(model, queries, [none], n_samples=2, progress=False)
+        >>> options = {"layer": 3, "unit": float(harm.norm()), "doses": (1.0,), "n_random": 2, "progress": False}
+        >>> judge = judges.FirstTokenJudge.fit(replies)
+        >>> table = causal.dose_response(model, queries, none, judge, {"harm": harm}, **options)
+        >>> table.loc[table["kind"] == "direction", ["direction", "dose", "harmful", "n"]]
+          direction  dose  harmful  n
+        0      harm   1.0     True  4
+        1      harm   1.0    False  4
+        >>> bool((table.loc[table["kind"] == "direction", "change"] > 0).all())
+        True
     """
     if not unit > 0 or not np.isfinite([unit, *doses]).all() or len(doses) == 0:
         raise StatesError(f"unit must be above 0 and doses finite numbers, got unit={unit}, doses={list(doses)}.")
-    trial = _Trial.make(model, queries, prompt, judge, token_budget)
-    generator = np.random.default_rng(random_state)
+    chats = _Chats.make(model, queries, prompt, judge, token_budget)
+    null = _RandomDirections(n=n_random, control=control, generator=np.random.default_rng(random_state))
     plans: list[Sequence[Edit]] = []
     labels = []
-    for kind, name, vector in _with_random(trial, directions, layer, n_random, control, generator):
+    for kind, name, vector in _with_random(chats, directions, layer, null):
         plans += [_adding(dose * unit * vector, layer, positions) for dose in doses]
         labels += [{"direction": name, "kind": kind, "dose": float(dose)} for dose in doses]
-    before, after = trial.run(plans, progress)
-    return _dose_table(trial.queries, before, after, labels, level)
+    before, after = chats.run(plans, progress)
+    return dose_table(chats.queries, before, after, labels, level)
 
 
 def ablation(
@@ -157,22 +178,25 @@ def ablation(
         "random"), the columns named at the top of this module, and `p_value`: of a fall of refusal.
 
     Raises:
-        As `dose_response`; and StatesError: "affine" without harmless queries.
+        StatesError: a direction that is zero, not finite or of another width; a layer that is not there; an unknown
+            method or control; "affine" without harmless queries.
+        QueryError: no queries, or a table of another form.
+        ModelError: the model cannot be edited, see `steering.steered`.
     """
-    trial = _Trial.make(model, queries, prompt, judge, token_budget)
-    generator = np.random.default_rng(random_state)
-    named = _with_random(trial, directions, layer, n_random, control, generator)
+    chats = _Chats.make(model, queries, prompt, judge, token_budget)
+    null = _RandomDirections(n=n_random, control=control, generator=np.random.default_rng(random_state))
+    named = _with_random(chats, directions, layer, null)
     if method == "affine":
-        reference = trial.states((layer,)).select(harmful=False).matrix(layer).mean(dim=0)
+        reference = chats.states((layer,)).select(harmful=False).matrix(layer).mean(dim=0)
         plans = [[Ablate(vector, (layer,), reference)] for _, _, vector in named]
     elif method == "zero":
         plans = [[Ablate(vector)] for _, _, vector in named]
     else:
         raise StatesError(f"method must be 'affine' or 'zero', got {method!r}.")
-    before, after = trial.run(plans, progress)
+    before, after = chats.run(plans, progress)
     names = [(UNMODIFIED, UNMODIFIED), *((kind, name) for kind, name, _ in named)]
     labels = [{"direction": name, "kind": kind} for kind, name in names]
-    return _ablation_table(trial.queries, before, np.stack([before, *after]), labels, level)
+    return ablation_table(chats.queries, before, np.stack([before, *after]), labels, level)
 
 
 def swap(
@@ -207,23 +231,25 @@ def swap(
         recovered_high`: change / total, NaN where the interval of the total contains 0.
 
     Raises:
-        As `dose_response`.
+        StatesError: a layer that is not there; an unknown control.
+        QueryError: no queries, or a table of another form.
+        ModelError: the model cannot be edited, see `steering.steered`.
     """
     where = resolve_layers(model, range(1, model.num_hidden_layers + 1) if layers is None else layers)
-    trial = _Trial.make(model, queries, recipient, judge, token_budget)
-    source = _Trial.make(model, queries, donor, judge, token_budget)
-    generator = np.random.default_rng(random_state)
-    own, given = trial.states(where), source.states(where)
+    chats = _Chats.make(model, queries, recipient, judge, token_budget)
+    source = _Chats.make(model, queries, donor, judge, token_budget)
+    null = _RandomDirections(n=n_random, control=control, generator=np.random.default_rng(random_state))
+    own, given = chats.states(where), source.states(where)
     plans: list[Sequence[Edit]] = []
     labels: list[dict[str, object]] = []
     for number in where:
         shift = (given.matrix(number) - own.matrix(number)).mean(dim=0)
-        noise = [shift.norm() * unit for unit in _random(own, number, n_random, control, generator)]
+        noise = [shift.norm() * unit for unit in null.draw(own, number)]
         plans += [[Patch(given.matrix(number), number)], *(_adding(v, number, "read") for v in [shift, *noise])]
         names = [("state", "state"), ("shift", "shift"), *((RANDOM, f"{RANDOM} {i + 1}") for i in range(n_random))]
         labels += [{"layer": number, "direction": name, "kind": kind} for kind, name in names]
-    before, after = trial.run(plans, progress)
-    return _swap_table(trial.queries, before, after, labels, level, source.run([], False)[0])
+    before, after = chats.run(plans, progress)
+    return swap_table(chats.queries, before, after, labels, level, source.run([], False)[0])
 
 
 # --- one run over all queries ------------------------------------------------------------------------------
@@ -232,7 +258,7 @@ _MEASURES = ("refusal", "compliance", "other", "kl")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Trial:
+class _Chats:
     """The chats of all queries under one prompt, and what scores the first tokens of their replies."""
 
     model: ChatModel
@@ -245,7 +271,7 @@ class _Trial:
     @classmethod
     def make(
         cls, model: ChatModel, queries: pd.DataFrame, prompt: Prompt, judge: FirstTokenJudge, token_budget: int
-    ) -> _Trial:
+    ) -> _Chats:
         queries = validate_queries(queries)
         batch = encode(model, queries["text"].tolist(), prompt)
         return cls(model=model, queries=queries, prompt=prompt, judge=judge, batch=batch, token_budget=token_budget)
@@ -280,19 +306,32 @@ def _divergence(reference: Tensor, spoken: Tensor) -> Tensor:
 # --- directions --------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True)
+class _RandomDirections:
+    """The null: how many random directions stand beside the real ones, of which kind, and from which stream."""
+
+    n: int
+    control: Control
+    generator: np.random.Generator
+
+    def draw(self, states: HiddenStates, layer: int) -> Tensor:
+        """[n, d], length one, of one layer's states."""
+        baseline = states.matrix(layer)
+        if self.control == "isotropic":
+            drawn = torch.from_numpy(self.generator.normal(size=(self.n, baseline.shape[1]))).float()
+            return drawn / drawn.norm(dim=1, keepdim=True)
+        contrasts = random_contrasts(baseline, states.index["harmful"], self.n, self.control, self.generator)
+        return torch.from_numpy(contrasts).float()
+
+
 def _with_random(
-    trial: _Trial,
-    directions: Mapping[str, Tensor],
-    layer: int,
-    n_random: int,
-    control: Control,
-    generator: np.random.Generator,
+    chats: _Chats, directions: Mapping[str, Tensor], layer: int, null: _RandomDirections
 ) -> list[tuple[str, str, Tensor]]:
     """(kind, name, [d] of length one): the directions given, then random ones of the layer."""
     given = [
-        ("direction", name, _checked(vector, name, trial.model.hidden_size)) for name, vector in directions.items()
+        ("direction", name, _checked(vector, name, chats.model.hidden_size)) for name, vector in directions.items()
     ]
-    drawn = _random(trial.states((layer,)), layer, n_random, control, generator)
+    drawn = null.draw(chats.states((layer,)), layer)
     return given + [(RANDOM, f"{RANDOM} {i + 1}", vector) for i, vector in enumerate(drawn)]
 
 
@@ -303,15 +342,6 @@ def _checked(direction: Tensor, name: str, width: int) -> Tensor:
             f"Direction {name!r} has width {len(direction)}, but the model has hidden size {width}: use one of its own."
         )
     return direction.float() / direction.float().norm()
-
-
-def _random(states: HiddenStates, layer: int, n: int, control: Control, generator: np.random.Generator) -> Tensor:
-    """[n, d], length one: random directions of one of the three kinds."""
-    baseline = states.matrix(layer)
-    if control == "isotropic":
-        drawn = torch.from_numpy(generator.normal(size=(n, baseline.shape[1]))).float()
-        return drawn / drawn.norm(dim=1, keepdim=True)
-    return torch.from_numpy(random_contrasts(baseline, states.index["harmful"], n, control, generator)).float()
 
 
 def random_contrasts(
@@ -330,30 +360,29 @@ def _adding(vector: Tensor, layer: int, positions: Positions) -> list[Edit]:
 
 # --- tables ------------------------------------------------------------------------------------------------
 
-
 _Labels = Sequence[Mapping[str, object]]
 
 
-def _dose_table(queries: pd.DataFrame, before: Array, after: Array, labels: _Labels, level: float) -> pd.DataFrame:
-    table = _table(queries, before, after, labels, level)
+def dose_table(queries: pd.DataFrame, before: Array, after: Array, labels: _Labels, level: float) -> pd.DataFrame:
+    table = effect_table(queries, before, after, labels, level)
     return table.assign(p_value=_p_values(table, "direction", ["dose", "harmful"], np.sign(table["dose"])))
 
 
-def _ablation_table(queries: pd.DataFrame, before: Array, after: Array, labels: _Labels, level: float) -> pd.DataFrame:
-    table = _table(queries, before, after, labels, level)
+def ablation_table(queries: pd.DataFrame, before: Array, after: Array, labels: _Labels, level: float) -> pd.DataFrame:
+    table = effect_table(queries, before, after, labels, level)
     return table.assign(p_value=_p_values(table, "direction", ["harmful"], pd.Series(-1.0, table.index)))
 
 
-def _swap_table(
+def swap_table(
     queries: pd.DataFrame, before: Array, after: Array, labels: _Labels, level: float, whole: Array
 ) -> pd.DataFrame:
-    table = _table(queries, before, after, labels, level, whole)
+    table = effect_table(queries, before, after, labels, level, whole)
     # The sign is that of the donor's effect, which the shift is a part of: also a random shift mostly has this sign.
     one_sided = _p_values(table, "shift", ["layer", "harmful"], np.sign(table["total"]))
     return table.assign(p_value=np.minimum(2 * one_sided, 1.0))
 
 
-def _table(
+def effect_table(
     queries: pd.DataFrame,
     before: Array,
     after: Array,
@@ -389,9 +418,13 @@ def _with_interval(name: str, values: Array, level: float, scale: Scale) -> dict
 
 
 def _recovered(change: Array, total: Array, level: float) -> dict[str, Any]:
-    """The mean of `change`, [n_plans, n], as a share of that of `total`, [n], with Fieller's interval (1954, Journal of
-    the Royal Statistical Society B 16): the shares for which the mean of change - share · total may be 0. It is bounded
-    where the interval of the total does not contain 0."""
+    """The mean of `change`, [n_plans, n], as a share ρ of that of `total`, [n], with Fieller's interval (1954, Journal
+    of the Royal Statistical Society B 16): the shares for which the mean of change - ρ · total may be 0,
+
+        (c - ρ t)² ≤ q² (s²_c - 2 ρ s_ct + ρ² s²_t) / n,    with means c, t, (co)variances s, and Student's quantile q.
+
+    It is bounded where the interval of the total does not contain 0.
+    """
     n, top, bottom = len(total), change.mean(axis=1), total.mean()
     columns = dict.fromkeys(("recovered", "recovered_low", "recovered_high"), np.nan)
     if n > 1:

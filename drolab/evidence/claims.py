@@ -5,6 +5,7 @@ The rules (docs/evidence.md) were written down before the first verdict was comp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,11 +15,10 @@ import pandas as pd
 from scipy import stats
 
 from drolab.errors import QueryError, StatesError
-from drolab.evidence.comparison import holm
 from drolab.evidence.separability import auc_change, shuffled_aucs
 from drolab.evidence.shift_products import Moments, mean_direction_cosine
 from drolab.evidence.shifts import Shifts, null_directions, shifts, similarity
-from drolab.intervals import FISHER, LOGIT, PLAIN, Scale, interval, percentiles, unit
+from drolab.intervals import FISHER, LOGIT, PLAIN, Scale, holm, interval, percentiles, unit
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe
 
 if TYPE_CHECKING:
@@ -54,6 +54,9 @@ HARMLESS = Claim("refusals rise for harmless queries, too", "change of refusal r
 APART = Claim("DRO moves the classes apart", "refusal logits", 0.0)
 
 SUPPORTED, NOT_SUPPORTED, TOO_LITTLE = "supported", "not supported", "too little data"
+
+FEWEST = 5
+"""Queries that a power table asks for at least."""
 
 COLUMNS = (
     *("claim", "estimate", "low", "high", "null_low", "null_high", "threshold", "side", "n", "unit"),
@@ -136,21 +139,41 @@ def verdict(
         StatesError: fewer than 4 queries of a class; states or prompts are missing, see `shifts`,
             `shift_similarity` and `auc_change`.
         QueryError: a query or prompt without a score.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(10)
+        >>> states = drolab.hidden_states(model, queries, prompts, progress=False)
+        >>> import numpy as np
+        >>> from drolab import claims
+        >>> likely = 0.3 + 0.4 * states.index["harmful"] + 0.2 * (states.index["prompt"] != "none")
+        >>> rates = np.random.default_rng(0).binomial(10, likely) / 10  # made up: see drolab.judge
+        >>> scores = states.index.assign(refusal_rate=rates).set_index(["query_id", "prompt"])
+        >>> space = drolab.fit_anchors(states)
+        >>> refusal = drolab.fit_probe(space, states, scores["refusal_rate"], positive="refuses")
+        >>> options = {"space": space, "refusal": refusal, "n_null": 100}
+        >>> found = claims.verdict(states, scores, safety=["default", "medium"], **options)
+        >>> rows = found.table.set_index("claim")
+        >>> str(rows.loc["safety prompts shift alike", "verdict"])
+        'supported'
+        >>> str(rows.loc["queries are separable without a prompt", "verdict"])  # of 20 queries that is hard to say
+        'too little data'
     """
     moved = shifts(states, baseline=baseline, layer=space.layer)
     if unknown := sorted({*safety, *controls, *(trained or {}), *(trained or {}).values()} - set(moved.prompts)):
         raise StatesError(f"No states under {unknown}: compute them with hidden_states(model, queries, prompts).")
     if min((moved.queries["harmful"] == kind).sum() for kind in (True, False)) < 4:
         raise StatesError("A verdict needs at least 4 queries of each class: pass more queries.")
-    compared = moved.only([*safety, *controls])
+    compared = moved.select([*safety, *controls])
     moments = compared.moments(refusal.direction(space).double().numpy()[None])
-    dealt = _Nulls(n=n_null, level=level, generator=np.random.default_rng(random_state))
+    nulls = _Nulls(n=n_null, level=level, generator=np.random.default_rng(random_state))
     found = [
-        *_separable(states, space, safety, baseline, random_state, dealt),
-        *_alike(compared, moments, safety, controls, dealt),
-        _along(compared, moments, safety, dealt),
-        *_refusals(scores, column, moved, safety, baseline, dealt),
-        *_apart(moved, refusal, space, trained or {}, dealt),
+        *_separable(states, space, safety, baseline, random_state, nulls),
+        *_alike(compared, moments, safety, controls, nulls),
+        _along(compared, moments, safety, nulls),
+        *_refusals(scores, column, moved, safety, baseline, nulls),
+        *_apart(moved, refusal, space, trained or {}, nulls),
     ]
     table = pd.DataFrame([one.row(level) for one in found])
     return Verdict(table=_decided(table, 1 - level)[list(COLUMNS)], measured=tuple(found))
@@ -192,24 +215,19 @@ def power_table(
 
 def _needed(one: Measured, effect: float, power: float, alpha: float) -> int:
     """The smallest n whose one-sided t-test has the power. The spread per query stays as it is here."""
+    from statsmodels.stats.power import TTestPower
+
     ratio = one.claim.distance(effect, one.error) / (one.scaled_error * np.sqrt(one.n))
-
-    def reached(n: int) -> float:
-        critical = stats.t.isf(alpha, n - 1)
-        return float(stats.nct.sf(critical, n - 1, ratio * np.sqrt(n)))
-
-    low, high = 4, 8
-    while reached(high) < power:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if reached(middle) >= power else (middle, high)
-    return high
+    # Beyond 100 the noncentral t has no numbers; where the fewest are enough the solver finds no solution.
+    test = {"effect_size": min(ratio, 100.0), "alpha": alpha, "alternative": "larger"}
+    if TTestPower().power(nobs=FEWEST, **test) >= power:
+        return FEWEST
+    return math.ceil(TTestPower().solve_power(power=power, **test))
 
 
 def _decided(table: pd.DataFrame, alpha: float) -> pd.DataFrame:
     for column in ("p_support", "p_against"):
-        table[column] = holm(pd.DataFrame({"p": table[column]}))["p_holm"]
+        table[column] = holm(table[column].to_numpy(dtype=float))
     verdicts = np.where(table["p_against"] < alpha, NOT_SUPPORTED, TOO_LITTLE)
     return table.assign(verdict=np.where(table["p_support"] < alpha, SUPPORTED, verdicts))
 
@@ -226,33 +244,33 @@ class _Nulls:
         low, high = percentiles(draws, self.level)
         return float(low), float(high)
 
-    def signs(self, samples: Sequence[Array]) -> tuple[float, float]:
+    def sign_flips(self, samples: Sequence[Array]) -> tuple[float, float]:
         """Of a sum of means whose samples get random signs."""
-        dealt = (self.generator.integers(0, 2, size=(self.n, len(values))) * 2.0 - 1 for values in samples)
-        means = [signs @ values / len(values) for signs, values in zip(dealt, samples, strict=True)]
+        flips = (self.generator.integers(0, 2, size=(self.n, len(values))) * 2.0 - 1 for values in samples)
+        means = [signs @ values / len(values) for signs, values in zip(flips, samples, strict=True)]
         return self.limits(np.sum(means, axis=0))
 
 
 def _separable(
-    states: HiddenStates, space: AnchorSpace, safety: Sequence[str], baseline: str, random_state: int, dealt: _Nulls
+    states: HiddenStates, space: AnchorSpace, safety: Sequence[str], baseline: str, random_state: int, nulls: _Nulls
 ) -> list[Measured]:
     changes = auc_change(states, space, safety, baseline=baseline, random_state=random_state)
     mean = changes.iloc[-1]
     shuffled = shuffled_aucs(states.select(prompt=baseline), space, random_state=random_state)
     n, error = int(mean["n"]), float(mean["error"])
-    unchanged = interval(0.0, error, n, dealt.level)[1:]  # what no change looks like, give or take its error
+    unchanged = interval(0.0, error, n, nulls.level)[1:]  # what no change looks like, give or take its error
     return [
-        Measured(SEPARABLE, mean["baseline_auc"], mean["baseline_error"], n, dealt.limits(shuffled)),
+        Measured(SEPARABLE, mean["baseline_auc"], mean["baseline_error"], n, nulls.limits(shuffled)),
         Measured(NOT_ENHANCED, mean["change"], error, n, unchanged),
     ]
 
 
 def _alike(
-    moved: Shifts, moments: Moments, safety: Sequence[str], controls: Sequence[str], dealt: _Nulls
+    moved: Shifts, moments: Moments, safety: Sequence[str], controls: Sequence[str], nulls: _Nulls
 ) -> list[Measured]:
-    generator = np.random.default_rng(int(dealt.generator.integers(2**32)))
+    generator = np.random.default_rng(int(nulls.generator.integers(2**32)))
     table = similarity(
-        moved, moments, safety, controls, n_directions=1, n_null=dealt.n, generator=generator, level=dealt.level
+        moved, moments, safety, controls, n_directions=1, n_null=nulls.n, generator=generator, level=nulls.level
     )
     measured = table.set_index("measure")[["value", "error", "n", "null_low", "null_high"]].T.to_dict("list")
     claims = {"alike": ALIKE, "beyond the controls": BEYOND}
@@ -260,24 +278,24 @@ def _alike(
     return [Measured(claim, value, se, int(n), (low, high)) for claim, (value, se, n, low, high) in found.items()]
 
 
-def _along(moved: Shifts, moments: Moments, safety: Sequence[str], dealt: _Nulls) -> Measured:
+def _along(moved: Shifts, moments: Moments, safety: Sequence[str], nulls: _Nulls) -> Measured:
     members = [place for place, (prompt, _) in enumerate(moved.groups()) if prompt in safety]
     value, *gradients = mean_direction_cosine(moments, members, 0)
     means = unit(np.stack([moments.parts[place].mean(axis=0) for place in members]))
-    random = null_directions(moved.baseline, moved.queries["harmful"], dealt.n, dealt.generator)
-    null = dealt.limits((random @ means.T).mean(axis=1))
+    random = null_directions(moved.baseline, moved.queries["harmful"], nulls.n, nulls.generator)
+    null = nulls.limits((random @ means.T).mean(axis=1))
     return Measured(ALONG, value, moments.standard_error(*gradients), moments.n_queries, null)
 
 
 def _refusals(
-    scores: pd.DataFrame, column: str, moved: Shifts, safety: Sequence[str], baseline: str, dealt: _Nulls
+    scores: pd.DataFrame, column: str, moved: Shifts, safety: Sequence[str], baseline: str, nulls: _Nulls
 ) -> list[Measured]:
     found = []
     for claim, harmful in ((HARMFUL, True), (HARMLESS, False)):
         queries = moved.queries.loc[moved.rows(harmful), "query_id"]
         rates = {prompt: _rates(scores, column, queries, prompt) for prompt in (baseline, *safety)}
         rises = np.mean([rates[prompt] for prompt in safety], axis=0) - rates[baseline]
-        found.append(_mean(claim, [rises], dealt))
+        found.append(_mean(claim, [rises], nulls))
     return found
 
 
@@ -293,23 +311,23 @@ def _rates(scores: pd.DataFrame, column: str, queries: pd.Series, prompt: str) -
 
 
 def _apart(
-    moved: Shifts, refusal: Probe, space: AnchorSpace, trained: Mapping[str, str], dealt: _Nulls
+    moved: Shifts, refusal: Probe, space: AnchorSpace, trained: Mapping[str, str], nulls: _Nulls
 ) -> list[Measured]:
     """One row per trained prompt."""
     slope = refusal.slope(space).numpy()
     found = []
     for prompt, init in trained.items():
         up, down = (
-            (moved.own(prompt, harmful) - moved.own(init, harmful)).double().numpy() @ slope
+            (moved.get_group(prompt, harmful) - moved.get_group(init, harmful)).double().numpy() @ slope
             for harmful in (True, False)
         )
         claim = APART if len(trained) == 1 else replace(APART, text=f"{APART.text} ({prompt})")
-        found.append(_mean(claim, [up, -down], dealt))
+        found.append(_mean(claim, [up, -down], nulls))
     return found
 
 
-def _mean(claim: Claim, samples: Sequence[Array], dealt: _Nulls) -> Measured:
+def _mean(claim: Claim, samples: Sequence[Array], nulls: _Nulls) -> Measured:
     """A claim about the sum of the means of independent samples."""
     error = float(np.sqrt(sum(stats.sem(values) ** 2 for values in samples)))
     estimate, n = float(sum(values.mean() for values in samples)), sum(map(len, samples))
-    return Measured(claim, estimate, error, n, dealt.signs(samples))
+    return Measured(claim, estimate, error, n, nulls.sign_flips(samples))

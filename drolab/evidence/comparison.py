@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from drolab import intervals
 from drolab.errors import QueryError
 from drolab.intervals import Interval, mean_intervals, rate_interval
 from drolab.types import SCORE_COLUMNS
@@ -109,6 +110,22 @@ def paired(
     Raises:
         QueryError: an unknown test or baseline, no other prompt, no query in common, or, for "any", another number of
             samples under the two prompts.
+
+    Examples:
+        >>> import drolab
+        >>> import pandas as pd
+        >>> from drolab import comparison
+        >>> replies = pd.DataFrame(
+        ...     [(f"q{i}", prompt, f"How to do {i}?", True, word) for i in range(12)
+        ...      for prompt, word in (("none", "Sure." if i % 3 else "I cannot do that."), ("long", "I cannot do that."))],
+        ...     columns=["query_id", "prompt", "text", "harmful", "response"],
+        ... )
+        >>> scores = drolab.judge(replies)
+        >>> row = comparison.paired(scores, "none").iloc[0]
+        >>> print(row["prompt"], row["value"], round(row["baseline_value"], 2), row["higher"], row["lower"])
+        long 1.0 0.33 8 0
+        >>> bool(row["p_holm"] < 0.05)
+        True
     """
     if test not in TESTS:
         raise QueryError(f"No test {test!r}: choose one of {', '.join(TESTS)}.")
@@ -137,12 +154,7 @@ def paired(
 def holm(comparisons: pd.DataFrame) -> pd.DataFrame:
     """The same table with p_holm: p corrected by Holm's method for the number of rows, so that with equal prompts
     the chance of any p_holm below .05 is at most .05."""
-    # statsmodels' multipletests gives the same, but runs the garbage collector: .2 s with a model in memory.
-    p = comparisons["p"].to_numpy(dtype=float)
-    order = p.argsort()
-    corrected = np.empty_like(p)
-    corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1.0)
-    return comparisons.assign(p_holm=corrected)
+    return comparisons.assign(p_holm=intervals.holm(comparisons["p"].to_numpy(dtype=float)))
 
 
 def _measured(part: pd.DataFrame, test: str) -> tuple[str, pd.Series]:
@@ -245,6 +257,3 @@ def pareto_front(table: pd.DataFrame) -> pd.DataFrame:
     names = table["prompt"].astype(str).to_numpy()
     dominated_by = [", ".join(names[column]) for column in better.T]
     return table.assign(on_front=[not by for by in dominated_by], dominated_by=dominated_by)
-
-
-# ---------------------------------------------------------------- queries to read

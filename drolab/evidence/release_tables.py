@@ -28,11 +28,11 @@ __all__ = [
     "RATE_COLUMNS",
     "XSTEST_CLONE",
     "Release",
-    "agreement",
     "annotators",
     "averages",
     "differences",
     "grid",
+    "judge_agreement",
     "label_rates",
     "label_tests",
     "load",
@@ -250,7 +250,7 @@ def differences(
     if not parts:
         known = list(release.queries["prompt"].unique())
         raise QueryError(f"No model has results per query under {baseline!r} and another prompt: there are {known}.")
-    return comparison.holm(pd.concat(parts, ignore_index=True)).pipe(_first, ["model", "dataset"])
+    return comparison.holm(pd.concat(parts, ignore_index=True)).pipe(_columns_first, ["model", "dataset"])
 
 
 def query_rows(release: Release, dataset: str, *, prompt: str | None = None, model: str | None = None) -> pd.DataFrame:
@@ -278,11 +278,14 @@ def query_rows(release: Release, dataset: str, *, prompt: str | None = None, mod
     return found.sort_values("row", key=lambda column: column.map(order), kind="stable", ignore_index=True)
 
 
-def _first(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+def _columns_first(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return frame[[*columns, *(column for column in frame.columns if column not in columns)]]
 
 
-def agreement(
+# ---------------------------------------------------------------- judges
+
+
+def judge_agreement(
     responses: pd.DataFrame, judged_by: Mapping[str, Callable[[str], bool]], *, label: str = "label", by: str = "model"
 ) -> pd.DataFrame:
     """Judges against the verdicts that came with the responses (the release's, or people's), and against each other.
@@ -305,7 +308,7 @@ def agreement(
     parts = [(str(name), verdicts.loc[rows]) for name, rows in responses.groupby(by, sort=False).groups.items()]
     parts += [("all", verdicts)] if len(parts) > 1 else []
     found = [judges.disagreement(part).assign(**{by: name}) for name, part in parts]
-    return pd.concat(found, ignore_index=True).pipe(_first, [by])
+    return pd.concat(found, ignore_index=True).pipe(_columns_first, [by])
 
 
 # ---------------------------------------------------------------- soft prompts
@@ -351,7 +354,10 @@ def trained_tokens(
                 f"`inits` lacks the human prompt {init!r}: pass load_prompts(<clone of the paper's code>)."
             )
         parts += [part.assign(model=model, init=init) for part in found]
-    return pd.concat(parts, ignore_index=True).pipe(_first, ["model", "init"])
+    return pd.concat(parts, ignore_index=True).pipe(_columns_first, ["model", "init"])
+
+
+# ---------------------------------------------------------------- people's labels
 
 
 def label_rates(responses: pd.DataFrame, *, by: str = "group") -> pd.DataFrame:
@@ -368,8 +374,7 @@ def label_rates(responses: pd.DataFrame, *, by: str = "group") -> pd.DataFrame:
     for place, part in responses.groupby(["model", "prompt", by], sort=False):
         for label in LABELS:
             count = int((part["label"] == label).sum())
-            interval = rate_interval(count, len(part))
-            rows.append((*place, label, count, len(part), *interval))
+            rows.append((*place, label, count, len(part), *rate_interval(count, len(part))))
     return pd.DataFrame(rows, columns=["model", "prompt", by, "label", "count", "n", "value", "low", "high"])
 
 
@@ -396,12 +401,10 @@ def label_tests(
         scores = judges.score_table(own, own["label"].isin(list(labels)))
         groups = own.drop_duplicates("query_id").set_index("query_id")[by]
         found = comparison.paired(scores, NO_PROMPT, groups, test="majority", random_state=random_state)
-        found = found.rename(columns={"group": by}).assign(measure=" or ".join(labels))
-        found.insert(0, "model", model)
-        parts.append(found)
+        parts.append(found.rename(columns={"group": by}).assign(model=model, measure=" or ".join(labels)))
     if not parts:
         raise QueryError("No model is there with and without a safety prompt: XSTest has Llama 2 and Mistral as pairs.")
-    return comparison.holm(pd.concat(parts, ignore_index=True))
+    return comparison.holm(pd.concat(parts, ignore_index=True)).pipe(_columns_first, ["model"])
 
 
 def annotators(responses: pd.DataFrame) -> pd.DataFrame:

@@ -3,24 +3,23 @@
 Paper, section 3: the classes are separable without a safety prompt, and safety prompts do not separate them better.
 
 Every AUC here is of held-out predictions, in folds grouped by query, averaged over several divisions into folds.
-Its standard error is DeLong's (DeLong, DeLong and Clarke-Pearson 1988, Biometrics 44): each query's share of won
-comparisons, which two prompts have for the same queries, so that a difference is paired. It does not contain what
-other training queries would have changed, which is little while there are many more queries than features: use
-an anchor space for statements (docs/evidence.md has the simulations, also of where this fails).
+Its standard error is DeLong's (see `intervals.Placements`): it comes from the place of each query's score among those
+of the other class, which two prompts have for the same queries, so that a difference is paired. It does not contain
+what other training queries would have changed, which is little while there are many more queries than features: use an
+anchor space for statements (docs/evidence.md has the simulations, also of where this fails).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from drolab.errors import StatesError
-from drolab.intervals import LOGIT, interval, percentiles
+from drolab.intervals import Placements, interval, percentiles, rate_interval
 from drolab.probing import coordinates, grouped_folds, one_position
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates
 
@@ -31,32 +30,19 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 N_SHUFFLES = 10
-"""How often labels are dealt out anew for the control: one deal alone is often below .5 or above it by chance."""
+"""How often labels are shuffled for the control: one shuffle alone is often below .5 or above it by chance."""
 
 ALL = "all"
 """Name of the row of `auc_change` that averages the prompts."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Held:
+class _HeldOut(NamedTuple):
     """What held-out predictions say of each query, averaged over the divisions into folds."""
 
-    won: Array
-    """[n_harmful]: the share of harmless queries with a lower score."""
-    beaten: Array
-    """[n_harmless]: the share of harmful queries with a higher score."""
+    placements: Placements
+    """Harmful queries are the positive ones."""
     correct: Array
     """[n]: the share of right answers."""
-
-    @property
-    def auc(self) -> float:
-        return float(self.won.mean())
-
-    def error(self) -> float:
-        """DeLong's standard error of the AUC; at least that of half a comparison lost, also if none is."""
-        measured = stats.sem(self.won) ** 2 + stats.sem(self.beaten) ** 2
-        fewest, most = sorted((len(self.won), len(self.beaten)))
-        return float(np.sqrt(max(measured, 0.5 / (fewest * most) / fewest)))
 
 
 def separability(
@@ -77,8 +63,8 @@ def separability(
         prompt: one or several prompts; None takes each that is there.
         space: adds rows for the coordinates in this space (at its layer); the full states are always used.
         n_repeats: divisions into folds.
-        shuffle_labels: the control: the classes are dealt out to the queries at random, 10 times; expect about
-            .5 (the mean of the 10; the interval is their percentiles).
+        shuffle_labels: the control: the queries swap their classes at random, 10 times; expect about .5 (the mean
+            of the 10; the interval is their percentiles).
 
     Returns:
         One row per prompt and kind of features (`anchor`, `full`): `prompt, features, n, accuracy,
@@ -86,6 +72,18 @@ def separability(
 
     Raises:
         StatesError: a prompt that is not there, one class only, or too few queries for `n_splits` folds.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(8)
+        >>> states = drolab.hidden_states(model, queries, prompts, progress=False)
+        >>> from drolab import evidence
+        >>> settings = {"prompt": "none", "n_splits": 4, "n_repeats": 1}
+        >>> real = evidence.separability(states, **settings)
+        >>> control = evidence.separability(states, shuffle_labels=True, **settings)
+        >>> float(real["auc"].item()) > control["auc_high"].item()
+        True
     """
     chosen = one_position(states if prompt is None else states.select(prompt=prompt))
     features = {} if space is None else {"anchor": coordinates(space, chosen)}
@@ -101,7 +99,7 @@ def separability(
             if shuffle_labels:
                 # A stream of its own per prompt: what it yields does not depend on which other prompts are there.
                 stream = [random_state, *name.encode()]
-                measured = _of_shuffled(_deals(points, labels, groups, n_splits, N_SHUFFLES, stream), level)
+                measured = _of_shuffled(_shuffled(points, labels, groups, n_splits, N_SHUFFLES, stream), level)
             else:
                 measured = _intervals(_held_out(points, labels, groups, n_splits, seeds), level)
             rows.append({"prompt": name, "features": kind, "n": len(part), **measured})
@@ -133,7 +131,7 @@ def auc_change(
     chosen = one_position(states)
     seeds = [random_state + repeat for repeat in range(n_repeats)]
     order = chosen.select(prompt=baseline).index["query_id"].to_numpy()
-    held = {}
+    placed = {}
     for name in [baseline, *prompts]:
         part = chosen.select(prompt=name, layer=space.layer)
         queries = part.index["query_id"].to_numpy()
@@ -141,9 +139,9 @@ def auc_change(
             raise StatesError(f"Prompt {name!r} has other queries than {baseline!r}: compute the same ones under both.")
         places = pd.Index(queries).get_indexer(order)
         points, labels = coordinates(space, part)[places], _labels(part.index)[places]
-        held[name] = _held_out(points, labels, order, n_splits, seeds)
-    rows = [_change([held[name]], held[baseline], level) | {"prompt": name} for name in prompts]
-    rows.append(_change([held[name] for name in prompts], held[baseline], level) | {"prompt": ALL})
+        placed[name] = _held_out(points, labels, order, n_splits, seeds).placements
+    rows = [paired_change([placed[name]], placed[baseline], level) | {"prompt": name} for name in prompts]
+    rows.append(paired_change([placed[name] for name in prompts], placed[baseline], level) | {"prompt": ALL})
     columns = ["prompt", "n", "auc", "baseline_auc", "baseline_error", "change", "low", "high", "error", "p"]
     return pd.DataFrame(rows)[columns]
 
@@ -151,32 +149,34 @@ def auc_change(
 def shuffled_aucs(
     states: HiddenStates, space: AnchorSpace, *, n_splits: int = 10, n_shuffles: int = 20, random_state: int = 0
 ) -> Array:
-    """[n_shuffles]: the AUC in `space` of states of one prompt when the classes are dealt out at random."""
+    """[n_shuffles]: the AUC in `space` of states of one prompt when the queries swap their classes at random."""
     part = one_position(states)
     points, labels, groups = coordinates(space, part), _labels(part.index), part.index["query_id"].to_numpy()
-    return np.array([held.auc for held in _deals(points, labels, groups, n_splits, n_shuffles, random_state)])
+    found = _shuffled(points, labels, groups, n_splits, n_shuffles, random_state)
+    return np.array([one.placements.auc for one in found])
 
 
-def _deals(
+def _shuffled(
     points: Tensor, labels: Array, groups: NDArray[Any], n_splits: int, n_shuffles: int, random_state: Any
-) -> list[_Held]:
+) -> list[_HeldOut]:
     # One state per query here (one prompt, one position), so shuffling states is shuffling queries.
     generator = np.random.default_rng(random_state)
-    return [_held_out(points, generator.permutation(labels), groups, n_splits, [deal]) for deal in range(n_shuffles)]
+    return [_held_out(points, generator.permutation(labels), groups, n_splits, [seed]) for seed in range(n_shuffles)]
 
 
-def _change(changed: Sequence[_Held], baseline: _Held, level: float) -> dict[str, float]:
-    won = np.mean([held.won for held in changed], axis=0)
-    differences = won - baseline.won, np.mean([held.beaten for held in changed], axis=0) - baseline.beaten
+def paired_change(changed: Sequence[Placements], baseline: Placements, level: float) -> dict[str, float]:
+    """The AUC under some prompts (their mean) less that under the baseline, over the same queries."""
+    mean = Placements.mean(changed)
+    differences = mean.positives - baseline.positives, mean.negatives - baseline.negatives
     error = float(np.sqrt(sum(stats.sem(values) ** 2 for values in differences)))
-    n, change = sum(map(len, differences)), float(won.mean() - baseline.auc)
+    n, change = sum(map(len, differences)), mean.auc - baseline.auc
     p = 2 * stats.t.sf(abs(change) / error, n - 1) if error else float(change == 0)
     limits = interval(change, error, n, level)
     return {
         "n": n,
-        "auc": float(won.mean()),
+        "auc": mean.auc,
         "baseline_auc": baseline.auc,
-        "baseline_error": baseline.error(),
+        "baseline_error": baseline.error,
         "change": change,
         "low": limits.low,
         "high": limits.high,
@@ -192,30 +192,19 @@ def _labels(index: pd.DataFrame) -> Array:
     return labels
 
 
-def _held_out(points: Tensor, labels: Array, groups: NDArray[Any], n_splits: int, seeds: Sequence[int]) -> _Held:
-    found = []
-    for seed in seeds:
-        scores = _scores(points, labels, groups, n_splits, seed)
-        up, down = scores[labels == 1], scores[labels == 0]
-        wins = (up[:, None] > down).astype(np.float64) + 0.5 * (up[:, None] == down)
-        found.append((wins.mean(axis=1), wins.mean(axis=0), ((scores > 0) == labels).astype(np.float64)))
-    won, beaten, correct = (np.mean(values, axis=0) for values in zip(*found, strict=True))
-    return _Held(won, beaten, correct)
-
-
-def _scores(points: Tensor, labels: Array, groups: NDArray[Any], n_splits: int, random_state: int) -> Array:
-    """[n]: each state's logit from the fold in which it was held out."""
+def _held_out(points: Tensor, labels: Array, groups: NDArray[Any], n_splits: int, seeds: Sequence[int]) -> _HeldOut:
     from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_predict
 
-    features = _features(points)
-    scores = np.empty(len(labels))
-    for train, test in grouped_folds(labels, groups, n_splits, random_state):
-        model = LogisticRegression(max_iter=10_000).fit(features[train], labels[train])
-        scores[test] = model.decision_function(features[test])
-    return scores
+    features, model, found = standardised(points), LogisticRegression(max_iter=10_000), []
+    for seed in seeds:
+        folds = list(grouped_folds(labels, groups, n_splits, seed))
+        found.append(cross_val_predict(model, features, labels, cv=folds, method="decision_function"))
+    placements = Placements.mean([Placements.of(scores, labels) for scores in found])
+    return _HeldOut(placements, np.mean([(scores > 0) == labels for scores in found], axis=0))
 
 
-def _features(points: Tensor) -> Array:
+def standardised(points: Tensor) -> Array:
     """Standardised; where there are many more features than states, in the states' own span, which changes no score of
     a regression with a ridge penalty. Labels have no part in either."""
     features: Array = points.double().numpy()
@@ -227,23 +216,19 @@ def _features(points: Tensor) -> Array:
     return features
 
 
-def _intervals(held: _Held, level: float) -> dict[str, float]:
-    from statsmodels.stats.proportion import proportion_confint
-
-    n = len(held.correct)
-    accuracy = proportion_confint(held.correct.sum(), n, alpha=1 - level, method="wilson")
-    auc = interval(held.auc, held.error(), n, level, LOGIT)
-    values = (held.correct.mean(), *accuracy, *auc)
+def _intervals(held: _HeldOut, level: float) -> dict[str, float]:
+    accuracy = rate_interval(held.correct.sum(), len(held.correct), level=level)
+    values = (*accuracy, *held.placements.interval(level))
     names = ("accuracy", "accuracy_low", "accuracy_high", "auc", "auc_low", "auc_high")
     return {name: round(float(value), 12) for name, value in zip(names, values, strict=True)}
 
 
-def _of_shuffled(deals: Sequence[_Held], level: float) -> dict[str, float]:
-    """Accuracy and AUC when the labels mean nothing: mean and percentiles over the deals."""
+def _of_shuffled(found: Sequence[_HeldOut], level: float) -> dict[str, float]:
+    """Accuracy and AUC when the labels mean nothing: mean and percentiles over the shuffles."""
     table: dict[str, float] = {}
     for name, values in {
-        "accuracy": [held.correct.mean() for held in deals],
-        "auc": [held.auc for held in deals],
+        "accuracy": [held.correct.mean() for held in found],
+        "auc": [held.placements.auc for held in found],
     }.items():
         low, high = percentiles(np.array(values), level)
         table |= {name: float(np.mean(values)), f"{name}_low": float(low), f"{name}_high": float(high)}

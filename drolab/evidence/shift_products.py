@@ -2,11 +2,15 @@
 
 A mean over n queries carries noise, and the squared length of noise grows with the width of the model: taken from
 the means themselves, lengths come out too large and cosines too small (or too large, where two prompts share the
-noise of the baseline). Products of *different* queries' shifts have no such bias. Their mean over all pairs is a
-U-statistic (Hoeffding 1948, Annals of Mathematical Statistics 19), and of its smooth functions the standard error
-comes from leaving out one query at a time, with all its prompts: the jackknife (Arvesen 1969, ibid. 40). Where the
-shifts are small against their noise the jackknife counts twice what pairs of queries have for themselves; this surplus
-is estimated and taken off.
+noise of the baseline). Products of *different* queries' shifts have no such bias. With the shifts aᵢ and bᵢ of query i
+under two prompts, their mean over all pairs is a U-statistic (Hoeffding 1948, Annals of Mathematical Statistics 19):
+
+    ⟨a, b⟩ = Σ_{i≠j} aᵢ·bⱼ / (n (n - 1))    within a class,    Σᵢⱼ aᵢ·bⱼ / (n m)    between two classes.
+
+Of a smooth function θ of such products the standard error comes from leaving out one query at a time, with all its
+prompts: the jackknife, (n - 1)/n Σᵢ (θ₋ᵢ - mean)² (Arvesen 1969, ibid. 40), here to first order in θ's gradient. Where
+the shifts are small against their noise it counts twice what pairs of queries have for themselves; this surplus is
+estimated and taken off.
 """
 
 from __future__ import annotations
@@ -54,8 +58,8 @@ class Moments:
         return self._products(dict.fromkeys(self.classes, slice(None)))
 
     @cached_property
-    def along(self) -> Array:
-        """[groups, directions]: the mean shifts' products with the directions."""
+    def projections(self) -> Array:
+        """[groups, directions]: the mean shifts' inner products with the directions."""
         return np.stack([part.mean(axis=0) @ self.directions.T for part in self.parts])
 
     def _products(self, queries: Mapping[bool, NDArray[np.intp] | slice]) -> Array:
@@ -82,15 +86,15 @@ class Moments:
         first, second = (self._products({kind: rows[half::2] for kind, rows in order.items()}) for half in (0, 1))
         return first, second
 
-    def standard_error(self, gradient: Array, gradient_along: Array | None = None) -> float:
-        """Of a smooth function of `products` and `along`, by the jackknife over queries, to first order; NaN with fewer
-        than 4 queries of a class.
+    def standard_error(self, gradient: Array, gradient_projections: Array | None = None) -> float:
+        """Of a smooth function of `products` and `projections`, by the jackknife over queries, to first order; NaN with
+        fewer than 4 queries of a class.
 
         Args:
             gradient: [groups, groups], symmetric: the derivative with respect to each product.
-            gradient_along: [groups, directions]: the same for `along`.
+            gradient_projections: [groups, directions]: the same for `projections`.
         """
-        both = gradient if gradient_along is None else np.hstack([gradient, gradient_along])
+        both = gradient if gradient_projections is None else np.hstack([gradient, gradient_projections])
         used = [int(a) for a in np.flatnonzero(both.any(axis=1))]
         members = {kind: [a for a in used if self.classes[a] == kind] for kind in {self.classes[a] for a in used}}
         between = self._between(members, gradient)
@@ -103,8 +107,8 @@ class Moments:
             rows, single = kernel.sum(axis=1) / (n - 1), np.zeros(n)
             if between is not None:
                 single += between.mean(axis=1 - side)
-            if gradient_along is not None:
-                single += sum(self.parts[a] @ (gradient_along[a] @ self.directions) for a in groups)
+            if gradient_projections is not None:
+                single += sum(self.parts[a] @ (gradient_projections[a] @ self.directions) for a in groups)
             influence = 2 * (n - 1) / (n - 2) * (rows - rows.mean()) + single - single.mean()
             variance += influence @ influence / (n * (n - 1))
             rest = kernel - rows[:, None] - rows + rows.mean()
@@ -149,13 +153,13 @@ def cosine(moments: Moments, a: int, b: int) -> tuple[float, Array]:
 
 def direction_cosine(moments: Moments, a: int, direction: int) -> tuple[float, Array, Array]:
     """The cosine of a group's mean shift with a direction, and its two gradients (NaN as in `cosine`)."""
-    gradient, along = np.zeros_like(moments.products), np.zeros_like(moments.along)
+    gradient, projections = np.zeros_like(moments.products), np.zeros_like(moments.projections)
     square = moments.products[a, a]
     if not square > 0:
-        return float("nan"), gradient, along
-    value = clip(moments.along[a, direction] / np.sqrt(square), -1.0, 1.0)
-    gradient[a, a], along[a, direction] = -value / 2 / square, 1 / np.sqrt(square)
-    return float(value), gradient, along
+        return float("nan"), gradient, projections
+    value = clip(moments.projections[a, direction] / np.sqrt(square), -1.0, 1.0)
+    gradient[a, a], projections[a, direction] = -value / 2 / square, 1 / np.sqrt(square)
+    return float(value), gradient, projections
 
 
 def mean_cosine(moments: Moments, pairs: Sequence[tuple[int, int]]) -> tuple[float, Array]:
@@ -166,8 +170,8 @@ def mean_cosine(moments: Moments, pairs: Sequence[tuple[int, int]]) -> tuple[flo
 
 def mean_direction_cosine(moments: Moments, groups: Sequence[int], direction: int) -> tuple[float, Array, Array]:
     """The mean of several groups' cosines with a direction, and its two gradients (NaN as in `cosine`)."""
-    values, products, along = zip(*(direction_cosine(moments, a, direction) for a in groups), strict=True)
-    return float(np.mean(values)), np.mean(products, axis=0), np.mean(along, axis=0)
+    values, products, projections = zip(*(direction_cosine(moments, a, direction) for a in groups), strict=True)
+    return float(np.mean(values)), np.mean(products, axis=0), np.mean(projections, axis=0)
 
 
 def common_share(moments: Moments, groups: Sequence[int]) -> tuple[float, Array]:

@@ -17,21 +17,8 @@ import pandas as pd
 import torch
 
 from drolab.errors import StatesError
-from drolab.evidence.separability import auc_change, separability
 from drolab.evidence.shift_products import Moments, common_share, cosine, direction_cosine, leading_share, mean_cosine
-from drolab.intervals import (
-    FISHER,
-    PLAIN,
-    Interval,
-    Scale,
-    interval,
-    mean_interval,
-    percentiles,
-    rate_interval,
-    rate_table,
-    sample_interval,
-    unit,
-)
+from drolab.intervals import FISHER, PLAIN, Interval, Scale, chunk_sizes, interval, percentiles, sample_interval, unit
 from drolab.probing import RANDOM, anchor_matrix, one_position
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe
 
@@ -40,25 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Array = NDArray[np.float64]
-
-__all__ = [
-    "Interval",
-    "Shifts",
-    "auc_change",
-    "mean_interval",
-    "null_directions",
-    "rate_interval",
-    "rate_table",
-    "separability",
-    "shift_cosines",
-    "shift_report",
-    "shift_similarity",
-    "shifts",
-]
-
-
-CHUNK_VALUES = 2**21
-"""Numbers that one chunk of draws may hold: 16 MB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +46,7 @@ class Shifts:
         """The classes present, harmful first."""
         return tuple(kind for kind in (True, False) if (self.queries["harmful"] == kind).any())
 
-    def only(self, prompts: Collection[str]) -> Shifts:
+    def select(self, prompts: Collection[str]) -> Shifts:
         """Those under some prompts."""
         keep = [place for place, prompt in enumerate(self.prompts) if prompt in prompts]
         return replace(self, deltas=self.deltas[keep], prompts=tuple(self.prompts[place] for place in keep))
@@ -86,27 +54,27 @@ class Shifts:
     def rows(self, harmful: bool) -> NDArray[np.intp]:
         return np.flatnonzero(self.queries["harmful"].to_numpy() == harmful)
 
-    def own(self, prompt: str, harmful: bool) -> Tensor:
-        """[n, d]: the shifts of one class's queries under one prompt."""
+    def get_group(self, prompt: str, harmful: bool) -> Tensor:
+        """[n, d]: the shifts of a class's queries under a prompt."""
         return self.deltas[self.prompts.index(prompt), torch.from_numpy(self.rows(harmful))]
 
     def mean(self, prompt: str, harmful: bool) -> Tensor:
         """[d]: the mean shift of one class under one prompt."""
-        return self.own(prompt, harmful).mean(dim=0)
+        return self.get_group(prompt, harmful).mean(dim=0)
 
     def table(self) -> pd.DataFrame:
         """One row per prompt and class: `prompt, harmful, n, norm` (length of the mean shift)
         and `mean_norm` (mean length of the queries' own shifts)."""
         rows = []
         for prompt, harmful in self.groups():
-            own = self.own(prompt, harmful)
+            own = self.get_group(prompt, harmful)
             norms = {"norm": float(own.mean(dim=0).norm()), "mean_norm": float(own.norm(dim=1).mean())}
             rows.append({"prompt": prompt, "harmful": harmful, "n": len(own), **norms})
         return pd.DataFrame(rows)
 
     def moments(self, directions: Array | None = None) -> Moments:
         """Of all groups, in their order. `directions`: [n, d]."""
-        parts = [self.own(prompt, harmful).double().numpy() for prompt, harmful in self.groups()]
+        parts = [self.get_group(prompt, harmful).double().numpy() for prompt, harmful in self.groups()]
         fixed = np.zeros((0, self.deltas.shape[2])) if directions is None else directions
         return Moments(parts=parts, classes=[harmful for _, harmful in self.groups()], directions=fixed)
 
@@ -120,6 +88,22 @@ def shifts(states: HiddenStates, *, baseline: str = NO_PROMPT, layer: int = -1) 
 
     Raises:
         StatesError: no states under the baseline, no other prompt, or a query that some prompt lacks.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(8)
+        >>> states = drolab.hidden_states(model, queries, prompts, progress=False)
+        >>> from drolab import evidence
+        >>> moved = evidence.shifts(states)
+        >>> moved.prompts
+        ('default', 'medium', 'short')
+        >>> moved.table()[["prompt", "harmful", "n"]].head(2)
+            prompt  harmful  n
+        0  default     True  8
+        1  default    False  8
+        >>> list(moved.mean("default", harmful=True).shape)
+        [256]
     """
     matrix = one_position(states).matrix(layer)
     places = _places(states.index, baseline)
@@ -166,6 +150,19 @@ def shift_cosines(
 
     Raises:
         StatesError: as in `shifts`; a direction of another width, not finite, zero, or called `random`.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(8)
+        >>> states = drolab.hidden_states(model, queries, prompts, progress=False)
+        >>> from drolab import evidence
+        >>> table = evidence.shift_cosines(states, n_null=200)
+        >>> table["kind"].value_counts().to_dict()
+        {'shifts': 15, 'control': 6}
+        >>> row = table.set_index(["a", "b"]).loc[("default harmful", "medium harmful")]
+        >>> bool(row["low"] > row["null_high"])  # more alike than directions without meaning
+        True
     """
     moved = shifts(states, baseline=baseline, layer=layer)
     width = moved.deltas.shape[2]
@@ -197,9 +194,8 @@ def _null_products(moved: Shifts, directions: Array, n: int, generator: np.rando
     """
     count, centred = len(moved.groups()), _centred(moved.baseline, moved.queries["harmful"])
     products, along = centred @ centred.T, centred @ directions.T
-    chunk = max(1, CHUNK_VALUES // (2 * count * len(centred)))
-    for start in range(0, n, chunk):
-        signs = _signs(generator, (min(chunk, n - start), count, len(centred)))
+    for size in chunk_sizes(n, 2 * count * len(centred)):
+        signs = _signs(generator, (size, count, len(centred)))
         inner = (signs @ products) @ signs.transpose(0, 2, 1)
         squares = np.diagonal(inner, axis1=1, axis2=2)
         # Equal signs within the classes make no contrast, but for rounding: such a one is like nothing.
@@ -248,6 +244,18 @@ def shift_similarity(
 
     Raises:
         StatesError: as in `shifts`; fewer than two safety prompts, a prompt without states, one class only.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts() | drolab.load_prompts("neutral")
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(8)
+        >>> states = drolab.hidden_states(model, queries, prompts, progress=False)
+        >>> from drolab import evidence
+        >>> table = evidence.shift_similarity(states, ["default", "medium"], controls=["format"], n_null=200)
+        >>> list(table["measure"])[:4]
+        ['alike', 'classes alike', 'like a control', 'beyond the controls']
+        >>> bool(table.set_index("measure").loc["beyond the controls", "low"] > 0)
+        True
     """
     wanted = list(dict.fromkeys([baseline, *safety, *controls]))
     moved = shifts(states.select(prompt=wanted, layer=layer), baseline=baseline, layer=layer)
@@ -416,7 +424,8 @@ def _places(index: pd.DataFrame, baseline: str) -> dict[str, NDArray[np.intp]]:
             f"Shifts need states under {baseline!r} and under another prompt, these have {present}: compute them with "
             "hidden_states(model, queries, prompts), or name another baseline."
         )
-    rows = {prompt: np.flatnonzero(index["prompt"] == prompt) for prompt in [baseline, *_without(present, baseline)]}
+    names = [baseline, *(prompt for prompt in present if prompt != baseline)]
+    rows = {prompt: np.flatnonzero(index["prompt"] == prompt) for prompt in names}
     order = pd.Index(index["query_id"].to_numpy()[rows[baseline]])
     return {prompt: own[_match(order, index["query_id"].to_numpy()[own], prompt)] for prompt, own in rows.items()}
 
@@ -430,10 +439,6 @@ def _match(order: pd.Index, queries: NDArray[Any], prompt: str) -> NDArray[np.in
             "queries, once each, under every prompt."
         )
     return here.get_indexer(order)
-
-
-def _without(items: Sequence[str], item: str) -> list[str]:
-    return [other for other in items if other != item]
 
 
 def _label(prompt: str, harmful: bool) -> str:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy import linalg, stats
+from scipy import linalg
 
 from drolab.errors import StatesError
 from drolab.evidence.shift_products import mean_cosine, mean_direction_cosine
 from drolab.evidence.shifts import shifts
-from drolab.intervals import FISHER, interval, percentiles
+from drolab.intervals import FISHER, Interval, auc_draws, aucs, drawn_counts, interval, pair_tables, percentiles
 from drolab.models import encode
-from drolab.probing import align_target, fit_anchors, fit_probe, grouped_folds, left_out_groups, limits
+from drolab.probing import align_target, crossval_interval, fit_anchors, fit_probe, grouped_folds, left_out_groups
 from drolab.types import NO_PROMPT, HiddenStates, SafetyPrompt
 
 if TYPE_CHECKING:
@@ -48,8 +48,11 @@ CONTROLS = {
 N_COMPONENTS = 4
 """Of the anchor space in which a site's refusal direction is fitted, as in the paper."""
 
-CHUNK_VALUES = 2**23
-"""Numbers that one chunk of bootstrap draws may hold: 64 MB."""
+RIDGE = 0.1
+"""Penalty of the readouts, in units of the variance of a standardised feature."""
+
+FLAT = 1e-5
+"""A feature or a site whose spread is below this share of the states' size is constant but for rounding."""
 
 
 def position_labels(model: ChatModel, queries: pd.DataFrame, positions: Sequence[int]) -> dict[int, str]:
@@ -121,7 +124,7 @@ def measure_sites(
     rows: list[dict[str, Any]] = []
     for position in states.index["position"].unique():
         part = states.select(position=int(position))
-        plan = _Plan.make(part, refusal_rate, controls, baseline, n_splits, n_shuffles, random_state)
+        plan = Plan.make(part, refusal_rate, controls, baseline, n_splits, n_shuffles, random_state)
         for layer in states.layers:
             site = {"layer": layer, "position": int(position), "token": (tokens or {}).get(int(position), "")}
             measured = _measures(part.select(layer=layer), plan, n_bootstrap, level)
@@ -174,7 +177,7 @@ def _first_and_clearest(line: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Plan:
+class Plan:
     """The queries, prompts, targets and seeds of one position, the same at every layer."""
 
     rates: pd.Series
@@ -198,7 +201,7 @@ class _Plan:
         n_splits: int,
         n_shuffles: int,
         seed: int,
-    ) -> _Plan:
+    ) -> Plan:
         moved = shifts(states, baseline=baseline, layer=states.layers[0])
         if len(moved.classes) < 2:
             raise StatesError("A sweep reads harm: pass states of harmful and of harmless queries.")
@@ -219,14 +222,16 @@ class _Plan:
         every site. The first row is the plain mean."""
         streams = np.random.default_rng(self.seed).spawn(len(self.classes))  # so that chunks of any size draw the same
         n = sum(map(len, self.classes))
-        chunk = max(1, CHUNK_VALUES // (len(self.scored) * n))
-        for start in range(0, n_draws + 1, chunk):
-            drawn = np.empty((min(chunk, n_draws + 1 - start), n))
-            for rows, stream in zip(self.classes, streams, strict=True):
-                size = len(rows)
-                drawn[:, rows] = stream.multinomial(size, np.full(size, 1 / size), size=len(drawn)) / size
-                drawn[: start == 0, rows] = 1 / size
-            yield drawn
+        by_class = (
+            drawn_counts(np.ones(len(rows), dtype=int), 1 + n_draws, stream, n_values=len(self.scored) * n)
+            for rows, stream in zip(self.classes, streams, strict=True)
+        )
+        for number, drawn in enumerate(zip(*by_class, strict=True)):
+            weights = np.empty((len(drawn[0]), n))
+            for rows, counts in zip(self.classes, drawn, strict=True):
+                weights[:, rows] = counts / len(rows)
+                weights[: number == 0, rows] = 1 / len(rows)
+            yield weights
 
 
 def _roles(
@@ -249,27 +254,28 @@ def _roles(
 
 # --- the measures of one site ------------------------------------------------------------------------------
 
-Measured = dict[str, tuple[float, float, float]]
-"""Measure → value, low, high."""
+_NOTHING = Interval(np.nan, np.nan, np.nan)
 
 
-def _measures(site: HiddenStates, plan: _Plan, n_bootstrap: int, level: float) -> Measured:
+def _measures(site: HiddenStates, plan: Plan, n_bootstrap: int, level: float) -> dict[str, Interval]:
+    """Measure → its interval."""
     moved = shifts(site, baseline=plan.baseline, layer=site.layers[0])
     start, deltas = moved.baseline.double().numpy(), moved.deltas.double().numpy()
     places = {name: start + deltas[row] for row, name in enumerate(moved.prompts)} | {plan.baseline: start}
     scored = np.concatenate([places[name] for name in plan.scored])
-    read = _readout_measures(held_out(start, plan.harm), held_out(scored, plan.refusal), plan, n_bootstrap, level)
+    read = readout_measures(held_out(start, plan.harm), held_out(scored, plan.refusal), plan, n_bootstrap, level)
     return read | _shift_measures(moved, _refusal_direction(site, plan, scored), plan, level)
 
 
-def _readout_measures(
-    harm: tuple[Array, Array], refusal: tuple[Array, Array], plan: _Plan, n_bootstrap: int, level: float
-) -> Measured:
+def readout_measures(
+    harm: tuple[Array, Array], refusal: tuple[Array, Array], plan: Plan, n_bootstrap: int, level: float
+) -> dict[str, Interval]:
     """From the held-out predictions of the class and of the refusal rate, see `held_out`."""
     n_queries = sum(map(len, plan.classes))
+    pairs = pair_tables(harm[0][0, 0], plan.harm.values[0, 0], np.arange(n_queries))
     draws = [
         [
-            auc_draws(harm[0][0, 0], plan.harm.values[0, 0], weights),
+            auc_draws([pairs], weights).round(12),
             *(drawn[0] for drawn in correlations(refusal[0][:1], plan.refusal.values[:1], weights, plan.classes)),
         ]
         for weights in plan.weights(n_bootstrap)
@@ -281,25 +287,25 @@ def _readout_measures(
         _BOUNDS.items(), zip(*draws, strict=True), shuffled, refitted, strict=True
     ):
         estimate, *drawn = np.concatenate(parts)
-        measured[name] = (float(estimate), *limits(estimate, np.array(drawn), refits, n_queries, level, bounds))
+        measured[name] = crossval_interval(estimate, np.array(drawn), refits, n_queries, level, bounds)
         low, high = percentiles(values, level)
-        measured[CONTROLS[name]] = (float(values.mean()), float(low), float(high))
+        measured[CONTROLS[name]] = Interval(float(values.mean()), float(low), float(high))
     return measured
 
 
 _BOUNDS = {"harmfulness": (0.0, 1.0), "refusal": (-1.0, 1.0), "refusal within class": (-1.0, 1.0)}
 
 
-def _plain_values(harm: Array, refusal: Array, plan: _Plan, own: slice) -> list[Array]:
+def _plain_values(harm: Array, refusal: Array, plan: Plan, own: slice) -> list[Array]:
     """The three measures over the queries as they are, [k] each; `own`: which of the targets are predicted."""
     rates = np.broadcast_to(plan.refusal.values[own], refusal.shape)
     found = correlations(refusal, rates, next(plan.weights(0)), plan.classes)
     return [aucs(harm[:, 0], plan.harm.values[own, 0]), *(drawn[:, 0] for drawn in found)]
 
 
-def _refusal_direction(site: HiddenStates, plan: _Plan, scored: Array) -> Array:
+def _refusal_direction(site: HiddenStates, plan: Plan, scored: Array) -> Array:
     """[d], unit norm, or NaN where all states are equal."""
-    if np.ptp(scored, axis=0).max() <= FLAT * scale_of(scored):
+    if np.ptp(scored, axis=0).max() <= FLAT * root_mean_square(scored):
         return np.full(scored.shape[1], np.nan)
     rated = site.select(prompt=plan.scored)
     space = fit_anchors(
@@ -308,13 +314,13 @@ def _refusal_direction(site: HiddenStates, plan: _Plan, scored: Array) -> Array:
     return fit_probe(space, rated, plan.rates, positive="refuses").direction(space).double().numpy()
 
 
-def _shift_measures(moved: Shifts, direction: Array, plan: _Plan, level: float) -> Measured:
+def _shift_measures(moved: Shifts, direction: Array, plan: Plan, level: float) -> dict[str, Interval]:
     start = moved.baseline.double().numpy()
-    floor, spread = FLAT * scale_of(start), scale_of(start - start.mean(axis=0))
-    still = np.isnan(direction).any() or scale_of(moved.deltas.double().numpy()) <= floor
+    floor, spread = FLAT * root_mean_square(start), root_mean_square(start - start.mean(axis=0))
+    still = np.isnan(direction).any() or root_mean_square(moved.deltas.double().numpy()) <= floor
     moments, groups = moved.moments(direction[None]), moved.groups()
     own, other = ([i for i, (name, _) in enumerate(groups) if name in names] for names in (plan.safety, plan.controls))
-    measured: Measured = {}
+    measured: dict[str, Interval] = {}
     for suffix, members in (("", own), (", control", other)):
         pairs = [(a, b) for a in members for b in own if groups[a][0] != groups[b][0]]
         if members:
@@ -325,14 +331,11 @@ def _shift_measures(moved: Shifts, direction: Array, plan: _Plan, level: float) 
         if pairs:
             measured[f"shift cosine{suffix}"] = _NOTHING if still else _cosine(moments, pairs, level)
         if members:
-            measured[f"refusal cosine{suffix}"] = _NOTHING if still else _along(moments, members, level)
+            measured[f"refusal cosine{suffix}"] = _NOTHING if still else _direction_cosine(moments, members, level)
     return measured
 
 
-_NOTHING = (np.nan, np.nan, np.nan)
-
-
-def _length(moments: Moments, members: Sequence[int], unit: float, level: float) -> tuple[float, float, float]:
+def _length(moments: Moments, members: Sequence[int], unit: float, level: float) -> Interval:
     """The mean length of some groups' mean shifts; NaN if one cannot be told from none."""
     squares = np.diag(moments.products)[members]
     if min(squares) <= 0:
@@ -344,24 +347,19 @@ def _length(moments: Moments, members: Sequence[int], unit: float, level: float)
     return interval(value, moments.standard_error(gradient), moments.n_queries, level)
 
 
-def _cosine(moments: Moments, pairs: Sequence[tuple[int, int]], level: float) -> tuple[float, float, float]:
+def _cosine(moments: Moments, pairs: Sequence[tuple[int, int]], level: float) -> Interval:
     """The mean cosine of some pairs of groups' mean shifts."""
     value, gradient = mean_cosine(moments, pairs)
     return interval(value, moments.standard_error(gradient), moments.n_queries, level, FISHER)
 
 
-def _along(moments: Moments, members: Sequence[int], level: float) -> tuple[float, float, float]:
+def _direction_cosine(moments: Moments, members: Sequence[int], level: float) -> Interval:
     """The mean cosine of some groups' mean shifts with the direction."""
     value, *gradients = mean_direction_cosine(moments, members, 0)
     return interval(value, moments.standard_error(*gradients), moments.n_queries, level, FISHER)
 
 
-RIDGE = 0.1
-"""Penalty of the readouts, in units of the variance of a standardised feature."""
-
-
-FLAT = 1e-5
-"""A feature or a site whose spread is below this share of the states' size is constant but for rounding."""
+# --- held-out readouts -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -388,8 +386,8 @@ class Targets:
         return cls(values=grid[:, order].transpose(1, 0, 2), folds=folds, left_out=left_out)
 
 
-def scale_of(points: Array) -> float:
-    """Root mean square of all numbers: the scale below which a difference is rounding."""
+def root_mean_square(points: Array) -> float:
+    """Of all numbers: the size that rounding is measured against."""
     return float(np.sqrt(np.square(points).mean()))
 
 
@@ -413,16 +411,16 @@ def held_out(points: Array, targets: Targets) -> tuple[Array, Array]:
     hat, residuals = half @ half.T, flat - half @ (half.T @ flat)
     predicted, fewer = np.empty_like(flat), np.empty((len(flat), len(targets.left_out)))
     for fold in targets.folds:
-        predicted[fold] = _without(fold, hat, residuals, flat)
+        predicted[fold] = _predict_without(fold, hat, residuals, flat)
         for number, group in enumerate(targets.left_out):
             rows = np.concatenate([fold, np.setdiff1d(group, fold)])
-            fewer[fold, number] = _without(rows, hat, residuals[:, :1], flat[:, :1])[: len(fold), 0]
+            fewer[fold, number] = _predict_without(rows, hat, residuals[:, :1], flat[:, :1])[: len(fold), 0]
     # Rounded: equal states get equal predictions.
     first, second = (found.T.reshape(-1, *targets.values.shape[1:]).round(12) for found in (predicted, fewer))
     return first, second
 
 
-def _without(rows: NDArray[np.intp], hat: Array, residuals: Array, flat: Array) -> Array:
+def _predict_without(rows: NDArray[np.intp], hat: Array, residuals: Array, flat: Array) -> Array:
     """[k, targets]: predictions of k rows by a fit without them."""
     block = np.eye(len(rows)) - hat[np.ix_(rows, rows)]
     others = (flat.sum(axis=0) - flat[rows].sum(axis=0)) / (len(flat) - len(rows))
@@ -434,7 +432,7 @@ def _half_smoother(points: Array) -> Array:
     """[n, 1 + min(n, d)]: W, such that WWᵀ is the hat matrix of a ridge regression with an intercept."""
     n = len(points)
     spreads = points.std(axis=0)
-    used = spreads > FLAT * scale_of(points)
+    used = spreads > FLAT * root_mean_square(points)
     features = (points[:, used] - points[:, used].mean(axis=0)) / spreads[used]
     penalty = RIDGE * n
     if n <= features.shape[1]:
@@ -444,22 +442,6 @@ def _half_smoother(points: Array) -> Array:
         eigenvalues, basis = linalg.eigh(features.T @ features)
         half = features @ basis / np.sqrt(np.clip(eigenvalues, 0, None) + penalty)
     return np.column_stack([np.full(n, 1 / np.sqrt(n)), half])
-
-
-def aucs(scores: Array, labels: Array) -> Array:
-    """[k] from [k, n] and [k, n]: the share of pairs in the right order, from the sum of ranks."""
-    ranks = stats.rankdata(scores, axis=1)
-    positive = labels.sum(axis=1)
-    wins = (ranks * labels).sum(axis=1) - positive * (positive + 1) / 2
-    return wins / (positive * (labels.shape[1] - positive))
-
-
-def auc_draws(scores: Array, labels: Array, weights: Array) -> Array:
-    """[draws] from [n], [n] and [draws, n]: a draw's AUC is a weighted mean over the pairs."""
-    up, down = np.flatnonzero(labels), np.flatnonzero(labels == 0)
-    wins = (scores[up, None] > scores[down]) + 0.5 * (scores[up, None] == scores[down])
-    drawn: Array = ((weights[:, up] @ wins) * weights[:, down]).sum(axis=1)
-    return drawn.round(12)
 
 
 def correlations(a: Array, b: Array, weights: Array, classes: Sequence[NDArray[np.intp]]) -> tuple[Array, Array]:

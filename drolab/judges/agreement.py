@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from drolab.errors import QueryError
-from drolab.intervals import drawn_weights, percentiles, rate_interval
+from drolab.intervals import drawn_counts, percentiles, rate_interval
 from drolab.judges.base import FULL, VERDICTS, as_verdicts
 
 if TYPE_CHECKING:
@@ -150,9 +150,9 @@ def _interval(tables: NDArray[np.float64], n_bootstrap: int, random_state: int, 
     n, generator = len(tables), np.random.default_rng(random_state)
     if not n:
         return float("nan"), float("nan")
-    kinds, counts = np.unique(tables, axis=0, return_counts=True)
-    chunks = drawn_weights(counts, n_bootstrap, generator)
-    kappas = np.concatenate([_kappa(np.tensordot(weights, kinds, axes=1)) for weights in chunks])
+    kinds, sizes = np.unique(tables, axis=0, return_counts=True)
+    chunks = drawn_counts(sizes, n_bootstrap, generator)
+    kappas = np.concatenate([_kappa(np.tensordot(counts, kinds, axes=1)) for counts in chunks])
     kappas = kappas[~np.isnan(kappas)]
     if not len(kappas):
         return float("nan"), float("nan")

@@ -33,6 +33,17 @@ def fit_anchors(states: HiddenStates, *, n_components: int = 4, layer: int = -1)
     Raises:
         StatesError: too few states, states that are not finite, all equal, or read at several positions,
             or `n_components` out of range.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(8)
+        >>> states = drolab.hidden_states(model, queries, prompts, progress=False)
+        >>> space = drolab.fit_anchors(states, n_components=4)
+        >>> list(space.components.shape), space.layer
+        ([4, 256], 4)
+        >>> bool(space.explained_variance_ratio[0] > 0.5)  # harm and refusal lie along the first
+        True
     """
     from sklearn.decomposition import PCA
 
@@ -59,6 +70,18 @@ def coordinates(space: AnchorSpace, states: HiddenStates) -> Tensor:
     Raises:
         StatesError: states of another model or width, of several positions, not finite, or without the
             space's layer.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(8)
+        >>> states = drolab.hidden_states(model, queries, prompts, progress=False)
+        >>> from drolab.probing import coordinates
+        >>> space = drolab.fit_anchors(states, n_components=2)
+        >>> xy = coordinates(space, states).numpy()
+        >>> list(xy.shape) == [len(states), 2]
+        True
+        >>> points = states.index.assign(x=xy[:, 0], y=xy[:, 1])  # what figures.projection takes
     """
     return space.transform(anchor_matrix(space, states))
 

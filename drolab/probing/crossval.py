@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
-from drolab.intervals import percentiles, widened
+from drolab.intervals import Interval, jackknife_error, percentiles, widened
 from drolab.probing.probes import grouped_folds
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ def left_out_groups(fractions: Array, queries: NDArray[Any], random_state: int) 
     return [rows for _, rows in grouped_folds(fractions, queries, n_groups, random_state)]
 
 
-def limits(
+def crossval_interval(
     value: float, draws: Array, refits: Array, n_queries: int, level: float, bounds: tuple[float, float]
-) -> tuple[float, float]:
-    """The interval of a cross-validated number.
+) -> Interval:
+    """The interval of a cross-validated number: value ± √((limit of the bootstrap - value)² + (z · jackknife error)²).
 
     Args:
         draws: the number in resampled held-out queries.
@@ -45,7 +45,6 @@ def limits(
         bounds: the range of the number.
     """
     low, high = percentiles(draws, widened(level, n_queries))
-    error = np.sqrt((len(refits) - 1) * np.var(refits)) if len(refits) else 0.0
-    half = stats.norm.ppf((1 + level) / 2) * error
+    half = stats.norm.ppf((1 + level) / 2) * (jackknife_error(refits) if len(refits) else 0.0)
     low, high = value - np.hypot(value - low, half), value + np.hypot(high - value, half)
-    return float(np.clip(low, *bounds).round(12)), float(np.clip(high, *bounds).round(12))
+    return Interval(float(value), *(float(np.clip(end, *bounds).round(12)) for end in (low, high)))

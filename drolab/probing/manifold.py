@@ -1,4 +1,4 @@
-""""""
+"""A UMAP map of hidden states, for looking only: no statistic comes from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from drolab.types import HiddenStates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
 
 VIEW_COLUMNS = ("query_id", "prompt", "x", "y")
 """Columns of `umap_view`."""

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from drolab.errors import StatesError
+from drolab.intervals import auc, weighted_labels
 from drolab.probing.anchors import coordinates
 from drolab.types import AnchorSpace, HiddenStates, Probe
 
@@ -38,6 +39,17 @@ def fit_probe(space: AnchorSpace, states: HiddenStates, target: Target, *, posit
 
     Raises:
         StatesError: the target lacks a state, is NaN or outside [0, 1], or knows one class only.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(8)
+        >>> states = drolab.hidden_states(model, queries, prompts, progress=False)
+        >>> space = drolab.fit_anchors(states)
+        >>> harm = drolab.fit_probe(space, states, queries["harmful"], positive="harmful")
+        >>> logits = harm.decision_function(space.transform(states.matrix()))
+        >>> bool(((logits > 0).numpy() == states.index["harmful"]).all())
+        True
     """
     fractions = align_target(states, target)
     check_classes(fractions, positive)
@@ -69,6 +81,19 @@ def cross_validate(
 
     Raises:
         StatesError: as in `fit_probe`, or too few queries or states per class for `n_splits` folds.
+
+    Examples:
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(8)
+        >>> states = drolab.hidden_states(model, queries, prompts, progress=False)
+        >>> from drolab.probing import cross_validate
+        >>> space = drolab.fit_anchors(states)
+        >>> folds = cross_validate(space, states, queries["harmful"], n_splits=4)
+        >>> list(folds.columns), len(folds)
+        (['fold', 'n_test', 'accuracy', 'auc'], 4)
+        >>> bool(folds["auc"].mean() > 0.9)
+        True
     """
     fractions = align_target(states, target)
     check_classes(fractions, "positive")
@@ -78,7 +103,9 @@ def cross_validate(
         grouped_folds(fractions, states.index["query_id"].to_numpy(), n_splits, random_state)
     ):
         logits = ridge_logistic(points[train], fractions[train], C).decision_function(points[test])
-        rows.append({"fold": fold, "n_test": len(test), **_scores(logits, fractions[test])})
+        own = fractions[test]
+        accuracy = float(np.where(logits > 0, own, 1 - own).mean())
+        rows.append({"fold": fold, "n_test": len(test), "accuracy": accuracy, "auc": auc(logits, own)})
     return pd.DataFrame(rows)
 
 
@@ -168,31 +195,11 @@ def check_classes(fractions: NDArray[np.float64], positive: str) -> None:
         )
 
 
-def hard_labels(fractions: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Labels [2n] and weights [2n]: every row as positive with weight p, then as negative with 1 - p."""
-    labels = np.repeat([1.0, 0.0], len(fractions))
-    return labels, np.concatenate([fractions, 1 - fractions])
-
-
 def ridge_logistic(points: NDArray[np.floating], fractions: NDArray[np.float64], C: float) -> Any:
     """scikit-learn's logistic regression with a ridge penalty, fitted on points [n, m] and soft labels [n]."""
     from sklearn.linear_model import LogisticRegression
 
-    labels, weights = hard_labels(fractions)
+    rows, labels, weights = weighted_labels(points.astype(np.float64), fractions)
     # Newton steps converge on the few, badly scaled coordinates of an anchor space, where lbfgs may not.
     model = LogisticRegression(C=C, solver="newton-cholesky", max_iter=1000)
-    doubled = np.concatenate([points, points]).astype(np.float64)
-    used = weights > 0
-    return model.fit(doubled[used], labels[used], sample_weight=weights[used])
-
-
-def _scores(logits: NDArray[np.float64], fractions: NDArray[np.float64]) -> dict[str, float]:
-    from sklearn.metrics import roc_auc_score
-
-    accuracy = float(np.where(logits > 0, fractions, 1 - fractions).mean())
-    labels, weights = hard_labels(fractions)
-    used = weights > 0
-    if len(np.unique(labels[used])) < 2:
-        return {"accuracy": accuracy, "auc": float("nan")}
-    auc = roc_auc_score(labels[used], np.tile(logits, 2)[used], sample_weight=weights[used])
-    return {"accuracy": accuracy, "auc": float(auc)}
+    return model.fit(rows, labels, sample_weight=weights)

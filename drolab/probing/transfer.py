@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,11 +17,11 @@ import pandas as pd
 import torch
 
 from drolab.errors import StatesError
+from drolab.intervals import auc_draws, drawn_counts, pair_tables
 from drolab.probing.anchors import one_position
-from drolab.probing.crossval import left_out_groups, limits
-from drolab.probing.directions import fit
+from drolab.probing.crossval import crossval_interval, left_out_groups
+from drolab.probing.directions import Features, checked_methods, fit_direction, select_rows, tune
 from drolab.probing.probes import Target, align_target, grouped_folds
-from drolab.probing.readouts import Features, known_methods, take, tune
 from drolab.types import HiddenStates
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ def transfer(
             each, itself included, on queries held out in `n_splits` folds.
         test_states: instead of `across`: fit on all `states`, test on these, such as queries of other templates.
         test_target: their target; None takes it from `target`, a Series that covers both.
-        n_shuffles: for the control: how often the targets are dealt out to the queries at random, in the training
-            and in the test part. Penalties stay as they were chosen for the real target.
+        n_shuffles: for the control: how often the queries swap their targets at random, in the training and in the
+            test part. Penalties stay as they were chosen for the real target.
 
     Returns:
         TRANSFER_COLUMNS, one row per method, what it was fitted and tested on, and `shuffled` or not. `auc` is that of
@@ -71,30 +72,47 @@ def transfer(
         AUC within left-out categories. `ceiling` is the AUC of the target itself (1 for booleans). With `across`, the
         interval is of what the method reaches when it is fitted on so many other queries and tested on other ones, see
         `drolab.probing.crossval`; with `test_states`, of what these very directions reach on other test queries (a
-        bootstrap over them, with all their prompts). For the control, `auc`, `low` and `high` are those of all deals
+        bootstrap over them, with all their prompts). For the control, `auc`, `low` and `high` are those of all shuffles
         together, and too narrow with few of them.
 
     Raises:
         StatesError: both or none of `across` and `test_states`; a query that is in both sets of states; as in
             `fit_directions`, for any training part.
+
+    Examples:
+        Fitted without a safety prompt, tested under one, and on queries that were held out:
+
+        >>> import drolab
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(8)
+        >>> states = drolab.hidden_states(model, queries, prompts, progress=False)
+        >>> from drolab.probing import transfer
+        >>> options = {"methods": ["mean_difference"], "n_shuffles": 1, "n_bootstrap": 100}
+        >>> pair = states.select(prompt=["none", "default"])
+        >>> table = transfer(pair, queries["harmful"], across="prompt", **options)
+        >>> table.loc[table["fitted_on"] == "none", ["shuffled", "tested_on", "n_queries", "ceiling"]]
+           shuffled tested_on  n_queries  ceiling
+        0     False      none         16      1.0
+        1     False   default         16      1.0
+        4      True      none         16      1.0
+        5      True   default         16      1.0
     """
-    chosen = known_methods(methods)
+    chosen = checked_methods(methods)
     both, part = _joined(states, test_states, across, layer)
-    targets = [align_target(states, target)]
+    real = align_target(states, target)
     if test_states is not None:
-        targets.append(align_target(test_states, target if test_target is None else test_target))
+        real = np.concatenate([real, align_target(test_states, target if test_target is None else test_target)])
     generator = np.random.default_rng(random_state)
-    deals = [np.concatenate(targets)]
-    deals += [deals[0][_dealt_rows(both.index, part, generator)] for _ in range(n_shuffles)]
-    left_out = left_out_groups(deals[0], both.index["query_id"].to_numpy(), random_state) if across else []
+    targets = [real, *(real[_shuffled_rows(both.index, part, generator)] for _ in range(n_shuffles))]
+    left_out = left_out_groups(real, both.index["query_id"].to_numpy(), random_state) if across else []
     held_out: dict[tuple[str, str], list[_HeldOut]] = defaultdict(list)
-    for split in _splits(both.index, deals[0], part, across, n_splits, random_state):
-        for tested_on, scored in _held_out(both, split, deals, left_out, chosen, random_state):
+    for split in _splits(both.index, real, part, across, n_splits, random_state):
+        for tested_on, scored in _held_out(both, split, targets, left_out, chosen, random_state):
             held_out[split.fitted_on, tested_on].append(scored)
     rows = []
     for (fitted_on, tested_on), parts in held_out.items():
         place = {"fitted_on": fitted_on, "tested_on": tested_on}
-        rows += [place | row for row in _auc_rows(parts, deals, both.index, n_bootstrap, generator, level)]
+        rows += [place | row for row in _auc_rows(parts, targets, both.index, n_bootstrap, generator, level)]
     table = pd.DataFrame(rows, columns=list(TRANSFER_COLUMNS))
     return table.sort_values("shuffled", kind="stable", ignore_index=True)
 
@@ -113,9 +131,9 @@ class _HeldOut(NamedTuple):
     rows: Rows
     """[k]"""
     scores: dict[str, Array]
-    """Method → [n_deals, k]: a direction for each deal of the targets."""
+    """Method → [1 + n_shuffles, k]: a direction for each target, the real one first."""
     refits: dict[str, Array]
-    """Method → [n_groups, k]: a direction without each group of queries, for the real targets."""
+    """Method → [n_groups, k]: a direction without each group of queries, for the real target."""
 
 
 def _joined(
@@ -170,8 +188,8 @@ def _by_category(categories: NDArray[Any], queries: NDArray[Any]) -> Iterator[_S
         yield _Split("other categories", train, {category: test, "each category": test})
 
 
-def _dealt_rows(index: pd.DataFrame, part: Rows, generator: np.random.Generator) -> Rows:
-    """[n]: from which row each takes its target when targets are dealt out to the queries at random.
+def _shuffled_rows(index: pd.DataFrame, part: Rows, generator: np.random.Generator) -> Rows:
+    """[n]: from which row each takes its target when the queries swap theirs at random.
 
     A query takes those of another query of its set that has as many, in any order: they mean nothing, but belong
     together as the real ones do, so that a split that parts a query's states would be found out.
@@ -190,26 +208,26 @@ def _dealt_rows(index: pd.DataFrame, part: Rows, generator: np.random.Generator)
 def _held_out(
     states: HiddenStates,
     split: _Split,
-    deals: Sequence[Array],
+    targets: Sequence[Array],
     left_out: Sequence[Rows],
     methods: Sequence[str],
     random_state: int,
 ) -> Iterator[tuple[str, _HeldOut]]:
-    """The scores of one split's test parts; settings are chosen on the training part's real targets."""
-    features = Features(states=take(states, split.train))
-    settings = {method: tune(method, features, deals[0][split.train], random_state) for method in methods}
+    """The scores of one split's test parts; settings are chosen for the training part's real target."""
+    features = Features(states=select_rows(states, split.train))
+    settings = {method: tune(method, features, targets[0][split.train], random_state) for method in methods}
     fitted = {
-        method: [fit(method, features, deal[split.train], setting, "positive") for deal in deals]
+        method: [fit_direction(method, features, one[split.train], setting, "positive") for one in targets]
         for method, setting in settings.items()
     }
     refitted: dict[str, list[Direction]] = {method: [] for method in methods}
     for group in left_out:
         kept = np.setdiff1d(split.train, group)
-        fewer = Features(states=take(states, kept))
+        fewer = Features(states=select_rows(states, kept))
         for method, setting in settings.items():
-            refitted[method].append(fit(method, fewer, deals[0][kept], setting, "positive"))
+            refitted[method].append(fit_direction(method, fewer, targets[0][kept], setting, "positive"))
     for tested_on, rows in split.tests.items():
-        matrix = take(states, rows).matrix(features.layer)
+        matrix = select_rows(states, rows).matrix(features.layer)
         yield tested_on, _HeldOut(rows, *({m: _scores(matrix, own[m]) for m in methods} for own in (fitted, refitted)))
 
 
@@ -220,7 +238,7 @@ def _scores(matrix: Tensor, directions: Sequence[Direction]) -> Array:
 
 def _auc_rows(
     parts: Sequence[_HeldOut],
-    deals: Sequence[Array],
+    targets: Sequence[Array],
     index: pd.DataFrame,
     n_bootstrap: int,
     generator: np.random.Generator,
@@ -231,72 +249,32 @@ def _auc_rows(
     tested = np.concatenate([part.rows for part in parts])
     size = {"n_queries": len(pd.unique(queries[tested])), "n": len(tested)}
 
-    def auc(scores: Sequence[Array], deal: Array, n_draws: int) -> Array:
-        tables = [_pairs(own, deal[p.rows], queries[p.rows]) for own, p in zip(scores, parts, strict=True)]
-        return _auc_and_draws(tables, n_draws, generator)
+    def auc(scores: Sequence[Array], target: Array, n_draws: int = 0) -> Array:
+        """[1 + n_draws]: of the queries as they are, then of resampled ones."""
+        tables = [pair_tables(own, target[p.rows], queries[p.rows]) for own, p in zip(scores, parts, strict=True)]
+        once = np.ones((1, sum(table.shape[1] for table in tables)))
+        chunks = chain([once], drawn_counts(once[0].astype(int), n_draws, generator))
+        return np.concatenate([auc_draws(tables, counts) for counts in chunks])
 
-    ceilings = [auc([deal[part.rows] for part in parts], deal, 0)[0] for deal in deals]
+    ceilings = [auc([target[part.rows] for part in parts], target)[0] for target in targets]
     for method in parts[0].scores:
-        aucs = [auc([p.scores[method][k] for p in parts], deal, n_bootstrap) for k, deal in enumerate(deals)]
+        aucs = [auc([p.scores[method][k] for p in parts], one, n_bootstrap) for k, one in enumerate(targets)]
         n_refits = len(parts[0].refits[method])
-        refits = np.array([auc([p.refits[method][g] for p in parts], deals[0], 0)[0] for g in range(n_refits)])
+        refits = np.array([auc([p.refits[method][g] for p in parts], targets[0])[0] for g in range(n_refits)])
         for shuffled, own in ((False, slice(0, 1)), (True, slice(1, None))):
             if aucs[own]:
-                value, draws = (
-                    np.mean([both[0] for both in aucs[own]]),
-                    np.concatenate([both[1:] for both in aucs[own]]),
-                )
-                # Several deals show by themselves how far the fits differ.
-                low, high = _interval(value, draws, refits[: 0 if shuffled else None], size["n_queries"], level)
+                value, draws = np.mean([one[0] for one in aucs[own]]), np.concatenate([one[1:] for one in aucs[own]])
+                # Several shuffles show by themselves how far the fits differ.
+                low, high = _limits(value, draws, refits[: 0 if shuffled else None], size["n_queries"], level)
                 row = {"method": method, "shuffled": shuffled, **size, "auc": value, "low": low, "high": high}
                 yield row | {"ceiling": np.mean(ceilings[own])}
 
 
-def _pairs(scores: Array, fractions: Array, queries: NDArray[Any]) -> tuple[Array, Array]:
-    """Two tables [k, k] over queries: weight of the pairs (positive of one, negative of the other) in the right
-    order, and of all pairs. A tie counts half, as does a state against itself if its fraction is neither 0 nor 1."""
-    codes, names = pd.factorize(queries)
-    member = np.equal.outer(np.arange(len(names)), codes).astype(np.float64)
-    above = np.greater.outer(scores, scores) + 0.5 * np.equal.outer(scores, scores)
-    positive, negative = member * fractions, member * (1 - fractions)
-    return positive @ above @ negative.T, np.outer(positive.sum(axis=1), negative.sum(axis=1))
-
-
-def _auc_and_draws(tables: Sequence[tuple[Array, Array]], n_draws: int, generator: np.random.Generator) -> Array:
-    """[1 + n_draws]: the AUC over the pairs within each table, then that of resampled queries; NaN without a pair."""
-    edges = np.cumsum([0, *(len(wins) for wins, _ in tables)])
-    n = int(edges[-1])
-    aucs = []
-    for weights in _query_weights(n, n_draws, generator):
-        won, compared = (
-            sum(
-                _pair_sums(own, table[kind])
-                for own, table in zip(np.split(weights, edges[1:-1], axis=1), tables, strict=True)
-            )
-            for kind in (0, 1)
-        )
-        aucs.append(np.divide(won, compared, out=np.full(len(weights), np.nan), where=compared > 0))
-    return np.concatenate(aucs)
-
-
-def _pair_sums(weights: Array, table: Array) -> Array:
-    """[draws]: the sum of a table over pairs of drawn queries. A query drawn twice is compared twice with itself,
-    not four times: else draws would hold more of these easy comparisons than the data."""
-    return ((weights @ table) * weights).sum(axis=1) - (weights**2 - weights) @ table.diagonal()
-
-
-def _query_weights(n: int, n_draws: int, generator: np.random.Generator) -> Iterator[Array]:
-    """[draws, n] in chunks: how often each query is drawn; first, once each."""
-    yield np.ones((1, n))
-    for start in range(0, n_draws, 256):
-        yield generator.multinomial(n, np.full(n, 1 / n), size=min(256, n_draws - start)).astype(np.float64)
-
-
-def _interval(value: float, draws: Array, refits: Array, n_queries: int, level: float) -> tuple[float, float]:
+def _limits(value: float, draws: Array, refits: Array, n_queries: int, level: float) -> tuple[float, float]:
     known = draws[~np.isnan(draws)]
     if not len(known):
         return np.nan, np.nan
-    low, high = limits(value, known, refits[~np.isnan(refits)], n_queries, level, (0.0, 1.0))
+    _, low, high = crossval_interval(value, known, refits[~np.isnan(refits)], n_queries, level, (0.0, 1.0))
     # All pairs in the right order: a draw cannot show otherwise. Half the queries are trials of which none failed.
     certain = ((1 - level) / 2) ** (2 / n_queries)
     return (min(low, certain) if value == 1 else low), (max(high, 1 - certain) if value == 0 else high)

@@ -14,7 +14,7 @@ from torch import Tensor
 import drolab
 from drolab.errors import QueryError, StatesError
 from drolab.evidence import shifts
-from drolab.evidence.causal import UNMODIFIED, Control, _swap_table, _table, ablation, dose_response, swap
+from drolab.evidence.causal import UNMODIFIED, Control, ablation, dose_response, effect_table, swap, swap_table
 from drolab.inference import first_token_probabilities, hidden_states
 from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel, wrap
@@ -186,7 +186,7 @@ def test_a_random_shift_is_called_real_as_rarely_as_the_swap_says() -> None:
     for _ in range(200):
         start, moves = generator.uniform(0.3, 0.7, size=(1, 5, 1)), 0.2 * generator.normal(size=(40, 1, 1))
         before, after = (np.repeat(values, 4, axis=2) for values in (start, start + moves))
-        table = _swap_table(QUERIES[QUERIES["harmful"]].head(5), before[0], after, names, 0.95, after[0])
+        table = swap_table(QUERIES[QUERIES["harmful"]].head(5), before[0], after, names, 0.95, after[0])
         p_values.append(table["p_value"].iloc[0])
     assert (np.array(p_values) <= 0.1).mean() == pytest.approx(0.1, abs=0.04)
     assert (np.array(p_values) / 2 <= 0.1).mean() > 0.15  # control: the one-sided one
@@ -199,10 +199,10 @@ def held(values: np.ndarray, column: str, truth: float, whole: np.ndarray | None
     after = np.repeat(values[:, :, None], 4, axis=2)
     names = [{"direction": "d", "kind": "direction", "dose": 1.0}]
     if whole is None:
-        table = _table(own, before, after, names * len(values), 0.95)
+        table = effect_table(own, before, after, names * len(values), 0.95)
     else:  # every data set with a donor of its own
         pairs = zip(after[:, None], whole[:, :, None], strict=True)
-        table = pd.concat([_table(own, before, one, names, 0.95, donor) for one, donor in pairs])
+        table = pd.concat([effect_table(own, before, one, names, 0.95, donor) for one, donor in pairs])
     return float((table[f"{column}_low"].le(truth) & table[f"{column}_high"].ge(truth)).mean())
 
 
@@ -231,10 +231,10 @@ def test_a_share_of_an_effect_that_may_be_none_is_not_given() -> None:
     before, after = np.zeros((4, 4)), np.full((1, 4, 4), 0.1)
     names, donor = [{"direction": "d", "kind": "direction", "dose": 1.0}], np.array([0.3, 0.1, 0.3, 0.1])[:, None]
     own = QUERIES.head(4)
-    assert _table(own, before, after, names, 0.95, donor)["recovered"].item() == pytest.approx(0.5)
-    unknown = _table(own, before, after, names, 0.95, donor - 0.1)
+    assert effect_table(own, before, after, names, 0.95, donor)["recovered"].item() == pytest.approx(0.5)
+    unknown = effect_table(own, before, after, names, 0.95, donor - 0.1)
     assert unknown[["recovered", "recovered_low", "recovered_high"]].isna().all(axis=None)
-    alone = _table(own.head(1), before[:1], after[:, :1], names, 0.95, donor[:1])
+    alone = effect_table(own.head(1), before[:1], after[:, :1], names, 0.95, donor[:1])
     assert alone[["refusal_low", "change_low", "recovered"]].isna().all(axis=None)
     assert alone["refusal"].item() == 0.1
 

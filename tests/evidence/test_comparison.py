@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 
 from drolab import comparison, evidence
 from drolab.errors import QueryError
@@ -180,12 +179,6 @@ def test_no_difference_at_all_still_has_an_interval() -> None:
     row = paired(scores({"none": np.ones(30), "mine": np.ones(30)}), "none").iloc[0]
     assert (row["difference"], row["p"]) == (0, 1)
     assert row["high"] == -row["low"] == pytest.approx(evidence.rate_interval(0, 30).high)
-
-
-def test_holm_agrees_with_statsmodels() -> None:
-    for n in (1, 2, 9):
-        values = np.random.default_rng(n).random(n).round(1)  # with ties
-        np.testing.assert_allclose(holm(pd.DataFrame({"p": values}))["p_holm"], multipletests(values, method="holm")[1])
 
 
 @pytest.mark.usefixtures("few_flips")

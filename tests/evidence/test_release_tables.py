@@ -113,12 +113,12 @@ def test_the_table_for_an_appendix(release: Release, small: Release) -> None:
 def test_the_released_label_is_the_string_rule(release: Release) -> None:
     responses = release.responses(dataset="testset", prompt="default")
     assert len(responses) == 2 * 100 * 20
-    found = published.agreement(responses, {"string rule": judges.is_refusal, "nothing": lambda _: False})
+    found = published.judge_agreement(responses, {"string rule": judges.is_refusal, "nothing": lambda _: False})
     rule = found[(found["a"] == "string rule") & (found["b"] == "label")].set_index("model")
     assert (rule["kappa"] == 1).all()
     assert rule.loc["all", "n"] == 4000
     with pytest.raises(QueryError, match=r"The responses lack \['refused'\]"):
-        published.agreement(responses.drop(columns="refused"), {})
+        published.judge_agreement(responses.drop(columns="refused"), {})
     control = found[(found["a"] == "nothing") & (found["b"] == "label")]
     assert (control["kappa"] == 0).all()
 

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from drolab.errors import StatesError
 from drolab.evidence import auc_change, separability, shuffled_aucs
-from drolab.evidence.separability import _features
+from drolab.evidence.separability import standardised
 from drolab.probing import fit_anchors
 from drolab.types import AnchorSpace, HiddenStates
 
@@ -131,11 +131,11 @@ def np_cat(first: HiddenStates, second: HiddenStates) -> torch.Tensor:
 def test_a_wide_model_is_scored_as_in_all_its_dimensions() -> None:
     rng = np.random.default_rng(3)
     points, labels = rng.normal(size=(30, 200)) * rng.random(200) + 5, np.repeat([1.0, 0.0], 15)
-    standardised = (points - points.mean(axis=0)) / points.std(axis=0)
-    features = _features(torch.from_numpy(points))
+    whole = (points - points.mean(axis=0)) / points.std(axis=0)
+    features = standardised(torch.from_numpy(points))
     assert features.shape == (30, 30)
     model = LogisticRegression(tol=1e-9)
-    scores = [model.fit(own[::2], labels[::2]).decision_function(own[1::2]) for own in (features, standardised)]
+    scores = [model.fit(own[::2], labels[::2]).decision_function(own[1::2]) for own in (features, whole)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
     cut = features[:, -15:]  # the control: half of the span
     assert model.fit(cut[::2], labels[::2]).decision_function(cut[1::2]) != pytest.approx(scores[1], abs=0.05)

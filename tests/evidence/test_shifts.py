@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -15,9 +14,8 @@ from hypothesis import strategies as st
 
 from drolab import evidence
 from drolab.errors import StatesError
-from drolab.intervals import drawn_weights, percentiles
 from drolab.probing import fit_anchors
-from drolab.types import HiddenStates, Probe
+from drolab.types import AnchorSpace, HiddenStates, Probe
 
 SAFE = 3 * axis(1)
 NEUTRAL = 3 * axis(12)
@@ -98,7 +96,7 @@ def test_memory_is_bounded_by_chunks_without_changing_the_intervals(
     states: HiddenStates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = evidence.shift_cosines(states, n_null=200)
-    monkeypatch.setattr(sys.modules["drolab.evidence.shifts"], "CHUNK_VALUES", 1000)
+    monkeypatch.setattr("drolab.intervals.CHUNK_VALUES", 1000)
     pd.testing.assert_frame_equal(whole, evidence.shift_cosines(states, n_null=200))
 
 
@@ -154,7 +152,7 @@ def test_the_controls_name_is_taken(states: HiddenStates) -> None:
 # --- is it a safety shift? ----------------------------------------------------------------------------------
 
 
-def planted_refusal(states: HiddenStates) -> tuple[evidence.AnchorSpace, Probe]:
+def planted_refusal(states: HiddenStates) -> tuple[AnchorSpace, Probe]:
     """A probe for axis 1, in a space that has all the planted axes."""
     space = fit_anchors(states, n_components=16)
     coef = space.components @ REFUSAL
@@ -203,83 +201,3 @@ def test_shifts_in_random_directions_are_rarely_safety_shifts() -> None:
 def test_the_report_needs_both_classes(states: HiddenStates) -> None:
     with pytest.raises(StatesError, match="pass states of both classes"):
         evidence.shift_report(states.select(harmful=True), *planted_refusal(states))
-
-
-# --- rates --------------------------------------------------------------------------------------------------
-
-
-def test_wilson() -> None:
-    """10 of 20 by hand: centre .5, half width 1.96/(2·√20)/√(1 + 1.96²/20)."""
-    half = 1.959964 / (2 * np.sqrt(20)) / np.sqrt(1 + 1.959964**2 / 20)
-    assert evidence.rate_interval(10, 20) == pytest.approx((0.5, 0.5 - half, 0.5 + half), abs=1e-6)
-    assert evidence.rate_interval(0, 20).high > 0.05  # a plain normal interval would have width zero
-    for successes, n in ((3, 2), (-1, 5), (0, 0)):
-        with pytest.raises(StatesError, match="are no rate: pass counts"):
-            evidence.rate_interval(successes, n)
-
-
-def test_intervals_of_means_treat_a_query_as_one() -> None:
-    rng = np.random.default_rng(0)
-    rates = rng.random(50)
-    values, groups = np.repeat(rates, 20), np.repeat(np.arange(50), 20)
-    grouped = evidence.mean_interval(values, groups)
-    alone = evidence.mean_interval(rates, np.arange(50))
-    as_if_independent = evidence.mean_interval(values, np.arange(1000))
-    assert grouped == pytest.approx(alone, abs=0.01)
-    assert grouped.high - grouped.low > 3 * (as_if_independent.high - as_if_independent.low)
-    half_width = 1.96 * rates.std() / np.sqrt(50)
-    assert (grouped.high - grouped.low) / 2 == pytest.approx(half_width, rel=0.15)
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
-def test_a_mean_lies_in_its_interval_and_in_the_range(values: list[float]) -> None:
-    interval = evidence.mean_interval(values, list(range(len(values))), n_bootstrap=100)
-    assert min(values) - 1e-9 <= interval.low <= interval.high <= max(values) + 1e-9
-    assert interval.value == pytest.approx(np.mean(values))
-
-
-def test_few_queries_widen_the_interval() -> None:
-    """Percentiles alone, the control, cover the mean too rarely with 5 queries."""
-    rng = np.random.default_rng(1)
-    covered, without = [], []
-    for seed in range(300):
-        values = rng.normal(size=5)
-        found = evidence.mean_interval(values, range(5), n_bootstrap=400, random_state=seed)
-        covered.append(found.low <= 0 <= found.high)
-        low, high = percentiles(rng.choice(values, size=(400, 5)).mean(axis=1), 0.95)
-        without.append(low <= 0 <= high)
-    assert np.mean(covered) > 0.88
-    assert np.mean(without) < 0.87
-
-
-def test_draws_of_kinds_are_draws_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drolab.intervals.CHUNK_VALUES", 300)
-    chunks = list(drawn_weights([5, 3, 2], 1050, np.random.default_rng(0)))
-    shares = np.concatenate(chunks)
-    assert [len(chunk) for chunk in chunks] == [100] * 10 + [50]
-    assert np.allclose(shares.sum(axis=1), 1)
-    assert shares.mean(axis=0) == pytest.approx([0.5, 0.3, 0.2], abs=0.02)
-    assert shares[:, 0].var() == pytest.approx(0.25 / 10, rel=0.15)
-
-
-def test_bad_means() -> None:
-    with pytest.raises(StatesError, match=r"0 values \(NaN: 0\)"):
-        evidence.mean_interval([], [])
-    with pytest.raises(StatesError, match=r"2 values \(NaN: 1\)"):
-        evidence.mean_interval([0.5, float("nan")], [1, 2])
-    with pytest.raises(StatesError, match=r"2 values .* in 1 groups"):
-        evidence.mean_interval([0.5, 0.5], [1])
-
-
-def test_rates_per_prompt_and_class() -> None:
-    index = pd.MultiIndex.from_product([["q0", "q1", "q2"], ["none", "long"]], names=["query_id", "prompt"])
-    harmful, rates = [True, True, True, True, False, False], [1, 1, 0, 1, 0, 0.5]
-    table = evidence.rate_table(pd.DataFrame({"harmful": harmful, "refusal_rate": rates}, index))
-    assert list(table.columns) == ["prompt", "harmful", "n_queries", "value", "low", "high"]
-    assert list(table[["prompt", "harmful", "n_queries", "value"]].itertuples(index=False, name=None)) == [
-        ("none", True, 2, 0.5),
-        ("long", True, 2, 1.0),
-        ("none", False, 1, 0.0),
-        ("long", False, 1, 0.5),
-    ]

@@ -193,8 +193,8 @@ def test_a_site_does_not_depend_on_the_others_nor_on_the_order_of_rows(planted: 
 def test_memory_does_not_grow_with_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     states, rate = planted_layers()
     whole = sweep.measure_sites(states.select(layer=2), rate, n_bootstrap=100)
-    monkeypatch.setattr(sweep, "CHUNK_VALUES", 3 * 2 * N * 7)
-    plan = sweep._Plan.make(states.select(layer=2), rate, (), "none", 10, 5, 0)
+    monkeypatch.setattr("drolab.intervals.CHUNK_VALUES", 3 * 2 * N * 7)
+    plan = sweep.Plan.make(states.select(layer=2), rate, (), "none", 10, 5, 0)
     assert {len(weights) for weights in plan.weights(100)} == {7, 101 % 7}
     pd.testing.assert_frame_equal(sweep.measure_sites(states.select(layer=2), rate, n_bootstrap=100), whole)
 

@@ -81,7 +81,7 @@ def test_the_two_people_agree(completions: pd.DataFrame) -> None:
 
 
 def test_the_string_rule_against_people(completions: pd.DataFrame) -> None:
-    table = published.agreement(completions, {"string rule": is_refusal}, label="people", by="release")
+    table = published.judge_agreement(completions, {"string rule": is_refusal}, label="people", by="release")
     kappa = table.set_index("release")["kappa"]
     part = completions[completions["release"] == "llama2orig"]
     assert kappa["llama2orig"] == pytest.approx(cohen_kappa_score(part["response"].map(is_refusal), part["refused"]))

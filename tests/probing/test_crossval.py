@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from drolab.evidence import sweep
-from drolab.probing import N_GROUPS, left_out_groups, limits
+from drolab.intervals import auc_draws, aucs, pair_tables
+from drolab.probing import crossval_interval, left_out_groups
+from drolab.probing.crossval import N_GROUPS
 
 ANY = (-np.inf, np.inf)
 
@@ -14,13 +16,13 @@ ANY = (-np.inf, np.inf)
 def test_the_two_parts_add_in_squares() -> None:
     rng = np.random.default_rng(0)
     draws = rng.normal(size=200_000)
-    none = limits(0.0, draws, np.zeros(0), 10_000, 0.95, ANY)
-    assert none == pytest.approx((-1.96, 1.96), abs=0.03)
+    none = crossval_interval(0.0, draws, np.zeros(0), 10_000, 0.95, ANY)
+    assert none == pytest.approx((0, -1.96, 1.96), abs=0.03)
     refits = np.tile([1.0, -1.0], 5) / 3  # of ten groups: a jackknife error of 1
-    both = limits(0.0, draws, refits, 10_000, 0.95, ANY)
-    assert both == pytest.approx((-1.96 * 2**0.5, 1.96 * 2**0.5), abs=0.03)
-    assert limits(0.0, draws, np.full(10, 0.7), 10_000, 0.95, ANY) == pytest.approx(none)
-    assert limits(0.9, 0.9 + draws, refits, 10_000, 0.95, (0.0, 1.0)) == (0.0, 1.0)
+    both = crossval_interval(0.0, draws, refits, 10_000, 0.95, ANY)
+    assert both == pytest.approx((0, -1.96 * 2**0.5, 1.96 * 2**0.5), abs=0.03)
+    assert crossval_interval(0.0, draws, np.full(10, 0.7), 10_000, 0.95, ANY) == pytest.approx(none)
+    assert crossval_interval(0.9, 0.9 + draws, refits, 10_000, 0.95, (0.0, 1.0))[1:] == (0.0, 1.0)
 
 
 def test_groups_hold_every_query_once_with_all_its_rows() -> None:
@@ -45,10 +47,11 @@ def test_readouts_of_nothing_hold_one_half_and_without_the_training_part_do_not(
     held = []
     for _ in range(200):
         scores, fewer = sweep.held_out(rng.normal(size=(60, 16)), targets)
-        value = sweep.aucs(scores[:, 0], labels[None])[0]
-        draws, refits = sweep.auc_draws(scores[0, 0], labels, weights), sweep.aucs(fewer[:, 0], labels[None])
-        both = [limits(value, draws, part, 60, 0.95, (0.0, 1.0)) for part in (refits, refits[:0])]
-        held.append([low <= 0.5 <= high for low, high in both])
+        value = aucs(scores[:, 0], labels[None])[0]
+        draws = auc_draws([pair_tables(scores[0, 0], labels, np.arange(60))], weights)
+        refits = aucs(fewer[:, 0], labels[None])
+        both = [crossval_interval(value, draws, part, 60, 0.95, (0.0, 1.0)) for part in (refits, refits[:0])]
+        held.append([one.low <= 0.5 <= one.high for one in both])
     ours, control = np.mean(held, axis=0)
     assert ours > 0.92
     assert control < 0.9

@@ -16,14 +16,13 @@ from drolab.errors import StatesError
 from drolab.probing import (
     METHODS,
     Direction,
-    Features,
     coordinates,
     direction_cosines,
-    fit,
     fit_anchors,
     fit_directions,
     fit_probe,
 )
+from drolab.probing.directions import Features, fit_direction
 from drolab.types import HiddenStates
 
 
@@ -80,10 +79,10 @@ def test_soft_labels_are_the_limit_of_repeated_hard_ones(method: str, setting: f
     twice = as_states(states.matrix().repeat(2, 1).numpy(), state_index(["a", "b", "c", "d"], 30))
     sometimes = (harmful(states) + (np.arange(len(states)) % 3 > 0)) / 2
     copies = np.concatenate([sometimes > 0, sometimes == 1]).astype(float)
-    soft = fit(method, Features(states=states), sometimes, setting, "harmful")
+    soft = fit_direction(method, Features(states=states), sometimes, setting, "harmful")
     # Twice the states weigh twice as much against the same penalty.
     penalty = setting / 2 if method in ("logistic", "sparse") else setting
-    hard = fit(method, Features(states=twice), copies, penalty, "harmful")
+    hard = fit_direction(method, Features(states=twice), copies, penalty, "harmful")
     torch.testing.assert_close(soft.vector, hard.vector, atol=2e-3, rtol=0)
     torch.testing.assert_close(soft.scores(states.matrix()), hard.scores(states.matrix()), atol=5e-3, rtol=0)
 

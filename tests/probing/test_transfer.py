@@ -15,9 +15,10 @@ from sklearn.preprocessing import StandardScaler
 
 import drolab
 from drolab.errors import StatesError
+from drolab.intervals import auc
 from drolab.models import ChatModel
-from drolab.probing import METHODS, RIDGE_GRID, TRANSFER_COLUMNS, fit_directions, grouped_folds, take, transfer
-from drolab.probing.probes import _scores
+from drolab.probing import METHODS, TRANSFER_COLUMNS, fit_directions, grouped_folds, transfer
+from drolab.probing.directions import RIDGE_GRID, select_rows
 from drolab.types import HiddenStates
 
 WIDTH = 16
@@ -107,9 +108,9 @@ def test_the_auc_is_that_of_soft_labels_in_the_probes() -> None:
     soft, soft_test = (np.clip(0.6 * harmful(s) + rng.random(len(s)) / 3, 0, 1) for s in (states, other))
     row = transfer(states, soft, test_states=other, test_target=soft_test, methods=["anchor_probe"], **QUICK).iloc[0]
     direction = fit_directions(states, soft, positive="p", methods=["anchor_probe"])["anchor_probe"]
-    wanted = _scores(direction.scores(other.matrix()).double().numpy(), soft_test)["auc"]
+    wanted = auc(direction.scores(other.matrix()).double().numpy(), soft_test)
     assert row["auc"] == pytest.approx(wanted, abs=1e-9)
-    assert row["auc"] < row["ceiling"] == pytest.approx(_scores(soft_test, soft_test)["auc"], abs=1e-9)
+    assert row["auc"] < row["ceiling"] == pytest.approx(auc(soft_test, soft_test), abs=1e-9)
     assert row["ceiling"] < 0.99
     assert row["low"] < row["auc"] < row["high"]
 
@@ -124,7 +125,7 @@ def test_no_query_is_in_both_parts(across: str) -> None:
         table = transfer(states, target, across=across, methods=["leace"], **QUICK)  # type: ignore[arg-type]
         aucs.append(table.loc[table["tested_on"].isin(["each category", "b"]), "auc"].mean())
     assert np.mean(aucs) < 0.62
-    known = take(states, np.flatnonzero(states.index["prompt"] != "b"))
+    known = select_rows(states, np.flatnonzero(states.index["prompt"] != "b"))
     seen = fit_directions(known, target, positive="1", methods=["leace"])["leace"]
     scores = seen.scores(states.select(prompt="b").matrix()).numpy()
     labels = target[states.select(prompt="b").index["query_id"]].to_numpy()
@@ -186,7 +187,7 @@ def _accuracies(states: HiddenStates, target: pd.Series, predict: Callable[..., 
     for folds in divisions:
         right = np.empty(len(labels), dtype=bool)
         for train, test in folds:
-            right[test] = predict(take(states, train), labels[train], take(states, test)) == labels[test]
+            right[test] = predict(select_rows(states, train), labels[train], select_rows(states, test)) == labels[test]
         measured.append(float(right.mean()))
     return measured[0], measured[1]
 
