@@ -186,8 +186,7 @@ def test_two_trainings_at_once_are_refused(setting: Setting, monkeypatch: pytest
     panel.controls["start"].click()
     assert not panel.wait(0.5)
     assert panel.controls["start"].disabled
-    panel._start = panel.guarded(panel._start)  # type: ignore[method-assign]  # a click cannot come through
-    panel._start()
+    panel.controls["start"].click()
     assert "still running" in panel.message.value
     panel.controls["remove"].click()
     assert "in training: stop it first" in panel.message.value
