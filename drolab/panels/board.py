@@ -131,7 +131,7 @@ class Board(Panel):
         return self._front
 
     def offer(self) -> Offered:
-        """Name → figure (if there is one) and table, for export."""
+        """What an export writes."""
         bars, plane = go.Figure(self.bars), go.Figure(self.plane)
         return {"rates": (bars, self._rates), "tradeoff": (plane, self._front), "comparisons": (None, self._tests)}
 

@@ -60,6 +60,13 @@ def several(
     )
 
 
+def refill(control: widgets.Widget, options: Sequence[tuple[str, Any]]) -> None:
+    """Offer other options: what is chosen stays if it is among them, the first is chosen otherwise."""
+    chosen, values = control.value, [value for _, value in options]
+    control.options = options
+    control.value = chosen if chosen in values else next(iter(values), None)
+
+
 def row(*children: widgets.Widget) -> widgets.HBox:
     """Side by side, in further lines where the place is too narrow."""
     return widgets.HBox(children, layout={"flex_flow": "row wrap"})

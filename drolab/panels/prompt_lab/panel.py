@@ -15,7 +15,7 @@ from drolab.data import load_prompts, save_prompts
 from drolab.figures import PALETTE
 from drolab.models import ChatModel, Prompt, as_prompts
 from drolab.panels.base import Job, Panel, PanelError
-from drolab.panels.controls import Controls, button, labelled, named, row
+from drolab.panels.controls import Controls, button, labelled, named, refill, row
 from drolab.panels.export_box import About, ExportBox, Offered
 from drolab.panels.markup import label
 from drolab.panels.picture import Picture
@@ -213,10 +213,8 @@ class PromptLab(Panel):
         options = named(self.shelf.trials, NAME_LIMIT)
         compare = self.controls["compare"]
         with self.filling():
-            for control in (self.controls["base"], self.controls["prompt"]):
-                value = control.value
-                control.options = options
-                control.value = value if value in self.shelf.trials else options[0][1]
+            for name in ("base", "prompt"):
+                refill(self.controls[name], options)
             compare.value = ()  # the browser looks up what is chosen in the new options, before it hears of less
             compare.options = options
             compare.value = tuple(name for name in wanted if name == NO_PROMPT or name in coloured)
@@ -332,14 +330,9 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _controls(shelf: PromptShelf) -> Controls:
-    components = range(1, len(shelf.bench.space.components) + 1)
-
-    def width(value: str) -> dict[str, str]:
-        return {"width": value}
-
-    tick = {"indent": False, "layout": width("auto")}
+    tick = {"indent": False, "layout": {"width": "auto"}}
     paragraph = {"placeholder": "Type or paste a safety prompt.", "layout": {"width": "auto", "height": "9em"}}
-    axis = {"options": components, "layout": width("7em")}
+    axis = {"options": range(1, len(shelf.bench.space.components) + 1), "layout": {"width": "7em"}}
     replies = f"then sample {shelf.bench.n_samples} replies per query and judge them; the projection is shown first"
     return {
         "text": labelled(
@@ -362,7 +355,7 @@ def _controls(shelf: PromptShelf) -> Controls:
         "remove": button("Remove", "Take it out of this panel; what was computed stays in the store", icon="trash"),
         "sample": button("Sample", "Sample replies for the compared prompts that lack measured rates", icon="flask"),
         "path": labelled(
-            widgets.Text, "file", "a YAML file of prompts", value="prompts/mine.yaml", layout=width("24em")
+            widgets.Text, "file", "a YAML file of prompts", value="prompts/mine.yaml", layout={"width": "24em"}
         ),
         "overwrite": labelled(widgets.Checkbox, "overwrite", "replace the file if it is there", value=False, **tick),
         "save": button("Save", "Write the prompts made here to the file", icon="save"),

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -198,6 +199,37 @@ def effects(bench: Bench, trial: Trial, base: Trial) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _difference(a: Array | None, b: Array | None) -> Array | None:
+    return None if a is None or b is None else a - b
+
+
+def _mean(bench: Bench, values: Array | None, chosen: NDArray[np.bool_]) -> Interval:
+    if values is None:
+        return _UNKNOWN
+    return mean_interval(pd.Series(values[chosen]), bench.queries["query_id"][chosen], random_state=bench.seed)
+
+
+def _cosines(bench: Bench, trial: Trial, base: Trial) -> dict[bool, Interval]:
+    """Per class, of the mean shift from the base with the direction of refusal."""
+    both = replace(
+        base.states,
+        values=torch.cat([base.states.values, trial.states.values]),
+        index=pd.concat([base.states.index, trial.states.index], ignore_index=True),
+    )
+    direction = {"refusal": bench.refusal.direction(bench.space)}
+    found = shift_cosines(both, direction, baseline=base.name, layer=bench.space.layer, random_state=bench.seed)
+    rows = found.loc[found["kind"] == "direction", ["cosine", "low", "high"]].itertuples(index=False)
+    return {harmful: Interval(*row) for harmful, row in zip(bench.classes, rows, strict=True)}
+
+
+def _columns(intervals: Mapping[str, Interval]) -> dict[str, Any]:
+    return {
+        column: value
+        for name, interval in intervals.items()
+        for column, value in zip((name, f"{name}_low", f"{name}_high"), interval, strict=True)
+    }
+
+
 def per_query(bench: Bench, trial: Trial, base: Trial) -> pd.DataFrame:
     """Each query's refusal rates under a trial's prompt and their change against its base, the largest rise first.
 
@@ -304,7 +336,7 @@ class LabView:
 
     def __init__(self, shelf: PromptShelf, probes: Sequence[Probe], theme: str) -> None:
         self._shelf, self._probes, self._theme = shelf, probes, theme
-        self._points: dict[str, tuple[Trial, pd.DataFrame]] = {}
+        self._points: WeakKeyDictionary[Trial, pd.DataFrame] = WeakKeyDictionary()
 
     def points(self, plane: tuple[int, int]) -> pd.DataFrame:
         """All prompts' points: the columns of `trial_points`, `hover`, and x and y, the components of the plane
@@ -314,11 +346,10 @@ class LabView:
         return parts.assign(x=x, y=y)
 
     def _own_points(self, trial: Trial) -> pd.DataFrame:
-        known = self._points.get(trial.name)
-        if known is None or known[0] is not trial:
+        if trial not in self._points:
             made = trial_points(trial)
-            known = self._points[trial.name] = (trial, made.assign(hover=planes.hover_texts(made)))
-        return known[1]
+            self._points[trial] = made.assign(hover=planes.hover_texts(made))
+        return self._points[trial]
 
     def content(self, plane: tuple[int, int], chosen: Sequence[str]) -> planes.Content:
         """The figure: an arrow from each chosen prompt's base, and their points, those of the given ones faint.
@@ -402,37 +433,3 @@ def raised_as_html(shelf: PromptShelf, name: str) -> str:
     for column in ("before", "after"):
         shown[column] = shown[column].map(_short)
     return f"<p><b>{visible(words)}</b></p>{table(shown)}"
-
-
-# ---------------------------------------------------------------- intervals
-
-
-def _difference(a: Array | None, b: Array | None) -> Array | None:
-    return None if a is None or b is None else a - b
-
-
-def _mean(bench: Bench, values: Array | None, chosen: NDArray[np.bool_]) -> Interval:
-    if values is None:
-        return _UNKNOWN
-    return mean_interval(pd.Series(values[chosen]), bench.queries["query_id"][chosen], random_state=bench.seed)
-
-
-def _cosines(bench: Bench, trial: Trial, base: Trial) -> dict[bool, Interval]:
-    """Per class, of the mean shift from the base with the direction of refusal."""
-    both = replace(
-        base.states,
-        values=torch.cat([base.states.values, trial.states.values]),
-        index=pd.concat([base.states.index, trial.states.index], ignore_index=True),
-    )
-    direction = {"refusal": bench.refusal.direction(bench.space)}
-    found = shift_cosines(both, direction, baseline=base.name, layer=bench.space.layer, random_state=bench.seed)
-    rows = found.loc[found["kind"] == "direction", ["cosine", "low", "high"]].itertuples(index=False)
-    return {harmful: Interval(*row) for harmful, row in zip(bench.classes, rows, strict=True)}
-
-
-def _columns(intervals: Mapping[str, Interval]) -> dict[str, Any]:
-    return {
-        column: value
-        for name, interval in intervals.items()
-        for column, value in zip((name, f"{name}_low", f"{name}_high"), interval, strict=True)
-    }

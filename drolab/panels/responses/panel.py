@@ -16,11 +16,11 @@ from drolab.figures import class_names
 from drolab.figures import rates as tradeoffs
 from drolab.judges import AnyJudge, HandJudge, disagreement, is_refusal, refusal_words, verdicts
 from drolab.panels.base import Panel, PanelError
-from drolab.panels.controls import Controls, button, choice, labelled, named, pick, row, several, share
+from drolab.panels.controls import Controls, button, choice, labelled, named, pick, refill, row, several, share
 from drolab.panels.export_box import About, ExportBox, Offered
 from drolab.panels.markup import Cell, Spans, label, paragraph, side_by_side, table
 from drolab.panels.picture import Picture
-from drolab.panels.responses.view import ONLY, narrowed, query_changes, query_label, query_rates
+from drolab.panels.responses.view import ONLY, narrowed, query_changes, query_label, query_rates, refusals_in_words
 
 HAND = "hand"
 """The name of the judge that the labels make."""
@@ -87,7 +87,8 @@ class ResponsePanel(Panel):
         wanted = {"contains": values["contains"], "group": values["group"] or None, "only": values["only"]}
         self._listed = narrowed(changes, **wanted)
         with self.filling():
-            self._offer_queries([(query_label(row), row.Index) for row in _lines(self._listed.head(LISTED))])
+            listed = [(query_label(query), query.Index) for query in _lines(self._listed.head(LISTED))]
+            refill(self.controls["query"], listed)
             prompts = self.controls["prompts"]
             prompts.value = tuple(name for _, name in prompts.options if name in {*prompts.value, *pair})
         if not self._listed.empty:
@@ -98,26 +99,15 @@ class ResponsePanel(Panel):
             self._tables[judge] = query_rates(self._replies, self._verdicts, judge, self._groups)
         return self._tables[judge]
 
-    def _offer_queries(self, options: list[tuple[str, str]]) -> None:
-        """Fill the list; the query that is read stays if it is among them."""
-        query = self.controls["query"]
-        read = query.value
-        query.options = options
-        names = [name for _, name in options]
-        query.value = read if read in names else next(iter(names), None)
-
     def _choose(self) -> None:
         """Take the responses to the query that are to be shown."""
         values = self.values()
         own = self._replies.iloc[self._rows.get(values["query"], [])]
         own = own[own["prompt"].isin(values["prompts"])]
         self._chosen = own[own.groupby("prompt").cumcount() < values["samples"]]
-        offered = [(f"{label(row.prompt, 40)}, sample {row.sample}", row.Index) for row in _lines(self._chosen)]
+        offered = [(f"{label(reply.prompt, 40)}, sample {reply.sample}", reply.Index) for reply in _lines(self._chosen)]
         with self.filling():
-            sample = self.controls["sample"]
-            current = sample.value
-            sample.options = offered
-            sample.value = current if current in self._chosen.index else next(iter(self._chosen.index), None)
+            refill(self.controls["sample"], offered)
         self.picture.update_to(self._ringed())
         self._render()
 
@@ -140,13 +130,8 @@ class ResponsePanel(Panel):
         self.shown.value = side_by_side(self._chosen["text"].iloc[0], columns, self._heads(values["judge"]))
 
     def _heads(self, judge: str) -> dict[str, str]:
-        """Prompt → how often it refuses the query that is shown, over all its samples."""
-        own = self._replies.iloc[self._rows[self._chosen["query_id"].iloc[0]]]
-        counts = self._verdicts.loc[own.index, judge].groupby(own["prompt"]).agg(["sum", "count"])
-        return {
-            prompt: f"refused {int(refused)} of {n} by {judge}" if n else f"not judged by {judge}"
-            for prompt, refused, n in counts.itertuples(name=None)
-        }
+        own = self._rows[self._chosen["query_id"].iloc[0]]
+        return refusals_in_words(self._replies["prompt"].iloc[own], self._verdicts[judge].iloc[own], judge)
 
     def _count_labels(self) -> None:
         """Say how many labels there are and how the judges agree; the rates are made anew when they are needed."""
@@ -196,9 +181,8 @@ class ResponsePanel(Panel):
         self._hand = hand
         self._verdicts[HAND] = self._hand.verdicts(self._replies)
         self._count_labels()
-        rows = [row for _, row in sample.options]
         with self.filling():
-            sample.value = rows[min(rows.index(sample.value) + 1, len(rows) - 1)]
+            sample.index = min(sample.index + 1, len(sample.options) - 1)
         self._render()
 
     def selection(self) -> pd.DataFrame:
@@ -206,11 +190,11 @@ class ResponsePanel(Panel):
         return self._chosen.join(self._verdicts.add_prefix("refusal: "))
 
     def result(self) -> pd.DataFrame:
-        """The labels given by hand, `labels.LABEL_COLUMNS`; `labels.HandJudge(labels=…)` judges with them."""
+        """The labels given by hand, `judges.LABEL_COLUMNS`; `judges.HandJudge(labels=…)` judges with them."""
         return self._hand.labels.copy()
 
     def offer(self) -> Offered:
-        """Name → figure (if there is one) and table, for export."""
+        """What an export writes."""
         return {
             "queries": (go.Figure(self.picture), self._listed.reset_index()),
             "responses": (None, self.selection()),

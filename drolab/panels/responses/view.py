@@ -88,3 +88,12 @@ def query_label(row: Any) -> str:
     rates = " → ".join("–" if pd.isna(rate) else f"{rate:.2f}" for rate in (row.rate_a, row.rate_b))
     split = f" · ≠{int(row.disagreements)}" if row.disagreements else ""
     return f"{rates} · {label(row.group, 20)}{split} · {label(row.text, 90)}"
+
+
+def refusals_in_words(prompts: pd.Series, verdicts: pd.Series, judge: str) -> dict[str, str]:
+    """Prompt → how often it refuses one query, from that query's responses: their prompts and a judge's verdicts."""
+    counts = verdicts.groupby(prompts).agg(["sum", "count"])
+    return {
+        prompt: f"refused {int(refused)} of {n} by {judge}" if n else f"not judged by {judge}"
+        for prompt, refused, n in counts.itertuples(name=None)
+    }
