@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipywidgets as widgets
 import pytest
 
-from drolab.panels.controls import choice, named, pick, several
+from drolab.panels.controls import choice, named, pick, refill, several
 
 HOSTILE = "<b>x</b>\u202e\n" + "long " * 50
 
@@ -33,3 +33,13 @@ def test_several_of_many_scroll() -> None:
     assert (control.value, control.rows) == (("a", "c"), 5)
     assert several("letters", "ab", "", "some letters", most_rows=8).rows == 2
     assert control.tooltip == "some letters; Ctrl or Shift for several"
+
+
+def test_a_choice_stays_while_it_is_offered() -> None:
+    control = choice("letter", named("abc"), "a letter", "b")
+    refill(control, named("cb"))
+    assert control.value == "b"
+    refill(control, named("ca"))
+    assert control.value == "c"
+    refill(control, [])
+    assert control.value is None
