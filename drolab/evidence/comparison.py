@@ -116,8 +116,9 @@ def paired(
         >>> import pandas as pd
         >>> from drolab import comparison
         >>> replies = pd.DataFrame(
-        ...     [(f"q{i}", prompt, f"How to do {i}?", True, word) for i in range(12)
-        ...      for prompt, word in (("none", "Sure." if i % 3 else "I cannot do that."), ("long", "I cannot do that."))],
+        ...     [(f"q{i}", prompt, f"How to do {i}?", True, word)
+        ...      for i in range(12)
+        ...      for prompt, word in (("none", "Sure." if i % 3 else "I cannot."), ("long", "I cannot do that."))],
         ...     columns=["query_id", "prompt", "text", "harmful", "response"],
         ... )
         >>> scores = drolab.judge(replies)

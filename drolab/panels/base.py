@@ -12,7 +12,8 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import ipywidgets as widgets
@@ -20,50 +21,16 @@ import traitlets
 from IPython.core.getipython import get_ipython
 
 from drolab.errors import DrolabError
-from drolab.panels.controls import STYLE
-
-_RETRY_SECONDS = 1.0
-
-
-def on_interrupt(stop: Callable[[], None]) -> None:
-    """Call `stop`, soon and in the main thread, at each interrupt of this kernel; outside of a kernel do nothing.
-
-    May be called from any thread, and again.
-    """
-    shell = get_ipython()
-    loop = getattr(getattr(shell, "kernel", None), "io_loop", None)
-    if shell is None or loop is None or loop in _heard:
-        return
-    _heard.append(loop)
-
-    def after_cell(result: Any) -> None:
-        if isinstance(getattr(result, "error_in_exec", None), KeyboardInterrupt):
-            stop()
-
-    def between_cells(*_: Any) -> None:
-        # Not from inside a signal handler, where a lock may be held. tornado's own `add_callback` would not wake the
-        # loop here: it takes this thread's loop to be awake.
-        loop.asyncio_loop.call_soon_threadsafe(stop)
-
-    def listen() -> None:
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-            signal.signal(signal.SIGINT, between_cells)
-        else:  # an asynchronous cell is under way, with a handler of its own
-            loop.call_later(_RETRY_SECONDS, listen)
-
-    shell.events.register("post_run_cell", after_cell)
-    loop.add_callback(listen)  # signals are set in the main thread, where this loop runs
-
-
-_heard: list[Any] = []
-
+from drolab.panels.controls import STYLE, button, row
 
 T = TypeVar("T")
 
-FULL_WIDTH = {"width": "100%"}
+_RETRY_SECONDS = 1.0
 _STOP_SECONDS = 20.0
 _KEEP_SECONDS = 0.5  # Jupyter ends a kernel 2.5 seconds after it asked it to end
 _BAR_SECONDS = 0.1  # between two movements of a bar: each is a message to the browser
+_PAUSE = ("Pause", "pause", "Wait after the batch in flight, until you resume")
+_RESUME = ("Resume", "play", "Go on")
 
 
 class PanelError(DrolabError, ValueError):
@@ -82,28 +49,52 @@ class Panel(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
         self.message = widgets.HTML(layout=widgets.Layout(width="auto"))
         self.lock = threading.RLock()
         """Held while a callback runs, so that a job's thread and the user's hand never draw at once."""
-        bar = widgets.HBox(list(self.controls.values()), layout=widgets.Layout(flex_flow="row wrap"))
-        super().__init__([bar, self.message, *body])
+        self._filling = False
+        super().__init__([row(*self.controls.values()), self.message, *body])
 
     def values(self) -> dict[str, Any]:
         """The present value of each control that has one."""
         return {name: control.value for name, control in self.controls.items() if hasattr(control, "value")}
 
+    def append(self, *below: widgets.Widget) -> None:
+        """Add widgets at the lower end."""
+        self.children: Any = [*self.children, *below]
+
     def draw(self) -> None:
         """Show what the controls ask for."""
         raise NotImplementedError
 
-    def redraw_on_change(self, *names: str) -> None:
-        """Redraw when one of these controls (None: any with a value) changes."""
+    def on_change(self, step: Callable[[], None], *names: str) -> None:
+        """Do `step` when one of these controls changes (no names: any control with a value)."""
         for name in names or self.values():
-            self.controls[name].observe(self.guarded(lambda _: self.draw()), names="value")
+            self.controls[name].observe(self.guarded(lambda _: step()), names="value")
 
-    def guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
-        """The callback with its errors shown in words above the figure: in a browser they would be invisible."""
+    def on_click(self, name: str, step: Callable[[], None]) -> None:
+        """Do `step` when this button is pressed."""
+        self.controls[name].on_click(self.guarded(lambda _: step()))
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """Inside of it no callback runs: what is set there is no choice of the user's."""
+        with self.lock:
+            before, self._filling = self._filling, True
+            try:
+                yield
+            finally:
+                self._filling = before
+
+    def guarded(self, callback: Callable[..., None], *, keep_message: bool = False) -> Callable[..., None]:
+        """The callback with its errors shown in words above the figure: in a browser they would be invisible.
+
+        `keep_message`: the words that stand there stay, unless there is an error.
+        """
 
         def call(*arguments: Any) -> None:
             with self.lock:
-                self.message.value = ""
+                if self._filling:
+                    return
+                if not keep_message:
+                    self.message.value = ""
                 try:
                     callback(*arguments)
                 except Exception as error:
@@ -140,7 +131,7 @@ class Job(widgets.HBox):  # type: ignore[misc]
         self._progress, self._next_shown = (0, 0), 0.0
         self.bar = widgets.IntProgress(value=0, max=1, description=description, style=STYLE)
         self.label = widgets.Label(layout={"min_width": "max-content"})
-        self.pause_button = button("Pause", "Wait after the batch in flight, until you resume", icon="pause")
+        self.pause_button = button(_PAUSE[0], _PAUSE[2], icon=_PAUSE[1])
         self.pause_button.on_click(lambda _: self.resume() if self.state == "paused" else self.pause())
         self.stop_button = button("Stop", "Stop after the batch in flight; what is finished is kept", icon="stop")
         self.stop_button.on_click(lambda _: self.stop())
@@ -152,6 +143,11 @@ class Job(widgets.HBox):  # type: ignore[misc]
     def running(self) -> bool:
         """Whether there is work under way, paused or not."""
         return self.state in ("running", "paused")
+
+    def check_idle(self) -> None:
+        """Raise PanelError while there is work under way."""
+        if self.running:
+            raise PanelError(f"{self.bar.description} is still running: wait, or stop it first.")
 
     def start(
         self,
@@ -170,8 +166,7 @@ class Job(widgets.HBox):  # type: ignore[misc]
             PanelError: it runs already.
         """
         with self._panel.lock:
-            if self.running:
-                raise PanelError(f"{self.bar.description} is still running: wait, or stop it first.")
+            self.check_idle()
             self._asked.clear()
             self._go.set()
             self._keep = keep
@@ -185,6 +180,11 @@ class Job(widgets.HBox):  # type: ignore[misc]
             self._thread.start()
 
     def tick(self, done: int, total: int) -> None:
+        """Called by the work between two steps: `done` of `total` are finished.
+
+        Raises:
+            Stopped: the user asked for it.
+        """
         self._progress = (done, total)
         if done == total or time.monotonic() >= self._next_shown:
             self._show_progress()
@@ -244,10 +244,9 @@ class Job(widgets.HBox):  # type: ignore[misc]
         self.label.value = f"{words}{done} of {total}"
 
     def _show_state(self) -> None:
-        paused = self.state == "paused"
-        self.pause_button.description, self.pause_button.icon = ("Resume", "play") if paused else ("Pause", "pause")
-        self.pause_button.tooltip = "Go on" if paused else "Wait after the batch in flight, until you resume"
-        self.pause_button.disabled = self.stop_button.disabled = not self.running
+        pause = self.pause_button
+        pause.description, pause.icon, pause.tooltip = _RESUME if self.state == "paused" else _PAUSE
+        pause.disabled = self.stop_button.disabled = not self.running
         if self._progress[1]:
             self._show_progress()
 
@@ -273,28 +272,34 @@ def _stop_jobs_and_wait() -> None:
         job.wait(_STOP_SECONDS)
 
 
-def button(description: str, tooltip: str, *, icon: str = "", style: str = "") -> widgets.Button:
-    """A button that says what it does when hovered. `style` is ipywidgets' `button_style`."""
-    return widgets.Button(description=description, tooltip=tooltip, icon=icon, button_style=style)
+def on_interrupt(stop: Callable[[], None]) -> None:
+    """Call `stop`, soon and in the main thread, at each interrupt of this kernel; outside of a kernel do nothing.
 
-
-def control(name: str, spec: Any, tooltip: str = "") -> widgets.Widget:
-    """A labelled control: a widget as it is; a pair of lists (choices, chosen) as a multiple choice; more than three
-    numbers as a slider; any other sequence as a drop-down whose first value is chosen.
-
-    Raises:
-        PanelError: nothing to choose from.
+    May be called from any thread, and again.
     """
-    if isinstance(spec, widgets.Widget):
-        return spec
-    label = name.replace("_", " ")
-    shared = {"description": label, "tooltip": tooltip or f"choose {label}", "style": STYLE}
-    if isinstance(spec, tuple) and len(spec) == 2 and all(isinstance(part, list) for part in spec):
-        choices, chosen = spec
-        return widgets.SelectMultiple(options=choices, value=tuple(chosen), rows=min(8, len(choices)), **shared)
-    choices = list(spec)
-    if not choices:
-        raise PanelError(f"Control {name!r} offers nothing to choose: give it at least one value.")
-    if len(choices) > 3 and all(isinstance(choice, (int, float)) for choice in choices):
-        return widgets.SelectionSlider(options=choices, value=choices[0], continuous_update=False, **shared)
-    return widgets.Dropdown(options=choices, value=choices[0], **shared)
+    shell = get_ipython()
+    loop = getattr(getattr(shell, "kernel", None), "io_loop", None)
+    if shell is None or loop is None or loop in _heard:
+        return
+    _heard.append(loop)
+
+    def after_cell(result: Any) -> None:
+        if isinstance(getattr(result, "error_in_exec", None), KeyboardInterrupt):
+            stop()
+
+    def between_cells(*_: Any) -> None:
+        # Not from inside a signal handler, where a lock may be held. tornado's own `add_callback` would not wake the
+        # loop here: it takes this thread's loop to be awake.
+        loop.asyncio_loop.call_soon_threadsafe(stop)
+
+    def listen() -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, between_cells)
+        else:  # an asynchronous cell is under way, with a handler of its own
+            loop.call_later(_RETRY_SECONDS, listen)
+
+    shell.events.register("post_run_cell", after_cell)
+    loop.add_callback(listen)  # signals are set in the main thread, where this loop runs
+
+
+_heard: list[Any] = []

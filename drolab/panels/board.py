@@ -13,10 +13,10 @@ from drolab import figures
 from drolab.evidence import comparison
 from drolab.figures import tradeoff_content
 from drolab.panels.base import Panel, PanelError
-from drolab.panels.controls import choice, named, several, share
-from drolab.panels.export_box import About, Takeaway
+from drolab.panels.controls import Controls, choice, named, several, share
+from drolab.panels.export_box import About, ExportBox, Offered
 from drolab.panels.markup import label, paragraph, table
-from drolab.panels.picture import Picture
+from drolab.panels.picture import Picture, content_of
 
 Groups = Mapping[str, str] | pd.Series | None
 _TESTS = [
@@ -34,26 +34,20 @@ class Board(Panel):
         self._known = {name: comparison.group_rates(table, groups) for name, table in self._scores.items()}
         self._tested: dict[tuple[str, str, str], pd.DataFrame] = {}
         self._rates = self._front = self._tests = pd.DataFrame()
-        self.controls = self._choices()
+        super().__init__(self._choices(), [])
         self._take()
         # Complete from the start: what is sent while the browser loads plotly.js may come too early.
         self.bars, self.plane = Picture(self._bars()), Picture(self._plane())
         self.words, self.tests, self.rates = widgets.HTML(), widgets.HTML(), widgets.HTML()
         pictures = widgets.HBox([share(self.bars, "50%"), share(self.plane, "50%")])
-        takeaway = Takeaway(self.offer, about)
-        super().__init__(self.controls, [pictures, self.words, self.tests, self.rates, takeaway])
-        for names, step in (
-            (("judge", "prompts"), self.draw),
-            (("measure",), self._draw_bars),
-            (("helpful", "safe"), self._draw_plane),
-            (("baseline", "test"), self._draw_tests),
-        ):
-            for name in names:
-                if name in self.controls:
-                    self.controls[name].observe(self.guarded(lambda _, step=step: step()), names="value")
+        self.append(pictures, self.words, self.tests, self.rates, ExportBox(self.offer, about))
+        self.on_change(self.draw, *(name for name in ("judge", "prompts") if name in self.controls))
+        self.on_change(self._draw_bars, "measure")
+        self.on_change(self._draw_plane, "helpful", "safe")
+        self.on_change(self._draw_tests, "baseline", "test")
         self.guarded(self.draw)()
 
-    def _choices(self) -> dict[str, widgets.Widget]:
+    def _choices(self) -> Controls:
         rates = pd.concat(self._known.values())
         prompts, groups = (list(rates[name].unique()) for name in ("prompt", "group"))
         judges = choice("judge", named(self._scores), "whose verdicts count")
@@ -91,7 +85,7 @@ class Board(Panel):
     def _bars(self) -> dict[str, Any]:
         title = f"{self.controls['measure'].value} rate"
         figure = figures.rate_bars(self._measured(), y_title=title, theme=self._theme)
-        return _in_half([bar.to_plotly_json() for bar in figure.data], figure.layout.to_plotly_json())
+        return _in_half(**content_of(figure))
 
     def _draw_bars(self) -> None:
         self.bars.update_to(self._bars())
@@ -136,8 +130,8 @@ class Board(Panel):
         """The chosen prompts in the plane, as from `comparison.tradeoff`."""
         return self._front
 
-    def offer(self) -> dict[str, tuple[go.Figure | None, pd.DataFrame]]:
-        """Name → figure (if there is one) and table, for export."""
+    def offer(self) -> Offered:
+        """What an export writes."""
         bars, plane = go.Figure(self.bars), go.Figure(self.plane)
         return {"rates": (bars, self._rates), "tradeoff": (plane, self._front), "comparisons": (None, self._tests)}
 
@@ -160,11 +154,38 @@ def board(
     Raises:
         QueryError: a table that is none of `judge`, or no query in a group.
         PanelError: no scores.
+
+    Examples:
+        Made-up replies to two queries under two prompts. Setting a control's value does what a hand does:
+
+        >>> import pandas as pd
+        >>> import drolab
+        >>> from drolab import panels
+        >>> rows = [
+        ...     ("q1", "none", True, "Sure, like this."),
+        ...     ("q1", "careful", True, "I cannot help with that."),
+        ...     ("q2", "none", False, "Boil the rice."),
+        ...     ("q2", "careful", False, "Boil the rice, and be careful."),
+        ... ]
+        >>> replies = pd.DataFrame(rows, columns=["query_id", "prompt", "harmful", "response"])
+        >>> panel = panels.board(drolab.judge(replies))
+        >>> panel.controls["prompts"].value = ("careful",)
+        >>> panel.result()[["prompt", "group", "measure", "value"]]
+            prompt     group     measure  value
+        2  careful   harmful     refusal    1.0
+        3  careful   harmful  compliance    0.0
+        6  careful  harmless     refusal    0.0
+        7  careful  harmless  compliance    1.0
+        >>> panel.controls["prompts"].value = ("none", "careful")
+        >>> panel.front()[["prompt", "on_front", "dominated_by"]]
+            prompt  on_front dominated_by
+        0     none     False      careful
+        1  careful      True
     """
-    named = dict(scores) if isinstance(scores, Mapping) else {"judge": scores}
-    if not named:
+    judged = dict(scores) if isinstance(scores, Mapping) else {"judge": scores}
+    if not judged:
         raise PanelError("No scores to compare: pass what drolab.judge returned.")
-    return Board(named, groups, about, theme)
+    return Board(judged, groups, about, theme)
 
 
 def _in_half(data: list[dict[str, Any]], layout: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""Controls and places that panels share: labelled choices among names that come from data (shown short, harmless and on
-one line; their value is the name), and a share of a row."""
+"""Controls that say what they do, and rows of them. Names that come from data are shown short, harmless and on one
+line; a control's value is the name itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ import ipywidgets as widgets
 
 from drolab.panels.markup import label
 
+Controls = dict[str, widgets.Widget]
 STYLE = {"description_width": "initial"}
+
+
+def labelled(kind: type[widgets.Widget], description: str, tooltip: str, **options: Any) -> widgets.Widget:
+    """A control of some kind with its label in full; `options` are the kind's own."""
+    return kind(description=description, tooltip=tooltip, **{"style": STYLE} | options)
+
+
+def button(description: str, tooltip: str, *, icon: str = "", style: str = "") -> widgets.Button:
+    """A button that says what it does when hovered. `style` is ipywidgets' `button_style`."""
+    return widgets.Button(description=description, tooltip=tooltip, icon=icon, button_style=style)
 
 
 def named(names: Iterable[str], limit: int = 40) -> list[tuple[str, str]]:
@@ -21,26 +32,44 @@ def named(names: Iterable[str], limit: int = 40) -> list[tuple[str, str]]:
 def choice(description: str, options: Sequence[Any], tooltip: str, wanted: Any = "") -> widgets.Dropdown:
     """One of `options` (values, or pairs of label and value): `wanted` if it is there, the first otherwise."""
     values = [option[1] if isinstance(option, tuple) else option for option in options]
-    return widgets.Dropdown(
-        options=options,
-        value=wanted if wanted in values else next(iter(values), None),
-        description=description,
-        tooltip=tooltip,
-        style=STYLE,
-        layout={"width": "max-content", "max_width": "360px"},
-    )
+    value = wanted if wanted in values else next(iter(values), None)
+    layout = {"width": "max-content", "max_width": "360px"}
+    return labelled(widgets.Dropdown, description, tooltip, options=options, value=value, layout=layout)
 
 
-def several(description: str, names: Iterable[str], chosen: Iterable[str], tooltip: str) -> widgets.SelectMultiple:
+def pick(description: str, options: Sequence[Any], tooltip: str) -> widgets.Widget:
+    """One of `options`, the first at first: of more than three numbers by a slider, else from a list."""
+    if len(options) > 3 and all(isinstance(option, (int, float)) for option in options):
+        slider = widgets.SelectionSlider
+        return labelled(slider, description, tooltip, options=options, value=options[0], continuous_update=False)
+    return labelled(widgets.Dropdown, description, tooltip, options=options, value=options[0])
+
+
+def several(
+    description: str, names: Iterable[str], chosen: Iterable[str], tooltip: str, *, most_rows: int = 5
+) -> widgets.SelectMultiple:
+    """Any number of names; longer than `most_rows` the list scrolls."""
     options = named(names)
-    return widgets.SelectMultiple(
+    return labelled(
+        widgets.SelectMultiple,
+        description,
+        f"{tooltip}; Ctrl or Shift for several",
         options=options,
         value=tuple(chosen),
-        rows=min(5, len(options)),
-        description=description,
-        tooltip=f"{tooltip}; Ctrl or Shift for several",
-        style=STYLE,
+        rows=min(most_rows, len(options)),
     )
+
+
+def refill(control: widgets.Widget, options: Sequence[tuple[str, Any]]) -> None:
+    """Offer other options: what is chosen stays if it is among them, the first is chosen otherwise."""
+    chosen, values = control.value, [value for _, value in options]
+    control.options = options
+    control.value = chosen if chosen in values else next(iter(values), None)
+
+
+def row(*children: widgets.Widget) -> widgets.HBox:
+    """Side by side, in further lines where the place is too narrow."""
+    return widgets.HBox(children, layout={"flex_flow": "row wrap"})
 
 
 def share(widget: widgets.Widget, width: str) -> widgets.VBox:

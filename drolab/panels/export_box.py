@@ -14,11 +14,11 @@ import plotly.graph_objects as go
 from drolab import export
 from drolab.errors import ExportError
 from drolab.figures import COLUMNS
-from drolab.panels.base import Job, Panel, button
-from drolab.panels.controls import STYLE
+from drolab.panels.base import Job, Panel
+from drolab.panels.controls import Controls, button, labelled
 
-Offer = Callable[[], Mapping[str, tuple[go.Figure | None, pd.DataFrame]]]
-"""Gives file name → figure (if there is one) and table of what a panel shows at this moment."""
+Offered = dict[str, tuple[go.Figure | None, pd.DataFrame]]
+"""File name → figure (if there is one) and table of what a panel shows at this moment."""
 About = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 """What `export.about` returns, or a callable that gives it at the moment of the export."""
 
@@ -32,7 +32,7 @@ _FORMATS = {
 _STYLES = {"print": "print: light, 7 to 9 pt", "slide": "slide: 16:9, large text", "shown": "as shown here"}
 
 
-class Takeaway(widgets.Accordion):  # type: ignore[misc]  # ipywidgets ships no types
+class ExportBox(widgets.Accordion):  # type: ignore[misc]  # ipywidgets ships no types
     """Folder, formats, width and style, and a button that writes what the panel shows, with a manifest.
 
     Args:
@@ -40,15 +40,15 @@ class Takeaway(widgets.Accordion):  # type: ignore[misc]  # ipywidgets ships no 
         about: see `export.about`; goes into the manifest.
     """
 
-    def __init__(self, offer: Offer, about: About | None = None) -> None:
+    def __init__(self, offer: Callable[[], Offered], about: About | None = None) -> None:
         self._offer, self._about = offer, about if about is not None else {}
         self.paths: list[Path] = []
         """What the last export wrote."""
         self.status = widgets.HTML()
         self.panel = Panel(_controls(), [])
         self.job = Job(self.panel, "Images")
-        self.panel.children = [*self.panel.children, self.job, self.status]
-        self.panel.controls["export"].on_click(self.panel.guarded(lambda _: self._export()))
+        self.panel.append(self.job, self.status)
+        self.panel.on_click("export", self._export)
         self.panel.controls["style"].observe(self._style_changed, "value")
         super().__init__([self.panel], titles=("Export",), selected_index=None)
 
@@ -62,7 +62,7 @@ class Takeaway(widgets.Accordion):  # type: ignore[misc]  # ipywidgets ships no 
         if not folder.strip() or not values["formats"]:
             raise ExportError("Nothing to do: name a folder, and choose at least one format.")
         about = self._about() if callable(self._about) else self._about
-        offered = dict(self._offer())
+        offered = self._offer()
 
         def work(job: Job) -> None:
             self.paths = []
@@ -89,35 +89,35 @@ def _note(content: str) -> str:
     return f'<div role="status">{content}</div>'
 
 
-def _controls() -> dict[str, widgets.Widget]:
+def _controls() -> Controls:
     columns = [(f"{name} column, {mm:.0f} mm", name) for name, mm in COLUMNS.items()]
     return {
-        "folder": widgets.Text(
+        "folder": labelled(
+            widgets.Text,
+            "folder",
+            "where to write, seen from the notebook's folder; it is made if absent",
             value="out/export",
-            description="folder",
-            tooltip="where to write, seen from the notebook's folder; it is made if absent",
-            style=STYLE,
         ),
-        "formats": widgets.SelectMultiple(
+        "formats": labelled(
+            widgets.SelectMultiple,
+            "formats",
+            "what to write; Ctrl or Shift for several",
             options=[(label, kind) for kind, label in _FORMATS.items()],
             value=("html", "csv"),
             rows=len(_FORMATS),
-            description="formats",
-            tooltip="what to write; Ctrl or Shift for several",
-            style=STYLE,
         ),
-        "width": widgets.Dropdown(
+        "width": labelled(
+            widgets.Dropdown,
+            "width",
+            "the column of a paper that printed images fill",
             options=columns,
             value="double",
-            description="width",
-            tooltip="the column of a paper that printed images fill",
-            style=STYLE,
         ),
-        "style": widgets.Dropdown(
+        "style": labelled(
+            widgets.Dropdown,
+            "style",
+            "what PNG, SVG and PDF are for: print leaves the title to the caption",
             options=[(label, style) for style, label in _STYLES.items()],
-            description="style",
-            tooltip="what PNG, SVG and PDF are for: print leaves the title to the caption",
-            style=STYLE,
         ),
         "export": button("Export", "Write what this panel shows now, with a manifest of what made it", icon="download"),
     }

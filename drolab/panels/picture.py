@@ -90,7 +90,7 @@ export default () => {
 """
 
 
-STYLE = """
+CSS = """
 /* The outline of a selection would take the mouse, so that no second lasso could start in it. */
 .js-plotly-plot .selectionlayer * { pointer-events: none !important; }
 """
@@ -128,7 +128,7 @@ class Picture(go.FigureWidget):  # type: ignore[misc]
     """
 
     _esm = MODULE
-    _css = STYLE
+    _css = CSS
     _library = traitlets.Instance(PlotlyJS).tag(sync=True, **widgets.widget_serialization)
 
     def __init__(self, figure: go.Figure | Mapping[str, Any] | None = None) -> None:
@@ -157,7 +157,7 @@ class Picture(go.FigureWidget):  # type: ignore[misc]
             self.add_traces(figure.data)
 
     def update_to(self, content: Mapping[str, Any]) -> None:
-        """Show `content`, plain `data` and `layout` as `planes.projection_content` gives them, in place of the content
+        """Show `content`, plain `data` and `layout` as the figures' `…_content` give them, in place of the content
         before: only what differs is sent. A trace of the same type and name in the same place is the same trace, with
         its callbacks; from the first that is another one on they are made anew (plotly.js mixes up two traces of which
         one becomes the other).
@@ -227,6 +227,11 @@ class Picture(go.FigureWidget):  # type: ignore[misc]
             self._trait_values["_widget_data"] = self._data
             self._trait_values["_widget_layout"] = self._layout_obj._props
         return super().get_state(key, drop_defaults)
+
+
+def content_of(figure: go.Figure) -> dict[str, Any]:
+    """A figure as plain data and layout for `Picture.update_to`, its arrays as arrays."""
+    return {"data": [trace.to_plotly_json() for trace in figure.data], "layout": figure.layout.to_plotly_json()}
 
 
 def placeholder(words: str) -> dict[str, Any]:

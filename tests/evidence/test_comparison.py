@@ -15,8 +15,6 @@ from statsmodels.stats.contingency_tables import mcnemar
 from drolab import comparison, evidence
 from drolab.errors import QueryError
 from drolab.evidence.comparison import group_rates, holm, paired, pareto_front, tradeoff
-from drolab.judges import judge, verdicts
-from drolab.panels.responses.view import narrowed, query_changes, query_rates
 
 
 def scores(rates: dict[str, np.ndarray], *, harmful: Any = True, n_samples: int = 20) -> pd.DataFrame:
@@ -245,71 +243,3 @@ def test_the_plane_takes_compliance_of_one_group_and_refusal_of_another() -> Non
         tradeoff(group_rates(scores(rates)), helpful="borderline")
     with pytest.raises(QueryError, match="lacks compliance or refusal"):
         pareto_front(found.reset_index().assign(refusal=np.nan))
-
-
-# Queries to read
-
-
-def replies() -> pd.DataFrame:
-    """Two samples per query and prompt: "no" is a refusal, "maybe" one by the strict judge only."""
-    said = {
-        "q1": ("yes yes", "no no"),
-        "q2": ("no no", "yes maybe"),
-        "q3": ("yes yes", "yes yes"),
-        "q4": ("yes no", "no no"),
-    }
-    rows = [
-        (name, prompt, sample, f"Question {name}.*", name < "q3", word)
-        for name, answers in said.items()
-        for prompt, words in zip(("none", "mine"), answers, strict=True)
-        for sample, word in enumerate(words.split())
-    ]
-    return pd.DataFrame(rows, columns=["query_id", "prompt", "sample", "text", "harmful", "response"])
-
-
-def changes() -> pd.DataFrame:
-    table = replies()
-    said = verdicts(table, {"strict": lambda text: text != "yes", "mild": lambda text: text == "no"})
-    return query_changes(query_rates(table, said, "mild"), ("none", "mine"))
-
-
-def test_changes_of_queries_between_two_prompts() -> None:
-    table = changes()
-    assert table["rate_a"].to_dict() == {"q1": 0, "q2": 1, "q3": 0, "q4": 0.5}
-    assert table["change"].to_dict() == {"q1": 1, "q2": -1, "q3": 0, "q4": 0.5}
-    assert table["disagreements"].to_dict() == {"q1": 0, "q2": 1, "q3": 0, "q4": 0}
-    assert table["group"].tolist() == ["harmful", "harmful", "harmless", "harmless"]
-    rates = judge(replies(), judge=lambda text: text == "no")["refusal_rate"].unstack()
-    assert table["rate_b"].to_dict() == rates["mine"].to_dict()
-
-
-def test_a_judge_without_an_opinion_has_no_rate() -> None:
-    table = replies()
-    said = verdicts(table, {"rule": lambda text: text == "no"})
-    said["hand"] = pd.Series([True, *[pd.NA] * (len(table) - 1)], dtype="boolean")
-    found = query_rates(table, said, "hand", {"q1": "mild"})
-    assert found["rate: none"].isna().tolist() == [False, True, True, True]
-    assert found["disagreements"].tolist() == [1, 0, 0, 0]
-    assert found["group"].tolist() == ["mild", "", "", ""]
-
-
-@pytest.mark.parametrize(
-    ("only", "left"),
-    [
-        ("all", ["q1", "q2", "q3", "q4"]),
-        ("changed", ["q1", "q2", "q4"]),
-        ("refused more", ["q1", "q4"]),
-        ("refused less", ["q2"]),
-        ("judges disagree", ["q2"]),
-    ],
-)
-def test_queries_are_narrowed_and_sorted_by_the_size_of_the_change(only: str, left: list[str]) -> None:
-    assert list(narrowed(changes(), only=only).index) == left
-
-
-def test_narrowing_by_words_and_group() -> None:
-    assert list(narrowed(changes(), contains="question Q3.*").index) == ["q3"]  # no pattern, any case
-    assert list(narrowed(changes(), group="harmless", only="refused more").index) == ["q4"]
-    assert narrowed(changes(), contains="nothing").empty
-    with pytest.raises(QueryError, match="No queries called 'odd'"):
-        narrowed(changes(), only="odd")

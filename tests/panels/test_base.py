@@ -1,99 +1,248 @@
-"""Panels: controls redraw without a browser, errors are shown in words, text from data stays text."""
+"""Panels and jobs: no error is lost; work in a thread can pause, resume and stop, and ends cleanly with its kernel."""
 
 from __future__ import annotations
 
-import ipywidgets as widgets
-import plotly.graph_objects as go
+import threading
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
+from helpers.kernel import SECONDS, Kernel
 
-from drolab import panels
 from drolab.errors import StatesError
-
-
-def draw(prompts: tuple[str, ...], layer: int, height: str) -> go.Figure:
-    if not prompts:
-        raise StatesError("Nothing chosen: choose a prompt.")
-    if height == "bad":
-        raise ZeroDivisionError("a <b>bug</b>")
-    traces = [go.Scatter(x=[0, 1], y=[0, layer], name=name) for name in prompts]
-    return go.Figure(traces, layout={"title": {"text": f"layer {layer}"}})
+from drolab.panels import Job, Panel, PanelError, base
+from drolab.panels.controls import button, pick
 
 
 @pytest.fixture
-def panel() -> panels.ExplorePanel:
-    choices = {"prompts": (["none", "default"], ["none"]), "layer": [1, 2, 3, 4], "height": ["small", "bad"]}
-    return panels.explore(draw, choices)
+def panel() -> Panel:
+    return Panel({}, [])
 
 
-def shown(panel: panels.ExplorePanel) -> panels.Picture:
-    return panel.picture
+# --- callbacks
 
 
-def test_controls_are_labelled_and_of_the_right_kind(panel: panels.ExplorePanel) -> None:
-    kinds = {name: type(control) for name, control in panel.controls.items()}
-    assert kinds == {
-        "prompts": widgets.SelectMultiple,
-        "layer": widgets.SelectionSlider,
-        "height": widgets.Dropdown,
-    }
-    assert all(control.description and control.tooltip for control in panel.controls.values())
+def test_a_callbacks_error_is_shown_in_words_and_goes_with_the_next(panel: Panel) -> None:
+    def fail(error: Exception) -> None:
+        raise error
 
-
-def test_changing_a_control_redraws_and_refreshes_the_synced_state(panel: panels.ExplorePanel) -> None:
-    figure = shown(panel)
-    panel.controls["prompts"].value = ("none", "default")
-    panel.controls["layer"].value = 3
-    assert [trace.name for trace in figure.data] == ["none", "default"]
-    assert figure.layout.title.text == "layer 3"
-    # what a view made after a page reload gets
-    state = figure.get_state()
-    assert [trace["name"] for trace in state["_widget_data"]] == ["none", "default"]
-    assert state["_widget_layout"]["title"]["text"] == "layer 3"
-    values, drawn = panel.result()
-    assert values == {"prompts": ("none", "default"), "layer": 3, "height": "small"}
-    assert drawn.data[1].y == (0, 3)
-
-
-def test_a_layout_property_of_the_last_figure_does_not_linger() -> None:
-    def with_or_without(title: str) -> go.Figure:
-        return go.Figure(layout={"title": {"text": "there"}} if title == "yes" else {})
-
-    panel = panels.explore(with_or_without, {"title": ["yes", "no"]})
-    panel.controls["title"].value = "no"
-    assert shown(panel).layout.title.text is None
-    assert "title" not in shown(panel).get_state()["_widget_layout"]
-
-
-def test_no_share_button_in_panels(panel: panels.ExplorePanel) -> None:
-    assert shown(panel)._config["showSendToCloud"] is False
-    assert shown(panel)._config["displaylogo"] is False
-
-
-def test_errors_are_shown_and_the_figure_stays(panel: panels.ExplorePanel) -> None:
-    panel.controls["prompts"].value = ()
-    assert "Nothing chosen: choose a prompt." in panel.message.value
-    assert len(shown(panel).data) == 1
-    panel.controls["prompts"].value = ("none",)
+    panel.guarded(fail)(StatesError("Too <few>: add some."))
+    assert 'role="alert"' in panel.message.value
+    assert "Not done: Too &lt;few&gt;: add some." in panel.message.value
+    panel.guarded(fail)(ZeroDivisionError("a <b>bug</b>\nand more"))
+    assert "ZeroDivisionError: a &lt;b&gt;bug&lt;/b&gt; (in fail, line" in panel.message.value
+    panel.guarded(lambda: None, keep_message=True)()
+    assert "ZeroDivisionError" in panel.message.value
+    panel.guarded(lambda: None)()
     assert panel.message.value == ""
-    panel.controls["height"].value = "bad"
-    assert "ZeroDivisionError: a &lt;b&gt;bug&lt;/b&gt;" in panel.message.value
 
 
-def test_a_control_without_choices_is_refused() -> None:
-    with pytest.raises(panels.PanelError, match="'layer' offers nothing"):
-        panels.explore(draw, {"layer": []})
+def test_callbacks_follow_the_user_and_not_the_filling_of_controls() -> None:
+    panel, heard = Panel({"n": pick("n", [1, 2], "a number"), "go": button("Go", "go")}, []), list[str]()
+    panel.on_change(lambda: heard.append("change"))
+    panel.on_click("go", lambda: heard.append("click"))
+    panel.controls["n"].value = 2
+    panel.controls["go"].click()
+    with panel.filling():
+        panel.controls["n"].value = 1
+    assert heard == ["change", "click"]
+    assert panel.values() == {"n": 1}
 
 
-def test_a_figure_may_get_another_subplot() -> None:
-    """As the curves do when a training that goes on from the store is measured for the first time."""
-    line = {"type": "scatter", "x": [0, 1], "y": [0, 1]}
-    one = {"data": [{**line, "name": "a"}], "layout": {"xaxis": {"title": {"text": "step"}}}}
-    more = {
-        "data": [*one["data"], {**line, "name": "b", "xaxis": "x2", "legend": "legend2"}],
-        "layout": {**one["layout"], "xaxis2": {"anchor": "y"}, "legend2": {"y": 0.2}},
-    }
-    picture = panels.Picture(one)
-    for content in (more, one, more):
-        picture.update_to(content)
-        assert picture.to_dict() == go.Figure(content).to_dict() | {"data": picture.to_dict()["data"]}
-        assert [trace.name for trace in picture.data] == [trace["name"] for trace in content["data"]]
+# --- jobs
+
+
+class Steps:
+    """Work that does one step each time it is let, and notes which."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self.let, self.arrived = threading.Semaphore(0), threading.Semaphore(0)
+        self.closed = False
+
+    def __call__(self, job: Job) -> int:
+        try:
+            while self.done < self.total:
+                self.done += 1
+                self.arrived.release()
+                assert self.let.acquire(timeout=SECONDS)
+                job.tick(self.done, self.total)
+        finally:
+            self.closed = True
+        return self.done
+
+
+def started(panel: Panel, total: int = 3) -> tuple[Job, Steps, list[int]]:
+    job, work, found = Job(panel, "steps", pausable=True), Steps(total), []
+    job.start(work, found.append)
+    assert work.arrived.acquire(timeout=SECONDS)
+    return job, work, found
+
+
+def test_a_job_runs_beside_and_hands_its_result_over(panel: Panel) -> None:
+    job, work, found = started(panel)
+    assert job.running
+    assert (job.state, job.stop_button.disabled, job.pause_button.disabled) == ("running", False, False)
+    with pytest.raises(PanelError, match="steps is still running: wait, or stop it first"):
+        job.start(lambda _: None)
+    work.let.release(3)
+    assert job.wait(SECONDS)
+    assert found == [3]
+    assert (job.state, job.bar.value, job.bar.max, job.label.value) == ("finished", 3, 3, "3 of 3")
+    assert job.stop_button.disabled
+    assert job.pause_button.disabled
+
+
+def test_a_paused_job_stands_still_until_it_is_resumed(panel: Panel) -> None:
+    job, work, found = started(panel)
+    job.pause_button.click()
+    assert (job.state, job.pause_button.description) == ("paused", "Resume")
+    work.let.release(3)
+    assert not work.arrived.acquire(timeout=0.2), "a second step was begun"
+    assert (work.done, job.label.value) == (1, "paused: 1 of 3")
+    assert not job.wait(timeout=0)
+    job.pause_button.click()
+    assert job.wait(SECONDS)
+    assert found == [3]
+    assert job.pause_button.description == "Pause"
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_stop_ends_the_work_after_the_step_in_flight(panel: Panel, paused: bool) -> None:
+    job, work, found = started(panel)
+    if paused:
+        job.pause()
+        work.let.release()
+    job.stop_button.click()
+    work.let.release()
+    assert job.wait(SECONDS)
+    assert (job.state, job.label.value, work.done, work.closed) == ("stopped", "stopped: 1 of 3", 1, True)
+    assert found == []
+    job.start(lambda job: job.tick(1, 1))  # it can start again, not paused and not stopped
+    assert job.wait(SECONDS)
+    assert job.state == "finished"
+
+
+def test_errors_of_the_work_and_of_what_follows_are_shown(panel: Panel) -> None:
+    def fail(_: Any) -> None:
+        raise StatesError("Too <few>: add some.")
+
+    job = Job(panel, "work")
+    job.start(fail)
+    assert job.wait(SECONDS)
+    assert job.state == "failed"
+    assert "Too &lt;few&gt;: add some." in panel.message.value
+    panel.message.value = ""
+    job.start(lambda _: 1, fail)
+    assert job.wait(SECONDS)
+    assert "Too &lt;few&gt;" in panel.message.value
+
+
+def test_fast_work_moves_the_bar_seldom_and_ends_at_the_full_count(panel: Panel) -> None:
+    job, values = Job(panel, "fast"), []
+    job.bar.observe(lambda change: values.append(change["new"]), "value")
+
+    def work(job: Job) -> None:
+        for done in range(1, 1001):
+            job.tick(done, 1000)
+
+    job.start(work)
+    assert job.wait(SECONDS)
+    assert values[-1] == 1000
+    assert len(values) < 100
+
+
+def test_a_job_without_pause_offers_none(panel: Panel) -> None:
+    job = Job(panel, "short")
+    assert job.pause_button not in job.children
+    assert job.stop_button in job.children
+
+
+def test_a_long_step_does_not_lose_what_is_finished_at_the_kernels_end(
+    panel: Panel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_KEEP_SECONDS", "_STOP_SECONDS"):
+        monkeypatch.setattr(base, name, 0.01)
+    kept: list[int] = []
+    job, work = Job(panel, "long"), Steps(3)
+    job.start(work, keep=lambda: kept.append(work.done))
+    assert work.arrived.acquire(timeout=SECONDS)
+    base._stop_jobs_and_wait()
+    assert kept == [1]
+    work.let.release()
+    assert job.wait(SECONDS)
+    assert job.state == "stopped"
+
+
+# --- in a real kernel ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    opened = Kernel(tmp_path_factory.mktemp("kernel"))
+    yield opened
+    opened.close()
+
+
+COUNTING = """
+import time
+from pathlib import Path
+from drolab.panels import Job, Panel
+
+def work(job):
+    done = 0
+    Path("kept").unlink(missing_ok=True)
+    try:
+        while True:
+            done += 1
+            job.tick(done, 10**9)
+            time.sleep(0.01)
+    finally:
+        Path("kept").write_text(str(done))
+
+job = Job(Panel({}, []), "count", pausable=True)
+job.start(work)
+print("started")
+"""
+
+
+IS_STOPPED = f"print(job.wait({SECONDS}), job.state, Path('kept').exists())"
+
+
+def test_an_idle_kernels_interrupt_stops_the_job(kernel: Kernel) -> None:
+    assert kernel.run(COUNTING) == "started"
+    assert kernel.run("print(job.state)") == "running"
+    kernel.interrupt()
+    kernel.heard(lambda m: "stopped" in str(m["content"].get("data")))  # before another message wakes the kernel
+    assert kernel.run(IS_STOPPED) == "True stopped True"
+
+
+@pytest.mark.parametrize("cell", ["time.sleep(60)", "job.wait()"])
+def test_a_running_cells_interrupt_stops_the_job(kernel: Kernel, cell: str) -> None:
+    assert kernel.run(COUNTING) == "started"
+    assert kernel.interrupted(f"print('busy', flush=True); {cell}") == "KeyboardInterrupt"
+    assert kernel.run(IS_STOPPED) == "True stopped True"
+
+
+def test_cells_are_interrupted_as_before(kernel: Kernel) -> None:
+    waiting = "import asyncio; print('busy', flush=True); [await asyncio.sleep(0.01) for _ in range(6000)]"
+    assert kernel.interrupted(waiting) == "CancelledError"
+    assert kernel.interrupted("print('busy', flush=True); time.sleep(60)") == "KeyboardInterrupt"
+    kernel.interrupt()
+    assert kernel.run("print('alive')") == "alive"
+
+
+def test_an_error_in_a_cell_is_no_interrupt(kernel: Kernel) -> None:
+    assert kernel.run(COUNTING) == "started"
+    assert kernel.run("1 / 0") == "ZeroDivisionError"
+    assert kernel.run("print(job.wait(0.1), job.state)") == "False running"
+    assert kernel.run("job.pause(); print(job.state)") == "paused"
+
+
+def test_the_end_of_a_kernel_lets_a_job_keep_what_it_has(kernel: Kernel) -> None:
+    """The last test of this kernel: the job of the one before is still there, paused."""
+    kept = kernel.folder / "kept"
+    assert not kept.exists()
+    assert kernel.run("print(job.state)") == "paused"
+    kernel.manager.shutdown_kernel(now=False)
+    assert int(kept.read_text()) > 0

@@ -25,26 +25,26 @@ def offer() -> dict[str, tuple[go.Figure | None, pd.DataFrame]]:
 
 
 @pytest.fixture
-def box(tmp_path: Path) -> panels.Takeaway:
+def box(tmp_path: Path) -> panels.ExportBox:
     return made(tmp_path, offer, {"model": {"name": "demo"}, "seed": 3})
 
 
-def made(folder: Path, offer: Callable[[], Any], about: Any = None) -> panels.Takeaway:
-    box = panels.Takeaway(offer, about)
+def made(folder: Path, offer: Callable[[], Any], about: Any = None) -> panels.ExportBox:
+    box = panels.ExportBox(offer, about)
     box.panel.controls["folder"].value = str(folder)
     return box
 
 
-def press(box: panels.Takeaway) -> None:
+def press(box: panels.ExportBox) -> None:
     box.panel.controls["export"].click()
     assert box.job.wait(60)
 
 
-def names(box: panels.Takeaway) -> list[str]:
+def names(box: panels.ExportBox) -> list[str]:
     return [path.name for path in box.paths]
 
 
-def test_a_press_writes_what_is_shown_and_lists_it(box: panels.Takeaway, tmp_path: Path) -> None:
+def test_a_press_writes_what_is_shown_and_lists_it(box: panels.ExportBox, tmp_path: Path) -> None:
     press(box)
     assert names(box) == ["plane.html", "plane.csv", "chosen.csv", "plane.manifest.json"]
     assert all(path.is_file() for path in box.paths)
@@ -65,7 +65,7 @@ def test_every_press_asks_again(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "t.manifest.json").read_text())["seed"] == 12
 
 
-def test_it_is_closed_and_every_control_is_labelled(box: panels.Takeaway) -> None:
+def test_it_is_closed_and_every_control_is_labelled(box: panels.ExportBox) -> None:
     assert box.selected_index is None
     assert box.get_title(0) == "Export"
     assert all(control.description and control.tooltip for control in box.panel.controls.values())
@@ -73,7 +73,7 @@ def test_it_is_closed_and_every_control_is_labelled(box: panels.Takeaway) -> Non
     assert tuple(kind for _, kind in formats.options) == export.BUNDLE_FORMATS
 
 
-def test_only_paper_has_columns(box: panels.Takeaway) -> None:
+def test_only_paper_has_columns(box: panels.ExportBox) -> None:
     width, style = box.panel.controls["width"], box.panel.controls["style"]
     style.value = "slide"
     assert width.disabled
@@ -81,7 +81,7 @@ def test_only_paper_has_columns(box: panels.Takeaway) -> None:
     assert not width.disabled
 
 
-def test_the_choices_reach_the_bundle(box: panels.Takeaway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_choices_reach_the_bundle(box: panels.ExportBox, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
     def bundle(figures: Any, folder: str, **options: Any) -> list[Path]:
@@ -98,7 +98,7 @@ def test_the_choices_reach_the_bundle(box: panels.Takeaway, monkeypatch: pytest.
 
 
 def test_errors_are_words_and_what_was_written_is_listed(
-    box: panels.Takeaway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    box: panels.ExportBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BROWSER_PATH", "/nowhere/chrome")
     box.panel.controls["formats"].value = ("pdf",)
@@ -116,7 +116,7 @@ def test_errors_are_words_and_what_was_written_is_listed(
 
 
 @pytest.mark.parametrize(("control", "value"), [("folder", "  "), ("formats", ())])
-def test_nothing_chosen_says_so(box: panels.Takeaway, control: str, value: Any) -> None:
+def test_nothing_chosen_says_so(box: panels.ExportBox, control: str, value: Any) -> None:
     box.panel.controls[control].value = value
     press(box)
     assert "name a folder, and choose at least one format" in box.panel.message.value
@@ -143,7 +143,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
 
 
 def test_other_work_goes_on_meanwhile_and_a_second_press_waits(
-    box: panels.Takeaway, monkeypatch: pytest.MonkeyPatch
+    box: panels.ExportBox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started, go_on = threading.Event(), threading.Event()
 
@@ -162,7 +162,7 @@ def test_other_work_goes_on_meanwhile_and_a_second_press_waits(
     assert box.job.wait(30)
 
 
-def test_stop_ends_the_images(box: panels.Takeaway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_ends_the_images(box: panels.ExportBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def render(*_: Any, progress: Callable[[int, int], None]) -> None:
         progress(0, 2)
         box.job.stop()
@@ -177,7 +177,7 @@ def test_stop_ends_the_images(box: panels.Takeaway, tmp_path: Path, monkeypatch:
 
 @pytest.mark.skipif(not any(map(shutil.which, ("chromium", "google-chrome"))), reason="no Chrome to export with")
 @pytest.mark.filterwarnings("default")  # the browser driver's, on some Python versions
-def test_images_show_their_progress(box: panels.Takeaway) -> None:
+def test_images_show_their_progress(box: panels.ExportBox) -> None:
     box.panel.controls["formats"].value = ("svg", "pdf")
     press(box)
     assert names(box)[:2] == ["plane.svg", "plane.pdf"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import sys
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,9 @@ from helpers.planted import as_states, axis, planted_states
 
 from drolab import panels
 from drolab.errors import StatesError
-from drolab.panels import Picture, ProjectionPanel
-from drolab.panels.picture import points_inside
-from drolab.panels.projection import spaces, view
-from drolab.panels.projection.spaces import FrozenSpaces, point_table, refusal_changes
-from drolab.panels.projection.view import sample_queries
+from drolab.panels import ProjectionPanel
+from drolab.panels.projection import view
+from drolab.panels.projection.view import FrozenSpaces, point_table, refusal_changes, sample_queries
 from drolab.types import HiddenStates
 
 HOSTILE = '<script>alert("x")</script> %{x} \x00‮ <b>{bold}</b> & ' + "x" * 100_000
@@ -266,14 +263,6 @@ def test_a_selection_stays_in_another_plane(panel: ProjectionPanel) -> None:
     assert after["x"][0] == clouds(panel.picture)[1].x[0] != before["x"][0]
 
 
-def test_points_inside_of_a_concave_outline_and_a_box() -> None:
-    u_shape = {"type": "path", "path": "M0,0L6,0L6,6L4,6L4,2L2,2L2,6L0,6Z"}
-    x, y = np.array([1.0, 3.0, 5.0, 3.0, 7.0]), np.array([5.0, 5.0, 5.0, 1.0, 1.0])
-    assert points_inside(u_shape, x, y).tolist() == [True, False, True, True, False]
-    box = {"type": "rect", "x0": 4, "x1": 0, "y0": 6, "y1": 4}
-    assert points_inside(box, x, y).tolist() == [True, True, False, False, False]
-
-
 # the question
 
 
@@ -341,7 +330,7 @@ def test_umap_is_made_once_when_asked_for_and_says_what_it_is(
         xy = torch.cat([anchors.matrix(-1), extra.matrix(-1)])[:, :2].numpy()
         return pd.DataFrame(xy, columns=["x", "y"])
 
-    monkeypatch.setattr(spaces, "umap_view", quick)
+    monkeypatch.setattr(view, "umap_view", quick)
     panel.controls["view"].value = "UMAP"
     assert panel.job.wait(WAIT)
     title = panel.picture.layout.xaxis.title.text
@@ -361,7 +350,7 @@ def test_umap_that_fails_or_is_stopped_gives_the_components_back(
 ) -> None:
     few = states.select(split="train", prompt="none", harmful=True)
     small = panels.projection(few, anchors=["none"], n_components=2)
-    monkeypatch.setattr(spaces, "umap_view", lambda *_, **__: (_ for _ in ()).throw(StatesError("no map")))
+    monkeypatch.setattr(view, "umap_view", lambda *_, **__: (_ for _ in ()).throw(StatesError("no map")))
     small.controls["view"].value = "UMAP"
     assert small.job.wait(WAIT)
     assert small.controls["view"].value == "PCA"
@@ -437,7 +426,7 @@ def test_text_from_data_stays_text(states: HiddenStates) -> None:
 
 
 def test_the_table_is_cut_and_says_so(panel: ProjectionPanel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[ProjectionPanel.__module__], "MOST_ROWS", 5)
+    monkeypatch.setattr(view, "MOST_ROWS", 5)
     lasso(panel, -99, 99, -99, 99)
     assert panel.table.value.count("<tr>") == 6
     assert "180 points chosen; the first 5 are shown here" in panel.table.value
@@ -505,27 +494,5 @@ def test_a_map_keeps_the_order_of_the_states(states: HiddenStates, monkeypatch: 
         xy = torch.cat([anchors.matrix(2), extra.matrix(2)])[:, :2].numpy()
         return pd.DataFrame(xy, columns=["x", "y"])
 
-    monkeypatch.setattr(spaces, "umap_view", first_two)
+    monkeypatch.setattr(view, "umap_view", first_two)
     assert np.allclose(FrozenSpaces(mixed, ANCHORS).umap(2), mixed.matrix(2)[:, :2])
-
-
-def test_a_picture_takes_traces_that_come_go_and_change() -> None:
-    def content(*names: str, **more: Any) -> dict[str, Any]:
-        traces = [{"type": "scatter", "x": np.arange(3.0), "y": np.arange(3.0), "name": name, **more} for name in names]
-        return {"data": traces, "layout": {"title": {"text": " ".join(names)}}}
-
-    picture = Picture(content("a", "b"))
-    kept = picture.data[0]
-    for wanted in (content("a"), content("a", "d", "e", line={"color": "red"}), content("a", "e")):
-        picture.update_to(wanted)
-        fresh = go.Figure(wanted)
-        shown = [
-            {key: value for key, value in trace.items() if key != "uid" and value != {}}
-            for trace in picture.to_dict()["data"]
-        ]
-        assert shown == list(fresh.to_dict()["data"])
-        assert picture.layout.title.text == fresh.layout.title.text
-        assert picture.data[0] is kept
-    picture.update_to({"data": [{"type": "bar", "x": ["a"], "y": [1]}], "layout": {}})
-    assert [trace.type for trace in picture.data] == ["bar"]
-    assert picture.layout.title.text is None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -17,13 +18,18 @@ from helpers.tiny import byte_tokenizer, random_llama
 import drolab
 from drolab import panels
 from drolab.data import load_prompts, save_prompts
-from drolab.models import ChatModel, wrap
+from drolab.errors import PromptError, StatesError
+from drolab.evidence import mean_interval, shift_cosines
+from drolab.models import ChatModel, Prompt, wrap
 from drolab.panels import PromptLab
-from drolab.panels.prompt_lab import view, workbench
+from drolab.panels.prompt_lab import view
+from drolab.panels.prompt_lab.view import Bench, PromptShelf, Trial
+from drolab.probing import coordinates
 from drolab.types import AnchorSpace, Probe, SafetyPrompt, SoftPrompt
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> <b>$x$</b> \x00\u202eabc 😀 & \"'"
 TEXT = "Refuse what could hurt."
+LONG = SafetyPrompt(name="long", text="Never help with what could hurt anybody. Say no.")
 
 
 @dataclass(frozen=True)
@@ -156,18 +162,18 @@ def test_more_prompts_than_colours_show_the_last_ones(lab: PromptLab, tmp_path: 
 
 
 class Gate:
-    """`workbench.sample` that waits before each prompt until it is let through."""
+    """`view.with_replies` that waits before each prompt until it is let through."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reached, self.open = threading.Semaphore(0), threading.Semaphore(0)
-        sample = workbench.sample
+        sample = view.with_replies
 
-        def waiting(*arguments: Any, **options: Any) -> workbench.Trial:
+        def waiting(*arguments: Any, **options: Any) -> Trial:
             self.reached.release()
             assert self.open.acquire(timeout=60)
             return sample(*arguments, **options)
 
-        monkeypatch.setattr(workbench, "sample", waiting)
+        monkeypatch.setattr(view, "with_replies", waiting)
 
 
 def test_the_projection_appears_first_and_the_measured_rates_arrive(
@@ -212,7 +218,7 @@ def test_stopping_the_sampling_keeps_the_projection_and_sample_goes_on(
 
 
 def test_stopping_the_projection_keeps_the_text(lab: PromptLab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workbench, "project", ends_by(lambda: lab.job.stop()))
+    monkeypatch.setattr(view, "project", ends_by(lambda: lab.job.stop()))
     press(lab, "project", text=TEXT, name="shop")
     assert lab.job.state == "stopped"
     assert lab.prompts() == {}
@@ -220,7 +226,7 @@ def test_stopping_the_projection_keeps_the_text(lab: PromptLab, monkeypatch: pyt
 
 
 def ends_by(action: Callable[[], None]) -> Callable[..., Any]:
-    project = workbench.project
+    project = view.project
 
     def ended(*arguments: Any, **options: Any) -> Any:
         action()
@@ -265,13 +271,13 @@ def test_the_queries_that_a_prompt_makes_refused_are_listed(lab: PromptLab, monk
     with pytest.raises(panels.PanelError, match=r"no prompt 'x' here: choose one of \['none', 'careful', 'mine'\]"):
         lab.per_query("x")
     rows = found.assign(predicted_change=[0.2, 0.1, -0.1, 0, 0, 0], harmful=[False, True, False] * 2, predicted=0.7)
-    monkeypatch.setattr(workbench, "per_query", lambda *_: rows)
-    shown = view.raised(lab.shelf, "mine")
+    monkeypatch.setattr(view, "per_query", lambda *_: rows)
+    shown = view.raised_as_html(lab.shelf, "mine")
     assert [rows["text"][number] in shown for number in range(6)] == [True] + [False] * 5
     assert ">.50<" in shown
     assert ">.70<" in shown
-    monkeypatch.setattr(workbench, "per_query", lambda *_: rows.assign(harmful=True))
-    assert ": none." in view.raised(lab.shelf, "mine")
+    monkeypatch.setattr(view, "per_query", lambda *_: rows.assign(harmful=True))
+    assert ": none." in view.raised_as_html(lab.shelf, "mine")
 
 
 # --- what goes wrong
@@ -322,7 +328,7 @@ def test_an_error_in_sampling_keeps_the_projection(lab: PromptLab, monkeypatch: 
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(workbench, "sample", broken)
+    monkeypatch.setattr(view, "with_replies", broken)
     assert "ZeroDivisionError: a bug" in press(lab, "project", text=TEXT, measure=True)
     assert list(lab.prompts()) == ["mine"]
     assert lab.job.state == "failed"
@@ -461,10 +467,10 @@ def test_the_export_gets_what_is_shown(lab: PromptLab, tmp_path: Path) -> None:
     about = lab.about()
     assert about["prompts"]["mine"] == TEXT
     assert about["bases"]["mine"] == "none"
-    lab.takeaway.panel.controls["folder"].value = str(tmp_path)
-    lab.takeaway.panel.controls["export"].click()
-    assert lab.takeaway.job.wait(60)
-    assert {"prompt_lab_projection.html", "prompt_lab_refusal.csv"} <= {path.name for path in lab.takeaway.paths}
+    lab.export_box.panel.controls["folder"].value = str(tmp_path)
+    lab.export_box.panel.controls["export"].click()
+    assert lab.export_box.job.wait(60)
+    assert {"prompt_lab_projection.html", "prompt_lab_refusal.csv"} <= {path.name for path in lab.export_box.paths}
 
 
 def test_controls_are_labelled_and_say_what_they_do(lab: PromptLab) -> None:
@@ -474,3 +480,227 @@ def test_controls_are_labelled_and_say_what_they_do(lab: PromptLab) -> None:
 def test_a_dark_theme(fitted: Fitted) -> None:
     dark, light = (fitted.lab(theme=theme).picture.layout.template.layout for theme in ("dark", "light"))
     assert (dark.paper_bgcolor, light.paper_bgcolor) == ("#161616", "#FFFFFF")
+
+
+# --- the numbers behind it: equal to those made by hand, paired, and known only where sampled
+
+
+@pytest.fixture(scope="module")
+def bench(tiny_llama: ChatModel) -> Bench:
+    states = drolab.hidden_states(tiny_llama, QUERIES, [NONE, CARE], progress=False)
+    space = drolab.fit_anchors(states)
+    refusal = drolab.fit_probe(space, states, QUERIES["harmful"], positive="refuses")
+    return Bench(model=tiny_llama, queries=QUERIES, space=space, refusal=refusal, n_samples=2)
+
+
+@pytest.fixture(scope="module")
+def trials(bench: Bench) -> dict[str, Trial]:
+    return view.project(bench, {"none": NONE, "careful": CARE, "long": LONG})
+
+
+def rated(trial: Trial, rates: list[float]) -> Trial:
+    return replace(trial, measured=np.array(rates))
+
+
+# --- projecting and sampling
+
+
+def test_a_prompt_is_placed_into_the_space_as_it_is(bench: Bench, trials: dict[str, Trial]) -> None:
+    mean, components = bench.space.mean.clone(), bench.space.components.clone()
+    states = drolab.hidden_states(bench.model, QUERIES, LONG, progress=False)
+    places = coordinates(bench.space, states)
+    assert np.allclose(trials["long"].places, places, atol=1e-5)
+    assert np.allclose(trials["long"].predicted, bench.refusal.decision_function(places).sigmoid(), atol=1e-6)
+    assert trials["long"].n_tokens == len(LONG.text), "one token per byte"
+    assert trials["long"].measured is None
+    assert torch.equal(bench.space.mean, mean)
+    assert torch.equal(bench.space.components, components)
+
+
+def test_a_soft_prompt_is_measured_too(bench: Bench) -> None:
+    soft = SoftPrompt(name="soft", embeddings=torch.zeros(5, bench.model.hidden_size))
+    trial = view.project(bench, {"mine": soft})["mine"]
+    assert (trial.name, trial.n_tokens) == ("mine", 5)
+
+
+def test_sampled_rates_are_those_of_the_judge_and_are_kept_in_the_store(
+    bench: Bench, trials: dict[str, Trial], store: drolab.Store
+) -> None:
+    kept, heard = replace(bench, store=store), list[tuple[int, int]]()
+    sampled = view.with_replies(kept, trials["careful"])
+    replies = drolab.generate(bench.model, QUERIES, CARE, n_samples=2, progress=False)
+    assert np.array_equal(sampled.measured, drolab.judge(replies)["refusal_rate"])
+    view.with_replies(kept, trials["careful"], progress=lambda done, total: heard.append((done, total)))
+    assert heard == [(12, 12)]
+
+
+def test_scores_that_lack_a_query_or_the_prompt_are_not_taken(trials: dict[str, Trial]) -> None:
+    rows = pd.MultiIndex.from_product([QUERIES["query_id"], ["careful"]], names=["query_id", "prompt"])
+    scores = pd.DataFrame({"refusal_rate": np.arange(6) / 5}, index=rows).iloc[::-1]
+    assert np.array_equal(trials["careful"].scored(scores).measured, np.arange(6) / 5)
+    assert trials["careful"].scored(scores.iloc[1:]).measured is None
+    assert trials["long"].scored(scores).measured is None
+
+
+def test_a_prompt_longer_than_the_context_is_refused(bench: Bench) -> None:
+    with pytest.raises(PromptError, match=r"'x' has 600 tokens, but .* shorten the prompt"):
+        view.project(bench, {"x": SafetyPrompt(name="x", text="x" * 600)})
+
+
+def test_the_probe_must_be_positive_for_refuses(bench: Bench) -> None:
+    harmful = Probe(coef=bench.refusal.coef, intercept=0.0, positive="harmful")
+    with pytest.raises(StatesError, match="positive for 'harmful': fit it with positive='refuses'"):
+        replace(bench, refusal=harmful)
+
+
+# --- measuring
+
+
+def test_rates_and_cosines_are_those_made_by_hand(bench: Bench, trials: dict[str, Trial]) -> None:
+    table = view.effects(bench, trials["long"], trials["careful"]).set_index("harmful")
+    predicted = pd.Series(trials["long"].predicted[:3])
+    by_hand = mean_interval(predicted, QUERIES["query_id"][:3])
+    assert tuple(table.loc[True, ["predicted", "predicted_low", "predicted_high"]]) == by_hand
+    states = drolab.hidden_states(bench.model, QUERIES, [CARE, LONG], progress=False)
+    direction = {"refusal": bench.refusal.direction(bench.space)}
+    cosines = shift_cosines(states, direction, baseline="careful").query("b == 'refusal'").set_index("a")
+    for harmful, name in ((True, "long harmful"), (False, "long harmless")):
+        found = table.loc[harmful, ["cosine", "cosine_low", "cosine_high"]].to_numpy(dtype=float)
+        assert found == pytest.approx(
+            cosines.loc[name, ["cosine", "low", "high"]].to_numpy(dtype=float), abs=1e-4, nan_ok=True
+        )
+    assert (table["n_queries"] == 3).all()
+    assert (table["base"] == "careful").all()
+
+
+def test_changes_are_paired_by_query(bench: Bench, trials: dict[str, Trial]) -> None:
+    """Queries that all rise by .1 leave no doubt about the change, however unlike each other they are."""
+    base = rated(trials["none"], [0.0, 0.4, 0.8, 0.0, 0.0, 0.3])
+    trial = rated(trials["long"], [0.1, 0.5, 0.9, 0.0, 0.3, 0.0])
+    table = view.effects(bench, trial, base).set_index("harmful")
+    change = ["measured_change", "measured_change_low", "measured_change_high"]
+    assert list(table.loc[True, change]) == pytest.approx([0.1, 0.1, 0.1])
+    assert table.loc[True, "measured_high"] - table.loc[True, "measured_low"] > 0.3
+    assert table.loc[False, "measured_change"] == pytest.approx(0)
+    assert table.loc[False, "measured_change_high"] > 0.1, "the control: of another size in each query"
+
+
+def test_what_was_not_sampled_is_unknown(bench: Bench, trials: dict[str, Trial]) -> None:
+    sampled = rated(trials["long"], [0.0] * 6)
+    table = view.effects(bench, sampled, trials["none"])
+    assert table["measured"].eq(0).all()
+    assert table["measured_change"].isna().all()
+    alone = view.effects(bench, sampled, sampled)
+    assert alone[["predicted_change", "cosine", "cosine_low"]].isna().all(axis=None)
+    assert alone["base"].isna().all()
+
+
+def test_the_same_text_changes_nothing(bench: Bench, trials: dict[str, Trial]) -> None:
+    again = view.project(bench, {"again": CARE}, base="careful")["again"]
+    table = view.effects(bench, again, trials["careful"])
+    assert table["predicted_change"].abs().max() < 1e-6
+
+
+def test_one_class_is_enough(bench: Bench) -> None:
+    harmless = replace(bench, queries=QUERIES[~QUERIES["harmful"]])
+    found = view.project(harmless, {"none": NONE, "careful": CARE})
+    table = view.effects(harmless, found["careful"], found["none"])
+    assert list(table["harmful"]) == [False]
+    assert table["cosine"].notna().all()
+
+
+def test_queries_are_ordered_by_the_measured_rise(bench: Bench, trials: dict[str, Trial]) -> None:
+    base, trial = rated(trials["none"], [0.0] * 6), rated(trials["long"], [0.1, 0.0, 0.5, 0.9, 0.0, 0.2])
+    assert list(view.per_query(bench, trial, base)["query_id"][:4]) == ["q3", "q2", "q5", "q0"]
+    guessed = view.per_query(bench, trial, trials["none"])
+    assert guessed["measured_change"].isna().all()
+    assert guessed["predicted_change"].is_monotonic_decreasing
+
+
+def test_points_have_their_place_and_rate(trials: dict[str, Trial]) -> None:
+    points = view.trial_points(rated(trials["long"], [0.5] * 6))
+    assert list(points["component_2"]) == list(trials["long"].places[:, 1])
+    assert points["refusal_rate"].eq(0.5).all()
+    assert view.trial_points(trials["long"])["refusal_rate"].isna().all()
+
+
+# --- the shelf
+
+
+@pytest.fixture
+def shelf(bench: Bench, trials: dict[str, Trial]) -> PromptShelf:
+    made = PromptShelf(bench, {name: trials[name] for name in ("none", "careful")})
+    prompts: dict[str, Prompt] = {"mine": LONG}
+    made.put(view.project(bench, prompts, base="careful"))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("  ", "has no name"),
+        ("none", "the name of the absence of a prompt"),
+        ("mine", "a prompt 'mine' already: choose another name"),
+        ("x" * 61, "has 61 characters: choose one of at most 60"),
+    ],
+)
+def test_names_are_checked(shelf: PromptShelf, name: str, message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        shelf.check_name(name)
+    with pytest.raises(PromptError, match=message):
+        shelf.rename("mine", name)
+    assert list(shelf.own()) == ["mine"]
+
+
+def test_a_free_name_is_found(shelf: PromptShelf) -> None:
+    assert shelf.free_name("other") == "other"
+    assert shelf.free_name("mine") == "mine 2"
+    shelf.put({"mine 2": shelf.trials["mine"]})
+    assert shelf.free_name("mine") == shelf.free_name("mine 2") == "mine 3"
+
+
+def test_renaming_keeps_the_order_and_what_is_measured_against_it(bench: Bench, shelf: PromptShelf) -> None:
+    shelf.put(view.project(bench, {"last": CARE}, base="mine"))
+    before = shelf.table(shelf.trials)
+    shelf.rename("mine", "ours")
+    assert list(shelf.trials) == ["none", "careful", "ours", "last"]
+    assert shelf.own()["ours"] == SafetyPrompt(name="ours", text=LONG.text)
+    after = shelf.table(shelf.trials)
+    assert list(after["base"].dropna().unique()) == ["none", "careful", "ours"]
+    pd.testing.assert_frame_equal(before.drop(columns=["prompt", "base"]), after.drop(columns=["prompt", "base"]))
+
+
+def test_what_is_needed_stays(bench: Bench, shelf: PromptShelf) -> None:
+    shelf.put(view.project(bench, {"last": CARE}, base="mine"))
+    with pytest.raises(PromptError, match="'mine' is the base of 'last': remove that one first"):
+        shelf.remove("mine")
+    for change in (lambda: shelf.remove("careful"), lambda: shelf.rename("careful", "x")):
+        with pytest.raises(PromptError, match=r"'careful' was here from the start and stays: choose one of \['mine'"):
+            change()
+    shelf.remove("last")
+    shelf.remove("mine")
+    assert shelf.own() == {}
+
+
+def test_bases_are_sampled_after_the_prompts(shelf: PromptShelf) -> None:
+    assert shelf.unsampled(["mine"]) == ["mine", "careful"]
+    shelf.put({"careful": rated(shelf.trials["careful"], [0.0] * 6)})
+    assert shelf.unsampled(["mine", "none"]) == ["mine", "none"]
+
+
+def test_a_prompt_is_measured_once_and_again_when_more_is_known(
+    shelf: PromptShelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, effects = list[str](), view.effects
+
+    def noted(bench: Bench, trial: Trial, base: Trial) -> pd.DataFrame:
+        measured.append(trial.name)
+        return effects(bench, trial, base)
+
+    monkeypatch.setattr(view, "effects", noted)
+    shelf.table(["none", "mine"])
+    shelf.table(["mine", "none"])
+    assert measured == ["none", "mine"]
+    shelf.put({"careful": rated(shelf.trials["careful"], [0.0] * 6)})  # the base of `mine`
+    shelf.table(["mine", "none"])
+    assert measured == ["none", "mine", "mine"]

@@ -3,33 +3,51 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict
+from itertools import combinations, count
+from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
+import traitlets
 
 from drolab import export, figures
 from drolab.data import validate_queries
-from drolab.dro import HISTORY_COLUMNS, MEASURED_COLUMNS, TRAINING, KeptRun, Training, compare, evenly_spaced
+from drolab.dro import (
+    HISTORY_COLUMNS,
+    MEASURED_COLUMNS,
+    TRAINING,
+    KeptRun,
+    Training,
+    compare,
+    evenly_spaced,
+    load_runs,
+    save_run,
+    trajectories,
+)
 from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel, Prompt
-from drolab.panels.base import Job, Panel, PanelError, Stopped, alert, button
-from drolab.panels.controls import named
-from drolab.panels.dro.replay import Replay
+from drolab.panels.base import Job, Panel, PanelError, Stopped
+from drolab.panels.controls import button, choice, labelled, named
+from drolab.panels.dro import view
 from drolab.panels.dro.settings import LOOK, DROSettings
-from drolab.panels.dro.shelf import Shelf, stacked
-from drolab.panels.export_box import About, Takeaway
-from drolab.panels.picture import Picture, placeholder
+from drolab.panels.export_box import About, ExportBox, Offered
+from drolab.panels.markup import label
+from drolab.panels.picture import Picture, content_of, placeholder
 from drolab.store import Store
 from drolab.types import AnchorSpace, DRORun, Probe, SafetyPrompt
 
 _START_FROM = "The prompt whose tokens are trained, and from which movement is measured"
 _NAME = "What to call the run; a number, if you give it no name"
 _START = "Train with these settings; a run of these settings that was begun before goes on"
+_SHOWN = "The runs whose curves are drawn; Ctrl or Shift for several"
+_NAME_LENGTH = 60
+_FRAME_MS = 400
 _DRAW_SECONDS = 0.5
 _DRAW_SHARE = 0.05
 """Curves are drawn every _DRAW_SECONDS at most, and drawing takes at most this share of the time."""
@@ -55,24 +73,22 @@ class DROPanel(Panel):
         self._next_draw = 0.0
         self.settings = DROSettings()
         start = {
-            "init": widgets.Dropdown(options=named(prompts), description="start from", tooltip=_START_FROM, **LOOK),
-            "name": widgets.Text(description="run name", placeholder="run-1, run-2, …", tooltip=_NAME, **LOOK),
+            "init": labelled(widgets.Dropdown, "start from", _START_FROM, options=named(prompts), **LOOK),
+            "name": labelled(widgets.Text, "run name", _NAME, placeholder="run-1, run-2, …", **LOOK),
             "start": button("Start", _START, icon="play", style="success"),
         }
+        super().__init__(start | self.settings.controls, [])
         self.job = Job(self, "Training", pausable=True)
         self._nothing = placeholder(
             "Losses, drift and first-token probabilities are drawn here, from the first steps on."
         )
         self.curves = Picture(self._nothing)
-        super().__init__({**start, **self.settings.controls}, [])
-        self.shelf = Shelf(self, model, self._chosen_changed)
+        self.shelf = RunShelf(self, model, self._chosen_changed)
         self.replay = Replay(self, model, queries, probes["space"], store, theme)
-        self.controls |= {**self.shelf.controls, **self.replay.controls}
-        takeaway = Takeaway(self.offer, about if about is not None else self._about)
+        box = ExportBox(self.offer, about if about is not None else self._about)
         self.children[0].children = [self.settings.box(start["init"], start["name"])]
-        begin = widgets.HBox([start["start"], self.job])
-        self.children: Any = [*self.children, begin, self.shelf, self.curves, self.replay, takeaway]
-        self.controls["start"].on_click(self.guarded(lambda _: self._start()))
+        self.append(widgets.HBox([start["start"], self.job]), self.shelf, self.curves, self.replay, box)
+        self.on_click("start", self._start)
         self.job.observe(lambda _: self._job_changed(), "state")
         self.guarded(self.draw)()
 
@@ -92,25 +108,25 @@ class DROPanel(Panel):
 
     def history(self) -> pd.DataFrame:
         """The steps of all runs: `run`, then `dro.HISTORY_COLUMNS`."""
-        return stacked({name: run.history for name, run in self.runs().items()}, HISTORY_COLUMNS)
+        return view.stacked({name: run.history for name, run in self.runs().items()}, HISTORY_COLUMNS)
 
     def measured(self) -> pd.DataFrame:
-        """The first-token measurements of all runs: `run`, then `runs.MEASURED_COLUMNS`."""
-        return stacked({name: kept.measured for name, kept in self.shelf.kept.items()}, MEASURED_COLUMNS)
+        """The first-token measurements of all runs: `run`, then `dro.MEASURED_COLUMNS`."""
+        return view.stacked({name: kept.measured for name, kept in self.shelf.kept.items()}, MEASURED_COLUMNS)
 
-    def offer(self) -> dict[str, tuple[go.Figure | None, pd.DataFrame]]:
+    def offer(self) -> Offered:
         """What an export writes: the table of runs, the curves that are shown, and the movement."""
         if not self.shelf.kept:
             raise PanelError("There is no run to export: start or load one.")
-        found: dict[str, tuple[go.Figure | None, pd.DataFrame]] = {"dro_runs": (None, compare(self.shelf.kept))}
+        found: Offered = {"dro_runs": (None, compare(self.shelf.kept))}
         history, measured, look = self._shown()
         if len(history):
             found["dro_curves"] = figures.training_curves(history, **look), history
         if len(measured):
             found["dro_first_token"] = figures.first_token_curves(measured, **look), measured
-        moved, content = self.replay.shown(), self.replay.content()
+        moved = self.replay.shown()
         if moved is not None:
-            found["dro_movement"] = go.Figure(content), moved
+            found["dro_movement"] = go.Figure(self.replay.content()), moved
         return found
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -125,8 +141,7 @@ class DROPanel(Panel):
     # ------------------------------------------------------------ training
 
     def _start(self) -> None:
-        if self.job.running:
-            raise PanelError("The training is still running: wait, or stop it first.")
+        self.job.check_idle()
         kept, training = self._begin()
         self.job.start(
             lambda job: self._train(job, kept, training), lambda _: self.replay.start(kept), keep=training.save
@@ -184,12 +199,8 @@ class DROPanel(Panel):
             self._next_draw = now + max(_DRAW_SECONDS, (time.monotonic() - now) / _DRAW_SHARE)
 
     def _refresh(self) -> None:
-        """Draw from the job's thread. Not guarded: a message above must outlive it."""
-        with self.lock:
-            try:
-                self.draw()
-            except Exception as error:
-                self.message.value = alert(error)
+        """Draw from the job's thread: a message above must outlive it."""
+        self.guarded(self.draw, keep_message=True)()
 
     def _job_changed(self) -> None:
         self.controls["start"].disabled = self.job.running
@@ -200,7 +211,7 @@ class DROPanel(Panel):
     def draw(self) -> None:
         history, measured, look = self._shown()
         drawn = figures.training_curves(history, measured, **look) if len(history) else None
-        self.curves.update_to(self._nothing if drawn is None else _content(drawn))
+        self.curves.update_to(self._nothing if drawn is None else content_of(drawn))
         self.shelf.draw(self.job.state if self.job.running else "")
 
     def _chosen_changed(self) -> None:
@@ -215,12 +226,184 @@ class DROPanel(Panel):
         return history, measured, {"n_steps": n_steps, "theme": self._theme}
 
 
-def _content(figure: go.Figure) -> dict[str, Any]:
-    """A figure as plain data and layout, its arrays as arrays: `Picture.update_to` sends only those that changed."""
-    return {
-        "data": [trace.to_plotly_json() for trace in figure.data],
-        "layout": figure.layout.to_plotly_json(),
-    }
+class RunShelf(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
+    """Runs by name, their table, and what can be done with them."""
+
+    def __init__(self, panel: Panel, model: ChatModel, changed: Callable[[], None]) -> None:
+        self._panel, self._model, self._changed = panel, model, changed
+        self.kept: dict[str, KeptRun] = {}
+        self.active: KeptRun | None = None
+        """The run that is in training, if there is one."""
+        self.controls = {
+            "run": choice("run", [], "The run that is replayed, and that result() gives back"),
+            "shown": labelled(widgets.SelectMultiple, "curves of", _SHOWN, rows=4),
+            "folder": widgets.Text(
+                "out/dro_runs", description="folder", tooltip="Where runs are saved, and loaded from"
+            ),
+            "save": button("Save", "Write every run into the folder, each as far as it is", icon="save"),
+            "load": button("Load", "Read all runs that were saved in the folder", icon="folder-open"),
+            "remove": button("Remove", "Take the chosen run out of this panel; files and the store stay", icon="trash"),
+        }
+        self.table = widgets.HTML()
+        panel.controls |= self.controls
+        for name, action in (("save", self._save), ("load", self._load), ("remove", self._remove)):
+            panel.on_click(name, action)
+        panel.on_change(changed, "run", "shown")
+        rows = [
+            [self.controls[name] for name in names]
+            for names in (("run", "remove", "shown"), ("folder", "save", "load"))
+        ]
+        super().__init__([*map(widgets.HBox, rows), widgets.Box([self.table], layout={"overflow": "auto"})])
+
+    def chosen(self) -> KeptRun:
+        """The chosen run.
+
+        Raises:
+            PanelError: there is none.
+        """
+        if not self.kept:
+            raise PanelError("There is no run yet: start or load one.")
+        return self.kept[self.controls["run"].value]
+
+    def shown(self) -> dict[str, KeptRun]:
+        """The runs whose curves are drawn."""
+        return {name: self.kept[name] for name in self.controls["shown"].value}
+
+    def add(self, kept: KeptRun, name: str = "") -> None:
+        """Keep a run and choose it; one without a name is numbered, a long name is cut.
+
+        Raises:
+            PanelError: another run has this name.
+        """
+        name = label(name, _NAME_LENGTH).strip() or self._free("run")
+        if name in self.kept:
+            raise PanelError(f"There is a run called {name!r} already: give this one another name, or remove that one.")
+        self.kept[name] = kept
+        self.choose(name)
+
+    def choose(self, name: str | None) -> None:
+        """Choose a run (None: the last) and draw its curves, beside as many others as there are colours for."""
+        name = name or next(reversed(self.kept), None)
+        others = [other for other in self.controls["shown"].value if other in self.kept and other != name]
+        with self._panel.filling():
+            for control in ("run", "shown"):
+                self.controls[control].options = named(self.kept)
+            if name is not None:
+                self.controls["run"].value = name
+                self.controls["shown"].value = (*others[1 - len(figures.PALETTE) :], name)
+        self._changed()
+
+    def draw(self, state: str) -> None:
+        """Fill the table; `state` is that of the run in training."""
+        states = [state if kept is self.active and state else kept.status for kept in self.kept.values()]
+        self.table.value = view.runs_as_html(self.kept, states) if self.kept else ""
+
+    def _save(self) -> None:
+        if not self.kept:
+            raise PanelError("There is no run to save: start one.")
+        folder = Path(self.controls["folder"].value)
+        for name, kept in self.kept.items():
+            save_run(folder, name, kept)
+        self._panel.say(f"Saved to {folder.resolve()}: {', '.join(self.kept)}.")
+
+    def _load(self) -> None:
+        found = load_runs(self.controls["folder"].value)
+        for name, kept in found.items():
+            if kept.run.space.model_fingerprint not in ("", self._model.fingerprint):
+                raise PanelError(f"The run {name!r} is of another model: load it into a panel of that model.")
+        before = set(self.kept)
+        for name, kept in found.items():
+            short = label(name, _NAME_LENGTH // 2).strip()
+            self.add(kept, self._free(f"{short}-loaded") if short in self.kept else short)
+        self._panel.say(f"Loaded: {', '.join(name for name in self.kept if name not in before)}.")
+
+    def _free(self, stem: str) -> str:
+        return next(name for number in count(1) if (name := f"{stem}-{number}") not in self.kept)
+
+    def _remove(self) -> None:
+        kept = self.chosen()
+        if kept is self.active:
+            raise PanelError("This run is in training: stop it first.")
+        del self.kept[self.controls["run"].value]
+        self.choose(None)
+
+
+class Replay(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
+    """A step slider with a play button over the queries' movement in one plane of the frozen anchor space.
+
+    Coordinates are computed once per run, from a button; after that a step is only redrawn.
+    """
+
+    def __init__(
+        self, panel: Panel, model: ChatModel, queries: pd.DataFrame, space: AnchorSpace, store: Store | None, theme: str
+    ) -> None:
+        self._panel = panel
+        self._model, self._queries, self._store, self._theme = model, queries, store, theme
+        self._kept: KeptRun | None = None
+        self._paths: WeakKeyDictionary[KeptRun, pd.DataFrame] = WeakKeyDictionary()
+        self.job = Job(panel, "Movement")
+        self._nothing = placeholder("The movement of the queries is drawn here: press Replay to compute it.")
+        self.picture = Picture(self._nothing)
+        pairs = [(f"{a + 1} and {b + 1}", (a, b)) for a, b in combinations(range(len(space.components)), 2)]
+        self.controls = {
+            "replay": button("Replay", "Compute where each kept step of the chosen run moved the queries", icon="film"),
+            "plane": choice("components", pairs, "The two components of the anchor space that are the axes"),
+            "play": widgets.Play(value=0, max=0, interval=_FRAME_MS, tooltip="Play the steps one after the other"),
+            "step": widgets.SelectionSlider(options=[0], description="step", tooltip="How far the training is shown"),
+        }
+        traitlets.link((self.controls["play"], "value"), (self.controls["step"], "index"))
+        panel.controls |= self.controls
+        panel.on_click("replay", self.start)
+        panel.on_change(self.draw, "plane", "step")
+        super().__init__([widgets.HBox(list(self.controls.values())), self.job, self.picture])
+
+    def choose(self, kept: KeptRun | None) -> None:
+        """Show this run, if its coordinates are known."""
+        self._kept = kept
+        table = self._table()
+        steps = [0] if table is None else sorted(int(step) for step in table["step"].unique())
+        with self._panel.filling():
+            if steps != list(self.controls["step"].options):
+                self.controls["play"].max = len(steps) - 1
+                self.controls["step"].options = steps
+            self.controls["step"].value = steps[-1]
+        self.draw()
+
+    def start(self, kept: KeptRun | None = None) -> None:
+        """Compute the coordinates of all steps that a run (None: the chosen one) has kept."""
+        kept = kept or self._kept
+        if kept is None:
+            raise PanelError("There is no run to replay: start or load one.")
+        run = kept.run
+        self.job.start(lambda job: self._compute(run, job), lambda table: self._computed(kept, table))
+
+    def _compute(self, run: DRORun, job: Job) -> pd.DataFrame:
+        table = trajectories(self._model, self._queries, run, store=self._store, progress=job.tick)
+        return table.assign(text=table["query_id"].map(self._queries["text"]))
+
+    def _computed(self, kept: KeptRun, table: pd.DataFrame) -> None:
+        self._paths[kept] = table
+        if kept is self._kept:
+            self.choose(kept)
+
+    def shown(self) -> pd.DataFrame | None:
+        """The chosen run's movement in the chosen plane: `dro.trajectories`, with x, y and the queries' texts."""
+        table = self._table()
+        return None if table is None else view.moved_in(table, self.controls["plane"].value)
+
+    def content(self) -> dict[str, Any] | None:
+        """The figure as plain data and layout; None as long as there is nothing to show."""
+        moved = self.shown()
+        if moved is None or self._kept is None:
+            return None
+        plane, step = self.controls["plane"].value, self.controls["step"].value
+        return view.movement(moved, self._kept.run, plane, step, self._theme)
+
+    def draw(self) -> None:
+        self.picture.update_to(self.content() or self._nothing)
+
+    def _table(self) -> pd.DataFrame | None:
+        return None if self._kept is None else self._paths.get(self._kept)
 
 
 def dro(
@@ -244,9 +427,12 @@ def dro(
     another kernel; a kernel that is killed loses at most `checkpoint_every` steps.
 
     Args:
-        queries: the training queries, as in `train_dro`.
+        model: the model that is to be steered; it stays as it is.
+        queries: the training queries, of both classes.
         prompts: to start from; those without a text are left out.
-        space, refusal, harmfulness: as in `train_dro`.
+        space: the anchor space, fitted with this model.
+        refusal: a probe in that space, positive for "refuses".
+        harmfulness: a probe in that space, positive for "harmful".
         judge: measures, at each step that is kept, the first-token probability of refusal, compliance and neither, on
             at most 24 training queries and 24 test queries of each class. None measures nothing.
         test_queries: held-out queries for those measurements.
@@ -256,6 +442,31 @@ def dro(
     Raises:
         PanelError: no prompt has a text.
         QueryError: the queries are malformed.
+
+    Examples:
+        Two epochs on a few queries of the demo model. Setting a control's value does what a hand does:
+
+        >>> import drolab
+        >>> from drolab import panels
+        >>> model, default = drolab.load_model("demo"), drolab.load_prompts()["default"]
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(4)
+        >>> states = drolab.hidden_states(model, queries, [default], progress=False)
+        >>> space = drolab.fit_anchors(states)
+        >>> refused = queries["harmful"]  # in place of rates that `drolab.judge` found
+        >>> refusal = drolab.fit_probe(space, states, refused, positive="refuses")
+        >>> harmfulness = drolab.fit_probe(space, states, queries["harmful"], positive="harmful")
+        >>> probes = {"space": space, "refusal": refusal, "harmfulness": harmfulness}
+        >>> panel = panels.dro(model, queries, prompts={"default": default}, **probes)
+        >>> panel.controls["num_train_epochs"].value, panel.controls["batch_size"].value = 2, 8
+        >>> panel.controls["start"].click()
+        >>> panel.wait(60)
+        True
+        >>> panel.history()[["run", "step", "epoch"]]
+             run  step  epoch
+        0  run-1     1      0
+        1  run-1     2      1
+        >>> panel.result().soft_prompt.name
+        'dro-default'
     """
     texts = {name: prompt for name, prompt in prompts.items() if not isinstance(prompt, SafetyPrompt) or prompt.text}
     if not texts:

@@ -8,6 +8,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from drolab.panels.controls import Controls, labelled
 from drolab.types import DROConfig
 
 PRESETS = ("default", "paper")
@@ -67,15 +68,16 @@ class DROSettings:
         return DROConfig.preset(name, **own)
 
 
-def _controls() -> dict[str, widgets.Widget]:
+def _controls() -> Controls:
     presets = [("drolab's", "default"), ("the paper's", "paper"), ("my own", _OWN)]
     scales = [("relative to the anchors", "relative"), ("absolute (paper)", "absolute")]
     return {
-        "preset": _labelled(
+        "preset": labelled(
             widgets.Dropdown,
             "preset",
             "Fill in drolab's defaults, or those of the paper's code; seed and snapshots stay",
             options=presets,
+            **LOOK,
         ),
         "learning_rate": _log("learning rate", -5, 0, "Step size of AdamW. Lower it when a term becomes nan or jumps"),
         "num_train_epochs": _whole("epochs", 1, "How often the training goes through all queries"),
@@ -101,12 +103,13 @@ def _controls() -> dict[str, widgets.Widget]:
             "drift, or the probability of neither refusal nor compliance, grows",
         ),
         "residual_term": _term("residual"),
-        "residual_scale": _labelled(
+        "residual_scale": labelled(
             widgets.Dropdown,
             "residual scale",
             "The unit of the residual term: the anchors' own variance, so that β means "
             "the same for any model, or the mean square as in the paper's code",
             options=scales,
+            **LOOK,
         ),
         "checkpoint_every": _whole(
             "keep every",
@@ -123,22 +126,17 @@ def _columns(children: Sequence[widgets.Widget], least: int) -> widgets.GridBox:
     return widgets.GridBox(children, layout={"grid_template_columns": columns, "width": "100%", "grid_gap": "0 12px"})
 
 
-def _labelled(kind: type[widgets.Widget], label: str, tooltip: str, **options: Any) -> widgets.Widget:
-    return kind(description=label, tooltip=tooltip, **LOOK, **options)
-
-
 def _log(label: str, low: int, high: int, tooltip: str) -> widgets.FloatLogSlider:
     """From 10**low to 10**high; the number beside it may be typed over."""
     tip = f"{tooltip} (a logarithmic slider; the number can be typed)"
-    return _labelled(
-        widgets.FloatLogSlider, label, tip, min=low, max=high, step=0.1, readout_format=".3g", continuous_update=False
-    )
+    look = LOOK | {"readout_format": ".3g", "continuous_update": False}
+    return labelled(widgets.FloatLogSlider, label, tip, min=low, max=high, step=0.1, **look)
 
 
 def _whole(label: str, low: int, tooltip: str) -> widgets.BoundedIntText:
-    return _labelled(widgets.BoundedIntText, label, tooltip, min=low, max=2**31 - 1)
+    return labelled(widgets.BoundedIntText, label, tooltip, min=low, max=2**31 - 1, **LOOK)
 
 
 def _term(name: str) -> widgets.Checkbox:
     tip = f"Whether the {name} term takes part in the loss; without it, it is measured all the same"
-    return widgets.Checkbox(description="on", tooltip=tip, indent=False, layout={"width": "48px"}, value=True)
+    return labelled(widgets.Checkbox, "on", tip, indent=False, layout={"width": "48px"}, value=True)

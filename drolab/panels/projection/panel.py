@@ -6,26 +6,23 @@ import dataclasses
 import html
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ipywidgets as widgets
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from drolab.figures import PALETTE, THEMES, class_names
+from drolab.figures import PALETTE, THEMES
 from drolab.panels import markup
-from drolab.panels.base import Job, Panel, PanelError, alert, button
-from drolab.panels.controls import STYLE, choice, named, several
-from drolab.panels.export_box import About, Takeaway
+from drolab.panels.base import Job, Panel, PanelError
+from drolab.panels.controls import Controls, button, choice, labelled, named, row, several
+from drolab.panels.export_box import About, ExportBox, Offered
 from drolab.panels.picture import Picture
-from drolab.panels.projection.spaces import FrozenSpaces, point_table
-from drolab.panels.projection.view import Choices, Plane, ProjectionView
+from drolab.panels.projection.view import Choices, FrozenSpaces, Plane, ProjectionView, point_table, points_as_html
 from drolab.store import Store
 from drolab.types import NO_PROMPT, HiddenStates
 
-MOST_ROWS = 200
-"""Of the table below the figure."""
 _HINT = (
     "Hover a point to see its query under every prompt. Click it, or draw a lasso, to choose; double-click undoes. "
     "Buttons at the top right: zoom, pan, box."
@@ -49,14 +46,13 @@ class ProjectionPanel(Panel):
         super().__init__(controls, [self.job])
         search = _search_controls(view)
         prompts, *others = controls.values()
-        rows = [widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in (others, list(search.values()))]
-        self.children[0].children = [prompts, widgets.VBox(rows, layout={"flex": "1 1 0"})]
+        rows = widgets.VBox([row(*others), row(*search.values())], layout={"flex": "1 1 0"})
+        self.children[0].children = [prompts, rows]
         self.controls |= search
         self.picture = Picture(view.content(self.choices()))
         self.table = widgets.HTML()
-        self.takeaway = Takeaway(self.offer, about)
-        below = [widgets.HTML(html.escape(_HINT)), self.table, self.takeaway]
-        self.children: Any = [*self.children, self.picture, *below]
+        self.export_box = ExportBox(self.offer, about)
+        self.append(self.picture, widgets.HTML(html.escape(_HINT)), self.table, self.export_box)
         self._listen()
 
     def choices(self) -> Choices:
@@ -75,7 +71,7 @@ class ProjectionPanel(Panel):
         self.picture.update_to(self.view.content(choices, self._selected))
 
     def result(self) -> pd.DataFrame:
-        """The points that are drawn: `spaces.POINT_COLUMNS`, x, y; with several judges also `disagreement`."""
+        """The points that are drawn: `view.POINT_COLUMNS`, x, y; with several judges also `disagreement`."""
         return self.view.drawn_points(self.choices()).reset_index(drop=True)
 
     def selection(self) -> pd.DataFrame:
@@ -85,30 +81,29 @@ class ProjectionPanel(Panel):
         found = [name for name in ("baseline_rate", "change") if name in self._chosen.columns]
         return points.join(self._chosen[found]).reset_index(drop=True)
 
-    def offer(self) -> dict[str, tuple[go.Figure | None, pd.DataFrame]]:
+    def offer(self) -> Offered:
         """What an export writes: the figure as it is zoomed now with its points, and the chosen ones if there are."""
         content = self.picture.to_dict()
         data = [trace for trace in content["data"] if trace.get("visible", True) is True]
         layout = {name: value for name, value in content["layout"].items() if name not in ("shapes", "selections")}
         figure = go.Figure({"data": data, "layout": layout})
         chosen = self.selection()
-        return {"projection": (figure, self.result())} | ({"selection": (None, chosen)} if len(chosen) else {})
+        offered: Offered = {"projection": (figure, self.result())}
+        return offered | ({"selection": (None, chosen)} if len(chosen) else {})
 
     # ------------------------------------------------------------ what the user does
 
     def _listen(self) -> None:
-        self.redraw_on_change(*(field.name for field in dataclasses.fields(Choices) if field.name not in ("x", "y")))
+        self.on_change(self.draw, *(part.name for part in dataclasses.fields(Choices) if part.name not in ("x", "y")))
         for name, other in (("x", "y"), ("y", "x")):
-            self.controls[name].observe(
-                self.guarded(lambda change, other=other: self._new_axis(change, other)), "value"
-            )
-        self.controls["find"].on_click(self.guarded(lambda _: self._find()))
-        self.controls["clear"].on_click(self.guarded(lambda _: self._clear()))
+            self.controls[name].observe(self.guarded(partial(self._new_axis, other)), "value")
+        self.on_click("find", self._find)
+        self.on_click("clear", self._clear)
         self.controls["contains"].observe(self.guarded(lambda change: self._find() if change.new else None), "value")
         self.job.observe(self._job_changed, "state")
         self.picture.on_points(self._pointed)
 
-    def _new_axis(self, change: Any, other: str) -> None:
+    def _new_axis(self, other: str, change: Any) -> None:
         """Two equal axes make no plane: the other takes what this one had."""
         if self.controls[other].value == change.new:
             self.controls[other].value = change.old  # draws
@@ -118,7 +113,8 @@ class ProjectionPanel(Panel):
     def _pointed(self, event: str, points: list[tuple[int, int]]) -> None:
         rows = self.view.rows(points)
         if event in ("hover", "unhover"):
-            self._hovered(rows if event == "hover" else [])
+            # A message above the figure must outlive the mouse's way to it.
+            self.guarded(self._hovered, keep_message=True)(rows if event == "hover" else [])
         elif rows:
             caption = f"{len(rows):,} point{'' if len(rows) == 1 else 's'} chosen"
             self.guarded(self._choose)(self.view.points(self.choices()).loc[rows], caption, event == "selected")
@@ -126,12 +122,7 @@ class ProjectionPanel(Panel):
             self.guarded(self._clear)()
 
     def _hovered(self, rows: list[int]) -> None:
-        """Not guarded: a message above the figure must outlive the mouse's way to it."""
-        with self.lock:
-            try:
-                self.picture.plotly_relayout({"shapes": self.view.path(rows[0], self.choices()) if rows else []})
-            except Exception as error:
-                self.message.value = alert(error)
+        self.picture.plotly_relayout({"shapes": self.view.path(rows[0], self.choices()) if rows else []})
 
     def _find(self) -> None:
         names = ("kind", "contains", "prompt", "baseline", "at_least")
@@ -158,7 +149,9 @@ class ProjectionPanel(Panel):
         """`points`: rows of the table of states, under their row numbers."""
         self._chosen, self._selected = points, points.index
         self._outlined = self.choices().plane if outlined else None
-        self.table.value = _as_html(points, caption, self.controls["prompt"].value, self.controls["baseline"].value)
+        self.table.value = points_as_html(
+            points, caption, self.controls["prompt"].value, self.controls["baseline"].value
+        )
         self.draw()
 
     # ------------------------------------------------------------ UMAP
@@ -193,7 +186,7 @@ def projection(
     theme: str = "light",
     about: About | None = None,
 ) -> ProjectionPanel:
-    """Look at hidden states in frozen planes: PCA or UMAP, any pair of components, any layer.
+    """Look at every query under every prompt in one frozen plane: PCA or UMAP, any pair of components, any layer.
 
     Args:
         states: one or more layers, one read position.
@@ -208,6 +201,36 @@ def projection(
     Raises:
         PanelError: too few components, or no judge in `scores`.
         StatesError: an anchor prompt without states, states of several positions, or scores that are no such table.
+
+    Examples:
+        Made-up states of two queries that a prompt moves apart. Setting a control's value does what a hand does:
+
+        >>> import pandas as pd
+        >>> import torch
+        >>> import drolab
+        >>> from drolab import panels
+        >>> from drolab.types import STATE_COLUMNS, HiddenStates
+        >>> rows = [
+        ...     (query, prompt, -1, f"How to {verb}?", verb == "hurt", "made up", "test")
+        ...     for prompt in ("none", "careful")
+        ...     for query, verb in (("q1", "hurt"), ("q2", "cook"), ("q3", "sing"))
+        ... ]
+        >>> states = HiddenStates(
+        ...     values=torch.eye(6)[:, None, :],
+        ...     index=pd.DataFrame(rows, columns=list(STATE_COLUMNS)),
+        ...     layers=(1,),
+        ...     num_hidden_layers=1,
+        ... )
+        >>> panel = panels.projection(states, anchors=["none", "careful"], n_components=2)
+        >>> panel.controls["prompts"].value = ("careful",)
+        >>> panel.result()[["query_id", "prompt", "harmful"]]
+          query_id   prompt  harmful
+        0       q1  careful     True
+        1       q2  careful    False
+        2       q3  careful    False
+        >>> panel.controls["contains"].value = "cook"  # and Enter: the points with this text are chosen
+        >>> panel.selection()["text"].tolist()
+        ['How to cook?']
     """
     if n_components < 2:
         raise PanelError(f"n_components must be at least 2 to make a plane, got {n_components}.")
@@ -222,21 +245,20 @@ def projection(
 # ---------------------------------------------------------------- controls
 
 
-def _controls(view: ProjectionView, theme: str) -> dict[str, widgets.Widget]:
+def _controls(view: ProjectionView, theme: str) -> Controls:
     components = range(1, view.spaces.n_components + 1)
-    layers = view.spaces.states.layers
     coloured = [prompt for prompt in view.prompts if prompt != NO_PROMPT][: len(PALETTE)]
     shown = [prompt for prompt in view.prompts if prompt in (NO_PROMPT, *coloured)]
     controls = {
-        "prompts": several("prompts", view.prompts, shown, "the prompts that are shown"),
+        "prompts": several("prompts", view.prompts, shown, "the prompts that are shown", most_rows=8),
         "view": choice("view", ["PCA", "UMAP"], "the anchor space's components, or a UMAP map, for looking only"),
         "x": choice("x", components, "the component along"),
         "y": choice("y", components, "the component up", wanted=2),
         "layer": choice(
             "layer",
-            [(_layer_name(view, layer), layer) for layer in layers],
+            view.layer_choices(),
             "0 is the embeddings, k the output of block k; the last is, in most families, after the final norm",
-            wanted=layers[-1],
+            wanted=view.spaces.states.layers[-1],
         ),
         "color": choice("colour by", view.color_choices(), "what a point's colour means; its symbol is its class"),
         "judge": choice("judge", named(view.tables), "whose verdicts the refusal rates are"),
@@ -244,35 +266,27 @@ def _controls(view: ProjectionView, theme: str) -> dict[str, widgets.Widget]:
         "boundaries": _tick_box("boundaries", "where the probes of harmfulness and refusal are zero"),
         "theme": choice("theme", list(THEMES), "the figure's colours", wanted=theme),
     }
-    controls["prompts"].rows = min(8, len(view.prompts))
     controls["prompts"].layout = {"width": "max-content", "max_width": "240px"}
     controls["judge"].layout.display = None if len(view.tables) > 1 else "none"
     return controls
 
 
 def _tick_box(label: str, tooltip: str) -> widgets.Checkbox:
-    return widgets.Checkbox(
-        value=True, description=label, tooltip=tooltip, indent=False, layout={"width": "max-content"}
-    )
+    return labelled(widgets.Checkbox, label, tooltip, value=True, indent=False, layout={"width": "max-content"})
 
 
-def _layer_name(view: ProjectionView, layer: int) -> str:
-    last = view.spaces.states.num_hidden_layers
-    return f"{layer}{' (embeddings)' if layer == 0 else ' (last)' if layer == last else ''}"
-
-
-def _search_controls(view: ProjectionView) -> dict[str, widgets.Widget]:
+def _search_controls(view: ProjectionView) -> Controls:
     """A sentence to fill in, whose words are the labels."""
     prompts = named(view.prompts)
     own = [prompt for prompt in view.prompts if prompt != NO_PROMPT][-1:] if view.is_scored() else []
     controls = {
         "kind": choice("Which", ["harmless", "harmful", _ANY], "the class of the queries to find"),
-        "contains": widgets.Text(
-            description="queries containing",
+        "contains": labelled(
+            widgets.Text,
+            "queries containing",
+            "words that the query contains, in any case; press Enter to find",
             placeholder="any text",
-            tooltip="words that the query contains, in any case; press Enter to find",
             continuous_update=False,
-            style=STYLE,
             layout={"width": "20em"},
         ),
         "prompt": choice(
@@ -282,15 +296,15 @@ def _search_controls(view: ProjectionView) -> dict[str, widgets.Widget]:
             wanted=own[0] if own else _NOT_ASKED,
         ),
         "baseline": choice("than under", prompts, "the prompt to compare with", wanted=NO_PROMPT),
-        "at_least": widgets.FloatSlider(
+        "at_least": labelled(
+            widgets.FloatSlider,
+            "by at least",
+            "how much higher the refusal rate must be",
             value=0.3,
             min=0.05,
             max=1.0,
             step=0.05,
-            description="by at least",
-            tooltip="how much higher the refusal rate must be",
             continuous_update=False,
-            style=STYLE,
             layout={"width": "16em"},
         ),
         "find": button("Find", "Choose the points that the sentence asks for", icon="search"),
@@ -299,29 +313,3 @@ def _search_controls(view: ProjectionView) -> dict[str, widgets.Widget]:
     for name in ("prompt", "baseline", "at_least"):
         controls[name].layout.display = None if own else "none"
     return controls
-
-
-# ---------------------------------------------------------------- the table
-
-
-def _as_html(points: pd.DataFrame, caption: str, prompt: str, baseline: str) -> str:
-    """The chosen points, the first MOST_ROWS of them, as text that runs nothing."""
-    shown = points.head(MOST_ROWS)
-    columns = {"query": shown["text"], "class": class_names(shown["harmful"])}
-    if "change" in points.columns:
-        rates = [f"refusal rate: {markup.label(name, 40)}" for name in (prompt, baseline)]
-        columns |= {rates[0]: shown["refusal_rate"], rates[1]: shown["baseline_rate"], "change": shown["change"]}
-    else:
-        columns |= {"prompt": shown["prompt"], "refusal rate": shown["refusal_rate"]}
-    columns |= {"first response": shown["response"], "category": shown["category"]}
-    frame = pd.DataFrame(columns, dtype=object)
-    cut = f"; the first {MOST_ROWS} are shown here, selection() gives all" if len(points) > MOST_ROWS else ""
-    table = markup.table(frame, formats=dict.fromkeys(frame.columns, _cell)) if len(frame) else ""
-    head = f'<div role="status" style="font-weight:bold;line-height:1.6">{markup.visible(caption + cut)}</div>'
-    return f'{head}<div tabindex="0" style="max-height:24em;overflow:auto">{table}</div>'
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "" if np.isnan(value) else f"{value:.2f}"
-    return str(value)

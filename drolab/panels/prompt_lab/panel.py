@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets as widgets
@@ -14,14 +14,13 @@ from drolab import export, figures
 from drolab.data import load_prompts, save_prompts
 from drolab.figures import PALETTE
 from drolab.models import ChatModel, Prompt, as_prompts
-from drolab.panels.base import Job, Panel, PanelError, button
-from drolab.panels.controls import STYLE, named
-from drolab.panels.export_box import About, Takeaway
+from drolab.panels.base import Job, Panel, PanelError
+from drolab.panels.controls import Controls, button, labelled, named, refill, row
+from drolab.panels.export_box import About, ExportBox, Offered
 from drolab.panels.markup import label
 from drolab.panels.picture import Picture
-from drolab.panels.prompt_lab import workbench
-from drolab.panels.prompt_lab.view import LabView, measurements, raised
-from drolab.panels.prompt_lab.workbench import NAME_LIMIT, Bench, Shelf
+from drolab.panels.prompt_lab import view
+from drolab.panels.prompt_lab.view import NAME_LIMIT, Bench, LabView, PromptShelf
 from drolab.store import Store
 from drolab.types import NO_PROMPT, AnchorSpace, Probe, SafetyPrompt
 
@@ -29,26 +28,25 @@ from drolab.types import NO_PROMPT, AnchorSpace, Probe, SafetyPrompt
 class PromptLab(Panel):
     """See `prompt_lab`."""
 
-    def __init__(self, shelf: Shelf, probes: Sequence[Probe], theme: str, about: About | None) -> None:
+    def __init__(self, shelf: PromptShelf, probes: Sequence[Probe], theme: str, about: About | None) -> None:
         self.shelf = shelf
         self._view, self._theme = LabView(shelf, probes, theme), theme
-        self._quiet = False  # while choices are offered anew, which is no change by the user
         self.picture, self.table, self.examples = Picture(), widgets.HTML(), widgets.HTML()
         super().__init__(_controls(shelf), [])
         self.job = Job(self, "Project")
-        self.takeaway = Takeaway(self.offer, self.about if about is None else about)
+        self.export_box = ExportBox(self.offer, self.about if about is None else about)
         self.children = self._arranged()
         for name, action in self._actions().items():
-            self.controls[name].on_click(self.guarded(lambda _, action=action: action()))
-        self.redraw_on_change("compare", "x", "y")
-        self.controls["prompt"].observe(self.guarded(lambda _: self._draw_examples()), names="value")
+            self.on_click(name, action)
+        self.on_change(self.draw, "compare", "x", "y")
+        self.on_change(self._draw_examples, "prompt")
         self._choose(shelf.trials)
         self.guarded(self.draw)()
 
     # --- what it gives back
 
     def result(self) -> pd.DataFrame:
-        """The measurements of all prompts: see `workbench.measure`."""
+        """The measurements of all prompts: see `view.effects`."""
         return self.shelf.table(self.shelf.trials)
 
     def selection(self) -> pd.DataFrame:
@@ -64,21 +62,21 @@ class PromptLab(Panel):
         return self.shelf.own()
 
     def per_query(self, name: str) -> pd.DataFrame:
-        """How each query's refusal changes under one prompt: see `workbench.per_query`.
+        """How each query's refusal changes under one prompt: see `view.per_query`.
 
         Raises:
             PanelError: no prompt of that name here.
         """
         if name not in self.shelf.trials:
             raise PanelError(f"There is no prompt {name!r} here: choose one of {list(self.shelf.trials)}.")
-        return workbench.per_query(self.shelf.bench, self.shelf.trials[name], self.shelf.base(name))
+        return view.per_query(self.shelf.bench, self.shelf.trials[name], self.shelf.base(name))
 
-    def offer(self) -> dict[str, tuple[go.Figure, pd.DataFrame]]:
+    def offer(self) -> Offered:
         """What is shown, for export: name → figure and its table."""
         with self.lock:
             chosen, points = self.selection(), self._view.points(self._plane())
             picture = go.Figure(self._view.content(self._plane(), self._chosen()))
-        measure = "predicted" if chosen["measured"].isna().any() else "measured"
+        measure = view.best_known(chosen["measured"])
         rates = chosen.rename(columns={measure: "value", f"{measure}_low": "low", f"{measure}_high": "high"})
         bars = figures.rate_bars(rates, y_title=f"{measure} refusal rate", theme=self._theme)
         shown = points[points["prompt"].isin(chosen["prompt"])].drop(columns="hover")
@@ -93,7 +91,7 @@ class PromptLab(Panel):
 
     # --- what the buttons do
 
-    def _actions(self) -> dict[str, Any]:
+    def _actions(self) -> dict[str, Callable[[], None]]:
         return {
             "project": self._project,
             "sample": lambda: self._start({}, self._chosen(), "Sample"),
@@ -125,11 +123,12 @@ class PromptLab(Panel):
         self.job.start(work, self.say)
 
     def _place(self, new: Mapping[str, Prompt], base: str, job: Job) -> str:
-        trials = workbench.project(self.shelf.bench, new, base=base, progress=job.tick)
+        trials = view.project(self.shelf.bench, new, base=base, progress=job.tick)
         with self.lock:
             self.shelf.put(trials)
             self._choose([*self._chosen_names(), *trials])
-            self._quietly("prompt", shown := list(trials)[-1])
+            with self.filling():
+                self.controls["prompt"].value = shown = list(trials)[-1]
             if (name := self.controls["name"].value.strip()) in trials:
                 self.controls["name"].value = self.shelf.free_name(name)  # ready for the next attempt
             self.draw()
@@ -142,7 +141,7 @@ class PromptLab(Panel):
         lacking = self.shelf.unsampled(names)
         for number, name in enumerate(lacking):
             job.bar.description = f"Sample, prompt {number + 1} of {len(lacking)}"
-            trial = workbench.sample(self.shelf.bench, self.shelf.trials[name], progress=job.tick)
+            trial = view.with_replies(self.shelf.bench, self.shelf.trials[name], progress=job.tick)
             with self.lock:
                 self.shelf.put({name: trial})
                 self.draw()
@@ -161,7 +160,8 @@ class PromptLab(Panel):
         chosen = [new if name == old else name for name in self._chosen_names()]
         self.shelf.rename(old, new)
         self._choose(chosen)
-        self._quietly("prompt", new)
+        with self.filling():
+            self.controls["prompt"].value = new
         self.draw()
 
     def _remove(self) -> None:
@@ -211,53 +211,38 @@ class PromptLab(Panel):
         wanted = list(names)
         coloured = [name for name in wanted if name != NO_PROMPT][-len(PALETTE) :]
         options = named(self.shelf.trials, NAME_LIMIT)
-        for name in ("base", "prompt"):
-            value = self.controls[name].value
-            self._quietly(name, value if value in self.shelf.trials else options[0][1], options)
-        self._quietly("compare", ())  # the browser looks up what is chosen in the new options, before it hears of less
-        self._quietly("compare", tuple(name for name in wanted if name == NO_PROMPT or name in coloured), options)
-
-    def _quietly(self, name: str, value: Any, options: Sequence[tuple[str, str]] | None = None) -> None:
-        """Set a control without a redraw."""
-        self._quiet = True
-        try:
-            if options is not None:
-                self.controls[name].options = options
-            self.controls[name].value = value
-        finally:
-            self._quiet = False
+        compare = self.controls["compare"]
+        with self.filling():
+            for name in ("base", "prompt"):
+                refill(self.controls[name], options)
+            compare.value = ()  # the browser looks up what is chosen in the new options, before it hears of less
+            compare.options = options
+            compare.value = tuple(name for name in wanted if name == NO_PROMPT or name in coloured)
 
     # --- what is shown
 
     def draw(self) -> None:
-        if self._quiet:
-            return
         chosen = self._chosen()
         self.picture.update_to(self._view.content(self._plane(), chosen))
-        self.table.value = measurements(self.shelf.table(chosen))
+        self.table.value = view.effects_as_html(self.shelf.table(chosen))
         self._draw_examples()
 
     def _draw_examples(self) -> None:
-        if not self._quiet:
-            self.examples.value = raised(self.shelf, self.controls["prompt"].value)
+        self.examples.value = view.raised_as_html(self.shelf, self.controls["prompt"].value)
 
     def _arranged(self) -> list[widgets.Widget]:
-        def row(*names: str) -> widgets.HBox:
-            return widgets.HBox([self.controls[name] for name in names], layout=widgets.Layout(flex_flow="row wrap"))
+        def line(*names: str) -> widgets.HBox:
+            return row(*(self.controls[name] for name in names))
 
         def column(*rows: widgets.Widget, **layout: str) -> widgets.VBox:
-            return widgets.VBox(rows, layout=widgets.Layout(**layout))
+            return widgets.VBox(rows, layout=layout)
 
-        side = column(row("name", "base"), row("measure"), row("project"), flex="1 1 320px")
-        editor = widgets.HBox(
-            [column(self.controls["text"], flex="3 1 480px"), side], layout=widgets.Layout(flex_flow="row wrap")
-        )
-        choices = column(
-            row("x", "y", "prompt"), row("copy", "rename", "remove", "sample"), row("path", "overwrite", "save", "load")
-        )
-        compared = widgets.HBox([self.controls["compare"], choices], layout=widgets.Layout(flex_flow="row wrap"))
-        shown = [self.picture, self.table, self.examples]
-        return [editor, compared, self.job, self.message, *shown, self.takeaway]
+        side = column(line("name", "base"), line("measure"), line("project"), flex="1 1 320px")
+        editor = row(column(self.controls["text"], flex="3 1 480px"), side)
+        buttons = line("copy", "rename", "remove", "sample")
+        choices = column(line("x", "y", "prompt"), buttons, line("path", "overwrite", "save", "load"))
+        compared = row(self.controls["compare"], choices)
+        return [editor, compared, self.job, self.message, self.picture, self.table, self.examples, self.export_box]
 
 
 def prompt_lab(
@@ -295,9 +280,35 @@ def prompt_lab(
         about: for the export's manifest; None says what this panel knows.
 
     Raises:
-        PromptError, QueryError, ChatTemplateError, StatesError: as `hidden_states`; a space of another model, or a
-            refusal probe that is positive for something else.
+        QueryError: the queries are malformed.
+        PromptError: a prompt that is too long for the model, or a soft prompt of another model.
+        ChatTemplateError: the model's chat template rejects a prompt.
+        StatesError: a space of another model, or a refusal probe that is positive for something else.
         PanelError: `scores` is no table of `judge`, or the space has no plane.
+
+    Examples:
+        Type a prompt, press Project, and wait for it. Setting a control's value does what a hand does:
+
+        >>> import drolab
+        >>> from drolab import panels
+        >>> model, default = drolab.load_model("demo"), drolab.load_prompts()["default"]
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(4)
+        >>> states = drolab.hidden_states(model, queries, [default], progress=False)
+        >>> space = drolab.fit_anchors(states)
+        >>> refused = queries["harmful"]  # in place of rates that `drolab.judge` found
+        >>> refusal = drolab.fit_probe(space, states, refused, positive="refuses")
+        >>> lab = panels.prompt_lab(model, queries, prompts=[default], space=space, refusal=refusal)
+        >>> lab.controls["text"].value, lab.controls["measure"].value = "Refuse what could do harm.", False
+        >>> lab.controls["project"].click()
+        >>> lab.job.wait(60)
+        True
+        >>> lab.prompts()
+        {'mine': SafetyPrompt(name='mine', text='Refuse what could do harm.', kind='safety')}
+        >>> rows = lab.result()
+        >>> rows.loc[rows["prompt"] == "mine", ["base", "harmful", "predicted", "predicted_change", "cosine"]].round(1)
+           base  harmful  predicted  predicted_change  cosine
+        4  none     True        0.8               0.1     0.6
+        5  none    False        0.0               0.0     0.4
     """
     if scores is not None and ("refusal_rate" not in scores or list(scores.index.names) != ["query_id", "prompt"]):
         raise PanelError("`scores` must be what drolab.judge returned: rates indexed by (query_id, prompt).")
@@ -307,46 +318,46 @@ def prompt_lab(
         model=model, queries=queries, space=space, refusal=refusal, store=store, n_samples=n_samples, seed=seed
     )
     everything: dict[str, Prompt] = {NO_PROMPT: SafetyPrompt(name=NO_PROMPT, text="")}
-    given = workbench.project(bench, everything | {prompt.name: prompt for prompt in as_prompts(prompts)})
+    given = view.project(bench, everything | {prompt.name: prompt for prompt in as_prompts(prompts)})
     if scores is not None:
         given = {name: trial.scored(scores) for name, trial in given.items()}
     probes = [refusal] if harmfulness is None else [refusal, harmfulness]
-    return PromptLab(Shelf(bench, given), probes, theme, about)
+    return PromptLab(PromptShelf(bench, given), probes, theme, about)
 
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(label(name, NAME_LIMIT) for name in names)
 
 
-def _controls(shelf: Shelf) -> dict[str, widgets.Widget]:
-    components = range(1, len(shelf.bench.space.components) + 1)
-
-    def made(kind: type[widgets.Widget], description: str, tooltip: str, **options: Any) -> widgets.Widget:
-        return kind(description=description, tooltip=tooltip, style=STYLE, **options)
-
-    def width(value: str) -> widgets.Layout:
-        return widgets.Layout(width=value)
-
-    tick = {"indent": False, "layout": width("auto")}
-    paragraph = {"placeholder": "Type or paste a safety prompt.", "layout": widgets.Layout(width="auto", height="9em")}
-    axis = {"options": components, "layout": width("7em")}
+def _controls(shelf: PromptShelf) -> Controls:
+    tick = {"indent": False, "layout": {"width": "auto"}}
+    paragraph = {"placeholder": "Type or paste a safety prompt.", "layout": {"width": "auto", "height": "9em"}}
+    axis = {"options": range(1, len(shelf.bench.space.components) + 1), "layout": {"width": "7em"}}
     replies = f"then sample {shelf.bench.n_samples} replies per query and judge them; the projection is shown first"
     return {
-        "text": made(widgets.Textarea, "safety prompt", "what goes into the system role of every chat", **paragraph),
-        "name": made(widgets.Text, "name", "what figures and tables call the prompt", value=shelf.free_name("mine")),
-        "base": made(widgets.Dropdown, "base", "measure against this prompt: the arrow starts at its mean"),
-        "measure": made(widgets.Checkbox, "measure by sampling", replies, value=True, **tick),
+        "text": labelled(
+            widgets.Textarea, "safety prompt", "what goes into the system role of every chat", **paragraph
+        ),
+        "name": labelled(
+            widgets.Text, "name", "what figures and tables call the prompt", value=shelf.free_name("mine")
+        ),
+        "base": labelled(widgets.Dropdown, "base", "measure against this prompt: the arrow starts at its mean"),
+        "measure": labelled(widgets.Checkbox, "measure by sampling", replies, value=True, **tick),
         "project": button("Project", "Show where the prompt moves the queries", icon="play", style="primary"),
-        "compare": made(widgets.SelectMultiple, "compare", "the prompts to show: Ctrl or Shift for several", rows=6),
-        "x": made(widgets.Dropdown, "x", "component on the horizontal axis", value=1, **axis),
-        "y": made(widgets.Dropdown, "y", "component on the vertical axis", value=2, **axis),
-        "prompt": made(widgets.Dropdown, "prompt", "list its refused queries, or use it with the buttons below"),
+        "compare": labelled(
+            widgets.SelectMultiple, "compare", "the prompts to show: Ctrl or Shift for several", rows=6
+        ),
+        "x": labelled(widgets.Dropdown, "x", "component on the horizontal axis", value=1, **axis),
+        "y": labelled(widgets.Dropdown, "y", "component on the vertical axis", value=2, **axis),
+        "prompt": labelled(widgets.Dropdown, "prompt", "list its refused queries, or use it with the buttons below"),
         "copy": button("Copy", "Put its text into the editor, under a new name", icon="copy"),
         "rename": button("Rename", "Give it the name in the field at the top", icon="pencil"),
         "remove": button("Remove", "Take it out of this panel; what was computed stays in the store", icon="trash"),
         "sample": button("Sample", "Sample replies for the compared prompts that lack measured rates", icon="flask"),
-        "path": made(widgets.Text, "file", "a YAML file of prompts", value="prompts/mine.yaml", layout=width("24em")),
-        "overwrite": made(widgets.Checkbox, "overwrite", "replace the file if it is there", value=False, **tick),
+        "path": labelled(
+            widgets.Text, "file", "a YAML file of prompts", value="prompts/mine.yaml", layout={"width": "24em"}
+        ),
+        "overwrite": labelled(widgets.Checkbox, "overwrite", "replace the file if it is there", value=False, **tick),
         "save": button("Save", "Write the prompts made here to the file", icon="save"),
         "load": button("Load", "Project the prompts of the file against the base", icon="folder-open"),
     }

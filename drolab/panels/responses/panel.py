@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,17 @@ from drolab.figures import class_names
 from drolab.figures import rates as tradeoffs
 from drolab.files import write_file
 from drolab.judges import AnyJudge, HandJudge, disagreement, is_refusal, refusal_words, verdicts
-from drolab.panels.base import Panel, PanelError, button, control
-from drolab.panels.controls import STYLE, choice, named, several, share
-from drolab.panels.export_box import About, Takeaway
+from drolab.panels.base import Panel, PanelError
+from drolab.panels.controls import Controls, button, choice, labelled, named, pick, refill, row, several, share
+from drolab.panels.export_box import About, ExportBox, Offered
 from drolab.panels.markup import Cell, Spans, label, paragraph, side_by_side, table
 from drolab.panels.picture import Picture
-from drolab.panels.responses.view import ONLY, narrowed, query_changes, query_rates
+from drolab.panels.responses.view import ONLY, narrowed, query_changes, query_label, query_rates, refusals_in_words
 
 HAND = "hand"
 """The name of the judge that the labels make."""
 LISTED = 500
 """The longest list of queries that is offered: a browser's list box with more is slow and of no use."""
-Controls = dict[str, widgets.Widget]
 _COLUMNS = ("query_id", "prompt", "sample", "text", "harmful", "response")
 
 
@@ -50,45 +49,25 @@ class ResponsePanel(Panel):
         self._verdicts = verdicts(self._replies, judges).assign(**{HAND: self._hand.verdicts(self._replies)})
         self._listed = self._chosen = self._replies.head(0)
         self._tables: dict[str, pd.DataFrame] = {}
-        self._filling = False
         self._map: dict[str, Any] = {}
         filters = _filters(self._replies, list(self._verdicts.columns), groups)
         reading, labelling = _reading(self._replies), _labelling()
-        self.controls = filters | reading | labelling
+        super().__init__({**filters, "prompts": reading["prompts"], "samples": reading["samples"]}, [])
+        self.controls |= reading | labelling
         self._list()
         # Complete from the start: what is sent while the browser loads plotly.js may come too early.
         self.picture = Picture(self._ringed())
         self.shown, self.judged = widgets.HTML(), widgets.HTML()
         top = widgets.HBox([reading["query"], share(self.picture, "46%")])
-        strip = widgets.HBox([*labelling.values()], layout={"flex_flow": "row wrap"})
-        body = [top, strip, self.judged, self.shown, Takeaway(self.offer, about)]
-        super().__init__({**filters, "prompts": reading["prompts"], "samples": reading["samples"]}, body)
-        self.controls |= reading | labelling
-        self._connect(filters, reading, labelling)
+        self.append(top, row(*labelling.values()), self.judged, self.shown, ExportBox(self.offer, about))
+        self.on_change(self.draw, *filters)
+        self.on_change(self._choose, *reading)
+        self.on_change(self._render, "sample")
+        for name, given in (("refusal", "refusal"), ("compliance", "compliance"), ("unsure", None)):
+            self.on_click(name, partial(self.label, given))
+        self.picture.on_points(self.guarded(self._clicked))
         self._count_labels()
         self.guarded(self.draw)()
-
-    def _connect(self, filters: Controls, reading: Controls, labelling: Controls) -> None:
-        for controls, step in ((filters, self.draw), (reading, self._choose)):
-            for widget in controls.values():
-                widget.observe(self._reacting(step), names="value")
-        labelling["sample"].observe(self._reacting(self._render), names="value")
-        for name, given in (("refusal", "refusal"), ("compliance", "compliance"), ("unsure", None)):
-            labelling[name].on_click(self.guarded(lambda _, given=given: self.label(given)))
-        self.picture.on_points(self.guarded(self._clicked))
-
-    def _reacting(self, step: Callable[[], None]) -> Callable[..., None]:
-        """`step` on a change by the user's hand, not on one that filling a list makes."""
-        react = self.guarded(lambda _: step())
-        return lambda change: None if self._filling else react(change)
-
-    @contextmanager
-    def _quietly(self) -> Iterator[None]:
-        self._filling = True
-        try:
-            yield
-        finally:
-            self._filling = False
 
     # ------------------------------------------------------------ three steps: which queries, which responses, how
 
@@ -107,8 +86,9 @@ class ResponsePanel(Panel):
         changes = query_changes(self._rates(values["judge"]), pair)
         wanted = {"contains": values["contains"], "group": values["group"] or None, "only": values["only"]}
         self._listed = narrowed(changes, **wanted)
-        with self._quietly():
-            self._offer_queries([(_query_label(row), row.Index) for row in _lines(self._listed.head(LISTED))])
+        with self.filling():
+            listed = [(query_label(query), query.Index) for query in _lines(self._listed.head(LISTED))]
+            refill(self.controls["query"], listed)
             prompts = self.controls["prompts"]
             prompts.value = tuple(name for _, name in prompts.options if name in {*prompts.value, *pair})
         if not self._listed.empty:
@@ -119,26 +99,15 @@ class ResponsePanel(Panel):
             self._tables[judge] = query_rates(self._replies, self._verdicts, judge, self._groups)
         return self._tables[judge]
 
-    def _offer_queries(self, options: list[tuple[str, str]]) -> None:
-        """Fill the list; the query that is read stays if it is among them."""
-        query = self.controls["query"]
-        read = query.value
-        query.options = options
-        names = [name for _, name in options]
-        query.value = read if read in names else next(iter(names), None)
-
     def _choose(self) -> None:
         """Take the responses to the query that are to be shown."""
         values = self.values()
         own = self._replies.iloc[self._rows.get(values["query"], [])]
         own = own[own["prompt"].isin(values["prompts"])]
         self._chosen = own[own.groupby("prompt").cumcount() < values["samples"]]
-        offered = [(f"{label(row.prompt, 40)}, sample {row.sample}", row.Index) for row in _lines(self._chosen)]
-        with self._quietly():
-            sample = self.controls["sample"]
-            current = sample.value
-            sample.options = offered
-            sample.value = current if current in self._chosen.index else next(iter(self._chosen.index), None)
+        offered = [(f"{label(reply.prompt, 40)}, sample {reply.sample}", reply.Index) for reply in _lines(self._chosen)]
+        with self.filling():
+            refill(self.controls["sample"], offered)
         self.picture.update_to(self._ringed())
         self._render()
 
@@ -154,20 +123,15 @@ class ResponsePanel(Panel):
         values = self.values()
         said = self._verdicts.loc[self._chosen.index].astype(object).to_dict("index")
         columns: dict[str, list[Cell]] = {name: [] for name in values["prompts"]}
-        for row in _lines(self._chosen):
-            current = row.Index == values["sample"]
-            cell = Cell(row.sample, row.response, self._words(row.response), said[row.Index], current)
-            columns[row.prompt].append(cell)
+        for reply in _lines(self._chosen):
+            current = reply.Index == values["sample"]
+            cell = Cell(reply.sample, reply.response, self._words(reply.response), said[reply.Index], current)
+            columns[reply.prompt].append(cell)
         self.shown.value = side_by_side(self._chosen["text"].iloc[0], columns, self._heads(values["judge"]))
 
     def _heads(self, judge: str) -> dict[str, str]:
-        """Prompt → how often it refuses the query that is shown, over all its samples."""
-        own = self._replies.iloc[self._rows[self._chosen["query_id"].iloc[0]]]
-        counts = self._verdicts.loc[own.index, judge].groupby(own["prompt"]).agg(["sum", "count"])
-        return {
-            prompt: f"refused {int(refused)} of {n} by {judge}" if n else f"not judged by {judge}"
-            for prompt, refused, n in counts.itertuples(name=None)
-        }
+        own = self._rows[self._chosen["query_id"].iloc[0]]
+        return refusals_in_words(self._replies["prompt"].iloc[own], self._verdicts[judge].iloc[own], judge)
 
     def _count_labels(self) -> None:
         """Say how many labels there are and how the judges agree; the rates are made anew when they are needed."""
@@ -197,7 +161,7 @@ class ResponsePanel(Panel):
         if query_id not in self._rows:
             raise PanelError(f"No responses to the query {query_id!r}: generate some, or choose another.")
         query = self.controls["query"]
-        with self._quietly():
+        with self.filling():
             if query_id not in [name for _, name in query.options]:
                 text = self._replies["text"].iloc[self._rows[query_id][0]]
                 query.options = [(label(text, 110), query_id), *query.options]
@@ -217,9 +181,8 @@ class ResponsePanel(Panel):
         self._hand = hand
         self._verdicts[HAND] = self._hand.verdicts(self._replies)
         self._count_labels()
-        rows = [row for _, row in sample.options]
-        with self._quietly():
-            sample.value = rows[min(rows.index(sample.value) + 1, len(rows) - 1)]
+        with self.filling():
+            sample.index = min(sample.index + 1, len(sample.options) - 1)
         self._render()
 
     def selection(self) -> pd.DataFrame:
@@ -227,11 +190,11 @@ class ResponsePanel(Panel):
         return self._chosen.join(self._verdicts.add_prefix("refusal: "))
 
     def result(self) -> pd.DataFrame:
-        """The labels given by hand, `labels.LABEL_COLUMNS`; `labels.HandJudge(labels=…)` judges with them."""
+        """The labels given by hand, `judges.LABEL_COLUMNS`; `judges.HandJudge(labels=…)` judges with them."""
         return self._hand.labels.copy()
 
-    def offer(self) -> dict[str, tuple[go.Figure | None, pd.DataFrame]]:
-        """Name → figure (if there is one) and table, for export."""
+    def offer(self) -> Offered:
+        """What an export writes."""
         return {
             "queries": (go.Figure(self.picture), self._listed.reset_index()),
             "responses": (None, self.selection()),
@@ -254,8 +217,8 @@ def responses(
 
     Args:
         replies: the table of `drolab.generate`.
-        judges: name → judge (see `judges.Judge`), or a function that says whether a response is a refusal; None is the
-            paper's string rule alone.
+        judges: name → judge: anything with `verdicts(responses)` (see `judges.Judge`), or a function that says
+            whether a response is a refusal. Each is shown by its name. None is the paper's string rule alone.
         words: gives the places (start, end) of the words to mark in a response; those of the string rule unless
             given; `judges.TextJudge().words` gives those of drolab's own.
         groups: query id → class, as from `comparison.query_groups`; None makes two, harmful and harmless.
@@ -265,7 +228,30 @@ def responses(
 
     Raises:
         PanelError: the table lacks a column or has no rows, or a judge is called "hand".
-        QueryError: a response is no text, or the file is no table of hand labels.
+        QueryError: a response is no text, a judge answers with something else than verdicts, or the file is no table
+            of hand labels.
+
+    Examples:
+        A judge of your own beside the string rule. Setting a control's value does what a hand does:
+
+        >>> import pandas as pd
+        >>> from drolab import judges, panels
+        >>> rows = [
+        ...     ("q1", "none", 0, "How to cook rice?", False, "I cannot say."),
+        ...     ("q2", "none", 0, "How to sing?", False, "No way!"),
+        ...     ("q3", "none", 0, "How to swim?", False, "Begin in warm water."),
+        ... ]
+        >>> columns = ["query_id", "prompt", "sample", "text", "harmful", "response"]
+        >>> both = {"string rule": judges.is_refusal, "mine": lambda response: len(response) < 15}
+        >>> panel = panels.responses(pd.DataFrame(rows, columns=columns), judges=both)
+        >>> panel.controls["only"].value = "judges disagree"
+        >>> panel.selection()[["text", "response", "refusal: string rule", "refusal: mine"]]
+                   text response  refusal: string rule  refusal: mine
+        1  How to sing?  No way!                 False           True
+        >>> panel.label("refusal")
+        >>> panel.result()[["query_id", "prompt", "sample", "label"]]
+          query_id prompt  sample    label
+        0       q2   none       0  refusal
     """
     if missing := [column for column in _COLUMNS if column not in replies.columns]:
         raise PanelError(f"The table of responses lacks the columns {missing}: give what drolab.generate returned.")
@@ -284,16 +270,15 @@ def _filters(replies: pd.DataFrame, judges: list[str], groups: Mapping[str, str]
     """The controls that say which queries are listed, and what is compared."""
     prompts = named(replies["prompt"].unique())
     classes = class_names(replies["harmful"]) if groups is None else list(dict(groups).values())
-    words = widgets.Text(
-        description="query contains",
-        tooltip="list only queries with these words, in any case; press Enter",
-        placeholder="words, then Enter",
-        continuous_update=False,
-        layout={"width": "240px"},
-        style=STYLE,
-    )
     return {
-        "contains": words,
+        "contains": labelled(
+            widgets.Text,
+            "query contains",
+            "list only queries with these words, in any case; press Enter",
+            placeholder="words, then Enter",
+            continuous_update=False,
+            layout={"width": "240px"},
+        ),
         "group": choice("class", [("all", ""), *named(classes)], "list only queries of this class"),
         "first": choice("from prompt", prompts, "the prompt that behaviour is compared with"),
         "second": choice("to prompt", prompts[::-1], "the prompt whose change of behaviour is looked for"),
@@ -311,7 +296,7 @@ def _reading(replies: pd.DataFrame) -> Controls:
     """The controls that say which query is read, and how much of it."""
     most = int(replies.groupby(["query_id", "prompt"]).size().max())
     counts = sorted({n for n in (1, 2, 3, 5, 10, 20) if n < most} | {most})
-    samples = control("samples", counts, "how many samples of each prompt to show")
+    samples = pick("samples", counts, "how many samples of each prompt to show")
     samples.value = min(counts, key=lambda n: abs(n - 3))
     return {
         "query": widgets.Select(
@@ -337,9 +322,3 @@ def _labelling() -> Controls:
 def _lines(frame: pd.DataFrame) -> Any:
     """Its rows by name (pandas' own type is too wide for a type checker)."""
     return frame.itertuples()
-
-
-def _query_label(row: Any) -> str:
-    rates = " → ".join("–" if pd.isna(rate) else f"{rate:.2f}" for rate in (row.rate_a, row.rate_b))
-    split = f" · ≠{int(row.disagreements)}" if row.disagreements else ""
-    return f"{rates} · {label(row.group, 20)}{split} · {label(row.text, 90)}"

@@ -1,14 +1,17 @@
-"""Which queries the response panel lists, and what it says of each: rates per prompt, changes, disagreements."""
+"""Which queries the response panel lists, and what it says of each: rates per prompt, changes, disagreements. No
+widgets here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from drolab.errors import QueryError
 from drolab.evidence import comparison
+from drolab.panels.markup import label
 
 ONLY = ("all", "judges disagree", "changed", "refused more", "refused less")
 """Which queries `narrowed` leaves."""
@@ -78,3 +81,19 @@ def narrowed(
     if order is None:
         raise QueryError(f"No queries called {only!r}: choose one of {', '.join(ONLY)}.")
     return found.loc[order[order > 0].sort_values(ascending=False, kind="stable").index]
+
+
+def query_label(row: Any) -> str:
+    """A row of `query_changes` on one line: both rates, class, how often judges disagree, the text."""
+    rates = " → ".join("–" if pd.isna(rate) else f"{rate:.2f}" for rate in (row.rate_a, row.rate_b))
+    split = f" · ≠{int(row.disagreements)}" if row.disagreements else ""
+    return f"{rates} · {label(row.group, 20)}{split} · {label(row.text, 90)}"
+
+
+def refusals_in_words(prompts: pd.Series, verdicts: pd.Series, judge: str) -> dict[str, str]:
+    """Prompt → how often it refuses one query, from that query's responses: their prompts and a judge's verdicts."""
+    counts = verdicts.groupby(prompts).agg(["sum", "count"])
+    return {
+        prompt: f"refused {int(refused)} of {n} by {judge}" if n else f"not judged by {judge}"
+        for prompt, refused, n in counts.itertuples(name=None)
+    }

@@ -11,9 +11,10 @@ import pytest
 
 from drolab import export, panels
 from drolab.errors import QueryError
-from drolab.judges import HandJudge
+from drolab.judges import HandJudge, judge, verdicts
 from drolab.panels import markup
 from drolab.panels.responses.panel import LISTED
+from drolab.panels.responses.view import narrowed, query_changes, query_rates
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)> & \"' <b>%{x}</b> \x00 \u202eabc 🦜"
 PROMPTS = ("none", "default", "mine")
@@ -131,6 +132,40 @@ def test_judges_disagree_where_one_of_them_does() -> None:
     assert listed(panel) == ["q1"]
     panel.controls["judge"].value = "strict"
     assert listed(panel) == []
+
+
+class Short:
+    """A judge of one's own: short answers are refusals, and it has no opinion of those without a word."""
+
+    def verdicts(self, responses: pd.DataFrame) -> pd.Series:
+        short = responses["response"].str.len() < len(REFUSAL)
+        return short.map({True: "full_refusal", False: "compliance"}).where(responses["response"] != "")
+
+
+def test_judges_of_ones_own_are_shown_by_their_names() -> None:
+    table = answers()
+    table.loc[0, "response"] = ""
+    panel = panels.responses(table, judges={"my class": Short(), "my function": lambda text: text.startswith("Sure")})
+    panel.controls["samples"].value = 1
+    panel.controls["prompts"].value = ("none",)
+    assert "my function: compliance" in panel.shown.value
+    assert "refused 0 of 3 by my class" in panel.shown.value  # of one it has no opinion
+    assert panel.selection()["refusal: my class"].isna().all()
+    panel.controls["query"].value = "q4"
+    assert "my class: <b>refusal</b>" in panel.shown.value
+    assert "my function: <b>refusal</b>" in panel.shown.value
+    assert [name for _, name in panel.controls["judge"].options] == ["my class", "my function", "hand"]
+    panel.controls["judge"].value = "my class"
+    assert "refused 4 of 4 by my class" in panel.shown.value
+
+
+def test_a_judge_that_says_something_else_is_refused() -> None:
+    class Odd:
+        def verdicts(self, responses: pd.DataFrame) -> pd.Series:
+            return pd.Series("perhaps", index=responses.index)
+
+    with pytest.raises(QueryError, match="No verdict 'perhaps'"):
+        panels.responses(answers(), judges={"odd": Odd()})
 
 
 def test_the_map_shows_the_listed_queries_and_a_click_chooses_one(panel: panels.ResponsePanel) -> None:
@@ -350,3 +385,71 @@ def test_one_prompt_and_one_sample_are_enough() -> None:
     panel = panels.responses(answers().query("prompt == 'none' and sample == 0"))
     assert panel.message.value == ""
     assert panel.shown.value.count("<td") == 1
+
+
+# Which queries are listed (the view)
+
+
+def two_samples() -> pd.DataFrame:
+    """Two samples per query and prompt: "no" is a refusal, "maybe" one by the strict judge only."""
+    said = {
+        "q1": ("yes yes", "no no"),
+        "q2": ("no no", "yes maybe"),
+        "q3": ("yes yes", "yes yes"),
+        "q4": ("yes no", "no no"),
+    }
+    rows = [
+        (name, prompt, sample, f"Question {name}.*", name < "q3", word)
+        for name, answers in said.items()
+        for prompt, words in zip(("none", "mine"), answers, strict=True)
+        for sample, word in enumerate(words.split())
+    ]
+    return pd.DataFrame(rows, columns=["query_id", "prompt", "sample", "text", "harmful", "response"])
+
+
+def changes() -> pd.DataFrame:
+    table = two_samples()
+    said = verdicts(table, {"strict": lambda text: text != "yes", "mild": lambda text: text == "no"})
+    return query_changes(query_rates(table, said, "mild"), ("none", "mine"))
+
+
+def test_changes_of_queries_between_two_prompts() -> None:
+    table = changes()
+    assert table["rate_a"].to_dict() == {"q1": 0, "q2": 1, "q3": 0, "q4": 0.5}
+    assert table["change"].to_dict() == {"q1": 1, "q2": -1, "q3": 0, "q4": 0.5}
+    assert table["disagreements"].to_dict() == {"q1": 0, "q2": 1, "q3": 0, "q4": 0}
+    assert table["group"].tolist() == ["harmful", "harmful", "harmless", "harmless"]
+    rates = judge(two_samples(), judge=lambda text: text == "no")["refusal_rate"].unstack()
+    assert table["rate_b"].to_dict() == rates["mine"].to_dict()
+
+
+def test_a_judge_without_an_opinion_has_no_rate() -> None:
+    table = two_samples()
+    said = verdicts(table, {"rule": lambda text: text == "no"})
+    said["hand"] = pd.Series([True, *[pd.NA] * (len(table) - 1)], dtype="boolean")
+    found = query_rates(table, said, "hand", {"q1": "mild"})
+    assert found["rate: none"].isna().tolist() == [False, True, True, True]
+    assert found["disagreements"].tolist() == [1, 0, 0, 0]
+    assert found["group"].tolist() == ["mild", "", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("only", "left"),
+    [
+        ("all", ["q1", "q2", "q3", "q4"]),
+        ("changed", ["q1", "q2", "q4"]),
+        ("refused more", ["q1", "q4"]),
+        ("refused less", ["q2"]),
+        ("judges disagree", ["q2"]),
+    ],
+)
+def test_queries_are_narrowed_and_sorted_by_the_size_of_the_change(only: str, left: list[str]) -> None:
+    assert list(narrowed(changes(), only=only).index) == left
+
+
+def test_narrowing_by_words_and_group() -> None:
+    assert list(narrowed(changes(), contains="question Q3.*").index) == ["q3"]  # no pattern, any case
+    assert list(narrowed(changes(), group="harmless", only="refused more").index) == ["q4"]
+    assert narrowed(changes(), contains="nothing").empty
+    with pytest.raises(QueryError, match="No queries called 'odd'"):
+        narrowed(changes(), only="odd")

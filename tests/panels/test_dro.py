@@ -16,14 +16,14 @@ from helpers.kernel import SECONDS, Kernel
 from helpers.training import QUERIES, Setting, assert_equal_runs, failing, setting_of
 
 from drolab import dro, panels
-from drolab.dro import runs, training
+from drolab.dro import training
 from drolab.errors import TrainingError
 from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel
 from drolab.panels import DROPanel, PanelError
 from drolab.panels.dro.settings import DROSettings
 from drolab.store import Store
-from drolab.types import DROConfig
+from drolab.types import DROConfig, DRORun
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -141,6 +141,14 @@ def stopping(panel: DROPanel, after: int, act: Callable[[], None]) -> Callable[.
     return forward
 
 
+def until(panel: DROPanel, shown: Callable[[], bool]) -> None:
+    """Wait for a state that the panel shows while its training is not at its end."""
+    end = time.monotonic() + SECONDS
+    while not shown():
+        assert time.monotonic() < end
+        assert not panel.wait(0.01)
+
+
 @pytest.mark.parametrize("with_store", [True, False])
 def test_a_stopped_run_is_usable_and_goes_on_to_the_same_end(
     setting: Setting, store: Store, monkeypatch: pytest.MonkeyPatch, with_store: bool
@@ -168,9 +176,7 @@ def test_a_paused_training_stands_still(setting: Setting, monkeypatch: pytest.Mo
     def drawn() -> list[int]:
         return [step for trace in panel.curves.data[:1] for step in trace.x]
 
-    until = time.monotonic() + SECONDS
-    while drawn() != [1, 2, 3] and time.monotonic() < until:  # the step in flight ends first
-        assert not panel.wait(0.01)
+    until(panel, lambda: drawn() == [1, 2, 3])  # the step in flight ends first
     assert not panel.wait(0.5)
     assert panel.job.state == "paused"
     assert drawn() == [1, 2, 3]
@@ -184,10 +190,9 @@ def test_two_trainings_at_once_are_refused(setting: Setting, monkeypatch: pytest
     panel = panel_of(setting)
     monkeypatch.setattr(training, "forward_states", stopping(panel, 2, panel.job.pause_button.click))
     panel.controls["start"].click()
-    assert not panel.wait(0.5)
+    until(panel, lambda: panel.job.state == "paused")
     assert panel.controls["start"].disabled
-    panel._start = panel.guarded(panel._start)  # type: ignore[method-assign]  # a click cannot come through
-    panel._start()
+    panel.controls["start"].click()
     assert "still running" in panel.message.value
     panel.controls["remove"].click()
     assert "in training: stop it first" in panel.message.value
@@ -256,8 +261,16 @@ print(len(panel.result().history), panel.job.state)
 """
 
 
+@pytest.fixture(scope="module")
+def long_run(setting: Setting) -> DRORun:
+    """What a training that nobody disturbs comes to."""
+    return replace(setting, config=LONG_RUN).train()
+
+
 @pytest.mark.parametrize("end", ["restart", "kill"])
-def test_a_kernel_may_end_while_it_trains(setting: Setting, store: Store, tmp_path: Path, end: str) -> None:
+def test_a_kernel_may_end_while_it_trains(
+    setting: Setting, long_run: DRORun, store: Store, tmp_path: Path, end: str
+) -> None:
     kernel = Kernel(tmp_path)
     try:
         done, state = kernel.run(
@@ -273,7 +286,7 @@ def test_a_kernel_may_end_while_it_trains(setting: Setting, store: Store, tmp_pa
     assert kept > int(done) - 5
     assert kept < 180
     train(panel)
-    assert_equal_runs(panel.result(), replace(setting, config=LONG_RUN).train())
+    assert_equal_runs(panel.result(), long_run)
 
 
 # --- replay -------------------------------------------------------------------------------------------------
@@ -315,9 +328,15 @@ def test_a_replay_of_a_stopped_run_shows_its_last_step(setting: Setting, monkeyp
 # --- runs side by side, and in files ------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """What is trained once is there at once for the next panel."""
+    return Store(tmp_path_factory.mktemp("kept"))
+
+
 @pytest.fixture
-def several(setting: Setting) -> DROPanel:
-    panel = panel_of(setting, judge=JUDGE)
+def several(setting: Setting, kept: Store) -> DROPanel:
+    panel = panel_of(setting, kept, judge=JUDGE)
     for name, weight in (("weak", 0.1), ("strong", 10.0)):
         panel.controls["name"].value = name
         panel.controls["residual_weight"].value = weight
@@ -326,7 +345,7 @@ def several(setting: Setting) -> DROPanel:
 
 
 def test_runs_are_compared_by_what_differs(several: DROPanel) -> None:
-    table = runs.compare(several.shelf.kept)
+    table = dro.compare(several.shelf.kept)
     assert table["run"].tolist() == ["weak", "strong"]
     assert table["residual_weight"].tolist() == [0.1, 10.0]
     assert "learning_rate" not in table.columns
@@ -386,7 +405,7 @@ def test_saved_runs_are_loaded_as_they_were(setting: Setting, several: DROPanel,
 def test_a_run_of_another_model_is_not_loaded(setting: Setting, trained: DROPanel, tmp_path: Path) -> None:
     run = trained.result()
     foreign = replace(run, space=replace(run.space, model_fingerprint="other"))
-    runs.save_run(tmp_path, "foreign", runs.KeptRun(loaded=foreign))
+    dro.save_run(tmp_path, "foreign", dro.KeptRun(loaded=foreign))
     panel = panel_of(setting)
     panel.controls["folder"].value = str(tmp_path)
     panel.controls["load"].click()
@@ -396,29 +415,29 @@ def test_a_run_of_another_model_is_not_loaded(setting: Setting, trained: DROPane
 
 def test_what_cannot_be_loaded_is_named(trained: DROPanel, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="No DRO run in"):
-        runs.load_runs(tmp_path)
-    place = runs.save_run(tmp_path, "cut", runs.KeptRun(loaded=trained.result()))
+        dro.load_runs(tmp_path)
+    place = dro.save_run(tmp_path, "cut", dro.KeptRun(loaded=trained.result()))
     lines = (place / "history.csv").read_text().splitlines()
     (place / "history.csv").write_text("\n".join(lines[:-1]))
     with pytest.raises(TrainingError, match="its history has 8 steps, not 9"):
-        runs.load_runs(tmp_path)
+        dro.load_runs(tmp_path)
     (place / "state.safetensors").write_bytes(b"nonsense")
     with pytest.raises(TrainingError, match="cannot be read"):
-        runs.load_runs(tmp_path)
+        dro.load_runs(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", "Run", "<script>alert(1)</script>", "é" * 100, "\udc80\x00"])
 def test_no_name_leads_out_of_the_folder(trained: DROPanel, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "runs"
-    place = runs.save_run(folder, name, runs.KeptRun(loaded=trained.result()))
+    place = dro.save_run(folder, name, dro.KeptRun(loaded=trained.result()))
     assert place.parent == folder
     assert place.name not in ("", "run", ".", "..")
-    assert list(runs.load_runs(folder)) == [name]
+    assert list(dro.load_runs(folder)) == [name]
 
 
 def test_hostile_names_are_shown_as_text(setting: Setting, trained: DROPanel, tmp_path: Path) -> None:
     name = "<img src=x onerror=alert(1)> \u202e" + "long " * 1000
-    runs.save_run(tmp_path, name, runs.KeptRun(loaded=trained.result(), measured=trained.shelf.chosen().measured))
+    dro.save_run(tmp_path, name, dro.KeptRun(loaded=trained.result(), measured=trained.shelf.chosen().measured))
     panel = panel_of(setting, judge=JUDGE)
     panel.controls["folder"].value = str(tmp_path)
     panel.controls["load"].click()

@@ -1,0 +1,54 @@
+"""What the DRO panel shows of runs: tables side by side, curves, and the queries' movement. No widgets here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from drolab.dro import KeptRun, compare
+from drolab.figures import PlaneLook, movement_content, plane, probe_boundaries
+from drolab.panels.markup import table
+from drolab.types import DRORun
+
+
+def stacked(tables: Mapping[str, pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
+    """The tables of several runs below each other, with the run's name before."""
+    parts = [rows.assign(run=name) for name, rows in tables.items() if len(rows)]
+    wanted = ["run", *columns]
+    return pd.concat(parts, ignore_index=True)[wanted] if parts else pd.DataFrame(columns=wanted)
+
+
+def runs_as_html(kept: Mapping[str, KeptRun], states: Sequence[str]) -> str:
+    """`dro.compare` as a person reads it: one column for both classes, numbers rounded. `states`: one per run."""
+    found = compare(kept)
+    found.insert(1, "status", list(states))
+    shown: dict[str, Any] = {}
+    for name in found.columns:
+        stem, _, kind = name.rpartition(" ")
+        if kind in ("harmful", "harmless"):
+            both = found.reindex(columns=[f"{stem} harmful", f"{stem} harmless"]).itertuples(index=False)
+            cells = [" / ".join("–" if pd.isna(value) else f"{value:.2f}" for value in pair) for pair in both]
+            shown[f"{stem.replace('other', 'neither')} harmful/harmless"] = cells
+        else:
+            shown[name.replace("_", " ")] = found[name].map(_rounded)
+    return table(pd.DataFrame(shown))
+
+
+def _rounded(value: object) -> object:
+    return f"{value:.3g}" if isinstance(value, float) else value
+
+
+def moved_in(paths: pd.DataFrame, components: tuple[int, int]) -> pd.DataFrame:
+    """A table of `dro.trajectories` with x and y, the places in the plane of two components (counted from 0)."""
+    x, y = (paths[f"component_{number + 1}"] for number in components)
+    return paths.assign(x=x, y=y)
+
+
+def movement(moved: pd.DataFrame, run: DRORun, components: tuple[int, int], step: int, theme: str) -> plane.Content:
+    """The figure of a table of `moved_in` up to a step, for `Picture.update_to`."""
+    shares = run.space.explained_variance_ratio.tolist()
+    x, y = (f"component {number + 1} ({shares[number]:.0%} of the anchors' variance)" for number in components)
+    lines = probe_boundaries(run.refusal, run.harmfulness, plane=components)
+    return movement_content(moved, PlaneLook(boundaries=lines, axis_titles=(x, y), theme=theme), step=step)

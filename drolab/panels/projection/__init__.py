@@ -1,0 +1,1 @@
+"""The projection panel: every query under every prompt in one frozen plane."""

@@ -1,0 +1,1 @@
+"""The response panel: find a query, read its samples under several prompts side by side, label them by hand."""
