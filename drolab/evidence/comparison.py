@@ -115,12 +115,10 @@ def paired(
         >>> import drolab
         >>> import pandas as pd
         >>> from drolab import comparison
-        >>> replies = pd.DataFrame(
-        ...     [(f"q{i}", prompt, f"How to do {i}?", True, word)
-        ...      for i in range(12)
-        ...      for prompt, word in (("none", "Sure." if i % 3 else "I cannot."), ("long", "I cannot do that."))],
-        ...     columns=["query_id", "prompt", "text", "harmful", "response"],
-        ... )
+        >>> said = [("none", "Sure."), ("none", "I cannot do that."), ("long", "I cannot do that.")]
+        >>> rows = [(f"q{i}", *said[2 if prompt else i % 3 == 0]) for i in range(12) for prompt in (0, 1)]
+        >>> replies = pd.DataFrame(rows, columns=["query_id", "prompt", "response"])
+        >>> replies = replies.assign(text="How to do it?", harmful=True)
         >>> scores = drolab.judge(replies)
         >>> row = comparison.paired(scores, "none").iloc[0]
         >>> print(row["prompt"], row["value"], round(row["baseline_value"], 2), row["higher"], row["lower"])
