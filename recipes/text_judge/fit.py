@@ -16,7 +16,7 @@ import argparse
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
 
@@ -91,7 +91,7 @@ class Labelled:
         self.objects = np.array([reading.objects for reading in self.readings])
         self.weights = np.where(self.table["own"], OWN, 1.0)
 
-    def fit(self, rows: Sequence[int]) -> Weights:
+    def fit(self, rows: Iterable[int]) -> Weights:
         rows = np.asarray(rows)[self.objects[rows]]
         x, y, weights = self.features.to_numpy()[rows], self.labels[rows], self.weights[rows]
         mean, spread = x.mean(axis=0), x.std(axis=0)
@@ -103,11 +103,11 @@ class Labelled:
             pair = np.isin(y, (a, b))
             coef, bias = ridge(((x - mean) / spread)[pair], y[pair] == b, weights[pair], bound)
             found.append((coef / spread, bias - (coef / spread) @ mean))
-        bias = tuple(round(float(intercept), 4) for _, intercept in found)
+        first, second, third = (round(float(intercept), 4) for _, intercept in found)
         of = zip(*(np.round(coef, 3).tolist() for coef, _ in found), strict=True)
-        return Weights(bias, dict(zip(self.features.columns, of, strict=True)))
+        return Weights((first, second, third), dict(zip(self.features.columns, of, strict=True)))
 
-    def verdicts(self, rows: Sequence[int], weights: Weights) -> np.ndarray:
+    def verdicts(self, rows: Iterable[int], weights: Weights) -> np.ndarray:
         return np.array([VERDICTS.index(examine(self.readings[row], weights)[0]) for row in rows])
 
 
