@@ -92,8 +92,8 @@ class Labelled:
         self.weights = np.where(self.table["own"], OWN, 1.0)
 
     def fit(self, rows: Iterable[int]) -> Weights:
-        rows = np.asarray(rows)[self.objects[rows]]
-        x, y, weights = self.features.to_numpy()[rows], self.labels[rows], self.weights[rows]
+        used = np.array([row for row in rows if self.objects[row]])
+        x, y, weights = self.features.to_numpy()[used], self.labels[used], self.weights[used]
         mean, spread = x.mean(axis=0), x.std(axis=0)
         spread[spread < 1e-9] = 1
         speaks_for = {**dict.fromkeys(FOR_REFUSAL.split(), 1), **dict.fromkeys(FOR_HELP.split(), -1)}
