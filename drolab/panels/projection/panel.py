@@ -203,7 +203,7 @@ def projection(
         StatesError: an anchor prompt without states, states of several positions, or scores that are no such table.
 
     Examples:
-        Made-up states of two queries that a prompt moves apart. Setting a control's value does what a hand does:
+        Made-up states of three queries under two prompts. Setting a control's value does what a hand does:
 
         >>> import pandas as pd
         >>> import torch
