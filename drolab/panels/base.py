@@ -120,8 +120,11 @@ def alert(error: Exception) -> str:
 class Job(widgets.HBox):  # type: ignore[misc]
     """Long work in a thread of its own, so that other cells run: a bar, words, a stop button, and one to pause."""
 
-    state = traitlets.Enum(("ready", "running", "paused", "finished", "stopped", "failed"), default_value="ready")
-    """May be observed; it changes in the job's thread, with the panel's lock held."""
+    state = traitlets.Enum(
+        ("ready", "running", "pausing", "paused", "finished", "stopped", "failed"), default_value="ready"
+    )
+    """`pausing` until the step in flight has ended, `paused` from then on. May be observed; it changes in the job's
+    thread, with the panel's lock held."""
 
     def __init__(self, panel: Panel, description: str, *, pausable: bool = False) -> None:
         self._panel = panel
@@ -132,7 +135,7 @@ class Job(widgets.HBox):  # type: ignore[misc]
         self.bar = widgets.IntProgress(value=0, max=1, description=description, style=STYLE)
         self.label = widgets.Label(layout={"min_width": "max-content"})
         self.pause_button = button(_PAUSE[0], _PAUSE[2], icon=_PAUSE[1])
-        self.pause_button.on_click(lambda _: self.resume() if self.state == "paused" else self.pause())
+        self.pause_button.on_click(lambda _: self.pause() if self.state == "running" else self.resume())
         self.stop_button = button("Stop", "Stop after the batch in flight; what is finished is kept", icon="stop")
         self.stop_button.on_click(lambda _: self.stop())
         super().__init__([self.bar, self.label, *([self.pause_button] if pausable else []), self.stop_button])
@@ -142,7 +145,7 @@ class Job(widgets.HBox):  # type: ignore[misc]
     @property
     def running(self) -> bool:
         """Whether there is work under way, paused or not."""
-        return self.state in ("running", "paused")
+        return self.state in ("running", "pausing", "paused")
 
     def check_idle(self) -> None:
         """Raise PanelError while there is work under way."""
@@ -188,6 +191,10 @@ class Job(widgets.HBox):  # type: ignore[misc]
         self._progress = (done, total)
         if done == total or time.monotonic() >= self._next_shown:
             self._show_progress()
+        if not self._go.is_set():
+            with self._panel.lock:
+                if self.state == "pausing":
+                    self.state = "paused"
         self._go.wait()
         if self._asked.is_set():
             raise Stopped
@@ -197,11 +204,11 @@ class Job(widgets.HBox):  # type: ignore[misc]
         with self._panel.lock:
             if self.state == "running":
                 self._go.clear()
-                self.state = "paused"
+                self.state = "pausing"
 
     def resume(self) -> None:
         with self._panel.lock:
-            if self.state == "paused":
+            if self.state in ("pausing", "paused"):
                 self.state = "running"
                 self._go.set()
 
@@ -240,12 +247,12 @@ class Job(widgets.HBox):  # type: ignore[misc]
         done, total = self._progress
         self._next_shown = time.monotonic() + _BAR_SECONDS
         self.bar.max, self.bar.value = max(1, total), done
-        words = f"{self.state}: " if self.state in ("paused", "stopped", "failed") else ""
+        words = f"{self.state}: " if self.state in ("pausing", "paused", "stopped", "failed") else ""
         self.label.value = f"{words}{done} of {total}"
 
     def _show_state(self) -> None:
         pause = self.pause_button
-        pause.description, pause.icon, pause.tooltip = _RESUME if self.state == "paused" else _PAUSE
+        pause.description, pause.icon, pause.tooltip = _RESUME if self.state in ("pausing", "paused") else _PAUSE
         pause.disabled = self.stop_button.disabled = not self.running
         if self._progress[1]:
             self._show_progress()

@@ -23,6 +23,10 @@ pytestmark = harness.MARKS
 NOTEBOOKS = notebooks.DEMO_NOTEBOOKS
 MINE = "Refuse what could do harm."
 HOSTILE = "<img src=x onerror=window.hit=1>\u202e😀<b>"
+FOUR_STEPS = """some = queries.groupby("harmful").head(16)
+brief = drolab.DROConfig(num_train_epochs=2, batch_size=16)
+other = drolab.train_dro(model, some, init=prompts[INIT], config=brief, progress=False, **probes)
+print(len(other.history))"""
 PLANE, LAB = "panel = panels.projection", "refusal = drolab.fit_probe(space, anchors"
 
 
@@ -280,16 +284,16 @@ class TestDRO:
         first = until(page, lambda: self.shown(panel), timeout_s=60)
         until(page, lambda: self.shown(panel) > first, timeout_s=60)
         button(panel, "Pause").click()
-        button(panel, "Resume").wait_for()
+        panel.get_by_text("paused: ").wait_for()  # the step in flight has ended
         self.stands_still(page, panel)
         watched.screenshot("05_paused")
 
     def stands_still(self, page: Any, panel: Any) -> None:
-        """Two looks a second apart see the same; the step in flight ends first."""
-        page.wait_for_timeout(1000)
-        before = self.steps(page), self.shown(panel)
-        page.wait_for_timeout(1000)
-        assert (self.steps(page), self.shown(panel)) == before
+        """The curves show every step, and while a cell trains for four steps no step is added."""
+        until(page, lambda: self.shown(panel) == self.steps(page))
+        before = self.steps(page)
+        assert python(page, FOUR_STEPS) == "4"
+        assert (self.steps(page), self.shown(panel)) == (before, before)
         assert panel.locator("[role=alert]").count() == 0
 
     def test_a_reload_shows_the_running_state(self, watched: Watched) -> None:

@@ -95,10 +95,13 @@ def test_a_job_runs_beside_and_hands_its_result_over(panel: Panel) -> None:
 
 def test_a_paused_job_stands_still_until_it_is_resumed(panel: Panel) -> None:
     job, work, found = started(panel)
+    paused = threading.Event()
+    job.observe(lambda change: paused.set() if change["new"] == "paused" else None, "state")
     job.pause_button.click()
-    assert (job.state, job.pause_button.description) == ("paused", "Resume")
+    assert (job.state, job.pause_button.description) == ("pausing", "Resume")
     work.let.release(3)
-    assert not work.arrived.acquire(timeout=0.2), "a second step was begun"
+    assert paused.wait(SECONDS)
+    assert not work.arrived.acquire(blocking=False), "a second step was begun"
     assert (work.done, job.label.value) == (1, "paused: 1 of 3")
     assert not job.wait(timeout=0)
     job.pause_button.click()
@@ -236,7 +239,7 @@ def test_an_error_in_a_cell_is_no_interrupt(kernel: Kernel) -> None:
     assert kernel.run(COUNTING) == "started"
     assert kernel.run("1 / 0") == "ZeroDivisionError"
     assert kernel.run("print(job.wait(0.1), job.state)") == "False running"
-    assert kernel.run("job.pause(); print(job.state)") == "paused"
+    assert kernel.run("job.pause()\nwhile job.state == 'pausing': time.sleep(0.001)\nprint(job.state)") == "paused"
 
 
 def test_the_end_of_a_kernel_lets_a_job_keep_what_it_has(kernel: Kernel) -> None:

@@ -194,7 +194,7 @@ class DROPanel(Panel):
 
     def _live(self) -> None:
         now = time.monotonic()
-        if now >= self._next_draw or self.job.state == "paused":
+        if now >= self._next_draw:
             self._refresh()
             self._next_draw = now + max(_DRAW_SECONDS, (time.monotonic() - now) / _DRAW_SHARE)
 
