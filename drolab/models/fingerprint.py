@@ -1,4 +1,7 @@
-""""""
+"""The fingerprint of a model: a hash of its weights, its configuration, its tokenizer and its chat template.
+
+Stored results and soft prompts are tied to it. Settings that change no result, such as the path, do not count.
+"""
 
 from __future__ import annotations
 
