@@ -209,6 +209,7 @@ def test_delongs_interval_covers() -> None:
 # --- corrected p-values --------------------------------------------------------------------------------------
 
 
+@settings(max_examples=20, deadline=None)  # statsmodels collects garbage at each call
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_holm_is_that_of_statsmodels(values: list[float]) -> None:
     np.testing.assert_allclose(holm(np.array(values)), multipletests(values, method="holm")[1])

@@ -17,13 +17,13 @@ from drolab.errors import PromptError
 from drolab.files import read_text, write_file
 from drolab.types import NO_PROMPT, SafetyPrompt
 
-BUILT_IN = ("safety", "neutral", "unseen")
-"""Prompt sets that ship with drolab."""
+_ASSETS = Path(str(resources.files("drolab"))) / "assets" / "prompts"
+BUILT_IN = tuple(sorted(path.stem for path in _ASSETS.glob("*.yaml")))
+"""Prompt sets that ship with drolab. A file more is a set more."""
 
 CODE_CLONE = "git clone https://github.com/chujiezheng/LLM-Safeguard"
 """The command that gets the paper's code, with its three safety prompts."""
 _IN_CODE = "_SYSTEM_PROMPT"
-_ASSETS = Path(str(resources.files("drolab"))) / "assets" / "prompts"
 _WORDS = (
     "apple window river table yellow garden paper seven morning walk stone letter over music quiet corner bridge "
     "ladder winter cloud kitchen blue bottle mountain soon chair orange carpet road tree spoon button lamp "

@@ -19,8 +19,10 @@ from drolab.errors import QueryError
 from drolab.files import read_table
 from drolab.types import QUERY_COLUMNS
 
-BUILT_IN = ("anchors", "heldout", "borderline")
-"""Query sets that ship with drolab: pairs for the anchor space, held-out pairs, harmless ones that sound harmful."""
+_ASSETS = Path(str(resources.files("drolab"))) / "assets" / "queries"
+BUILT_IN = tuple(sorted(path.stem for path in _ASSETS.glob("*.csv")))
+"""Query sets that ship with drolab: pairs for the anchor space, held-out pairs, harmless ones that sound harmful. A
+file more is a set more."""
 
 TEXT_NAMES = ("text", "query", "prompt", "goal", "instruction", "question")
 """Column names under which a file's queries are looked for, in this order, in any case."""
@@ -30,7 +32,6 @@ HUB = "hub:"
 
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False, "1.0": True, "0.0": False}
 _SHOWN = 60
-_ASSETS = Path(str(resources.files("drolab"))) / "assets" / "queries"
 
 
 def load_queries(

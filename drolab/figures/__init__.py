@@ -5,10 +5,10 @@ escaped before plotly sees it. A class is told by symbol *and* colour or pattern
 
 In order: `style` (colours, template, text), `plane` (hidden states in two components, with boundaries and arrows),
 `heatmaps` (matrices and grids of cells), `curves` (layers, steps, doses), `rates` (bars, tradeoffs, forests),
-`templates` (the sizes of print and slides). `export` writes what they make.
+`sizes` (for print and slides). `export` writes what they make.
 """
 
-from drolab.figures import plane, rates, style, templates
+from drolab.figures import plane, rates, sizes, style
 from drolab.figures.curves import (
     calibration,
     dose_response,
@@ -30,6 +30,7 @@ from drolab.figures.plane import (
     projection,
 )
 from drolab.figures.rates import VERDICT_LOOKS, forest, rate_bars, rate_change, tradeoff, tradeoff_content
+from drolab.figures.sizes import COLUMNS, Sheet, caption, sheet
 from drolab.figures.style import (
     BIDIRECTIONAL,
     CONFIG,
@@ -42,7 +43,6 @@ from drolab.figures.style import (
     template,
     template_content,
 )
-from drolab.figures.templates import COLUMNS, Sheet, caption, sheet
 
 __all__ = [
     "BIDIRECTIONAL",
@@ -80,10 +80,10 @@ __all__ = [
     "rates",
     "sheet",
     "show",
+    "sizes",
     "style",
     "template",
     "template_content",
-    "templates",
     "token_lines",
     "token_strip",
     "tradeoff",

@@ -29,8 +29,8 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _UNBOUNDED = 2**31
 """Context length of families without a limit, and of tokenizers that do not know theirs."""
 
-CHAT_FORMATS: tuple[str, ...] = ("llama-2-chat", "mistral-instruct", "vicuna", "openchat", "chatml")
-"""Names of the chat formats that drolab brings: those of the eight models of the paper."""
+CHAT_FORMATS: tuple[str, ...] = tuple(sorted(path.stem for path in (_ASSETS / "chat_formats").glob("*.jinja")))
+"""Names of the chat formats that drolab brings: those of the eight models of the paper. A file more is one more."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from helpers.tiny import byte_tokenizer, random_llama
+from helpers.tiny import ROOT, byte_tokenizer, random_llama
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -193,18 +194,23 @@ def rendered(tokenizer: PreTrainedTokenizerBase, name: str, case: dict) -> str:
     )
 
 
+def golden_renderings(reference: Path) -> dict[str, Any]:
+    """Those of the paper's formats, and those of formats that were added since."""
+    files = [reference / "templates" / "golden_renderings.json", ROOT / "tests" / "samples" / "renderings.json"]
+    return {name: golden for file in files for name, golden in json.loads(file.read_text()).items()}
+
+
 @pytest.mark.parametrize("name", CHAT_FORMATS)
 def test_golden_renderings(reference: Path, name: str) -> None:
-    golden = json.loads((reference / "templates" / "golden_renderings.json").read_text())[name]
+    golden = golden_renderings(reference)[name]
     tokenizer = byte_tokenizer()
     assert (tokenizer.bos_token, tokenizer.eos_token) == (golden["bos_token"], golden["eos_token"])
     for case in golden["cases"]:
         assert rendered(tokenizer, name, case) == case["text"], case["name"]
 
 
-def test_the_golden_file_has_no_other_format(reference: Path) -> None:
-    golden = json.loads((reference / "templates" / "golden_renderings.json").read_text())
-    assert set(golden) == set(CHAT_FORMATS)
+def test_every_format_has_golden_renderings(reference: Path) -> None:
+    assert set(golden_renderings(reference)) == set(CHAT_FORMATS)
 
 
 @pytest.mark.parametrize("name", CHAT_FORMATS)

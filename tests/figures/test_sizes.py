@@ -14,7 +14,7 @@ from helpers.tables import claims, doses, queries
 
 from drolab import figures
 from drolab.export import render_images
-from drolab.figures import Sheet, templates
+from drolab.figures import Sheet, sizes
 
 CHROME = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
 LONG = "a_name_of_a_prompt_that_is_long"
@@ -87,7 +87,7 @@ MEASURE = """() => {
 def sheets() -> dict[tuple[str, str, str], Sheet]:
     """(Figure, style, width) → that figure, laid out."""
     pages = itertools.product(drawings().items(), PAGES)
-    return {(name, *page): templates.sheet(figure, style=page[0], width=page[1]) for (name, figure), page in pages}
+    return {(name, *page): sizes.sheet(figure, style=page[0], width=page[1]) for (name, figure), page in pages}
 
 
 @pytest.fixture(scope="module")
@@ -166,10 +166,10 @@ def strings(node: Any) -> set[str]:
 def test_print_is_light_and_a_slide_keeps_its_theme() -> None:
     dark, light = set(figures_colors("dark")), set(figures_colors("light"))
     for name, figure in drawings("dark").items():
-        printed = strings(templates.sheet(figure, width="single").figure)
+        printed = strings(sizes.sheet(figure, width="single").figure)
         assert not printed & (dark - light), name
         assert printed & light
-        assert strings(templates.sheet(figure, style="slide").figure) & dark
+        assert strings(sizes.sheet(figure, style="slide").figure) & dark
         assert strings(figure.to_dict()) & dark  # the figure itself is left alone
 
 
@@ -181,19 +181,19 @@ def figures_colors(theme: str) -> list[str]:
 
 def test_print_leaves_the_title_to_the_caption() -> None:
     figure = drawings()["calibration"]
-    words = templates.caption(figure)
+    words = sizes.caption(figure)
     assert words.startswith("A title that goes on")
     assert "<script>alert(1)</script>" in words
     assert "Spearman's correlation" in words
-    layout = templates.sheet(figure).figure["layout"]
+    layout = sizes.sheet(figure).figure["layout"]
     assert "title" not in layout
     assert "Spearman" in layout["xaxis"]["title"]["text"]  # the small print stays below the plot
-    assert "A title" in templates.sheet(figure, style="slide").figure["layout"]["title"]["text"]
+    assert "A title" in sizes.sheet(figure, style="slide").figure["layout"]["title"]["text"]
 
 
 def test_shown_is_as_on_the_screen() -> None:
     figure = drawings()["rates"]
-    page = templates.sheet(figure, style="shown")
+    page = sizes.sheet(figure, style="shown")
     assert (page.width, page.height) == (900, 480)
     assert page.figure["layout"]["title"] == figure.to_dict()["layout"]["title"]
     assert page.raster_scale == pytest.approx(2)
@@ -201,7 +201,7 @@ def test_shown_is_as_on_the_screen() -> None:
 
 def test_slides_are_16_to_9_however_long_the_legend() -> None:
     many = go.Figure([go.Scatter(x=[0], y=[0], name=f"{LONG} {number}") for number in range(60)])
-    page = templates.sheet(many, style="slide")
+    page = sizes.sheet(many, style="slide")
     assert page.width / page.height == pytest.approx(16 / 9, abs=0.01)
     assert page.height > 450
     assert page.width * page.raster_scale == pytest.approx(1920)
@@ -209,6 +209,6 @@ def test_slides_are_16_to_9_however_long_the_legend() -> None:
 
 def test_unknown_styles_are_refused() -> None:
     with pytest.raises(figures.FigureError, match="No style 'poster'"):
-        templates.sheet(go.Figure(), style="poster")
+        sizes.sheet(go.Figure(), style="poster")
     with pytest.raises(figures.FigureError, match="width 'triple'"):
-        templates.sheet(go.Figure(), width="triple")
+        sizes.sheet(go.Figure(), width="triple")
