@@ -342,6 +342,7 @@ def _compute(
             states = torch.cat(alone).cpu()
             finite = _finite(states)
         good = finite.nonzero().flatten().tolist()
+        check_edits(model)  # what is kept was computed by what its key says
         keeper.add(task.put([rows[i] for i in good], columns, states[good]))
         if len(good) < len(rows):
             bad = query_ids.iloc[rows[int((~finite).nonzero()[0])]]

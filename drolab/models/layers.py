@@ -7,6 +7,7 @@ last block.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -71,9 +72,12 @@ def _find(model: ChatModel) -> list[str]:
     decoder, n_blocks = model.base_model, model.num_hidden_layers
     inputs: dict[str, Any] = {}
     outputs: dict[str, Any] = {}
+    thread = threading.get_ident()
 
     def noting(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any = None) -> None:
+            if threading.get_ident() != thread:  # others may run this model at the same time
+                return
             inputs[name] = args[0] if args else kwargs.get("hidden_states")
             outputs.pop(name, None)
             outputs[name] = output[0] if isinstance(output, (tuple, list)) else output  # the last called comes last

@@ -446,8 +446,9 @@ def _run(model: ChatModel, inputs: dict[str, Any], layers: Sequence[int], take: 
     thread = threading.get_ident()  # others may run this model at the same time, for purposes of their own
 
     def listening(layer: int) -> Callable[..., None]:
-        def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            if threading.get_ident() == thread:
+        def before(module: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> None:
+            # Another thread may call it once more when it has just been removed, and then without kwargs.
+            if threading.get_ident() == thread and kwargs is not None:
                 take(layer, args[0] if args else kwargs["hidden_states"])
                 if layer == max(layers):
                     raise _Reached
