@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -348,6 +348,30 @@ class HiddenStates:
         return values
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a fit was made from, and which numbers came out.
+
+    The number of threads changes a fit in its last bits. So what depends on a fit is kept under what the fit was made
+    from, as long as its numbers are those that came out; else, as for one that was made by hand, under its numbers.
+    """
+
+    inputs: str
+    """A store key of all that determines the fit."""
+    numbers: str
+    """The `sha256` of what came out."""
+
+
+def _identity(numbers: str, origin: Origin | None) -> str:
+    return f"fit {origin.inputs}" if origin is not None and origin.numbers == numbers else f"numbers {numbers}"
+
+
+def _sha256(tensors: Sequence[Tensor], *rest: float) -> str:
+    header = json.dumps([[list(tensor.shape) for tensor in tensors], rest])
+    raw = [tensor.detach().float().contiguous().cpu().numpy().tobytes() for tensor in tensors]
+    return hashlib.sha256(b"".join([header.encode(), *raw])).hexdigest()
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AnchorSpace:
     """The low-dimensional space of the paper's section 3: a PCA over the anchor states of one layer."""
@@ -363,6 +387,7 @@ class AnchorSpace:
     residual_variance: float
     """Mean over the anchors of the squared distance to the space: the scale for the residual penalty."""
     model_fingerprint: str = ""
+    origin: Origin | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _check_shape(self, "mean", self.mean, None)
@@ -374,6 +399,16 @@ class AnchorSpace:
         return (
             f"AnchorSpace(m={len(self.components)}, d={len(self.mean)}, layer={self.layer}, explained={explained:.3f})"
         )
+
+    @property
+    def sha256(self) -> str:
+        """Of the numbers, bit by bit."""
+        return _sha256([self.mean, self.components], self.layer, self.residual_variance)
+
+    @property
+    def identity(self) -> str:
+        """What results that depend on this space are kept under, see `Origin`."""
+        return _identity(self.sha256, self.origin)
 
     def transform(self, states: Tensor) -> Tensor:
         """[n, d] → [n, m]: coordinates of the states. Differentiable, on the states' device."""
@@ -393,9 +428,20 @@ class Probe:
     """[m], float32."""
     intercept: float
     positive: str
+    origin: Origin | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _check_shape(self, "coef", self.coef, None)
+
+    @property
+    def sha256(self) -> str:
+        """Of the numbers, bit by bit."""
+        return _sha256([self.coef], self.intercept)
+
+    @property
+    def identity(self) -> str:
+        """What results that depend on this probe are kept under, see `Origin`."""
+        return _identity(self.sha256, self.origin)
 
     def decision_function(self, coordinates: Tensor) -> Tensor:
         """[n, m] → [n]: logits; above zero means `positive`."""
