@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from drolab.errors import ModelError, StatesError
-from drolab.models.layers import block_names, resolve_layers
+from drolab.models.layers import block_names, check_layers, resolve_layers
 from drolab.models.load import ChatModel
 from drolab.store import key
 
@@ -268,7 +268,8 @@ def steered(model: ChatModel, *edits: Edit) -> Iterator[ChatModel]:
     left): by `next_tokens`, or by `model.model(…)`. Contexts can be nested: give the inner one what the outer yielded.
 
     Raises:
-        ModelError: the model's blocks or its final norm cannot be found, or `model` is not the one to edit now.
+        ModelError: the model's blocks or its final norm cannot be found, `model` is not the one to edit now, or the
+            last layer is another state in transformers.
         StatesError: a layer that the model does not have, or a vector of another width.
 
     Examples:
@@ -345,7 +346,9 @@ def _points(model: ChatModel, edit: Edit, n_points: int) -> list[int]:
         return list(range(last + 1))
     else:
         layers = edit.layers
-    return [n_points - 1 if layer == last else layer for layer in resolve_layers(model, layers)]
+    resolved = resolve_layers(model, layers)
+    check_layers(model, resolved)
+    return [n_points - 1 if layer == last else layer for layer in resolved]
 
 
 def _install(model: ChatModel) -> None:
