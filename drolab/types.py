@@ -354,6 +354,17 @@ class Origin:
 
     The number of threads changes a fit in its last bits. So what depends on a fit is kept under what the fit was made
     from, as long as its numbers are those that came out; else, as for one that was made by hand, under its numbers.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> import torch
+        >>> from drolab.types import Origin, Probe
+        >>> made = Probe(coef=torch.ones(2), intercept=0.0, positive="refuses")
+        >>> fitted = replace(made, origin=Origin("these states and targets", made.sha256))
+        >>> fitted.identity
+        'fit these states and targets'
+        >>> replace(fitted, intercept=1.0).identity.split()[0]
+        'numbers'
     """
 
     inputs: str
