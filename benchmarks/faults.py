@@ -365,6 +365,20 @@ def swapped(folder: Path, rng: random.Random) -> Outcome:
     return judged(folder, store, book, hit, one)
 
 
+def renamed(folder: Path, rng: random.Random) -> Outcome:
+    """One run's checkpoint under the name of another run, or of one that the store does not have."""
+    book, store = filled(folder), Store(folder)
+    one, two = rng.sample(sorted((folder / "v2" / "runs").iterdir()), 2)
+    nobody = key(run="nobody's")
+    taken = rng.random() < 0.5
+    target = two if taken else two.with_stem(nobody)
+    shutil.copy(one, target)
+    found = store.load_run(nobody) is not None
+    outcome = judged(folder, store, book, {two.stem} if taken else set(), target)
+    outcome.wrong += found
+    return outcome
+
+
 # The surroundings
 
 
@@ -559,6 +573,7 @@ FAULTS: dict[str, tuple[int, Callable[[Path, random.Random], Outcome]]] = {
     "foreign file in its place": (200, damaged(foreign)),
     "folder read-only": (20, read_only),
     "files swapped, copied or removed behind an open store": (200, swapped),
+    "a checkpoint copied to another name": (200, renamed),
     "eight processes write the same and other keys": (30, eight_writers),
     "reading while another process writes": (50, read_while_writing),
     "clock jumps": (100, jumping_clock),

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from drolab.files import write_file
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
+
+_log = logging.getLogger(__name__)
 
 QUERY_COLUMNS = ("query_id", "text", "harmful", "category", "split", "source")
 """Columns of a query set. Its (unnamed) index repeats `query_id`, so that a column aligns by query."""
@@ -95,6 +98,10 @@ class SoftPrompt:
     """A safety prompt as continuous embeddings, trained by DRO (paper, section 4).
 
     Its `name` is what tables and figures show. `init_text` is the human prompt it started from.
+
+    Raises:
+        PromptError: embeddings that are no real numbers of 16 to 64 bits, not finite, or none at all.
+        StatesError: embeddings of another shape.
     """
 
     name: str
@@ -108,6 +115,16 @@ class SoftPrompt:
 
     def __post_init__(self) -> None:
         _check_shape(self, "embeddings", self.embeddings, None, None)
+        if str(self.embeddings.dtype).removeprefix("torch.") not in _REAL.values():
+            raise PromptError(
+                f"Soft prompt {self.name!r} has embeddings of type {self.embeddings.dtype}, which no model reads: pass "
+                "real numbers, such as torch.float32."
+            )
+        if not self.embeddings.numel():
+            raise PromptError(
+                f"Soft prompt {self.name!r} has embeddings of shape {list(self.embeddings.shape)}, so there is nothing "
+                "in it: pass one vector for each token."
+            )
         if not self.embeddings.isfinite().all():
             raise PromptError(f"Soft prompt {self.name!r} has embeddings that are not finite: train it again.")
 
@@ -139,19 +156,27 @@ class SoftPrompt:
         """
         from safetensors.torch import save
 
-        metadata = {"name": self.name, "init_text": self.init_text, "model_fingerprint": self.model_fingerprint}
-        content = save({"soft_prompt": self.embeddings.contiguous()}, metadata={"format": "pt", **metadata})
+        embeddings = self.embeddings.detach().cpu().contiguous()
+        about = {"name": self.name, "init_text": self.init_text, "model_fingerprint": self.model_fingerprint}
+        metadata = {"format": "pt", **about}
+        metadata["checksum"] = _prompt_checksum(embeddings, metadata)
+        content = save({"soft_prompt": embeddings}, metadata=metadata)
         return write_file(Path(folder) / "soft_prompt.safetensors", content)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, name: str | None = None) -> SoftPrompt:
         """Read a soft prompt from a folder of `save_pretrained` or from a released `.safetensors` file.
 
+        A file of `save_pretrained` has a checksum of the vectors and of all that is said of them, which must match. A
+        warning says so if one has none, because an earlier drolab wrote it, or if its model was unknown. Released files
+        have neither a checksum nor a model.
+
         Args:
             name: what to call it; None takes the name it was saved with, else the file's.
 
         Raises:
-            PromptError: no such file, not safetensors, or no `soft_prompt` tensor in it.
+            PromptError: no such file, not safetensors, no `soft_prompt` tensor in it, one that is no table of real
+                numbers, or a checksum that does not match.
 
         Examples:
             >>> import tempfile, torch
@@ -173,15 +198,57 @@ class SoftPrompt:
                 metadata = opened.metadata() or {}
                 if "soft_prompt" not in opened.keys():  # noqa: SIM118 - not a mapping
                     raise PromptError(f"{file} holds no tensor named 'soft_prompt', so it is not a soft prompt.")
-                embeddings = opened.get_tensor("soft_prompt").to(torch.float32)
+                kind, shape = (getattr(opened.get_slice("soft_prompt"), f"get_{part}")() for part in ("dtype", "shape"))
+                if kind not in _REAL or len(shape) != 2 or 0 in shape:
+                    raise PromptError(
+                        f"{file} holds a tensor 'soft_prompt' of type {kind} and shape {list(shape)}, so it is not a "
+                        f"soft prompt: that is a vector for each token, of type {', '.join(_REAL)}."
+                    )
+                stored = opened.get_tensor("soft_prompt")
         except SafetensorError as error:
             raise PromptError(f"{file} is not a readable safetensors file ({error}): export it again.") from error
+        _check_prompt_file(file, stored, metadata)
+        embeddings = stored.to(torch.float32)
         return cls(
             name=name or metadata.get("name") or file.stem,
             embeddings=embeddings,
             init_text=metadata.get("init_text", ""),
             model_fingerprint=metadata.get("model_fingerprint", ""),
         )
+
+
+_REAL = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+"""Types of a soft prompt's numbers: their names in safetensors, and in torch."""
+_UNCHECKED = {"format", "name", "init_text", "model_fingerprint"}
+"""What a file of `save_pretrained` said of itself before it had a checksum."""
+
+
+def _prompt_checksum(embeddings: Tensor, metadata: Mapping[str, str]) -> str:
+    """SHA-256 of the vectors and of all metadata but the checksum itself."""
+    import torch
+
+    said = {name: text for name, text in metadata.items() if name != "checksum"}
+    header = json.dumps([str(embeddings.dtype), list(embeddings.shape), said], sort_keys=True)
+    raw = embeddings.contiguous().view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(header.encode() + raw).hexdigest()
+
+
+def _check_prompt_file(file: Path, embeddings: Tensor, metadata: Mapping[str, str]) -> None:
+    """Raise PromptError if a file of `save_pretrained` is not what was written; warn if it cannot be told."""
+    if not metadata.keys() & (_UNCHECKED - {"format"} | {"checksum"}):
+        return  # of somebody else
+    if "checksum" not in metadata:
+        if metadata.keys() != _UNCHECKED:
+            raise PromptError(f"{file} is damaged: what it says of itself is incomplete. Save the soft prompt again.")
+        _log.warning(
+            "%s has no checksum, as an earlier drolab wrote it: nothing tells whether it is what was saved. Look at it "
+            "and save it again.",
+            file,
+        )
+    elif metadata["checksum"] != _prompt_checksum(embeddings, metadata):
+        raise PromptError(f"{file} is damaged: its checksum does not match. Save or copy the soft prompt again.")
+    if not metadata["model_fingerprint"]:
+        _log.warning("%s does not say which model it was made for: nothing keeps it from another one.", file)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -281,6 +348,41 @@ class HiddenStates:
         return values
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a fit was made from, and which numbers came out.
+
+    The number of threads changes a fit in its last bits. So what depends on a fit is kept under what the fit was made
+    from, as long as its numbers are those that came out; else, as for one that was made by hand, under its numbers.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> import torch
+        >>> from drolab.types import Origin, Probe
+        >>> made = Probe(coef=torch.ones(2), intercept=0.0, positive="refuses")
+        >>> fitted = replace(made, origin=Origin("these states and targets", made.sha256))
+        >>> fitted.identity
+        'fit these states and targets'
+        >>> replace(fitted, intercept=1.0).identity.split()[0]
+        'numbers'
+    """
+
+    inputs: str
+    """A store key of all that determines the fit."""
+    numbers: str
+    """The `sha256` of what came out."""
+
+
+def _identity(numbers: str, origin: Origin | None) -> str:
+    return f"fit {origin.inputs}" if origin is not None and origin.numbers == numbers else f"numbers {numbers}"
+
+
+def _sha256(tensors: Sequence[Tensor], *rest: float) -> str:
+    header = json.dumps([[list(tensor.shape) for tensor in tensors], rest])
+    raw = [tensor.detach().float().contiguous().cpu().numpy().tobytes() for tensor in tensors]
+    return hashlib.sha256(b"".join([header.encode(), *raw])).hexdigest()
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AnchorSpace:
     """The low-dimensional space of the paper's section 3: a PCA over the anchor states of one layer."""
@@ -296,6 +398,7 @@ class AnchorSpace:
     residual_variance: float
     """Mean over the anchors of the squared distance to the space: the scale for the residual penalty."""
     model_fingerprint: str = ""
+    origin: Origin | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _check_shape(self, "mean", self.mean, None)
@@ -307,6 +410,16 @@ class AnchorSpace:
         return (
             f"AnchorSpace(m={len(self.components)}, d={len(self.mean)}, layer={self.layer}, explained={explained:.3f})"
         )
+
+    @property
+    def sha256(self) -> str:
+        """Of the numbers, bit by bit."""
+        return _sha256([self.mean, self.components], self.layer, self.residual_variance)
+
+    @property
+    def identity(self) -> str:
+        """What results that depend on this space are kept under, see `Origin`."""
+        return _identity(self.sha256, self.origin)
 
     def transform(self, states: Tensor) -> Tensor:
         """[n, d] → [n, m]: coordinates of the states. Differentiable, on the states' device."""
@@ -326,9 +439,20 @@ class Probe:
     """[m], float32."""
     intercept: float
     positive: str
+    origin: Origin | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _check_shape(self, "coef", self.coef, None)
+
+    @property
+    def sha256(self) -> str:
+        """Of the numbers, bit by bit."""
+        return _sha256([self.coef], self.intercept)
+
+    @property
+    def identity(self) -> str:
+        """What results that depend on this probe are kept under, see `Origin`."""
+        return _identity(self.sha256, self.origin)
 
     def decision_function(self, coordinates: Tensor) -> Tensor:
         """[n, m] → [n]: logits; above zero means `positive`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
@@ -67,6 +68,85 @@ def test_a_soft_prompt_that_cannot_be_read(soft: SoftPrompt, tmp_path: Path) -> 
     save_file({"weights": torch.zeros(2, 2)}, tmp_path / "weights.safetensors")
     with pytest.raises(PromptError, match="no tensor named 'soft_prompt'"):
         SoftPrompt.from_pretrained(tmp_path / "weights.safetensors")
+
+
+def test_a_flipped_bit_is_found_out_wherever_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    vectors = torch.tensor([[0.5, -0.0026], [1.0, 3.0]])
+    soft = SoftPrompt(name="mine", embeddings=vectors, init_text="Be safe.", model_fingerprint="abc")
+    path = soft.save_pretrained(tmp_path)
+    content = path.read_bytes()
+    SoftPrompt.from_pretrained(path)
+    assert not caplog.text
+    for bit in range(8 * len(content)):
+        broken = bytearray(content)
+        broken[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(broken)
+        with pytest.raises(PromptError, match=re.escape(str(path))):
+            SoftPrompt.from_pretrained(path)
+
+
+def test_older_and_released_files_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, vectors = tmp_path / "soft.safetensors", torch.ones(2, 4)
+    save_file({"soft_prompt": vectors}, path, metadata={"format": "pt"})
+    assert SoftPrompt.from_pretrained(path).model_fingerprint == ""
+    assert not caplog.text  # a released file has neither
+    older = {"format": "pt", "name": "mine", "init_text": "", "model_fingerprint": "abc"}
+    save_file({"soft_prompt": vectors}, path, metadata=older)
+    assert torch.equal(SoftPrompt.from_pretrained(path).embeddings, vectors)
+    assert f"{path} has no checksum" in caplog.text
+    caplog.clear()
+    save_file({"soft_prompt": vectors}, path, metadata={**older, "model_fingerprint": ""})
+    SoftPrompt.from_pretrained(path)
+    assert "does not say which model it was made for" in caplog.text
+    for lost in ("name", "init_text", "model_fingerprint"):
+        save_file({"soft_prompt": vectors}, path, metadata={k: v for k, v in older.items() if k != lost})
+        with pytest.raises(PromptError, match="incomplete"):
+            SoftPrompt.from_pretrained(path)
+
+
+def test_a_prompt_without_a_model_says_so_when_it_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    SoftPrompt.from_pretrained(SoftPrompt(name="mine", embeddings=torch.ones(1, 4)).save_pretrained(tmp_path))
+    assert "does not say which model" in caplog.text
+    assert "checksum" not in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_real_numbers_of_any_size_are_read(tmp_path: Path, dtype: torch.dtype) -> None:
+    vectors = torch.tensor([[0.1, -2.0]], dtype=dtype)
+    soft = SoftPrompt.from_pretrained(SoftPrompt(name="mine", embeddings=vectors).save_pretrained(tmp_path))
+    assert soft.embeddings.dtype == torch.float32
+    assert torch.equal(soft.embeddings, vectors.float())
+
+
+NO_PROMPTS = {
+    "complex": torch.ones(2, 4, dtype=torch.complex64),
+    "integers": torch.ones(2, 4, dtype=torch.int8),
+    "bools": torch.ones(2, 4, dtype=torch.bool),
+    "8 bits": torch.ones(2, 4).to(torch.float8_e4m3fn),
+    "no vectors": torch.ones(0, 4),
+    "no width": torch.ones(2, 0),
+}
+
+
+@pytest.mark.parametrize("vectors", NO_PROMPTS.values(), ids=NO_PROMPTS)
+def test_tensors_that_are_no_prompt_are_refused(tmp_path: Path, vectors: torch.Tensor) -> None:
+    path = tmp_path / "soft.safetensors"
+    save_file({"soft_prompt": vectors}, path)
+    with pytest.raises(PromptError, match=r"holds a tensor 'soft_prompt' of type .* and shape"):
+        SoftPrompt.from_pretrained(path)
+    with pytest.raises(PromptError, match="Soft prompt 'mine' has embeddings of"):
+        SoftPrompt(name="mine", embeddings=vectors)
+
+
+def test_a_tensor_of_another_shape_or_of_a_type_torch_lacks_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "soft.safetensors"
+    save_file({"soft_prompt": torch.ones(4)}, path)
+    with pytest.raises(PromptError, match=r"type F32 and shape \[4\]"):
+        SoftPrompt.from_pretrained(path)
+    header = b'{"soft_prompt":{"dtype":"F4","shape":[2,4],"data_offsets":[0,4]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(PromptError, match=r"type F4 and shape \[2, 4\]"):
+        SoftPrompt.from_pretrained(path)
 
 
 def test_soft_prompts_are_checked(soft: SoftPrompt) -> None:

@@ -185,9 +185,12 @@ class Training:
         self.done = _load(self.store, self.key) or _Done(step=0, embeddings=first, snapshots={0: first.clone()})
 
     def _key(self, first: Tensor) -> str:
-        """Everything that the numbers depend on; how often they are kept is not part of it."""
+        """Everything that the numbers depend on; how often they are kept is not part of it.
+
+        Space and probes enter by what they were fitted on: their last bits differ with the number of threads.
+        """
         settings = {name: value for name, value in asdict(self.config).items() if name != "checkpoint_every"}
-        queries, space = self.queries[["text", "harmful"]], self.space
+        queries = self.queries[["text", "harmful"]]
         return stores.key(
             kind="dro",
             model=self.model.fingerprint,
@@ -195,8 +198,8 @@ class Training:
             attention=str(self.model.model.config._attn_implementation),
             queries=[[str(text), bool(harmful)] for text, harmful in queries.itertuples(index=False)],
             init=[self.init.text if isinstance(self.init, SafetyPrompt) else None, _digest(first)],
-            space=[_digest(space.mean), _digest(space.components), space.layer, space.residual_variance],
-            probes=[[_digest(probe.coef), probe.intercept] for probe in (self.refusal, self.harmfulness)],
+            space=self.space.identity,
+            probes=[self.refusal.identity, self.harmfulness.identity],
             config=settings,
         )
 

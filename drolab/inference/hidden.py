@@ -27,6 +27,7 @@ from drolab.models import (
     as_prompts,
     can_share_prefix,
     check_edits,
+    check_layers,
     check_positions,
     encode,
     forward_states,
@@ -83,8 +84,8 @@ def hidden_states(
         PromptError: no prompts, two of one name, a soft prompt of another model, or one too long for the context.
         ChatTemplateError: the template rejects, drops or rewrites the system text.
         StatesError: layers or positions that are not there, or a state that is not finite.
-        ModelError: not even a single chat fits into the memory, or the model is being edited (see `steered`) and this
-            is not what its context yielded.
+        ModelError: not even a single chat fits into the memory; or the model is being edited (see `steered`) and this
+            is not what its context yielded; or the last layer is another state in transformers.
 
     Examples:
         >>> import drolab
@@ -106,6 +107,7 @@ def hidden_states(
     check_edits(model)
     queries = validate_queries(queries)
     resolved = resolve_layers(model, layers)
+    check_layers(model, resolved)
     check_positions(positions, limit=model.max_length)
     if token_budget is not None and token_budget < 1:
         raise StatesError(f"token_budget must be at least 1, got {token_budget}: None takes what suits the device.")
@@ -342,6 +344,7 @@ def _compute(
             states = torch.cat(alone).cpu()
             finite = _finite(states)
         good = finite.nonzero().flatten().tolist()
+        check_edits(model)  # what is kept was computed by what its key says
         keeper.add(task.put([rows[i] for i in good], columns, states[good]))
         if len(good) < len(rows):
             bad = query_ids.iloc[rows[int((~finite).nonzero()[0])]]

@@ -216,6 +216,7 @@ def _compute(model: ChatModel, task: _Task, batch_size: int, store: Store | None
     reader = reader_for(model, task.batch, task.settings.max_new_tokens)
     for batch in batches(missing, task.batch.suffixes, batch_size, reader.mixes_lengths):
         replies = _write(model, reader, task, batch)
+        check_edits(model)  # what is kept was written by what its key says
         new = {task.keys[row][sample]: reply for (row, sample), reply in zip(batch, replies, strict=True)}
         if store is not None:
             texts = {name: json.dumps(reply) for name, reply in new.items()}

@@ -32,7 +32,7 @@ from drolab.models.interventions import (
     steered,
 )
 from drolab.models.kv_cache import Reader, reader_for
-from drolab.models.layers import resolve_layers
+from drolab.models.layers import check_layers, resolve_layers
 from drolab.models.load import CHAT_FORMATS, ChatModel, chat_format, load_model, loading, model_source, wrap
 from drolab.models.passes import (
     Prefix,
@@ -73,6 +73,7 @@ __all__ = [
     "check_direction",
     "check_edits",
     "check_fits",
+    "check_layers",
     "check_positions",
     "copy_cache",
     "embed_text",

@@ -3,15 +3,16 @@
 Layers count as everywhere (`layers`): 0 is the embedding output, k the output of block k, and the last one (-1) is
 taken after the final norm. The raw output of the last block has no number; `Ablate` reaches it all the same.
 
-An edit is in force inside `steered(model, …)` only, and acts on whoever runs the model's modules there. So that no
-store keeps an edited state under the unedited model's name, `steered` yields a model with another fingerprint, and
-`hidden_states` and `generate` refuse any model whose fingerprint does not say what its modules compute. One model's
-modules must not be used by two threads while they are edited.
+An edit is in force inside `steered(model, …)` only, and only in the thread that entered it: others, also those that
+are started there, run the same modules unedited, at the same time. So that no store keeps an edited state under the
+unedited model's name, `steered` yields a model with another fingerprint, and `hidden_states` and `generate` refuse any
+model whose fingerprint does not say what its modules compute in the thread that asks.
 """
 
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from drolab.errors import ModelError, StatesError
-from drolab.models.layers import block_names, resolve_layers
+from drolab.models.layers import block_names, check_layers, resolve_layers
 from drolab.models.load import ChatModel
 from drolab.store import key
 
@@ -201,13 +202,26 @@ class ActiveEdits:
     """Place in `layers.block_names` → what is done to the states there."""
 
 
-_active: WeakKeyDictionary[PreTrainedModel, list[ActiveEdits]] = WeakKeyDictionary()
+class _Here(threading.local):
+    """What each thread has of its own."""
+
+    def __init__(self) -> None:
+        self.active: WeakKeyDictionary[PreTrainedModel, list[ActiveEdits]] = WeakKeyDictionary()
+        self.entering: WeakKeyDictionary[PreTrainedModel, Tensor] = WeakKeyDictionary()
+        """The edited embedding output of the pass that is under way."""
+
+
+_here = _Here()
 _hooks: WeakKeyDictionary[PreTrainedModel, ExitStack] = WeakKeyDictionary()
+_in_force: WeakKeyDictionary[PreTrainedModel, set[ActiveEdits]] = WeakKeyDictionary()
+"""In any thread: as long as there are some, the hooks stay."""
+_lock = threading.RLock()
+"""Of the two above. A context may end wherever garbage is collected, so also in a thread that holds it."""
 
 
 def active_edits(model: ChatModel) -> list[ActiveEdits]:
-    """What edits this model's modules at the moment, in the order of entering."""
-    return _active.setdefault(model.model, [])
+    """What edits this model's modules at the moment in this thread, in the order of entering."""
+    return _here.active.setdefault(model.model, [])
 
 
 def check_edits(model: ChatModel, *, at_read: bool = False) -> None:
@@ -217,8 +231,9 @@ def check_edits(model: ChatModel, *, at_read: bool = False) -> None:
         at_read: whether the caller can run edits that act at the read position only.
 
     Raises:
-        ModelError: the modules are being edited and `model` is not what `steered` yielded, or it is and the context
-            has ended; or edits at the read position where the caller cannot run them.
+        ModelError: the modules are being edited in this thread and `model` is not what `steered` yielded, or it is and
+            the context has ended or is another thread's; or edits at the read position where the caller cannot run
+            them.
     """
     active = active_edits(model)
     if model.fingerprint.split("+")[1:] != [edits.digest for edits in active]:
@@ -227,7 +242,10 @@ def check_edits(model: ChatModel, *, at_read: bool = False) -> None:
                 f"The states of {model.name!r} are being edited: use the model that the innermost steered(…) yielded, "
                 "or leave its context first."
             )
-        raise ModelError(f"The edits of this {model.name!r} have ended: use it inside its steered(…) context.")
+        raise ModelError(
+            f"The edits of this {model.name!r} have ended, or another thread entered them: use it inside its "
+            "steered(…) context, in the thread that entered it. Another thread enters a context of its own."
+        )
     if not at_read and any(edits.at_read for edits in active):
         raise ModelError(
             f"{model.name!r} is edited at the read position, which has a meaning only in single passes of whole "
@@ -242,12 +260,16 @@ def check_edits(model: ChatModel, *, at_read: bool = False) -> None:
 def steered(model: ChatModel, *edits: Edit) -> Iterator[ChatModel]:
     """The model with its states edited, as long as the context lasts. Edits at one layer act in the order given.
 
+    They act in the thread that enters the context, and in no other: a thread that is started inside runs the model
+    unedited, and refuses what this yields.
+
     `generate` and `hidden_states` take what this yields, if all edits are at all positions. With an edit at the read
     position the model can only be run in single passes of whole chats that end together (no padding, or padded on the
     left): by `next_tokens`, or by `model.model(…)`. Contexts can be nested: give the inner one what the outer yielded.
 
     Raises:
-        ModelError: the model's blocks or its final norm cannot be found, or `model` is not the one to edit now.
+        ModelError: the model's blocks or its final norm cannot be found, `model` is not the one to edit now, or the
+            last layer is another state in transformers.
         StatesError: a layer that the model does not have, or a vector of another width.
 
     Examples:
@@ -274,14 +296,20 @@ def steered(model: ChatModel, *edits: Edit) -> Iterator[ChatModel]:
         return
     own, active = _resolve(model, edits), active_edits(model)
     try:
-        if not active:
-            _install(model)
+        with _lock:
+            _in_force.setdefault(model.model, set()).add(own)
+            if model.model not in _hooks:
+                _install(model)
         active.append(own)
         yield replace(model, fingerprint=f"{model.fingerprint}+{own.digest}")
     finally:
         active[:] = [other for other in active if other is not own]
-        if not active and model.model in _hooks:
-            _hooks.pop(model.model).close()
+        _here.entering.pop(model.model, None)
+        with _lock:
+            left = _in_force.get(model.model, set())
+            left.discard(own)
+            if not left and model.model in _hooks:
+                _hooks.pop(model.model).close()
 
 
 def _resolve(model: ChatModel, edits: Sequence[Edit]) -> ActiveEdits:
@@ -318,14 +346,19 @@ def _points(model: ChatModel, edit: Edit, n_points: int) -> list[int]:
         return list(range(last + 1))
     else:
         layers = edit.layers
-    return [n_points - 1 if layer == last else layer for layer in resolve_layers(model, layers)]
+    resolved = resolve_layers(model, layers)
+    check_layers(model, resolved)
+    return [n_points - 1 if layer == last else layer for layer in resolved]
 
 
 def _install(model: ChatModel) -> None:
-    """Hooks at every point. They come before all others at their module: who listens there sees the edited states."""
+    """Hooks at every point. They come before all others at their module: who listens there sees the edited states.
+
+    In a thread without edits they do nothing. Another thread may remove them in the middle of a pass; then torch may
+    call one of them once more, and without the kwargs that it was registered for.
+    """
     stack = _hooks[model.model] = ExitStack()
     names, decoder = block_names(model), model.base_model
-    entering: list[Tensor] = []
 
     def edited(point: int, states: Tensor) -> Tensor:
         for own in active_edits(model):
@@ -333,19 +366,23 @@ def _install(model: ChatModel) -> None:
                 states = _apply(edit, states)
         return states
 
-    def at_start(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def at_start(module: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> Any:
+        if kwargs is None or not active_edits(model):
+            return None
         states = edited(0, args[0] if args else kwargs["hidden_states"])
-        entering[:] = [states]
+        _here.entering[model.model] = states
         return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
 
     def at_end(module: nn.Module, args: tuple, output: Any) -> None:
         # Some families note the embedding output before the first block's hooks can see it.
-        if entering and getattr(output, "hidden_states", None):
-            output.hidden_states = (entering[0], *output.hidden_states[1:])
-        entering.clear()
+        entering = _here.entering.pop(model.model, None)
+        if entering is not None and getattr(output, "hidden_states", None):
+            output.hidden_states = (entering, *output.hidden_states[1:])
 
     def after(point: int) -> Any:
         def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+            if not active_edits(model):
+                return None
             if isinstance(output, (tuple, list)):
                 return type(output)([edited(point, output[0]), *output[1:]])
             return edited(point, output)

@@ -26,9 +26,9 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from drolab.models.chat import EncodedBatch
+from drolab.models.layers import TRIAL_ERRORS
 from drolab.models.load import ChatModel
 from drolab.models.passes import (
-    TRIAL_ERRORS,
     Prefix,
     can_pack,
     can_share_prefix,

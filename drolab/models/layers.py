@@ -2,14 +2,17 @@
 
 *Layers* count as in transformers' `hidden_states`: 0 is the embedding output, k the output of the k-th block,
 and the last one (-1) is taken after the final norm in most families, so it differs from the raw output of the
-last block.
+last block. Where a configuration asks transformers for that raw output instead (`tie_last_hidden_states: false`), the
+last layer is refused: see `check_layers`.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,6 +23,8 @@ from drolab.models.load import ChatModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_log = logging.getLogger(__name__)
 
 
 def resolve_layers(model: ChatModel, layers: Sequence[int]) -> tuple[int, ...]:
@@ -36,12 +41,45 @@ def resolve_layers(model: ChatModel, layers: Sequence[int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(layer % (last + 1) for layer in layers))
 
 
-_known: WeakKeyDictionary[PreTrainedModel, list[str]] = WeakKeyDictionary()
+TRIAL_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""What a family may raise that cannot do what is tried."""
+
+
+class _Found(NamedTuple):
+    """What a trial finds out about a model, once."""
+
+    blocks: list[str]
+    """See `block_names`; empty if they were not found."""
+    last_is_final: bool
+    """Transformers' last hidden state is the output of the decoder, as here; so it is said to be if there is none."""
+
+
+_known: WeakKeyDictionary[PreTrainedModel, _Found] = WeakKeyDictionary()
+
+
+def check_layers(model: ChatModel, layers: Sequence[int]) -> None:
+    """Raise unless the states of these layers, as `resolve_layers` gives them, are transformers' `hidden_states`.
+
+    Those of the blocks were found by being equal to them, so it is the last layer that is in question.
+
+    Raises:
+        ModelError: the last one is another state in transformers.
+    """
+    last = model.num_hidden_layers
+    if last not in layers or _found(model).last_is_final:
+        return
+    asked = getattr(model.model.config.get_text_config(), "tie_last_hidden_states", None) is False
+    why = "its configuration says `tie_last_hidden_states: false`" if asked else "its code returns another one"
+    how = "load it without that entry" if asked else "load it without custom code"
+    raise ModelError(
+        f"Layer {last} (-1) of {model.name!r}, read after the final norm, is not transformers' hidden_states[-1]: "
+        f"{why}. Ask for layers 0 to {last - 1}, or {how}."
+    )
 
 
 def has_blocks(model: ChatModel) -> bool:
     """Whether `block_names` finds them."""
-    return bool(_blocks(model))
+    return bool(_found(model).blocks)
 
 
 def block_names(model: ChatModel) -> list[str]:
@@ -50,7 +88,7 @@ def block_names(model: ChatModel) -> list[str]:
     Raises:
         ModelError: they cannot be found.
     """
-    if names := _blocks(model):
+    if names := _found(model).blocks:
         return names
     raise ModelError(
         f"The {model.num_hidden_layers} blocks and the final norm of {model.name!r} ({model.model.config.model_type}) "
@@ -59,21 +97,30 @@ def block_names(model: ChatModel) -> list[str]:
     )
 
 
-def _blocks(model: ChatModel) -> list[str]:
+def _found(model: ChatModel) -> _Found:
     if model.model not in _known:
-        _known[model.model] = _find(model)
+        try:
+            _known[model.model] = _find(model)
+        except torch.OutOfMemoryError:
+            raise
+        except TRIAL_ERRORS as error:
+            _log.debug("the trial of layers: %r", error)
+            _known[model.model] = _Found([], last_is_final=True)
     return _known[model.model]
 
 
 @torch.no_grad()
-def _find(model: ChatModel) -> list[str]:
+def _find(model: ChatModel) -> _Found:
     """By trying: the list of modules whose outputs are the hidden states, and the module with the last one's values."""
     decoder, n_blocks = model.base_model, model.num_hidden_layers
     inputs: dict[str, Any] = {}
     outputs: dict[str, Any] = {}
+    thread = threading.get_ident()
 
     def noting(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any = None) -> None:
+            if threading.get_ident() != thread:  # others may run this model at the same time
+                return
             inputs[name] = args[0] if args else kwargs.get("hidden_states")
             outputs.pop(name, None)
             outputs[name] = output[0] if isinstance(output, (tuple, list)) else output  # the last called comes last
@@ -86,6 +133,7 @@ def _find(model: ChatModel) -> list[str]:
         ids = torch.arange(4)[None] % len(model.tokenizer)
         seen = decoder(inputs_embeds=model.embed(ids), use_cache=False, output_hidden_states=True)
     states = seen.hidden_states or ()
+    last_is_final = not states or _same_numbers(states[-1], seen.last_hidden_state)
     lists = [n for n, m in decoder.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n_blocks]
     for blocks in [[f"{name}.{k}" for k in range(n_blocks)] for name in lists] if len(states) > n_blocks else []:
         found = [inputs.get(blocks[0]), *(outputs.get(name) for name in blocks[:-1])]
@@ -93,8 +141,13 @@ def _find(model: ChatModel) -> list[str]:
             outer = [n for n in outputs if n and not any(n == block or n.startswith(block + ".") for block in blocks)]
             final = [n for n in outer if _same(outputs[n], seen.last_hidden_state)]
             if final or _same(outputs[blocks[-1]], seen.last_hidden_state):
-                return [blocks[0], *blocks, *final[-1:]]
-    return []
+                return _Found([blocks[0], *blocks, *final[-1:]], last_is_final)
+    return _Found([], last_is_final)
+
+
+def _same_numbers(a: Tensor, b: Tensor) -> bool:
+    """Also where they are not finite: that is said of the states themselves."""
+    return a.shape == b.shape and torch.allclose(a.to(b), b, equal_nan=True)
 
 
 def _same(a: object, b: Tensor) -> bool:

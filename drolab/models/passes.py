@@ -34,7 +34,7 @@ from transformers import DynamicCache
 from drolab.errors import ModelError, PromptError, StatesError
 from drolab.models.chat import EncodedBatch
 from drolab.models.interventions import check_edits
-from drolab.models.layers import block_names, has_blocks, resolve_layers
+from drolab.models.layers import TRIAL_ERRORS, block_names, check_layers, has_blocks, resolve_layers
 from drolab.models.load import ChatModel
 
 if TYPE_CHECKING:
@@ -164,10 +164,6 @@ def accumulating_gradients(model: ChatModel, embeddings: Tensor, until: int = -1
 # --- what a family allows ----------------------------------------------------------------------------------
 
 
-TRIAL_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
-"""What a family may raise that cannot do what is tried."""
-
-
 def tolerance(dtype: torch.dtype) -> float:
     """The relative difference up to which two ways to compute the same are equal."""
     return float(2**3 * torch.finfo(dtype).eps ** 0.75)
@@ -256,7 +252,7 @@ def forward_states(
     Raises:
         StatesError: a layer the model does not have, or a position outside a suffix.
         ModelError: the prefix alone does not fit into the memory; or the model is being edited (see `steered`) and this
-            is not what its context yielded.
+            is not what its context yielded; or the last layer is another state in transformers.
 
     Examples:
         >>> import drolab
@@ -273,6 +269,7 @@ def forward_states(
     """
     check_edits(model)
     resolved = resolve_layers(model, layers)
+    check_layers(model, resolved)
     check_positions(positions, min(map(len, suffixes), default=0))
     begun = prefix if isinstance(prefix, Prefix) else run_prefix(model, prefix, until=max(resolved))
     passes = list(plan_passes(model, begun, [len(suffix) for suffix in suffixes]))
@@ -446,8 +443,9 @@ def _run(model: ChatModel, inputs: dict[str, Any], layers: Sequence[int], take: 
     thread = threading.get_ident()  # others may run this model at the same time, for purposes of their own
 
     def listening(layer: int) -> Callable[..., None]:
-        def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            if threading.get_ident() == thread:
+        def before(module: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> None:
+            # Another thread may call it once more when it has just been removed, and then without kwargs.
+            if threading.get_ident() == thread and kwargs is not None:
                 take(layer, args[0] if args else kwargs["hidden_states"])
                 if layer == max(layers):
                     raise _Reached

@@ -6,13 +6,16 @@ and with the human safety prompts, hold the features in which harmfulness and re
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from drolab import store as stores
 from drolab.errors import StatesError
-from drolab.types import AnchorSpace, HiddenStates
+from drolab.types import AnchorSpace, HiddenStates, Origin
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,7 +57,7 @@ def fit_anchors(states: HiddenStates, *, n_components: int = 4, layer: int = -1)
     components = _fix_signs(pca.components_)
     centred = matrix.astype(np.float64) - pca.mean_
     outside = centred - centred @ components.T @ components
-    return AnchorSpace(
+    space = AnchorSpace(
         mean=_tensor(pca.mean_),
         components=_tensor(components),
         explained_variance_ratio=_tensor(pca.explained_variance_ratio_),
@@ -62,6 +65,8 @@ def fit_anchors(states: HiddenStates, *, n_components: int = 4, layer: int = -1)
         residual_variance=float(np.square(outside).sum(axis=1).mean()),
         model_fingerprint=states.model_fingerprint,
     )
+    inputs = fit_key("anchor space", states=content(matrix), layer=space.layer, n_components=n_components)
+    return replace(space, origin=Origin(inputs, space.sha256))
 
 
 def coordinates(space: AnchorSpace, states: HiddenStates) -> Tensor:
@@ -100,6 +105,18 @@ def anchor_matrix(space: AnchorSpace, states: HiddenStates) -> Tensor:
             "fit the space on this model's states with fit_anchors."
         )
     return matrix
+
+
+def fit_key(kind: str, **inputs: Any) -> str:
+    """The store key of a fit, by all that determines it but the number of threads."""
+    import sklearn
+
+    return stores.key(kind=kind, version=1, sklearn=sklearn.__version__, **inputs)
+
+
+def content(array: NDArray[Any]) -> list[Any]:
+    """What stands for the array in a key."""
+    return [list(array.shape), str(array.dtype), hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()]
 
 
 def one_position(states: HiddenStates) -> HiddenStates:

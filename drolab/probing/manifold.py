@@ -42,9 +42,12 @@ def umap_view(
         VIEW_COLUMNS, one row per state: those of `states`, then those of `extra`.
 
     Raises:
-        StatesError: states that are not finite, or at most `n_neighbors` of them.
+        StatesError: states that are not finite, or at most `n_neighbors` of them; `extra` of another model, width or
+            layer.
     """
     shown = [one_position(states)] + ([] if extra is None else [one_position(extra)])
+    if extra is not None:
+        _check_extra(states, extra, layer)
     matrices = [part.matrix(layer).numpy() for part in shown]
     if len(states) <= n_neighbors:
         raise StatesError(f"UMAP with n_neighbors={n_neighbors} needs more than {len(states)} states: lower it.")
@@ -64,6 +67,23 @@ def umap_view(
             store.put_tensors([view_key], torch.from_numpy(places)[None], note="UMAP view")
     rows = pd.concat([part.index[["query_id", "prompt"]] for part in shown], ignore_index=True)
     return rows.assign(x=places[:, 0], y=places[:, 1])
+
+
+def _check_extra(states: HiddenStates, extra: HiddenStates, layer: int) -> None:
+    """Raise StatesError unless these are states of the same model, layer and width."""
+    if states.model_fingerprint and extra.model_fingerprint not in ("", states.model_fingerprint):
+        raise StatesError(
+            f"The extra states are of model {extra.model_fingerprint[:12]}, the map is of states of model "
+            f"{states.model_fingerprint[:12]}: places of one in the map of the other mean nothing."
+        )
+    own, new = (part.select(layer=layer).layers[0] for part in (states, extra))
+    if own != new:
+        raise StatesError(f"The extra states are of layer {new}, the map is of layer {own}: ask for the same layer.")
+    if states.values.shape[-1] != extra.values.shape[-1]:
+        raise StatesError(
+            f"The extra states have d = {extra.values.shape[-1]}, the map is of states with d = "
+            f"{states.values.shape[-1]}: take both from one model."
+        )
 
 
 def _umap(

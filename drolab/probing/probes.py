@@ -6,6 +6,7 @@ Paper, section 3. In drolab the refusal probe is positive for "refuses" (the pap
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +15,8 @@ import torch
 
 from drolab.errors import StatesError
 from drolab.intervals import auc, weighted_labels
-from drolab.probing.anchors import coordinates
-from drolab.types import AnchorSpace, HiddenStates, Probe
+from drolab.probing.anchors import anchor_matrix, content, coordinates, fit_key
+from drolab.types import AnchorSpace, HiddenStates, Origin, Probe
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,12 +54,17 @@ def fit_probe(space: AnchorSpace, states: HiddenStates, target: Target, *, posit
     """
     fractions = align_target(states, target)
     check_classes(fractions, positive)
-    model = ridge_logistic(coordinates(space, states).numpy(), fractions, C)
-    return Probe(
+    matrix = anchor_matrix(space, states)
+    model = ridge_logistic(space.transform(matrix).numpy(), fractions, C)
+    probe = Probe(
         coef=torch.tensor(model.coef_[0], dtype=torch.float32),
         intercept=float(model.intercept_[0]),
         positive=positive,
     )
+    inputs = fit_key(
+        "probe", space=space.identity, states=content(matrix.numpy()), target=content(fractions), C=float(C)
+    )
+    return replace(probe, origin=Origin(inputs, probe.sha256))
 
 
 def cross_validate(

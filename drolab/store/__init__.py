@@ -127,14 +127,14 @@ class Store:
         return path
 
     def load_run(self, key: str) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
-        """The checkpoint called `key`, or None if there is none or it is damaged (then a warning is logged)."""
+        """The checkpoint called `key`; None if there is none, or it is damaged or another run's (a warning says so)."""
         path = self._run_path(key)
         if not path.exists():
             return None
         try:
             return checkpoints.read(path)
         except shards.READ_ERRORS as error:
-            _log.warning("The checkpoint %s is damaged (%s) and is ignored: the run starts again.", path, error)
+            _log.warning("The checkpoint %s cannot be used (%s) and is ignored: the run starts again.", path, error)
             return None
 
     def _run_path(self, key: str) -> Path:

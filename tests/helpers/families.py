@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from drolab.models import ChatModel, can_share_prefix, forward_states, prompt_token_ids, wrap
+from drolab.models.layers import has_blocks
 from drolab.types import SafetyPrompt, SoftPrompt
 from helpers.tiny import byte_tokenizer, random_llama
 
@@ -58,7 +59,8 @@ QUERIES = queries_of(
 @contextmanager
 def counted(model: ChatModel, *, interrupt_at: int | None = None) -> Iterator[list[tuple[int, ...]]]:
     """The shapes of the decoder's inputs, call by call; Ctrl-C before call number `interrupt_at`."""
-    can_share_prefix(model)  # its trial is not what is counted
+    can_share_prefix(model)  # the trials are not what is counted
+    has_blocks(model)
     calls: list[tuple[int, ...]] = []
 
     def note(module: torch.nn.Module, args: object, kwargs: dict[str, Tensor]) -> None:

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from drolab.models import (
-    ChatModel,
-)
+from drolab.models import ChatModel
+from drolab.models.layers import has_blocks
 
 
 @contextmanager
 def memory_for(model: ChatModel, n_tokens: int) -> Iterator[list[int]]:
     """Passes of more tokens than this run out of memory; yields the sizes of those that were tried."""
+    has_blocks(model)  # its trial is not what is tried
     tried: list[int] = []
 
     def before(module: torch.nn.Module, args: object, kwargs: dict[str, Tensor]) -> None:

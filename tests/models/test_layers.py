@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from helpers.steering import ENDS, WIDTH, hooks, vector
+import torch
+from helpers.replies import QUERIES
+from helpers.steering import CARE, ENDS, FAMILIES, LAST, WIDTH, hooks, vector
 from helpers.tiny import byte_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from drolab.errors import ModelError, StatesError
-from drolab.models import Ablate, ChatModel, resolve_layers, steered, wrap
+from drolab.inference import generate, hidden_states
+from drolab.models import Ablate, Add, ChatModel, forward_states, render, resolve_layers, steered, wrap
+from drolab.store import Store
 
 
 def test_layers_that_are_not_there(tiny_llama: ChatModel) -> None:
@@ -25,3 +29,66 @@ def test_a_model_whose_states_are_not_the_outputs_of_its_blocks_is_refused() -> 
     with pytest.raises(ModelError, match="cannot be edited"), steered(model, Ablate(vector())):
         pass
     assert hooks(model) == 0
+
+
+def raw_at_the_end() -> ChatModel:
+    """A model whose configuration asks transformers for the last block's raw output as the last hidden state."""
+    config = AutoConfig.for_model("llama", **FAMILIES["llama"], tie_last_hidden_states=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+    return wrap(model, byte_tokenizer(), name="raw", chat_template="chatml")
+
+
+@torch.no_grad()
+def transformers_states(model: ChatModel) -> torch.Tensor:
+    """[n_queries, n_layers, d]: what transformers calls the hidden states, at the last token of each chat."""
+    rows = []
+    for text in QUERIES["text"]:
+        ids = torch.tensor([render(model, text, CARE).input_ids])
+        rows.append(torch.stack([own[0, -1] for own in model.model(ids, output_hidden_states=True).hidden_states]))
+    return torch.stack(rows)
+
+
+def test_a_last_layer_that_is_another_in_transformers_is_refused(store: Store) -> None:
+    model = raw_at_the_end()
+    for call in (
+        lambda: hidden_states(model, QUERIES, CARE, store=store, progress=False),
+        lambda: hidden_states(model, QUERIES, CARE, layers=(0, LAST), progress=False),
+        lambda: forward_states(model, model.embed(torch.tensor([5, 6])), [[7, 8]]),
+        lambda: steered(model, Add(vector(), -1)).__enter__(),
+    ):
+        with pytest.raises(
+            ModelError, match=r"Layer 2 \(-1\) of 'raw', .*tie_last_hidden_states: false.*layers 0 to 1"
+        ):
+            call()
+    assert not len(store.files())
+    assert len(generate(model, QUERIES, CARE, n_samples=1, max_new_tokens=2, progress=False)) == len(QUERIES)
+
+
+def test_the_other_layers_are_transformers_layers() -> None:
+    model = raw_at_the_end()
+    found = hidden_states(model, QUERIES, CARE, layers=(0, 1), progress=False).values
+    torch.testing.assert_close(found, transformers_states(model)[:, :-1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("entry", [None, True])
+def test_the_last_layer_is_the_one_of_transformers(entry: bool | None) -> None:
+    """The control: only where the entry says so is anything refused."""
+    model = raw_at_the_end()
+    away = (transformers_states(model)[:, -1].norm(dim=-1)).clone()
+    model.model.config.tie_last_hidden_states = entry
+    found = hidden_states(model, QUERIES, CARE, layers=(-1,), progress=False).values[:, 0]
+    torch.testing.assert_close(found, transformers_states(model)[:, -1], rtol=0, atol=1e-4)
+    assert not torch.allclose(found.norm(dim=-1), away, rtol=0.1)
+
+
+def test_it_is_found_out_once_per_model(tiny_llama: ChatModel) -> None:
+    hidden_states(tiny_llama, QUERIES, CARE, progress=False)
+    passes: list[object] = []
+    handle = tiny_llama.base_model.register_forward_pre_hook(lambda *_: passes.append(_))
+    try:
+        forward_states(tiny_llama, tiny_llama.embed(torch.tensor([5, 6])), [[7, 8]])
+    finally:
+        handle.remove()
+    assert len(passes) == 2  # the prefix and the rest

@@ -158,3 +158,17 @@ def test_umap_places_new_prompts_without_moving_the_map(states: HiddenStates, st
 def test_umap_needs_neighbours(states: HiddenStates) -> None:
     with pytest.raises(StatesError, match="n_neighbors=500 needs more than 120 states"):
         umap_view(states, n_neighbors=500)
+
+
+def test_umap_refuses_new_states_of_another_kind(states: HiddenStates, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drolab.probing.manifold._umap", lambda *_: pytest.fail("it was drawn"))
+    other = {
+        "are of model elsewhere": replace(states, model_fingerprint="elsewhere"),
+        "are of layer 5": replace(states, layers=(5,), num_hidden_layers=5),
+        "have d = 3": replace(states, values=states.values[..., :3]),
+    }
+    for said, extra in other.items():
+        with pytest.raises(StatesError, match=f"The extra states {said}"):
+            umap_view(states, n_neighbors=5, extra=extra)
+    with pytest.raises(StatesError, match="have d = 3"):  # whose model nobody knows
+        umap_view(states, n_neighbors=5, extra=replace(other["have d = 3"], model_fingerprint=""))

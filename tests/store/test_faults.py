@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import pytest
 from drolab import files
 from drolab.dro import training
 from drolab.errors import StoreError
-from drolab.store import shards
+from drolab.store import checkpoints, shards
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "store.md").read_text(encoding="utf-8")
@@ -51,6 +52,23 @@ def test_every_promise_is_kept(fault: str) -> None:
 
 def no_checksums(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(shards, "_checksum", lambda *_: bytes(16))
+
+
+def no_key_in_the_checksum(patch: pytest.MonkeyPatch) -> None:
+    read, write = checkpoints.read, checkpoints.write
+    whoever = Path("whoever.safetensors")
+
+    def read_any(path: Path) -> Any:
+        shutil.copy(path, path.parents[2] / whoever)
+        return read(path.parents[2] / whoever)
+
+    def write_any(path: Path, *content: Any) -> None:
+        write(path.parents[2] / whoever, *content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path.parents[2] / whoever, path)
+
+    patch.setattr(checkpoints, "read", read_any)
+    patch.setattr(checkpoints, "write", write_any)
 
 
 def write_in_place(path: Path, content: bytes, _: type[StoreError]) -> None:
@@ -113,6 +131,7 @@ def no_optimizer(patch: pytest.MonkeyPatch) -> None:
         ("bit flipped", no_checksums, "wrong"),
         ("folder read-only", no_advice, "untold"),
         ("files swapped, copied or removed behind an open store", no_checksums, "wrong"),
+        ("a checkpoint copied to another name", no_key_in_the_checksum, "wrong"),
         ("reading while another process writes", no_look_at_new_files, "lost"),
         ("clock jumps", no_second_place, "lost"),
         ("training killed with kill -9", no_optimizer, "wrong"),

@@ -236,6 +236,40 @@ def test_a_damaged_run_counts_as_absent(store: Store, caplog: pytest.LogCaptureF
     assert "unreadable" in store.check().status[0]
 
 
+def test_a_checkpoint_under_another_name_is_not_that_runs(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    one, other = (store.save_run(key(run=number), {"a": rows(number)}, {"step": "1"}) for number in (1, 2))
+    other.write_bytes(one.read_bytes())
+    absent = one.with_stem(key(run=3))
+    absent.write_bytes(one.read_bytes())
+    assert store.load_run(key(run=2)) is None
+    assert store.load_run(key(run=3)) is None
+    assert caplog.text.count(f"it is the checkpoint of another run, {one.stem[:12]}") == 2
+    assert str(absent) in caplog.text
+    checked = store.check().set_index("file")
+    assert checked.loc[f"v2/runs/{one.name}", "state"] == "ok"
+    for path in (other, absent):
+        assert checked.loc[f"v2/runs/{path.name}", "state"] == "damaged"
+        assert "another run" in checked.loc[f"v2/runs/{path.name}", "status"]
+    found = store.load_run(key(run=1))
+    assert found is not None
+    assert same_bits(found[0]["a"], rows(1))
+
+
+def test_a_checkpoint_whose_key_was_changed_with_its_name_is_found_out(store: Store) -> None:
+    one, other = key(run=1), key(run=2)
+    path = store.save_run(one, {"a": rows(1)}, {"step": "1"})
+    path.with_stem(other).write_bytes(path.read_bytes().replace(one.encode(), other.encode()))
+    assert store.load_run(other) is None
+
+
+def test_a_checkpoint_without_a_key_counts_as_absent(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """Those of earlier versions prove nothing about whose they are."""
+    path = store.save_run(key(run=1), {"a": rows(1)}, {"step": "1"})
+    path.write_bytes(path.read_bytes().replace(b'"key"', b'"kez"'))
+    assert store.load_run(key(run=1)) is None
+    assert "does not say which run it is of" in caplog.text
+
+
 # Damage
 
 
