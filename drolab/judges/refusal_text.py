@@ -19,8 +19,9 @@ from typing import Literal
 
 import pandas as pd
 
-from drolab.judges.base import check_responses
+from drolab.judges.base import check_responses, of_answers
 from drolab.judges.text_reading import Features, Reading, Sentence, Span, features, find, patterns, read
+from drolab.models import split_reply
 
 Verdict = Literal["full_refusal", "partial_refusal", "compliance"]
 Scores = tuple[float, float, float]
@@ -100,8 +101,9 @@ class TextJudge:
         ['I will not do that', 'It is not appropriate to']
     """
 
-    def __call__(self, query: str, response: str) -> Verdict:
-        return examine(read(query, response))[0]
+    def __call__(self, query: str, response: str) -> Verdict | None:
+        """The verdict on the answer; None where the response ends before its answer begins."""
+        return None if split_reply(response).answer is None else examine(read(query, response))[0]
 
     def __repr__(self) -> str:
         return "TextJudge()"
@@ -115,12 +117,16 @@ class TextJudge:
         return examine(read(query, response))[1]
 
     def verdicts(self, responses: pd.DataFrame) -> pd.Series:
-        """One verdict per row; needs the columns text (the query) and response. Equal rows are read once.
+        """One verdict per row, NA where the response ends before its answer begins; needs the columns text (the query)
+        and response. Equal rows are read once.
 
         Raises:
             QueryError: no responses, a column is missing, or a value is no text.
         """
         check_responses(responses, ("text", "response"))
+        return of_answers(responses, self._of_answers)
+
+    def _of_answers(self, responses: pd.DataFrame) -> pd.Series:
         pairs = list(zip(responses["text"], responses["response"], strict=True))
         said = {pair: self(*pair) for pair in dict.fromkeys(pairs)}
         return pd.Series([said[pair] for pair in pairs], index=responses.index, dtype="string")
