@@ -213,7 +213,7 @@ _LOOSE = re.compile(  # blanks after a blank, marks of emphasis at a word, chara
 )
 _LINE = re.compile(r"[^\n]+")
 _BREAK = re.compile(  # after a full stop that ends no abbreviation, before what begins like a sentence
-    r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!\bSt\.)"
+    r"(?<=[.!?…])(?<!\b[A-Z]\.)(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!\bSt\.)"
     r"[\"')*\x00]*\s+(?=[\"'(*\x00A-Z\d])"
 )
 _ITEM = re.compile(r"\s*(?:\d{1,2}\s?[.):]|[-*+]|[a-hA-H][.)]|[Ss][Tt][Ee][Pp] \d+:?)\s+(?=\S)")

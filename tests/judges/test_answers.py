@@ -145,7 +145,7 @@ def test_panels_show_it() -> None:
 
 
 def test_the_first_token_of_a_thought_is_no_sign() -> None:
-    table = replies("I cannot.", "Yes.").assign(first_token=[1, 2])
+    table = replies("I cannot help.", "Yes.").assign(first_token=[1, 2])
     assert FirstTokenJudge.fit(table).refusal_rate.tolist() == [1.0, 0.0]
     with pytest.raises(QueryError, match=r"1 of 3 replies begin with reasoning.*no sign of refusal"):
         FirstTokenJudge.fit(pd.concat([table, replies(CUT_OFF[0]).assign(first_token=3)]))
