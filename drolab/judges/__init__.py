@@ -7,11 +7,16 @@ judges, the paper's composite), `first_token`, `human_labels`, `agreement` (how 
 | judge | says | needs |
 |---|---|---|
 | `is_refusal` | refusal or not, by the paper's string rule | a response |
+| `is_refusal_raw` | the same of all that the model wrote, its thoughts, too | a response |
 | `TextJudge` | full refusal, partial refusal, compliance | query and response |
 | `CompositeJudge` | the paper's compliance with harmful queries | a guard |
 | `LlamaGuard`, `ShieldGemma`, `Classifier` | whether a response is unsafe (or refuses) | a model |
 | `FirstTokenJudge` | a score, without sampling | judged responses, the model |
 | `HandJudge` | what a person said | labels |
+
+Judges read the answer: what a model thinks aloud is left out (`models.split_reply`), and of a response that ends before
+its answer begins they have no opinion (`n_unanswered` counts those). Hand labels and `is_refusal_raw` are of whole
+responses.
 
 A judge is anything with `verdicts(responses)`, or a plain function of the response: `Judge` shows how to write one.
 `judge` makes a table of rates, `verdicts` and `opinions` set several judges side by side, `disagreement` and
@@ -24,6 +29,7 @@ from drolab.judges.base import (
     AnyJudge,
     Judge,
     judge,
+    n_unanswered,
     opinion,
     opinions,
     score_table,
@@ -33,7 +39,7 @@ from drolab.judges.first_token import FirstTokenJudge, calibration_table, score_
 from drolab.judges.guards import Classifier, CompositeJudge, Guard, LlamaGuard, ShieldGemma, longest
 from drolab.judges.human_labels import LABEL_COLUMNS, HandJudge
 from drolab.judges.refusal_text import TextJudge
-from drolab.judges.string_rule import is_refusal, refusal_words
+from drolab.judges.string_rule import is_refusal, is_refusal_raw, refusal_words
 
 __all__ = [
     "LABEL_COLUMNS",
@@ -52,8 +58,10 @@ __all__ = [
     "confusion",
     "disagreement",
     "is_refusal",
+    "is_refusal_raw",
     "judge",
     "longest",
+    "n_unanswered",
     "opinion",
     "opinions",
     "refusal_words",

@@ -15,7 +15,7 @@ from drolab.errors import QueryError
 from drolab.inference import first_token_probabilities
 from drolab.judges.base import AnyJudge, check_responses, refused
 from drolab.judges.string_rule import is_refusal
-from drolab.models import ChatModel, Prompt
+from drolab.models import ChatModel, Prompt, split_reply
 from drolab.progress import Progress
 
 
@@ -26,7 +26,8 @@ class FirstTokenJudge:
     Learned from sampled and judged responses as r(t), how often a reply that starts with token t was a
     refusal. Sampling with `top_p` below 1 hides rare first tokens, and a token that was never seen counts as
     `other`: fit on many samples, over all prompts that matter, best with `top_p=1`.
-    Whether the score can stand in for sampling depends on the model: measure it with `score_agreement`.
+    Whether the score can stand in for sampling depends on the model: measure it with `score_agreement`. Where replies
+    begin with reasoning it cannot, and `fit` says so.
 
     Examples:
         >>> import drolab
@@ -57,9 +58,11 @@ class FirstTokenJudge:
         judge has no opinion do not count.
 
         Raises:
-            QueryError: no responses, or missing columns (first_token, response).
+            QueryError: no responses, missing columns (first_token, response), or replies that begin with reasoning:
+                their first token says nothing of the answer.
         """
         check_responses(responses, ("first_token", "response"))
+        _check_answers_come_first(responses["response"])
         verdicts = refused(responses, judge)
         tokens, known = responses["first_token"].to_numpy(), verdicts.notna().to_numpy()
         frequency = verdicts[known].astype(bool).groupby(tokens[known]).agg(["mean", "size"])
@@ -96,6 +99,14 @@ class FirstTokenJudge:
         refusal = seen @ self.refusal_rate.double()
         total = seen.sum(dim=1)
         return {"refusal": refusal, "compliance": total - refusal, "other": (1.0 - total).clamp(min=0.0)}
+
+
+def _check_answers_come_first(texts: pd.Series) -> None:
+    if n := sum(split_reply(text).begins > 0 for text in texts):
+        raise QueryError(
+            f"{n:,} of {len(texts):,} replies begin with reasoning, so that their first token is no sign of refusal. "
+            "Judge the replies themselves (drolab.judge), or let the model answer at once: many chat templates can."
+        )
 
 
 def score_agreement(

@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 
@@ -44,6 +45,8 @@ class HandJudge:
         {('a', 'none'): 1.0}
     """
 
+    reads_whole: ClassVar[bool] = True
+    """A label belongs to all that the model wrote, thoughts included."""
     labels: pd.DataFrame = field(default_factory=_no_labels)
     """LABEL_COLUMNS, one row per labelled response."""
 

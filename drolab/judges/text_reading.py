@@ -1,6 +1,6 @@
 r"""What the text judge reads in a query and a response, by the patterns of `text_patterns.yaml`.
 
-`read` takes what is quoted, code or thought out of the response, cuts the rest into sentences, and tells of each which
+`read` takes thoughts, quotations and code out of the response, cuts the rest into sentences, and tells of each which
 speech acts it performs (declining, apology, lecture, advice, …) and of the query what it asks for. `features` counts
 that: shares of the words, mostly from 0 to 1. They are the inputs of the fitted rule in `refusal_text`, by name in
 `assets/judges/text_judge.json`.
@@ -18,6 +18,8 @@ from importlib import resources
 from typing import Any
 
 import yaml
+
+from drolab.models import split_reply
 
 Span = tuple[int, int]
 Features = dict[str, float]
@@ -209,10 +211,9 @@ _LOOSE = re.compile(  # blanks after a blank, marks of emphasis at a word, chara
     r" (?<=  ) *|\*\*+|\*(?=\w)|\*(?<=[\w.!?,:;]\*)|_(?<!\w_)_*(?=\w)|_(?<=[\w.!?,:;]_)_*(?!\w)"
     rf"|[{_UNSEEN}]+"
 )
-_END_OF_THOUGHT = "</think>"
 _LINE = re.compile(r"[^\n]+")
 _BREAK = re.compile(  # after a full stop that ends no abbreviation, before what begins like a sentence
-    r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!\bSt\.)"
+    r"(?<=[.!?…])(?<!\b[A-Z]\.)(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!\bSt\.)"
     r"[\"')*\x00]*\s+(?=[\"'(*\x00A-Z\d])"
 )
 _ITEM = re.compile(r"\s*(?:\d{1,2}\s?[.):]|[-*+]|[a-hA-H][.)]|[Ss][Tt][Ee][Pp] \d+:?)\s+(?=\S)")
@@ -388,10 +389,9 @@ class Reading:
 
 
 def read(query: str, response: str) -> Reading:
-    """A query, and the response after its last thought."""
-    thought = response.rfind(_END_OF_THOUGHT)
-    begin = 0 if thought < 0 else thought + len(_END_OF_THOUGHT)
-    text, places = _tightened(plain(response[begin : begin + _RESPONSE_READ]), begin)
+    """A query, and the answer in a response."""
+    reply = split_reply(response)
+    text, places = _tightened(plain((reply.answer or "")[:_RESPONSE_READ]), reply.begins)
     not_own = {name: pattern.regex for name, pattern in patterns()["not_its_own"].items()}
     said = _covered(text, not_own["thought"], " ")
     own = _covered(_covered(said, not_own["code_block"], _CODE), not_own["code"], _QUOTED)

@@ -2,8 +2,8 @@
 
 In order: `fingerprint` (what a model computes, as a hash), `load` (`ChatModel`), `chat` (query and prompt → tokens),
 `layers` (where the blocks are), `interventions` (edits while the model runs), `passes` (states of a batch behind a
-shared prefix), `kv_cache` (reading a batch token by token). What runs many queries and keeps the results is
-`inference`.
+shared prefix), `kv_cache` (reading a batch token by token), `reasoning` (a reply taken apart). What runs many queries
+and keeps the results is `inference`.
 """
 
 from drolab.models import chat, interventions, passes
@@ -49,6 +49,7 @@ from drolab.models.passes import (
     run_prefix,
     states_by_pass,
 )
+from drolab.models.reasoning import Reply, split_reply
 
 __all__ = [
     "CHAT_FORMATS",
@@ -63,6 +64,7 @@ __all__ = [
     "Prompt",
     "Prompts",
     "Reader",
+    "Reply",
     "accumulating_gradients",
     "acts_at_read_position",
     "as_prompts",
@@ -95,6 +97,7 @@ __all__ = [
     "render",
     "resolve_layers",
     "run_prefix",
+    "split_reply",
     "states_by_pass",
     "steered",
     "wrap",

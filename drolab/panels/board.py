@@ -89,7 +89,8 @@ class Board(Panel):
 
     def _draw_bars(self) -> None:
         self.bars.update_to(self._bars())
-        self.rates.value = _rates_table(self._measured(), self.controls["measure"].value)
+        unanswered = self._scores[self._judge()].attrs.get("n_unanswered", 0)
+        self.rates.value = _rates_table(self._measured(), self.controls["measure"].value) + _unanswered(unanswered)
 
     def _plane(self) -> dict[str, Any]:
         sides = {name: self.controls[name].value for name in ("helpful", "safe")}
@@ -193,6 +194,11 @@ def _in_half(data: list[dict[str, Any]], layout: dict[str, Any]) -> dict[str, An
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
     size = {"height": 420, "legend": legend, "margin": {"l": 60, "r": 12, "t": 48, "b": 56}}
     return {"data": data, "layout": layout | size}
+
+
+def _unanswered(n: int) -> str:
+    """What no judge could judge, and no table of rates shows."""
+    return paragraph(f"Responses that end before their answer begins, and are left out: {n:,}.") if n else ""
 
 
 def _between(value: float, low: float, high: float) -> str:

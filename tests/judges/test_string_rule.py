@@ -142,3 +142,11 @@ def test_words_are_found_where_they_stand() -> None:
 def test_words_agree_with_the_rule_on_real_responses(reference: Path) -> None:
     texts = pd.read_parquet(reference / "judge" / "harmless_responses.parquet").response.unique()
     assert all(bool(refusal_words(text)) == is_refusal(text) for text in texts)
+
+
+@pytest.mark.parametrize(
+    "text", ["I'm sorry for any inconvenience.", "I'm sorry for the mistake.", "I don't waste water."]
+)
+def test_it_stays_as_the_paper_has_it(text: str) -> None:
+    """No refusals to a reader; the text judge says so, this rule does not."""
+    assert is_refusal(text)

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from drolab.figures import class_names
 from drolab.figures import rates as tradeoffs
 from drolab.files import write_file
-from drolab.judges import AnyJudge, HandJudge, disagreement, is_refusal, refusal_words, verdicts
+from drolab.judges import AnyJudge, HandJudge, disagreement, is_refusal, n_unanswered, refusal_words, verdicts
 from drolab.panels.base import Panel, PanelError
 from drolab.panels.controls import Controls, button, choice, labelled, named, pick, refill, row, several, share
 from drolab.panels.export_box import About, ExportBox, Offered
@@ -66,6 +66,7 @@ class ResponsePanel(Panel):
         for name, given in (("refusal", "refusal"), ("compliance", "compliance"), ("unsure", None)):
             self.on_click(name, partial(self.label, given))
         self.picture.on_points(self.guarded(self._clicked))
+        self._n_unanswered = n_unanswered(replies)
         self._count_labels()
         self.guarded(self.draw)()
 
@@ -141,6 +142,8 @@ class ResponsePanel(Panel):
         text = f"Labels by hand: {n}, {place}."
         if stale:
             text += f" Labels that were given to other responses than these, and do not count: {stale}."
+        if self._n_unanswered:
+            text += f" Responses that end before their answer begins, and are not judged: {self._n_unanswered:,}."
         pairs = disagreement(self._verdicts)
         compared = f"<details><summary>how the judges agree</summary>{table(pairs)}</details>"
         self.judged.value = paragraph(text) + compared
