@@ -18,6 +18,8 @@ from drolab.types import HiddenStates
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_FEWEST = 4
+"""States: with fewer, umap's first layout, which needs a dimension more than the picture, does not exist."""
 VIEW_COLUMNS = ("query_id", "prompt", "x", "y")
 """Columns of `umap_view`."""
 
@@ -42,12 +44,11 @@ def umap_view(
         VIEW_COLUMNS, one row per state: those of `states`, then those of `extra`.
 
     Raises:
-        StatesError: states that are not finite, or at most `n_neighbors` of them.
+        StatesError: states that are not finite, or at most `n_neighbors` of them; or settings out of their range.
     """
     shown = [one_position(states)] + ([] if extra is None else [one_position(extra)])
     matrices = [part.matrix(layer).numpy() for part in shown]
-    if len(states) <= n_neighbors:
-        raise StatesError(f"UMAP with n_neighbors={n_neighbors} needs more than {len(states)} states: lower it.")
+    _check_settings(len(states), n_neighbors, min_dist)
     settings: dict[str, int | float] = {
         "n_neighbors": n_neighbors,
         "min_dist": float(min_dist),
@@ -64,6 +65,18 @@ def umap_view(
             store.put_tensors([view_key], torch.from_numpy(places)[None], note="UMAP view")
     rows = pd.concat([part.index[["query_id", "prompt"]] for part in shown], ignore_index=True)
     return rows.assign(x=places[:, 0], y=places[:, 1])
+
+
+def _check_settings(n: int, n_neighbors: int, min_dist: float) -> None:
+    """Raise a StatesError where umap would fail, often far from the cause."""
+    if n < _FEWEST:
+        raise StatesError(f"UMAP needs at least {_FEWEST} states and got {n}: pass states of more queries or prompts.")
+    if n <= n_neighbors:
+        raise StatesError(f"UMAP with n_neighbors={n_neighbors} needs more than {n} states: lower it.")
+    if n_neighbors < 2:
+        raise StatesError(f"n_neighbors={n_neighbors} is too few: UMAP takes 2 to {n - 1} for {n} states.")
+    if not 0 <= min_dist <= 1:
+        raise StatesError(f"min_dist={min_dist} is out of range: UMAP takes 0 to 1, its spread.")
 
 
 def _umap(
