@@ -162,7 +162,7 @@ def _read(path: Path) -> NotebookNode:
     try:
         notebook = nbformat.reads(text, as_version=4)
         nbformat.validate(notebook)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, nbformat.ValidationError) as error:
+    except Exception as error:  # nbformat upgrades what looks like an older format, and trips over it in many ways
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise NotebookError(f"{path} is no notebook ({shown(reason)}): get it again, or save it in Jupyter.") from error
     return notebook
