@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
+
+_SHOWN = 60
+
+
+def shown(value: object) -> str:
+    """A value in a message: a text may be a megabyte long, and a list nested without end."""
+    if not isinstance(value, str):
+        return reprlib.repr(value)
+    return repr(value if len(value) <= _SHOWN else value[:_SHOWN] + "…")
 
 
 class DrolabError(Exception):

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from drolab.errors import ExportError
 from drolab.figures import BIDIRECTIONAL, CONFIG, Sheet, caption, sheet
-from drolab.files import safe_path, write_file
+from drolab.files import expanded, safe_path, write_file
 from drolab.progress import Progress, bar
 from drolab.types import SafetyPrompt, SoftPrompt
 
@@ -262,7 +262,7 @@ def bundle(
     _check_formats(formats, BUNDLE_FORMATS)
     if not figures:
         raise ExportError("There is nothing to export: give at least one table.")
-    root = Path(folder).expanduser()
+    root = expanded(folder, ExportError)
     for name in figures:
         safe_path(root, name, "csv")  # before anything is written
     kinds = [kind for kind in formats if kind in IMAGE_FORMATS]

@@ -24,7 +24,7 @@ from typing import Any
 
 import pandas as pd
 
-from drolab.errors import DrolabError, ExportError, QueryError
+from drolab.errors import DrolabError, ExportError, QueryError, shown
 
 try:
     import fcntl
@@ -40,6 +40,24 @@ _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 # ---------------------------------------------------------------- reading
+
+
+def given_path(path: object, error: type[DrolabError], otherwise: str) -> Path:
+    """The path that a caller gave to read from.
+
+    Raises:
+        error: neither a text nor a path; or what no file can be called, such as a text in place of its file. It ends
+            in `otherwise`, which says what to do with a text.
+    """
+    if not isinstance(path, (str, Path)):
+        raise error(f"{type(path).__name__} is no path: give one, or {otherwise}.")
+    found = expanded(path, error)
+    try:
+        found.stat()
+    except (OSError, ValueError) as reason:  # a NUL is a ValueError
+        if isinstance(reason, ValueError) or reason.errno == errno.ENAMETOOLONG or "\n" in str(path):
+            raise error(f"{shown(str(path))} is no name of a file: to use a text, {otherwise}.") from reason
+    return found
 
 
 def read_bytes(path: Path, error: type[DrolabError]) -> bytes:
@@ -76,9 +94,34 @@ def read_text(path: Path, error: type[DrolabError]) -> str:
 
 
 def read_json(path: Path, error: type[DrolabError]) -> Any:
-    """What a JSON file holds."""
+    """What a JSON file holds; a key that an object has twice is an error."""
+    text = read_text(path, error)
     with _parsing(path, error):
-        return json.loads(read_text(path, error))
+        try:
+            return parse_json(text)
+        except json.JSONDecodeError as reason:
+            if reason.msg != "Extra data":
+                raise
+            raise ValueError(f"{reason}. If it has one value on each line, its name should end in .jsonl") from reason
+
+
+def parse_json(text: str) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        ValueError: no JSON, or an object with the same key twice, of which Python would keep the last.
+        RecursionError: nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {shown(repeated)} is there twice in one object")
+    return found
 
 
 def read_csv(path: Path, error: type[DrolabError], columns: Sequence[str] = ()) -> pd.DataFrame:
@@ -91,6 +134,8 @@ def read_csv(path: Path, error: type[DrolabError], columns: Sequence[str] = ()) 
     text = read_text(path, error)
     # Where lines end in a line feed, a carriage return is part of a value: pandas writes it without quotes.
     header, line_feed, _ = text.partition("\n")
+    if "," not in header and (mark := next((mark for mark in ";\t|" if mark in header), None)):
+        raise error(f"{path} separates its columns by {mark!r}, not by commas: save it as CSV with commas.")
     end = "\n" if line_feed and not header.endswith("\r") else None
     with _parsing(path, error):
         # Without header=None, pandas takes the first column for an index where all rows are longer than the header.
@@ -145,9 +190,10 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
     records = []
     for number, line in enumerate(_lines(path), start=1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"record {number}: {error}") from error
+            records.append(parse_json(line))
+        except ValueError as error:
+            hint = ". If the file is one JSON list, its name should end in .json" if number == 1 else ""
+            raise ValueError(f"record {number}: {error}{hint}") from error
     return _records(records)
 
 
@@ -158,6 +204,18 @@ def _records(content: Any) -> pd.DataFrame:
     if isinstance(content, list) and all(isinstance(item, dict) for item in content):
         return pd.DataFrame(content)
     raise ValueError("expected a list of strings or a list of objects")
+
+
+def expanded(path: str | Path, error: type[DrolabError], otherwise: str = "give a full path") -> Path:
+    """The path with the home folder in place of `~`.
+
+    Raises:
+        error: neither HOME nor the system's list of users knows that home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as reason:
+        raise error(f"There is no home folder for {shown(str(path))}: {otherwise}.") from reason
 
 
 # ---------------------------------------------------------------- writing

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drolab import export
-from drolab.errors import DrolabError
+from drolab.errors import DrolabError, shown
 from drolab.figures import CONFIG
-from drolab.files import write_file
+from drolab.files import read_text, write_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,12 +55,16 @@ def parameter_names(notebook: NotebookNode, name: str) -> list[str]:
     """The names that the cell tagged `parameters` assigns.
 
     Raises:
-        NotebookError: there is no such cell, or more than one.
+        NotebookError: there is no such cell, or more than one, or it is no Python.
     """
     cells = [cell for cell in notebook.cells if _PARAMETERS_TAG in cell.metadata.get("tags", [])]
     if len(cells) != 1:
         raise NotebookError(f"{name} has {len(cells)} cells tagged 'parameters': tag exactly one.")
-    assigned = [node for node in ast.parse(cells[0].source).body if isinstance(node, ast.Assign)]
+    try:
+        statements = ast.parse(cells[0].source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise NotebookError(f"The cell of {name} tagged 'parameters' is no Python ({error}): correct it.") from error
+    assigned = [node for node in statements if isinstance(node, ast.Assign)]
     return [target.id for node in assigned for target in node.targets if isinstance(target, ast.Name)]
 
 
@@ -75,7 +79,7 @@ def inject(notebook: NotebookNode, parameters: Mapping[str, Any], name: str) -> 
     if not parameters:
         return
     known = parameter_names(notebook, name)
-    if unknown := sorted(set(parameters) - set(known)):
+    if unknown := sorted(map(shown, set(parameters) - set(known))):
         raise NotebookError(f"{name} has no parameters {unknown}: it has {known}.")
     lines = [f"{key} = {_literal(key, value)}" for key, value in parameters.items()]
     cell = nbformat.v4.new_code_cell("\n".join(lines), metadata={"tags": ["injected-parameters"]})
@@ -85,11 +89,11 @@ def inject(notebook: NotebookNode, parameters: Mapping[str, Any], name: str) -> 
 
 
 def _literal(key: str, value: Any) -> str:
-    text = repr(str(value) if isinstance(value, Path) else value)
     try:
+        text = repr(str(value) if isinstance(value, Path) else value)
         ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        raise NotebookError(f"Parameter {key} must be a number, text, list or the like, got {text}.") from None
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        raise NotebookError(f"Parameter {key} must be a number, text, list or the like, got {shown(value)}.") from None
     return text
 
 
@@ -117,7 +121,7 @@ def run_notebooks(
         NotebookError: a notebook is missing, or none has such a parameter (before anything runs), or a cell
             failed, timed out or lost its kernel. The partly executed copy is written, and the message says where.
     """
-    opened = _open([Path(path) for path in notebooks], parameters or {})
+    opened = read_notebooks([Path(path) for path in notebooks], parameters or {})
     written = []
     with ExitStack() as stack:
         managers = [stack.enter_context(_kernel_manager()) for _ in opened]
@@ -132,21 +136,36 @@ def run_notebooks(
     return written
 
 
-def _open(paths: Sequence[Path], parameters: Mapping[str, Any]) -> list[tuple[Path, NotebookNode]]:
-    """Each path with its notebook, parameters set."""
-    import nbformat
+def read_notebooks(paths: Sequence[Path], parameters: Mapping[str, Any]) -> list[tuple[Path, NotebookNode]]:
+    """Each path with its notebook, parameters set.
 
+    Raises:
+        NotebookError: a notebook is missing or none at all, or none of them has such a parameter.
+    """
     if missing := [path for path in paths if not path.is_file()]:
         raise NotebookError(f"No notebook at {missing[0]}: run this from a clone of the repository, or give its path.")
-    opened = [(path, nbformat.read(path, as_version=4)) for path in paths]
+    opened = [(path, _read(path)) for path in paths]
     known = {path: set(parameter_names(notebook, path.name)) for path, notebook in opened} if parameters else {}
     everywhere = set().union(*known.values())
-    if unknown := sorted(set(parameters) - everywhere):
+    if unknown := sorted(map(shown, set(parameters) - everywhere)):
         raise NotebookError(f"No notebook here has the parameters {unknown}: they have {sorted(everywhere)}.")
     for path, notebook in opened:
         own = {key: value for key, value in parameters.items() if key in known[path]}
         inject(notebook, own, path.name)
     return opened
+
+
+def _read(path: Path) -> NotebookNode:
+    import nbformat
+
+    text = read_text(path, NotebookError)
+    try:
+        notebook = nbformat.reads(text, as_version=4)
+        nbformat.validate(notebook)
+    except Exception as error:  # nbformat upgrades what looks like an older format, and trips over it in many ways
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise NotebookError(f"{path} is no notebook ({shown(reason)}): get it again, or save it in Jupyter.") from error
+    return notebook
 
 
 def _run(path: Path, notebook: NotebookNode, copy: Path, timeout: int, manager: AsyncKernelManager) -> Path:

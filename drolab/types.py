@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drolab.errors import PromptError, StatesError, TrainingError
-from drolab.files import write_file
+from drolab.errors import PromptError, StatesError, TrainingError, shown
+from drolab.files import read_bytes, write_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,12 +83,14 @@ class SafetyPrompt:
         if not isinstance(self.name, str) or not self.name.strip():
             raise PromptError("A safety prompt needs a name: SafetyPrompt(name='mine', text='…').")
         if not isinstance(self.text, str):
-            raise PromptError(f"The text of prompt {self.name!r} must be a string, got {type(self.text).__name__}.")
+            raise PromptError(
+                f"The text of prompt {shown(self.name)} must be a string, got {type(self.text).__name__}."
+            )
         if self.kind not in ("safety", "neutral"):
-            raise PromptError(f"Prompt {self.name!r}: kind must be 'safety' or 'neutral', got {self.kind!r}.")
+            raise PromptError(f"Prompt {shown(self.name)}: kind must be 'safety' or 'neutral', got {shown(self.kind)}.")
         if (self.name == NO_PROMPT) != (self.text == ""):
             raise PromptError(
-                f"Prompt {self.name!r}: an empty text is called {NO_PROMPT!r}, and nothing else is. "
+                f"Prompt {shown(self.name)}: an empty text is called {NO_PROMPT!r}, and nothing else is. "
                 "Give the prompt a text, or use SafetyPrompt(name='none', text='')."
             )
 
@@ -193,6 +195,7 @@ class SoftPrompt:
         file = file / "soft_prompt.safetensors" if file.is_dir() else file
         if not file.is_file():
             raise PromptError(f"No soft prompt at {file}: give a folder of save_pretrained or a .safetensors file.")
+        read_bytes(file, PromptError)  # says so of a Git LFS pointer or a web page
         try:
             with safe_open(file, framework="pt") as opened:
                 metadata = opened.metadata() or {}

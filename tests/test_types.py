@@ -313,3 +313,10 @@ def test_a_steps_numbers_make_a_table_row() -> None:
     )
     assert "embeddings" not in step.numbers()
     assert pd.DataFrame([step.numbers()]).loc[0, "loss"] == 0.8
+
+
+def test_a_pointer_in_place_of_a_soft_prompt_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "soft_prompt.safetensors"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n")
+    with pytest.raises(PromptError, match="is a Git LFS pointer, not the data: run `git lfs pull`"):
+        SoftPrompt.from_pretrained(path)

@@ -4,7 +4,6 @@ from a clone of its code."""
 from __future__ import annotations
 
 import ast
-import json
 import random
 from collections.abc import Mapping
 from importlib import resources
@@ -12,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.events import AliasEvent
+from yaml.nodes import MappingNode, Node, ScalarNode
 
-from drolab.errors import PromptError
-from drolab.files import read_text, write_file
+from drolab.errors import PromptError, shown
+from drolab.files import given_path, parse_json, read_text, write_file
 from drolab.types import NO_PROMPT, SafetyPrompt
 
 _ASSETS = Path(str(resources.files("drolab"))) / "assets" / "prompts"
@@ -23,7 +24,12 @@ BUILT_IN = tuple(sorted(path.stem for path in _ASSETS.glob("*.yaml")))
 
 CODE_CLONE = "git clone https://github.com/chujiezheng/LLM-Safeguard"
 """The command that gets the paper's code, with its three safety prompts."""
+_USE_A_TEXT = "pass load_prompts a mapping, {'mine': '…'}"
+_MOST_ALIASES = 20
+"""Of YAML, in one file: aliases of aliases multiply, a kilobyte to gigabytes."""
 _IN_CODE = "_SYSTEM_PROMPT"
+_CONVERSIONS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""What PyYAML's conversions raise of a value that is not what its tag says."""
 _WORDS = (
     "apple window river table yellow garden paper seven morning walk stone letter over music quiet corner bridge "
     "ladder winter cloud kitchen blue bottle mountain soon chair orange carpet road tree spoon button lamp "
@@ -63,13 +69,14 @@ def load_prompts(name_or_path: str | Path | Mapping[str, Any] = "safety") -> dic
         return _parse(name_or_path, "the mapping")
     if isinstance(name_or_path, str) and name_or_path in BUILT_IN:
         return _parse(_read_file(_ASSETS / f"{name_or_path}.yaml"), name_or_path)
-    path = Path(name_or_path)
+    path = given_path(name_or_path, PromptError, _USE_A_TEXT)
     if path.is_dir():
         return _parse({NO_PROMPT: "", **_prompts_in_code(path)}, str(path))
     if not path.is_file():
         known = ", ".join(repr(name) for name in BUILT_IN)
         raise PromptError(
-            f"{str(name_or_path)!r} is neither a built-in prompt set ({known}) nor a file: check the path."
+            f"{shown(str(name_or_path))} is neither a built-in prompt set ({known}) nor a file: check the path; to use "
+            f"a text, {_USE_A_TEXT}."
         )
     return _parse(_read_file(path), str(path))
 
@@ -131,9 +138,29 @@ def _read_file(path: Path) -> Any:
         raise PromptError(f"{path} has the ending {path.suffix!r}: use .yaml, .yml or .json.")
     text = read_text(path, PromptError)
     try:
-        return json.loads(text) if suffix == ".json" else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return parse_json(text) if suffix == ".json" else yaml.load(text, _Loader)
+    except (yaml.YAMLError, *_CONVERSIONS, RecursionError) as error:
         raise PromptError(f"{path} cannot be parsed ({error}): check its syntax.") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, without what it allows: a key that is there twice, and aliases without number."""
+
+    _n_aliases = 0
+
+    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+        if self.check_event(AliasEvent):
+            self._n_aliases += 1
+            if self._n_aliases > _MOST_ALIASES:
+                raise yaml.YAMLError(f"more than {_MOST_ALIASES} aliases like *name: write the texts out")
+        return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: Any) -> MappingNode:
+        node = super().compose_mapping_node(anchor)
+        names = [(key.tag, key.value) for key, _ in node.value if isinstance(key, ScalarNode)]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise yaml.YAMLError(f"the key {shown(repeated[0][1])} is there twice: rename or remove one of them")
+        return node
 
 
 def _prompts_in_code(folder: Path) -> dict[str, Any]:
@@ -173,7 +200,9 @@ def _prompt(name: Any, entry: Any, source: str) -> SafetyPrompt:
         return entry
     fields = entry if isinstance(entry, Mapping) else {"text": entry}
     if "text" not in fields:
-        raise PromptError(f"Prompt {name!r} in {source} has no `text`: write `{name}: {{text: …, kind: safety}}`.")
-    if unknown := sorted(str(key) for key in fields if key not in ("text", "kind")):
-        raise PromptError(f"Prompt {name!r} in {source} has unknown keys {unknown}: only `text` and `kind` are used.")
+        raise PromptError(f"Prompt {shown(name)} in {source} has no `text`: write `name: {{text: …, kind: safety}}`.")
+    if unknown := [key for key in fields if key not in ("text", "kind")]:
+        raise PromptError(
+            f"Prompt {shown(name)} in {source} has unknown keys {shown(unknown)}: only `text` and `kind` are used."
+        )
     return SafetyPrompt(name=name, text=fields["text"], kind=fields.get("kind", "safety"))

@@ -7,6 +7,7 @@ results align by query.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,8 +16,8 @@ import pandas as pd
 
 from drolab.data import benchmarks
 from drolab.data.benchmarks import BENCHMARKS
-from drolab.errors import QueryError
-from drolab.files import read_table
+from drolab.errors import QueryError, shown
+from drolab.files import given_path, read_table
 from drolab.types import QUERY_COLUMNS
 
 _ASSETS = Path(str(resources.files("drolab"))) / "assets" / "queries"
@@ -31,7 +32,7 @@ HUB = "hub:"
 """Beginning of a name on the hub: hub:owner/name, hub:owner/name/config or hub:owner/name/config/split."""
 
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False, "1.0": True, "0.0": False}
-_SHOWN = 60
+_USE_A_TEXT = "pass load_queries a table, pandas.DataFrame({'text': ['…'], 'harmful': [False]})"
 
 
 def load_queries(
@@ -113,7 +114,7 @@ def _open(name_or_path: str | Path | pd.DataFrame) -> list[tuple[str, pd.DataFra
     if isinstance(name_or_path, str) and name_or_path.startswith(HUB):
         owner, _, rest = name_or_path.removeprefix(HUB).partition("/")
         return [(f"{owner}/{rest.replace('/', '-')}", _read_hub(name_or_path))]
-    path = Path(name_or_path).expanduser().absolute()  # not resolved: the hub's cache links to files named by hashes
+    path = given_path(name_or_path, QueryError, _USE_A_TEXT).absolute()  # not resolved: the hub's cache has links
     if path.is_dir():
         return [(f"{file.parent.name}/{file.name}", read_table(file)) for file in benchmarks.find(path)]
     if not path.is_file():
@@ -173,11 +174,11 @@ def _nowhere(name: str) -> str:
 
 
 def validate_queries(queries: pd.DataFrame) -> pd.DataFrame:
-    """Return `queries` unchanged if every room of drolab can use it.
+    """Return `queries` if every room of drolab can use it; its row numbers, if it has these, become query ids.
 
     Raises:
         QueryError: it lacks columns, is empty, or has texts that are not strings, blank or duplicated, a `harmful`
-            that is not true or false, or query ids that are not unique or not its index.
+            that is not true or false, query ids that are not unique, or an index of other ids.
     """
     if not isinstance(queries, pd.DataFrame):
         raise QueryError(f"Queries must be a DataFrame, got {type(queries).__name__}: use drolab.load_queries(…).")
@@ -190,9 +191,17 @@ def validate_queries(queries: pd.DataFrame) -> pd.DataFrame:
     ids = queries["query_id"]
     if ids.duplicated().any():
         raise QueryError(f"The query id {ids[ids.duplicated()].iloc[0]!r} occurs twice: give each query its own id.")
-    if list(ids) != list(queries.index):
+    if list(ids) == list(queries.index):
+        return queries
+    if not pd.api.types.is_integer_dtype(queries.index):  # names that contradict the ids: one of them is wrong
         raise QueryError("The index must repeat `query_id`: use queries.set_index('query_id', drop=False).")
-    return queries
+    return _by_id(queries)
+
+
+def _by_id(queries: pd.DataFrame) -> pd.DataFrame:
+    result = queries.set_index("query_id", drop=False)
+    result.index.name = None
+    return result
 
 
 def _normalise(table: pd.DataFrame, source: str, harmful: bool | None) -> pd.DataFrame:
@@ -207,16 +216,14 @@ def _normalise(table: pd.DataFrame, source: str, harmful: bool | None) -> pd.Dat
     result = pd.DataFrame({"text": table[text_column].astype(object)})
     result["harmful"] = _classes(table, names.get("harmful"), source, harmful)
     for column, default in (("category", ""), ("split", ""), ("source", source)):
-        result[column] = _optional(table, names, column, default)
+        result[column] = _optional(table, names, column, default, source)
     result["query_id"] = _ids(table, names.get("query_id"), source, harmful)
     result.attrs = dict(table.attrs)
     return _indexed(result)
 
 
 def _indexed(queries: pd.DataFrame) -> pd.DataFrame:
-    result = queries[list(QUERY_COLUMNS)].set_index("query_id", drop=False)
-    result.index.name = None
-    return validate_queries(result)
+    return validate_queries(_by_id(queries[list(QUERY_COLUMNS)]))
 
 
 def _classes(table: pd.DataFrame, column: Any, source: str, harmful: bool | None) -> list[bool]:
@@ -233,10 +240,21 @@ def _classes(table: pd.DataFrame, column: Any, source: str, harmful: bool | None
     return classes
 
 
-def _optional(table: pd.DataFrame, names: dict[str, Any], column: str, default: str) -> list[str]:
+def _optional(table: pd.DataFrame, names: dict[str, Any], column: str, default: str, source: str) -> list[str]:
     if column not in names:
         return [default] * len(table)
-    return [default if pd.isna(value) or value == "" else str(value) for value in table[names[column]]]
+    return [_plain(value, column, number, source) or default for number, value in _numbered(table[names[column]])]
+
+
+def _numbered(column: pd.Series) -> Iterator[tuple[int, Any]]:
+    return enumerate(column, start=1)
+
+
+def _plain(value: Any, column: str, number: int, source: str) -> str:
+    """A text, a number or the like as a text; empty where there is none."""
+    if not pd.api.types.is_scalar(value):
+        raise QueryError(f"{source}: `{column}` of row {number} is {shown(value)}: give it one text.")
+    return "" if pd.isna(value) else str(value)
 
 
 def _ids(table: pd.DataFrame, column: Any, source: str, harmful: bool | None) -> list[str]:
@@ -244,10 +262,11 @@ def _ids(table: pd.DataFrame, column: Any, source: str, harmful: bool | None) ->
     if column is None:
         kind = "" if harmful is None else "harmful-" if harmful else "harmless-"
         return [f"{source}-{kind}{number:04d}" for number in range(1, len(table) + 1)]
-    for number, value in enumerate(table[column], start=1):
-        if pd.isna(value) or not str(value).strip():
+    ids = [_plain(value, "query_id", number, source) for number, value in _numbered(table[column])]
+    for number, found in enumerate(ids, start=1):
+        if not found.strip():
             raise QueryError(f"{source}: row {number} has no `query_id`: give it one, or leave out the column.")
-    return table[column].astype(str).to_list()
+    return ids
 
 
 def _check_texts(texts: pd.Series) -> None:
@@ -255,24 +274,18 @@ def _check_texts(texts: pd.Series) -> None:
         raise QueryError("The query set is empty: it needs at least one query.")
     for number, text in enumerate(texts, start=1):
         if not isinstance(text, str):
-            raise QueryError(f"Query {number} is {_shown(text)}, not a string: drop the row or give it a text.")
+            raise QueryError(f"Query {number} is {shown(text)}, not a string: drop the row or give it a text.")
         if not text.strip():
             raise QueryError(f"Query {number} is blank: drop the row or give it a text.")
     if repeated := texts[texts.duplicated()].unique().tolist():
-        shown = ", ".join(_shown(text) for text in repeated[:3])
-        raise QueryError(f"{len(repeated)} texts occur more than once ({shown}): use drop_duplicates('text').")
-
-
-def _shown(value: object) -> str:
-    """A value in a message: a text may be a megabyte long."""
-    shown = repr(value)
-    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+        first = ", ".join(map(shown, repeated[:3]))
+        raise QueryError(f"{len(repeated)} texts occur more than once ({first}): use drop_duplicates('text').")
 
 
 def _to_bool(value: Any, source: str) -> bool:
     known = _BOOLEANS.get(str(value).strip().lower())
     if known is None:
         raise QueryError(
-            f"{source}: `harmful` has the value {_shown(value)}: use true or false (or 1 or 0) in every row."
+            f"{source}: `harmful` has the value {shown(value)}: use true or false (or 1 or 0) in every row."
         )
     return known

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from drolab.errors import CloneError, PromptError, QueryError
-from drolab.files import read_bytes, read_csv, read_json
+from drolab.files import given_path, read_bytes, read_csv, read_json
 from drolab.types import NO_PROMPT, SCORE_COLUMNS, SoftPrompt
 
 CLONE = "git clone https://github.com/chujiezheng/LLM-Safeguard_data"
@@ -225,7 +225,7 @@ def load(folder: str | Path) -> Release:
     Raises:
         CloneError: no clone of the release, or files in it that are broken, cut short or contradict each other.
     """
-    root = Path(folder).expanduser()
+    root = given_path(folder, CloneError, f"get the release with `{CLONE}`")
     folders = (*RESULTS, *TRAINED)
     if not root.is_dir():
         raise CloneError(f"No folder {root}: get the paper's release with `{CLONE}` and give its folder.")
@@ -290,6 +290,7 @@ def _read_results(files: Mapping[Place, Mapping[str, Path]]) -> dict[Place, np.n
         if result is not None:
             found[place] = result
     problems += _odd_lengths(found)
+    problems += _odd_counts(files, found)
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise CloneError(f"The release cannot be used as it is. {' '.join(problems[:3])}{more}")
@@ -336,6 +337,17 @@ def _odd_lengths(found: Found) -> list[str]:
         f"{usual[place.dataset]}, so its file is not whole: clone again."
         for place, events in found.items()
         if isinstance(events, np.ndarray) and len(events) != usual[place.dataset]
+    ]
+
+
+def _odd_counts(files: Mapping[Place, Mapping[str, Path]], found: Found) -> list[str]:
+    """Summaries of more queries than their data set has."""
+    usual = _usual_lengths(found)
+    return [
+        f"{files[place]['_summary.json']} counts {count} queries of the {n_queries} that {place.dataset!r} has: clone "
+        "again."
+        for place, count in found.items()
+        if isinstance(count, int) and count > (n_queries := usual.get(place.dataset, _N_QUERIES))
     ]
 
 

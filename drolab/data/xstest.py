@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from drolab.errors import CloneError
-from drolab.files import read_csv
+from drolab.files import given_path, read_csv
 from drolab.types import NO_PROMPT
 
 XSTEST_CLONE = "git clone https://github.com/paul-rottger/xstest"
@@ -62,7 +62,7 @@ def load_xstest(folder: str | Path) -> pd.DataFrame:
            model group       label  refused
         0  GPT-4  safe  compliance    False
     """
-    root = Path(folder).expanduser()
+    root = given_path(folder, CloneError, f"get XSTest with `{XSTEST_CLONE}`")
     paths = sorted((root / "model_completions").glob("*.csv")) or sorted(root.glob("*.csv"))
     found = [(match[1], path) for path in paths if (match := _FILE.fullmatch(path.name))]
     if not found:

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pandas as pd
 import torch
@@ -31,6 +32,10 @@ Prompts = Mapping[str, Prompt] | Sequence[Prompt] | Prompt
 """What takes several prompts takes one, too; a mapping's keys name them."""
 Span = tuple[int, int]
 
+_TRIAL = "DROLAB0QUERY"
+_HALF_A_CHARACTER = (
+    "holds half a character (a lone surrogate), which no tokenizer reads: load the text again with the right encoding."
+)
 _AT_ONCE = 256
 """Chats that are tokenised together; where each token lies in the text takes 20 kB a chat."""
 
@@ -220,8 +225,9 @@ def _rendered(model: ChatModel, queries: Sequence[str], prompt: Prompt) -> Itera
 
 
 def _render_some(model: ChatModel, queries: Sequence[str], prompt: Prompt, system: str) -> Iterator[RenderedChat]:
+    if broken := next((query for query in queries if not _is_unicode(query)), None):
+        raise QueryError(f"The query {broken[:60]!r} {_HALF_A_CHARACTER}")
     layouts = [_layout(model, query, system, prompt.name) for query in queries]
-    _check_unicode(queries, layouts)
     tokens = model.tokenizer(
         [text for text, _ in layouts], add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
@@ -236,15 +242,12 @@ def _render_some(model: ChatModel, queries: Sequence[str], prompt: Prompt, syste
         yield RenderedChat(text=text, input_ids=tuple(ids), prompt_span=token_span)
 
 
-def _check_unicode(queries: Sequence[str], layouts: Sequence[tuple[str, Span | None]]) -> None:
-    for query, (text, _) in zip(queries, layouts, strict=True):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise QueryError(
-                f"The chat of query {query[:60]!r} holds half a character (a lone surrogate), which no tokenizer "
-                "reads: load the text again with the right encoding."
-            ) from error
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _system_text(model: ChatModel, prompt: Prompt) -> str:
@@ -253,6 +256,8 @@ def _system_text(model: ChatModel, prompt: Prompt) -> str:
         return _placeholder(model) * len(prompt)
     if prompt.text and not prompt.text.strip():
         raise PromptError(f"Prompt {prompt.name!r} is blank: give it a text, or use the prompt 'none'.")
+    if not _is_unicode(prompt.text):
+        raise PromptError(f"The text of prompt {prompt.name!r} {_HALF_A_CHARACTER}")
     return prompt.text
 
 
@@ -268,7 +273,16 @@ def _placeholder(model: ChatModel) -> str:
 
 
 def _layout(model: ChatModel, query: str, system: str, name: str) -> tuple[str, Span | None]:
-    """The rendered text, and the character range of the system text in it."""
+    """The rendered text, which has the query in it, and the character range of the system text in it."""
+    text, span = _system_in(model, query, system, name)
+    if query.strip() not in text:
+        raise ChatTemplateError(
+            f"The chat template of {model.name!r} drops or changes the query {query[:60]!r}: " + _another_template()
+        )
+    return text, span
+
+
+def _system_in(model: ChatModel, query: str, system: str, name: str) -> tuple[str, Span | None]:
     text = _apply(model, query, system)
     if not system:
         return text, None
@@ -290,8 +304,49 @@ def _layout(model: ChatModel, query: str, system: str, name: str) -> tuple[str, 
 
 
 def _apply(model: ChatModel, query: str, system: str, *, add_generation_prompt: bool = True) -> str:
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": query})
+    return _text_of(
+        model, query, system, parts=_takes_parts(model, bool(system)), add_generation_prompt=add_generation_prompt
+    )
+
+
+_PARTS: WeakKeyDictionary[ChatModel, dict[bool, bool]] = WeakKeyDictionary()
+"""What `_takes_parts` found for chats without and with a system message."""
+
+
+def _takes_parts(model: ChatModel, with_system: bool) -> bool:
+    """Whether a message's content must be a list of parts, as for models that also see images: found by trial.
+
+    Raises:
+        ChatTemplateError: a query arrives neither as a text nor as a part, or more than once.
+    """
+    known = _PARTS.setdefault(model, {})
+    if with_system not in known:
+        known[with_system] = _try_parts(model, "DROLAB0SYSTEM" if with_system else "")
+    return known[with_system]
+
+
+def _try_parts(model: ChatModel, system: str) -> bool:
+    counts, refusals = [], []
+    for parts in (False, True):
+        try:
+            text = _text_of(model, _TRIAL, system, parts=parts)
+        except ChatTemplateError as error:
+            refusals.append(error)
+            continue
+        counts.append(0 if f"'{_TRIAL}'" in text else text.count(_TRIAL))  # quoted: a list as Python writes it
+        if counts[-1] == 1:
+            return parts
+    if not counts:
+        raise refusals[0]
+    problem = "repeats" if max(counts) else "drops"
+    raise ChatTemplateError(f"The chat template of {model.name!r} {problem} the query: " + _another_template())
+
+
+def _text_of(model: ChatModel, query: str, system: str, *, parts: bool, add_generation_prompt: bool = True) -> str:
+    said = ([("system", system)] if system else []) + [("user", query)]
+    messages: list[Any] = [
+        {"role": role, "content": [{"type": "text", "text": text}] if parts else text} for role, text in said
+    ]
     try:
         return str(
             model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)

@@ -7,6 +7,7 @@ determines what the model computes. Stored results and soft prompts are tied to 
 from __future__ import annotations
 
 import copy
+import importlib.util
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from drolab.errors import ChatTemplateError, ModelError
+from drolab.files import expanded
 from drolab.models.fingerprint import fingerprint
 
 DEMO = "demo"
@@ -117,7 +119,8 @@ def load_model(
     Weights are read from safetensors only. `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` are honoured.
 
     Args:
-        name_or_path: "demo" (ships with drolab, works offline), a hub id ("org/model"), or a local folder.
+        name_or_path: "demo" (ships with drolab, works offline), a hub id ("org/model"), a local folder, or a `.gguf`
+            file (or a folder with one alone), whose quantized weights become plain ones: `pip install gguf`.
         dtype: of the weights: a torch.dtype, its name, or "auto". None takes the checkpoint's own, except
             for the demo model, which runs in float32.
         device_map: as in transformers; "auto" spreads the model over the GPUs. None loads on the CPU.
@@ -144,8 +147,11 @@ def load_model(
     template = None if chat_template is None else chat_format(chat_template)
     is_demo = name_or_path == DEMO  # Path("demo") is a folder of yours
     source = _demo_folder() if is_demo else model_source(name)
+    gguf = find_gguf(name, Path(source))
     torch_dtype = _dtype(dtype, default=torch.float32 if is_demo else "auto")
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if gguf is not None:
+        source, options["gguf_file"] = str(gguf.parent), gguf.name
     with loading(name):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         _check_tokenizer(tokenizer, name, template)  # before gigabytes of weights are read
@@ -212,7 +218,11 @@ def model_source(name: str) -> str:
     Raises:
         ModelError: neither, or a folder without a model's files.
     """
-    folder = Path(name).expanduser()
+    folder = expanded(name, ModelError)
+    if folder.is_file() and _is_gguf(folder):
+        return str(folder)
+    if folder.is_file():
+        raise ModelError(f"{name!r} is a file: give the folder that it is in, with config.json and the tokenizer.")
     if folder.is_dir():
         _check_folder(name, folder)
         return str(folder)
@@ -231,7 +241,39 @@ def _demo_folder() -> str:
     return str(folder)
 
 
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf"
+
+
+def find_gguf(name: str, source: Path) -> Path | None:
+    """The GGUF file that `model_source` gave, or that a folder has in place of other weights.
+
+    Raises:
+        ModelError: several to choose from, one that is not whole, or no package to read one with.
+    """
+    if source.is_dir() and not any(source.glob("*.safetensors")):
+        found = sorted(path for path in source.iterdir() if _is_gguf(path))
+    else:
+        found = [source] if _is_gguf(source) and source.is_file() else []
+    if not found:
+        return None
+    if len(found) > 1:
+        listed = ", ".join(path.name for path in found)
+        raise ModelError(f"The folder {name!r} has several GGUF files ({listed}): give the path of one of them.")
+    with open(found[0], "rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ModelError(f"{found[0]} does not begin as a GGUF file does: download it again (git lfs pull?).")
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(
+            f"{name!r} is a GGUF file, which needs the package gguf: pip install gguf. Or load the model that it was "
+            "made from, in safetensors."
+        )
+    return found[0]
+
+
 def _check_folder(name: str, folder: Path) -> None:
+    if any(map(_is_gguf, folder.iterdir())) and not any(folder.glob("*.safetensors")):
+        return
     if not (folder / "config.json").is_file():
         raise ModelError(f"The folder {name!r} has no config.json: point to a folder of save_pretrained.")
     if any(folder.glob("*.safetensors")):

@@ -18,6 +18,8 @@ from drolab.types import HiddenStates
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_FEWEST = 4
+"""States: with fewer, umap's first layout, which needs a dimension more than the picture, does not exist."""
 VIEW_COLUMNS = ("query_id", "prompt", "x", "y")
 """Columns of `umap_view`."""
 
@@ -43,14 +45,13 @@ def umap_view(
 
     Raises:
         StatesError: states that are not finite, or at most `n_neighbors` of them; `extra` of another model, width or
-            layer.
+            layer; or settings out of their range.
     """
     shown = [one_position(states)] + ([] if extra is None else [one_position(extra)])
     if extra is not None:
         _check_extra(states, extra, layer)
     matrices = [part.matrix(layer).numpy() for part in shown]
-    if len(states) <= n_neighbors:
-        raise StatesError(f"UMAP with n_neighbors={n_neighbors} needs more than {len(states)} states: lower it.")
+    _check_settings(len(states), n_neighbors, min_dist)
     settings: dict[str, int | float] = {
         "n_neighbors": n_neighbors,
         "min_dist": float(min_dist),
@@ -84,6 +85,18 @@ def _check_extra(states: HiddenStates, extra: HiddenStates, layer: int) -> None:
             f"The extra states have d = {extra.values.shape[-1]}, the map is of states with d = "
             f"{states.values.shape[-1]}: take both from one model."
         )
+
+
+def _check_settings(n: int, n_neighbors: int, min_dist: float) -> None:
+    """Raise a StatesError where umap would fail, often far from the cause."""
+    if n < _FEWEST:
+        raise StatesError(f"UMAP needs at least {_FEWEST} states and got {n}: pass states of more queries or prompts.")
+    if n <= n_neighbors:
+        raise StatesError(f"UMAP with n_neighbors={n_neighbors} needs more than {n} states: lower it.")
+    if n_neighbors < 2:
+        raise StatesError(f"n_neighbors={n_neighbors} is too few: UMAP takes 2 to {n - 1} for {n} states.")
+    if not 0 <= min_dist <= 1:
+        raise StatesError(f"min_dist={min_dist} is out of range: UMAP takes 0 to 1, its spread.")
 
 
 def _umap(

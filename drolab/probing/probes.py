@@ -124,7 +124,7 @@ def align_target(states: HiddenStates, target: Target) -> NDArray[np.float64]:
     if isinstance(target, pd.Series):
         values = _aligned_series(states, target)
     else:
-        values = np.asarray(target, dtype=np.float64)
+        values = _numbers(target)
         if values.shape != (len(states),):
             raise StatesError(
                 f"The target has shape {list(values.shape)} for {len(states)} states: give one value per state, "
@@ -178,11 +178,32 @@ def _aligned_series(states: HiddenStates, target: pd.Series) -> NDArray[np.float
     )
     place = target.index.get_indexer(wanted)
     if (place < 0).any():
-        raise StatesError(
-            f"The target has no value for {_names(states, place < 0)}: select the states it covers, or score these "
-            "responses too. Its index must be query_id or (query_id, prompt); pass .to_numpy() to go by row order."
+        raise StatesError(f"The target has no value for {_names(states, place < 0)}: {_how_to_align(target)}")
+    return _numbers(target)[place]
+
+
+def _how_to_align(target: pd.Series) -> str:
+    if pd.api.types.is_integer_dtype(target.index):  # of a table that load_queries has not seen
+        return (
+            "its index are row numbers, which are no query ids. Take the column from load_queries(table), or from "
+            "table.set_index('query_id'); pass .to_numpy() to go by row order."
         )
-    return target.to_numpy(dtype=np.float64, na_value=np.nan)[place]
+    return (
+        "select the states it covers, or score these responses too. Its index must be query_id or (query_id, prompt); "
+        "pass .to_numpy() to go by row order."
+    )
+
+
+def _numbers(target: Target) -> NDArray[np.float64]:
+    try:
+        if isinstance(target, pd.Series):
+            return target.to_numpy(dtype=np.float64, na_value=np.nan)
+        return np.asarray(target, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise StatesError(
+            f"The target must be booleans or numbers from 0 to 1 ({error}): compare texts first, as in "
+            "target == 'refusal'."
+        ) from error
 
 
 def _names(states: HiddenStates, missing: NDArray[np.bool_]) -> str:
@@ -202,10 +223,22 @@ def check_classes(fractions: NDArray[np.float64], positive: str) -> None:
 
 
 def ridge_logistic(points: NDArray[np.floating], fractions: NDArray[np.float64], C: float) -> Any:
-    """scikit-learn's logistic regression with a ridge penalty, fitted on points [n, m] and soft labels [n]."""
+    """scikit-learn's logistic regression with a ridge penalty, fitted on points [n, m] and soft labels [n].
+
+    Raises:
+        StatesError: labels of one class only, as a part of the queries may have; or no penalty that it can be.
+    """
     from sklearn.linear_model import LogisticRegression
 
+    if not 0 < C < np.inf:
+        raise StatesError(f"C must be a number above 0, got {C}: it is the inverse strength of the penalty.")
     rows, labels, weights = weighted_labels(points.astype(np.float64), fractions)
+    if np.ptp(labels) == 0:
+        raise StatesError(
+            f"The target is {labels[0]:g} for all {len(fractions)} states of one training part, so there is nothing to "
+            f"tell apart there: hardly any query has {1 - labels[0]:g} in it. Pass more queries or prompts of that "
+            "class, or more responses to each, or lower n_splits."
+        )
     # Newton steps converge on the few, badly scaled coordinates of an anchor space, where lbfgs may not.
     model = LogisticRegression(C=C, solver="newton-cholesky", max_iter=1000)
     return model.fit(rows, labels, sample_weight=weights)

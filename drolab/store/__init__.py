@@ -27,6 +27,7 @@ import platformdirs
 import torch
 
 from drolab.errors import StoreError
+from drolab.files import expanded
 from drolab.store import checkpoints, inventory, shards
 from drolab.store.shards import FORMAT, SUFFIX, Shards
 
@@ -53,7 +54,7 @@ class Store:
         folder: where; None takes the environment's DROLAB_CACHE, else the platform's cache folder.
 
     Raises:
-        StoreError: `folder` is a file, or was written in another format.
+        StoreError: `folder` is a file, or was written in another format; or there is no home folder to find it in.
 
     Examples:
         >>> import tempfile, torch
@@ -68,7 +69,7 @@ class Store:
 
     def __init__(self, folder: str | Path | None = None) -> None:
         chosen = folder or os.environ.get("DROLAB_CACHE") or platformdirs.user_cache_path("drolab")
-        self.folder = Path(chosen).expanduser()
+        self.folder = expanded(chosen, StoreError, "set DROLAB_CACHE to the full path of a folder")
         _check_folder(self.folder)
         self._tensors = Shards(self.folder / FORMAT / "tensors", "tensors")
         self._texts = Shards(self.folder / FORMAT / "texts", "texts")

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from drolab.errors import StoreError
-from drolab.files import idle
+from drolab.files import expanded, idle
 from drolab.store import Store, checkpoints, inventory, shards
 
 
@@ -101,7 +101,7 @@ def export(store: Store, target: str | Path, choice: Choice | None = None) -> pd
     Raises:
         StoreError: there is something at `target` already, or it cannot be written.
     """
-    folder = Path(target).expanduser()
+    folder = expanded(target, StoreError)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StoreError(f"There is something at {folder} already: export writes a new store, give a new folder.")
     files = store.check()

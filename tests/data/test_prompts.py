@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,54 @@ def test_random_words_match_the_length_and_nothing_else() -> None:
     assert not shared
     with pytest.raises(PromptError, match="'none' has no words to match"):
         random_words(load_prompts()["none"])
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"mine.{suffix}"
+    path.write_text('{"mine": "Be calm.", "other": "Be brief.", "mine": "Be kind."}')
+    with pytest.raises(PromptError, match="the key 'mine' is there twice"):
+        load_prompts(path)
+
+
+def test_aliases_cannot_multiply(tmp_path: Path) -> None:
+    levels = "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]\n" for i in range(1, 9))
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"l0: &l0 [x]\n{levels}mine: {{text: Be kind., kind: *l8}}\n")
+    started = time.perf_counter()
+    with pytest.raises(PromptError, match="more than 20 aliases"):
+        load_prompts(path)
+    assert time.perf_counter() - started < 1
+
+
+def test_a_few_aliases_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("a: &a {text: Be calm., kind: neutral}\nb: {<<: *a, text: Be kind.}\n")
+    prompts = load_prompts(path)
+    assert prompts["b"] == SafetyPrompt(name="b", text="Be kind.", kind="neutral")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.yaml", "0000-00-00: x"),
+        ("a.yaml", "a: !!bool what"),
+        ("a.yaml", "a: !!timestamp what"),
+        ("a.yaml", 'a: !!int ""'),
+        ("a.yaml", "a: " + "[" * 1200),
+        ("a.json", '{"a": {"text": "x", "kind": ' + "[" * 900 + "]" * 900 + "}}"),
+        ("a.json", '{"a": ' + '{"text": ' * 1200 + "1" + "}" * 1201),
+    ],
+)
+def test_values_that_no_parser_takes_are_refused(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(PromptError):
+        load_prompts(path)
+
+
+@pytest.mark.parametrize("text", ["You are a careful assistant. " * 30, "Be careful.\nBe kind.", "a\0b", None, 3])
+def test_a_text_in_place_of_a_file_says_how_to_use_it(text: str | None) -> None:
+    with pytest.raises(PromptError, match=r"pass load_prompts a mapping, \{'mine': '…'\}") as found:
+        load_prompts(text)  # type: ignore[arg-type]
+    assert len(str(found.value)) < 300

@@ -288,6 +288,51 @@ def test_validate_accepts_what_load_returns_and_nothing_less() -> None:
     with pytest.raises(QueryError, match="`harmful` must be True or False, got 'yes'"):
         validate_queries(queries.assign(harmful="yes"))
     with pytest.raises(QueryError, match="index must repeat"):
-        validate_queries(queries.reset_index(drop=True))
+        validate_queries(queries.set_index(queries["query_id"].str.upper()))
     with pytest.raises(QueryError, match="must be a DataFrame, got list"):
         validate_queries([])  # type: ignore[arg-type]
+
+
+def test_a_table_with_row_numbers_gets_its_ids_as_the_index() -> None:
+    queries = load_queries("anchors").sample(5, random_state=0)
+    for table in (queries.reset_index(drop=True), queries.reset_index(drop=True).iloc[::2]):
+        found = validate_queries(table)
+        assert list(found.index) == list(table["query_id"])
+        assert found.reset_index(drop=True).equals(table.reset_index(drop=True))
+        assert isinstance(table.index[0], int | np.integer), "the caller's own table stays as it is"
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("column", ["category", "split", "source", "query_id"])
+def test_a_list_where_a_text_belongs_is_refused(tmp_path: Path, suffix: str, column: str) -> None:
+    table = pd.DataFrame({"text": ["one?", "two?"], "harmful": [True, False], column: [["a", "b"], ["c"]]})
+    path = tmp_path / f"mine.{suffix}"
+    table.to_parquet(path) if suffix == "parquet" else table.to_json(path, orient="records", lines=True)
+    with pytest.raises(QueryError, match=f"`{column}` of row 1 is"):
+        load_queries(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "text;harmful\none?;true\n", "separates its columns by ';', not by commas"),
+        ("a.csv", "text\tharmful\none?\ttrue\n", "separates its columns by '.t', not by commas"),
+        ("a.json", '{"text": "one?"}\n{"text": "two?"}\n', "its name should end in .jsonl"),
+        ("a.jsonl", '[\n{"text": "one?"}\n]\n', r"its name should end in .json\)"),
+        ("a.json", '[{"text": "one?", "text": "two?", "harmful": true}]', "the key 'text' is there twice"),
+        ("a.jsonl", '{"text": "one?", "text": "two?", "harmful": true}', "record 1: the key 'text' is there twice"),
+        ("a.json", "[" * 1200 + "]" * 1200, "cannot be read"),
+    ],
+)
+def test_the_cause_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(QueryError, match=message):
+        load_queries(path, harmful=False if "harmful" not in content else None)
+
+
+@pytest.mark.parametrize("text", ["How do I bake bread? " * 30, "One?\nTwo?", "a\0b", None, 3])
+def test_a_text_in_place_of_a_file_says_how_to_use_it(text: str | None) -> None:
+    with pytest.raises(QueryError, match=r"pass load_queries a table, pandas.DataFrame") as found:
+        load_queries(text)  # type: ignore[arg-type]
+    assert len(str(found.value)) < 300

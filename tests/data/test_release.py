@@ -150,3 +150,12 @@ def test_a_response_of_a_megabyte_is_read_whole(root: Path) -> None:
 def test_a_summary_may_have_a_mark(root: Path) -> None:
     (root / SUMMARY).write_bytes(b"\xef\xbb\xbf" + json.dumps({"sampling": 1}).encode())
     assert len(published.load(root).counts) == 8
+
+
+def test_a_summary_of_more_queries_than_there_are(root: Path) -> None:
+    for path in root.glob("eval_results/sampling/Beta*_malicious.csv"):
+        path.unlink()
+    path = next(root.glob("eval_results/sampling/Beta*_summary.json"))
+    path.write_text('{"sampling": 710}')
+    with pytest.raises(CloneError, match=f"{re.escape(str(path))} counts 710 queries of the 3 that 'malicious' has"):
+        published.load(root)

@@ -291,3 +291,46 @@ def test_the_audit_finds_a_missing_generation_prompt_and_todays_date() -> None:
     found = failed(model)
     assert set(found) == {"generation prompt adds something", "same text on every day"}
     assert "with a fixed one" in found["same text on every day"]
+
+
+PARTS = (
+    "{% for m in messages %}<{{ m.role }}>{% for part in m.content if part.type == 'text' %}{{ part.text }}"
+    "{% endfor %}{% endfor %}<assistant>"
+)
+"""As templates of models that also see images have it: a content that is a text has no parts."""
+
+
+@pytest.mark.parametrize("prompt", [NONE, CARE, soft()])
+def test_a_template_of_parts_has_the_query(prompt: SafetyPrompt | SoftPrompt) -> None:
+    model = templated(PARTS)
+    chats = [render(model, query, prompt) for query in ("How do I bake bread?", "user")]
+    assert "<user>How do I bake bread?<assistant>" in chats[0].text
+    assert "<user>user<assistant>" in chats[1].text
+    assert ("<system>" in chats[0].text) == (prompt is not NONE)
+    assert audit(model)["ok"].iloc[0]
+
+
+@pytest.mark.parametrize("query", ["How do I bake bread?", "user"])
+@pytest.mark.parametrize(
+    ("jinja", "problem"),
+    [
+        ("{% for m in messages %}<{{ m.role }}>{% endfor %}", "drops the query"),
+        ("{% for m in messages %}<{{ m.role }}>{{ m.content }} {{ m.content }}{% endfor %}", "repeats the query"),
+        ("{% for m in messages %}<{{ m.role }}>{{ m.content[0] }}{% endfor %}", "drops the query"),
+    ],
+)
+def test_no_chat_is_without_its_query(jinja: str, problem: str, query: str) -> None:
+    with pytest.raises(ChatTemplateError, match=f"{problem}: pass"):
+        render(templated(jinja), query, NONE)
+
+
+def test_a_query_that_a_template_changes() -> None:
+    model = templated("{% for m in messages %}{{ m.content.split('|')[-1] }}{% endfor %}")
+    assert render(model, "How?", NONE).text == "How?"
+    with pytest.raises(ChatTemplateError, match=r"drops or changes the query 'This.that'"):
+        render(model, "This|that", NONE)
+
+
+def test_half_a_character_in_a_prompt_is_the_prompts(tiny_llama: ChatModel) -> None:
+    with pytest.raises(PromptError, match="The text of prompt 'p' holds half a character"):
+        render(tiny_llama, "Hi.", SafetyPrompt(name="p", text="Be kind \ud83d."))

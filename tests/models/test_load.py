@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.tiny import ROOT, byte_tokenizer, random_llama
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 import drolab
 from drolab.errors import ChatTemplateError, ModelError
@@ -222,3 +222,48 @@ def test_formats_render_without_bos_and_reject_unknown_roles(name: str) -> None:
     chat["messages"][0]["role"] = "tool"
     with pytest.raises(Exception, match="the roles are system, user and assistant"):
         rendered(tokenizer, name, chat)
+
+
+# --- GGUF --------------------------------------------------------------------------------------------------
+
+
+def test_a_gguf_file_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    path = tmp_path / "model.Q4_0.gguf"
+    path.write_bytes(b"GGUF" + bytes(60))
+    for place in (path, tmp_path):
+        with pytest.raises(ModelError, match=r"needs the package gguf: pip install gguf. Or .* in safetensors"):
+            load_model(place)
+    (tmp_path / "other.gguf").write_bytes(path.read_bytes())
+    with pytest.raises(ModelError, match=r"several GGUF files \(model.Q4_0.gguf, other.gguf\): give the path of one"):
+        load_model(tmp_path)
+
+
+def test_a_gguf_file_is_given_to_transformers(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(b"GGUF")
+    asked = []
+
+    def whole(original: Any) -> Any:
+        def from_pretrained(source: str, *, gguf_file: str, **options: Any) -> Any:
+            asked.append((source, gguf_file))
+            return original(folder, **options)
+
+        return from_pretrained
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    for loader in (AutoTokenizer, AutoModelForCausalLM):
+        monkeypatch.setattr(loader, "from_pretrained", whole(loader.from_pretrained))
+    model = load_model(path)
+    assert asked == [(str(tmp_path), "tiny.gguf")] * 2
+    monkeypatch.undo()
+    assert model.fingerprint == load_model(folder).fingerprint
+
+
+def test_a_file_that_only_has_the_ending(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ModelError, match="does not begin as a GGUF file does"):
+        load_model(path)
+    with pytest.raises(ModelError, match="is a file: give the folder that it is in"):
+        load_model(path.rename(tmp_path / "model.safetensors"))

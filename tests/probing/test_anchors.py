@@ -172,3 +172,21 @@ def test_umap_refuses_new_states_of_another_kind(states: HiddenStates, monkeypat
             umap_view(states, n_neighbors=5, extra=extra)
     with pytest.raises(StatesError, match="have d = 3"):  # whose model nobody knows
         umap_view(states, n_neighbors=5, extra=replace(other["have d = 3"], model_fingerprint=""))
+
+
+@pytest.mark.parametrize(
+    ("n", "settings", "message"),
+    [
+        (9, {"n_neighbors": 1}, "n_neighbors=1 is too few: UMAP takes 2 to 8"),
+        (9, {"n_neighbors": 9}, "n_neighbors=9 needs more than 9 states"),
+        (3, {"n_neighbors": 2}, "needs at least 4 states and got 3"),
+        (9, {"n_neighbors": 5, "min_dist": 2}, "min_dist=2 is out of range: UMAP takes 0 to 1"),
+        (9, {"n_neighbors": 5, "min_dist": -0.1}, "min_dist=-0.1 is out of range"),
+    ],
+)
+def test_settings_that_umap_does_not_take(
+    states: HiddenStates, n: int, settings: dict[str, float], message: str
+) -> None:
+    few = replace(states, values=states.values[:n], index=states.index.head(n))
+    with pytest.raises(StatesError, match=message):
+        umap_view(few, **settings)  # type: ignore[arg-type]

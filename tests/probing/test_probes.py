@@ -175,3 +175,28 @@ def test_too_many_folds(states: HiddenStates, space: AnchorSpace) -> None:
     few = states.select(prompt="none")
     with pytest.raises(StatesError, match=r"n_splits=40 needs .* \(the fewest here: 30\): lower n_splits"):
         cross_validate(space, few, by_query(states), n_splits=40)
+
+
+def test_hardly_any_positive_is_said(space: AnchorSpace, states: HiddenStates) -> None:
+    target = np.zeros(len(states))
+    target[0] = 0.05
+    with pytest.raises(StatesError, match=r"The target is 0 for all .* hardly any query has 1 in it"):
+        cross_validate(space, states, target)
+
+
+@pytest.mark.parametrize("C", [0, -1.0, float("inf"), float("nan")])
+def test_a_penalty_that_is_none(space: AnchorSpace, states: HiddenStates, C: float) -> None:
+    with pytest.raises(StatesError, match="C must be a number above 0"):
+        fit_probe(space, states, by_query(states), positive="harmful", C=C)
+
+
+def test_a_target_of_words(space: AnchorSpace, states: HiddenStates) -> None:
+    words = by_query(states).map({True: "refusal", False: "compliance"})
+    for target in (words, ["refusal"] * len(states)):
+        with pytest.raises(StatesError, match="must be booleans or numbers from 0 to 1"):
+            fit_probe(space, states, target, positive="refuses")  # type: ignore[arg-type]
+
+
+def test_a_target_by_row_numbers_is_not_guessed(space: AnchorSpace, states: HiddenStates) -> None:
+    with pytest.raises(StatesError, match=r"row numbers, which are no query ids. Take the column from load_queries"):
+        fit_probe(space, states, by_query(states).reset_index(drop=True), positive="harmful")

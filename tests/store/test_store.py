@@ -610,3 +610,14 @@ def test_threads_write_and_read_at_once(store: Store, caplog: pytest.LogCaptureF
 def test_a_store_can_be_sent_to_another_process(store: Store) -> None:
     store.put_tensors(keys(2), rows(2))
     assert len(pickle.loads(pickle.dumps(store)).get_tensors(keys(2))) == 2
+
+
+@pytest.mark.parametrize("cache", ["~nobody-of-this-name/x", "~/x", None])
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, cache: str | None) -> None:
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where neither HOME nor a passwd entry is
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda _: Path("~/.cache/drolab"))
+    monkeypatch.delenv("DROLAB_CACHE", raising=False)
+    if cache is not None:
+        monkeypatch.setenv("DROLAB_CACHE", cache)
+    with pytest.raises(StoreError, match=r"no home folder for '~.*: set DROLAB_CACHE to the full path"):
+        Store()

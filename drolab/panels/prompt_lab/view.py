@@ -73,7 +73,7 @@ class Bench:
     """Of the sampling and the bootstrap."""
 
     def __post_init__(self) -> None:
-        validate_queries(self.queries)
+        object.__setattr__(self, "queries", validate_queries(self.queries))
         if self.refusal.positive != "refuses":
             raise StatesError(
                 f"The refusal probe is positive for {self.refusal.positive!r}: fit it with positive='refuses'."
