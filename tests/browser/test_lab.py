@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +223,7 @@ print(inside(-0.05) <= chosen <= inside(0.05), 0 < len(chosen) < len(rows))"""
         assert {path.suffix for path in folder.glob("projection.*")} == {
             *(".html", ".csv", ".png", ".svg", ".pdf", ".json")
         }
-        assert {"component 1", "harmful"} <= words_of(folder / "projection.pdf")
+        assert {"component 1", "harmful", "harmless", "none"} <= words_of(folder / "projection.pdf")
 
     def test_a_typed_prompt_gets_an_arrow(self, watched: Watched) -> None:
         page, lab = watched.page, cell(watched.page, LAB)
@@ -402,8 +403,8 @@ def reload(page: Any) -> None:
 
 
 def words_of(pdf: Path) -> set[str]:
-    """The lines of text in a PDF, and their beginnings of two words."""
+    """The words in a PDF, single and in pairs."""
     import pypdf
 
-    lines = pypdf.PdfReader(pdf).pages[0].extract_text().splitlines()
-    return {*lines, *(" ".join(line.split()[:2]) for line in lines)}
+    words = pypdf.PdfReader(pdf).pages[0].extract_text().split()
+    return {*words, *map(" ".join, pairwise(words))}
