@@ -143,7 +143,8 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
 
 
 def run(name: str, inputs: int, first: int = 0) -> Counts:
-    """Give so many inputs to a reader, from number `first` on: the same ones every time."""
+    """Give so many inputs to a reader, from number `first` on: the same ones every time, up to the order of
+    metadata in safetensors files, which that library draws."""
     reader, counts = READERS[name], Counts()
     with tempfile.TemporaryDirectory(prefix="drolab-fuzz-") as place, _quiet():
         folder = Path(place)

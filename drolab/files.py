@@ -159,7 +159,7 @@ def read_table(path: Path) -> pd.DataFrame:
         ".csv": lambda file: read_csv(file, QueryError),
         ".json": lambda file: _records(read_json(file, QueryError)),
         ".jsonl": _read_jsonl,
-        ".parquet": lambda file: pd.read_parquet(io.BytesIO(read_bytes(file, QueryError))),
+        ".parquet": _read_parquet,
     }
     reader = readers.get(path.suffix.lower())
     if reader is None:
@@ -184,6 +184,14 @@ def _lines(path: Path) -> list[str]:
     the line separators of Unicode."""
     text = read_text(path, QueryError).replace("\r\n", "\n").replace("\r", "\n")
     return [line for line in text.split("\n") if line.strip()]
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    content = read_bytes(path, QueryError)
+    try:
+        return pd.read_parquet(io.BytesIO(content))
+    except Exception as error:  # of pandas' own notes in the file, pyarrow takes for granted that they are whole
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
