@@ -94,7 +94,7 @@ def test_bad_files_say_what_to_do(tmp_path: Path, name: str, content: bytes, mes
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(PromptError, match=r"'safty' is neither .* set \('safety', 'neutral', 'unseen'\)"):
+    with pytest.raises(PromptError, match=r"'safty' is neither .* set \('neutral', 'safety', 'unseen'\)"):
         load_prompts("safty")
 
 

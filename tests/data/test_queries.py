@@ -275,7 +275,7 @@ def test_lines_survive_a_text_file(tmp_path_factory: pytest.TempPathFactory, tex
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(
-        QueryError, match=r"built-in query set \('anchors', 'heldout', 'borderline'\) nor a file or folder"
+        QueryError, match=r"built-in query set \('anchors', 'borderline', 'heldout'\) nor a file or folder"
     ):
         load_queries("anchor")
 
