@@ -79,7 +79,7 @@ def inject(notebook: NotebookNode, parameters: Mapping[str, Any], name: str) -> 
     if not parameters:
         return
     known = parameter_names(notebook, name)
-    if unknown := sorted(map(shown, set(parameters) - set(known))):
+    if unknown := sorted(map(str, set(parameters) - set(known))):
         raise NotebookError(f"{name} has no parameters {unknown}: it has {known}.")
     lines = [f"{key} = {_literal(key, value)}" for key, value in parameters.items()]
     cell = nbformat.v4.new_code_cell("\n".join(lines), metadata={"tags": ["injected-parameters"]})
@@ -147,7 +147,7 @@ def read_notebooks(paths: Sequence[Path], parameters: Mapping[str, Any]) -> list
     opened = [(path, _read(path)) for path in paths]
     known = {path: set(parameter_names(notebook, path.name)) for path, notebook in opened} if parameters else {}
     everywhere = set().union(*known.values())
-    if unknown := sorted(map(shown, set(parameters) - everywhere)):
+    if unknown := sorted(map(str, set(parameters) - everywhere)):
         raise NotebookError(f"No notebook here has the parameters {unknown}: they have {sorted(everywhere)}.")
     for path, notebook in opened:
         own = {key: value for key, value in parameters.items() if key in known[path]}

@@ -7,7 +7,7 @@ moved the states; the files that keep runs.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 from drolab import store as stores
 from drolab.dro.training import HISTORY_COLUMNS, Training
 from drolab.errors import DrolabError, StatesError, TrainingError
-from drolab.files import plain_name, write_file
+from drolab.files import plain_name, read_csv, write_file
 from drolab.inference import hidden_states
 from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel, Prompt
@@ -37,8 +37,13 @@ MEASURED_COLUMNS = ("step", "queries", "harmful", *MEASURES)
 MOVEMENT_COLUMNS = ("query_id", "harmful", "step", "x", "y", "refusal_logit", "harmfulness_logit", "residual_drift")
 """Columns of `movement`."""
 _TERMS = ["residual_drift", *(name for name in HISTORY_COLUMNS if name.endswith("loss"))]
-_EXACT = dict.fromkeys((*(name for name in HISTORY_COLUMNS if name not in ("step", "epoch")), *MEASURES), float)
-"""How the columns of numbers are read: pandas' own way was not exact before version 3."""
+_KINDS: dict[str, Callable[[str], Any]] = {
+    "step": int,
+    "epoch": int,
+    "queries": str,
+    "harmful": {"True": True, "False": False}.__getitem__,
+}
+"""How columns are read from a file; the others are numbers, read exactly, as pandas did not before version 3."""
 _ABOUT = "run.json"
 _SPACE = ("mean", "components", "explained_variance_ratio")
 _PROBES = ("refusal", "harmfulness")
@@ -293,7 +298,8 @@ def load_runs(folder: str | Path) -> dict[str, KeptRun]:
 def _load(place: Path) -> tuple[str, KeptRun]:
     about = json.loads((place / _ABOUT).read_text(encoding="utf-8"))
     state = load_file(place / "state.safetensors")
-    history, measured = (pd.read_csv(place / f"{name}.csv", converters=_EXACT) for name in ("history", "measured"))
+    history = _read_columns(place / "history.csv", HISTORY_COLUMNS)
+    measured = _read_columns(place / "measured.csv", MEASURED_COLUMNS)
     if len(history) != about["steps"]:
         raise ValueError(f"its history has {len(history)} steps, not {about['steps']}")
     run = DRORun(
@@ -305,6 +311,11 @@ def _load(place: Path) -> tuple[str, KeptRun]:
         snapshots={step: state[f"snapshot.{step}"] for step in about["snapshots"]},
     )
     return str(about["name"]), KeptRun(loaded=run, measured=measured)
+
+
+def _read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    table = read_csv(path, TrainingError, columns)
+    return pd.DataFrame({str(name): list(map(_KINDS.get(str(name), float), table[name])) for name in table.columns})
 
 
 def _state(run: DRORun) -> dict[str, Tensor]:

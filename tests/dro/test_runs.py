@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers.training import CAREFUL, QUERIES, Setting, setting_of
@@ -50,3 +52,21 @@ def test_movement_of_what_is_not_there(setting: Setting, finished: DRORun) -> No
         dro.movement(setting.model, QUERIES, finished, plane=(0, 4))
     with pytest.raises(TrainingError, match=r"No snapshots at steps \[5\]: this run kept \[0, 4, 8, 9\]"):
         dro.movement(setting.model, QUERIES, finished, steps=[5])
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("history.csv", ("step,epoch", "stepoch")),  # pandas would take the first column for an index
+        ("history.csv", ("step,", "")),
+        ("measured.csv", ("refusal", "refused")),
+    ],
+)
+def test_a_table_without_its_columns_is_no_run(
+    finished: DRORun, tmp_path: Path, file: str, change: tuple[str, str]
+) -> None:
+    path = dro.save_run(tmp_path, "mine", dro.KeptRun(loaded=finished)) / file
+    assert dro.load_runs(tmp_path)["mine"].run.history.equals(finished.history)
+    path.write_text(path.read_text().replace(*change, 1))
+    with pytest.raises(TrainingError, match=f"{file} (must have the columns|cannot be read as .csv)"):
+        dro.load_runs(tmp_path)
