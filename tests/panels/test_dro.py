@@ -176,9 +176,10 @@ def test_a_paused_training_stands_still(setting: Setting, monkeypatch: pytest.Mo
     def drawn() -> list[int]:
         return [step for trace in panel.curves.data[:1] for step in trace.x]
 
-    until(panel, lambda: panel.job.state == "paused" and drawn() == [1, 2, 3])  # the step in flight ends first
+    until(panel, lambda: "paused" in panel.shelf.table.value)  # the step in flight ends first
+    assert panel.job.state == "paused"
+    assert drawn() == [1, 2, 3]
     assert len(panel.result().history) == 3
-    assert "paused" in panel.shelf.table.value
     paused.click()
     assert panel.wait(SECONDS)
     assert len(panel.result().history) == 9
