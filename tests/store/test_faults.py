@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from helpers.benchmark import benchmark
+from helpers.tiny import ROOT
 
 from drolab import files
 from drolab.dro import training
 from drolab.errors import StoreError
 from drolab.store import checkpoints, shards
 
-ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "store.md").read_text(encoding="utf-8")
-
-
-def benchmark(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 faults = benchmark("faults")
