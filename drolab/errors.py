@@ -71,3 +71,7 @@ class ExportError(DrolabError, OSError):
 
 class TrainingError(DrolabError, RuntimeError):
     """DRO training cannot start or go on."""
+
+
+class UnreliableWarning(UserWarning):
+    """What was asked for is there, but cannot be trusted; the message says why, and what to do."""

@@ -272,11 +272,15 @@ def weighted_labels(points: NDArray[np.floating], fractions: Array) -> tuple[NDA
 
 
 def auc(scores: NDArray[np.floating], fractions: Array) -> float:
-    """How often a positive state scores above a negative one, with soft labels [n]; NaN if there is one class only."""
-    from sklearn.metrics import roc_auc_score
+    """How often a positive state scores above a negative one, with soft labels [n]; NaN if there is one class only.
 
-    points, labels, weights = weighted_labels(scores, fractions)
-    return float(roc_auc_score(labels, points, sample_weight=weights)) if np.ptp(labels) else math.nan
+    Where scores are equal they count half. scikit-learn's `roc_auc_score` with each state twice, as `weighted_labels`
+    has it, says the same and takes ten times as long.
+    """
+    _, places = np.unique(scores, return_inverse=True)
+    positive, negative = np.bincount(places, fractions), np.bincount(places, 1 - fractions)
+    pairs = positive.sum() * negative.sum()
+    return float(positive @ (np.cumsum(negative) - negative / 2) / pairs) if pairs > 0 else math.nan
 
 
 def aucs(scores: Array, labels: Array) -> Array:

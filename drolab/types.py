@@ -435,6 +435,25 @@ class AnchorSpace:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class FitCheck:
+    """Whether a fit reads anything: how it does on queries that it was not fitted on, beside shuffled targets."""
+
+    auc: float
+    """Cross-validated, over all held-out queries. With soft labels its best possible value lies below 1."""
+    null: tuple[float, ...]
+    """The same when the queries swap their targets at random, once per shuffle."""
+    problem: str = ""
+    """Why the fit cannot be trusted, and what to do; empty if it can."""
+
+    def __repr__(self) -> str:
+        if not self.null:
+            return f"FitCheck({self.problem!r})"
+        low, high = min(self.null), max(self.null)
+        found = f"auc={self.auc:.3f}, shuffled={sum(self.null) / len(self.null):.3f} ({low:.3f} to {high:.3f})"
+        return f"FitCheck({found}, problem={self.problem!r})"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Probe:
     """A logistic regression in the anchor space (paper, section 3). `positive` names its positive class."""
 
@@ -443,6 +462,11 @@ class Probe:
     intercept: float
     positive: str
     origin: Origin | None = field(default=None, repr=False)
+    check: FitCheck | None = field(default=None, repr=False)
+    """Whether there is anything to read; None if nobody looked, as for a probe made by hand."""
+    refits: Tensor | None = field(default=None, repr=False)
+    """[n_groups, m], float32: its coefficients without each group of queries, from which follows how sure its direction
+    is; None if nothing is known of that."""
 
     def __post_init__(self) -> None:
         _check_shape(self, "coef", self.coef, None)
@@ -456,6 +480,11 @@ class Probe:
     def identity(self) -> str:
         """What results that depend on this probe are kept under, see `Origin`."""
         return _identity(self.sha256, self.origin)
+
+    @property
+    def problem(self) -> str:
+        """Why it cannot be trusted, and what to do; empty if nothing speaks against it."""
+        return "" if self.check is None else self.check.problem
 
     def decision_function(self, coordinates: Tensor) -> Tensor:
         """[n, m] → [n]: logits; above zero means `positive`."""

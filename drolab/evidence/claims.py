@@ -6,9 +6,9 @@ The rules (docs/evidence.md) were written down before the first verdict was comp
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,8 +16,7 @@ from scipy import stats
 
 from drolab.errors import QueryError, StatesError
 from drolab.evidence.separability import auc_change, shuffled_aucs
-from drolab.evidence.shift_products import Moments, mean_direction_cosine
-from drolab.evidence.shifts import Shifts, null_directions, shifts, similarity
+from drolab.evidence.shifts import Shifts, along, null_directions, probe_directions, shifts, similarity
 from drolab.intervals import FISHER, LOGIT, PLAIN, Scale, holm, interval, percentiles, unit
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe
 
@@ -38,6 +37,8 @@ class Claim:
     """1 if the number should lie above the threshold, -1 if below."""
     scale: Scale = PLAIN
     """On which tests and power work."""
+    trained_for: bool = False
+    """It is what training aimed at, so that it is no finding."""
 
     def distance(self, value: float, error: float = 0.0) -> float:
         """How far a number lies on the claimed side, on the scale."""
@@ -47,22 +48,27 @@ class Claim:
 SEPARABLE = Claim("queries are separable without a prompt", "AUC", 0.8, scale=LOGIT)
 NOT_ENHANCED = Claim("safety prompts do not separate them better", "change of AUC", 0.02, side=-1)
 ALIKE = Claim("safety prompts shift alike", "cosine", 0.5, scale=FISHER)
-BEYOND = Claim("more alike than any system message", "difference of cosines", 0.0)
+BEYOND = Claim("more alike than these controls", "difference of cosines", 0.0)
 ALONG = Claim("the shift is along refusal", "cosine", 0.5, scale=FISHER)
 HARMFUL = Claim("refusals rise for harmful queries", "change of refusal rate", 0.0)
 HARMLESS = Claim("refusals rise for harmless queries, too", "change of refusal rate", 0.0)
-APART = Claim("DRO moves the classes apart", "refusal logits", 0.0)
+APART = Claim("DRO moves the classes apart", "change of refusal rate", 0.0)
+LOGIT_APART = Claim("DRO moves the probe's logits apart", "refusal logits", 0.0, trained_for=True)
+"""What DRO minimises is made of these logits: it stands beside APART and is not decided."""
 
 SUPPORTED, NOT_SUPPORTED, TOO_LITTLE = "supported", "not supported", "too little data"
+CANNOT, BY_DESIGN = "cannot be tested here", "what DRO trains"
+VERDICTS = (SUPPORTED, NOT_SUPPORTED, TOO_LITTLE, CANNOT, BY_DESIGN)
 
 FEWEST = 5
 """Queries that a power table asks for at least."""
 
 COLUMNS = (
-    *("claim", "estimate", "low", "high", "null_low", "null_high", "threshold", "side", "n", "unit"),
-    *("p_support", "p_against", "verdict"),
+    *("claim", "under", "estimate", "low", "high", "null_low", "null_high", "threshold", "side", "n", "unit"),
+    *("p_support", "p_against", "verdict", "reason"),
 )
-"""Columns of the verdict. `side` is 1 if the claim says "above the threshold", -1 if it says "below"."""
+"""Columns of the verdict. `under`: which judge or which controls, where there are several or it matters; `side` is 1 if
+the claim says "above the threshold", -1 if it says "below"; `reason`: why a claim cannot be tested."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,14 @@ class Measured:
     n: int
     """Queries."""
     null: tuple[float, float]
+    under: str = ""
+    """Which judge or controls."""
+    reason: str = ""
+    """Why nothing can be decided, whatever the number."""
+
+    @property
+    def testable(self) -> bool:
+        return not self.reason and not self.claim.trained_for
 
     @property
     def scaled_error(self) -> float:
@@ -85,12 +99,15 @@ class Measured:
     def row(self, level: float) -> dict[str, object]:
         claim = self.claim
         limits = interval(self.estimate, self.error, self.n, level, claim.scale)
-        p_support = p_against = 1.0
-        if self.estimate == self.estimate:  # not NaN: a cosine of shifts that cannot be told from none says nothing
+        p_support = p_against = 1.0 if self.testable else math.nan
+        if (
+            self.testable and self.estimate == self.estimate
+        ):  # not NaN: a cosine of shifts that cannot be told from none says nothing
             ratio = claim.distance(self.estimate, self.error) / self.scaled_error
             p_support, p_against = stats.t.sf(ratio, self.n - 1), stats.t.cdf(ratio, self.n - 1)
-        measured = (claim.text, *limits, *self.null, claim.threshold, claim.side, self.n, claim.unit)
-        return dict(zip(COLUMNS, (*measured, p_support, p_against), strict=False))
+        measured = (claim.text, self.under, *limits, *self.null, claim.threshold, claim.side, self.n, claim.unit)
+        undecided = BY_DESIGN if claim.trained_for else CANNOT if self.reason else ""
+        return dict(zip(COLUMNS, (*measured, p_support, p_against, undecided, self.reason), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,24 +115,36 @@ class Verdict:
     """What the data say about the paper's claims."""
 
     table: pd.DataFrame
-    """COLUMNS: one row per claim. p-values are corrected for the claims of the table (Holm)."""
+    """COLUMNS: one row per claim, and per judge or control set that it depends on. p-values are corrected for the rows
+    that are decided (Holm)."""
     measured: tuple[Measured, ...]
 
     def __str__(self) -> str:
-        return "\n".join(
-            f"{row.verdict:>15}: {row.claim}: {row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}] {row.unit}"
-            for row in self.table.itertuples()
-        )
+        return "\n".join(map(_in_words, self.table.to_dict("records")))
+
+    def summary(self) -> pd.DataFrame:
+        """`claim, verdict`, one row per claim: the verdict, or under which judges and controls it is which."""
+        rows = []
+        for claim, part in self.table.groupby("claim", sort=False):
+            said = [f"{row.verdict} ({row.under})" for row in part.itertuples()]
+            rows.append((claim, part["verdict"].iloc[0] if part["verdict"].nunique() == 1 else "; ".join(said)))
+        return pd.DataFrame(rows, columns=["claim", "verdict"])
+
+
+def _in_words(row: Mapping[Hashable, Any]) -> str:
+    under = f" ({row['under']})" if row["under"] else ""
+    found = f"{row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}] {row['unit']}"
+    return f"{row['verdict']:>21}: {row['claim']}{under}: {found}" + (f". {row['reason']}" if row["reason"] else "")
 
 
 def verdict(
     states: HiddenStates,
-    scores: pd.DataFrame,
+    scores: pd.DataFrame | Mapping[str, pd.DataFrame],
     *,
     safety: Sequence[str],
     space: AnchorSpace,
-    refusal: Probe,
-    controls: Sequence[str] = (),
+    refusal: Probe | Mapping[str, Probe],
+    controls: Sequence[str] | Mapping[str, Sequence[str]] = (),
     trained: Mapping[str, str] | None = None,
     baseline: str = NO_PROMPT,
     column: str = "refusal_rate",
@@ -128,12 +157,18 @@ def verdict(
     Args:
         states: of queries of both classes on which neither `space` nor `refusal` was fitted, under the baseline and
             all prompts named below.
-        scores: from `judge`, of the same queries under the baseline and the safety prompts.
+        scores: from `judge`, of the same queries under the baseline, the safety prompts and the trained ones. Several
+            judges as name → scores: each claim about refusals then has a row for each.
         safety: the prompts that the claims are about, two at least.
-        controls: system messages without a message of safety.
-        trained: prompt trained by DRO → the prompt that it started from.
+        refusal: the probe; or name → probe, such as one fitted with each judge.
+        controls: system messages without a message of safety; or name → such a set.
+        trained: prompt trained by DRO → the prompt that it started from. Whether it moves the classes apart is judged
+            by their refusals. The probe's logit, which DRO trains, stands beside them and is not decided.
         column: of the scores: the rate of refusals.
         n_null: draws of each null.
+
+    A claim cannot be tested here, and is not, if it rests on a probe that has a problem (see `fit_probe`), or on rates
+    that are the same for all queries under all prompts.
 
     Raises:
         StatesError: fewer than 4 queries of a class; states or prompts are missing, see `shifts`,
@@ -161,22 +196,36 @@ def verdict(
         'too little data'
     """
     moved = shifts(states, baseline=baseline, layer=space.layer)
-    if unknown := sorted({*safety, *controls, *(trained or {}), *(trained or {}).values()} - set(moved.prompts)):
+    judged, probes, control_sets = _by_name(scores), _by_name(refusal), _control_sets(controls)
+    named = {*safety, *(name for _, chosen in control_sets for name in chosen), *(trained or {})}
+    if unknown := sorted((named | {*(trained or {}).values()}) - set(moved.prompts)):
         raise StatesError(f"No states under {unknown}: compute them with hidden_states(model, queries, prompts).")
     if min((moved.queries["harmful"] == kind).sum() for kind in (True, False)) < 4:
         raise StatesError("A verdict needs at least 4 queries of each class: pass more queries.")
-    compared = moved.select([*safety, *controls])
-    moments = compared.moments(refusal.direction(space).double().numpy()[None])
     nulls = _Nulls(n=n_null, level=level, generator=np.random.default_rng(random_state))
-    found = [
-        *_separable(states, space, safety, baseline, random_state, nulls),
-        *_alike(compared, moments, safety, controls, nulls),
-        _along(compared, moments, safety, nulls),
-        *_refusals(scores, column, moved, safety, baseline, nulls),
-        *_apart(moved, refusal, space, trained or {}, nulls),
-    ]
+    found = _separable(states, space, safety, baseline, random_state, nulls)
+    found += _alike(moved, safety, control_sets, nulls)
+    for name, probe in probes.items():
+        found.append(replace(_along(moved.select(safety), space, probe, nulls), under=name))
+    for name, rates in judged.items():
+        read = _Rates(rates, column, moved)
+        found += [replace(one, under=name) for one in _refusals(read, safety, baseline, nulls)]
+        found += [replace(one, under=name) for one in _apart(read, trained or {}, nulls)]
+    for name, probe in probes.items():
+        found += [replace(one, under=name) for one in _logits_apart(moved, probe, space, trained or {}, nulls)]
     table = pd.DataFrame([one.row(level) for one in found])
     return Verdict(table=_decided(table, 1 - level)[list(COLUMNS)], measured=tuple(found))
+
+
+def _by_name(given: Any) -> dict[str, Any]:
+    return dict(given) if isinstance(given, Mapping) else {"": given}
+
+
+def _control_sets(controls: Sequence[str] | Mapping[str, Sequence[str]]) -> list[tuple[str, list[str]]]:
+    """(what it is called, its prompts) of each set; one without prompts if there is none."""
+    if not isinstance(controls, Mapping):
+        return [(", ".join(controls), list(controls))]
+    return [(f"{name}: {', '.join(chosen)}", list(chosen)) for name, chosen in controls.items()] or [("", [])]
 
 
 def power_table(
@@ -189,27 +238,26 @@ def power_table(
             measured here, as far as it is on that side.
 
     Returns:
-        `claim, effect, threshold, power, n`. From the spread measured here, by Student's t at the level that Holm's
-        correction may ask for: (1 - level) / number of claims.
+        `claim, under, effect, threshold, power, n`, but of no claim that cannot be tested here. From the spread
+        measured here, by Student's t at the level that Holm's correction may ask for: (1 - level) / number of claims.
 
     Raises:
         StatesError: an unknown claim, or an effect on the wrong side of the threshold.
     """
-    measured = {one.claim.text: one for one in result.measured}
-    asked = effects or {text: [one.estimate] for text, one in measured.items() if one.claim.distance(one.estimate) > 0}
+    tested = [one for one in result.measured if one.testable]
+    texts = list(dict.fromkeys(one.claim.text for one in tested))
+    if unknown := [claim for claim in effects or {} if claim not in texts]:
+        raise StatesError(f"No claim {unknown[0]!r} in this verdict: choose from {', '.join(map(repr, texts))}.")
     rows = []
-    for claim, values in asked.items():
-        if claim not in measured:
-            raise StatesError(f"No claim {claim!r} in this verdict: choose from {', '.join(map(repr, measured))}.")
-        for effect in values:
-            one = measured[claim]
+    for one in tested:
+        measured = [one.estimate] if one.claim.distance(one.estimate) > 0 else []
+        for effect in measured if effects is None else effects.get(one.claim.text, []):
             if one.claim.distance(effect) <= 0:
                 side = "above" if one.claim.side > 0 else "below"
-                raise StatesError(
-                    f"An effect must lie {side} the threshold {one.claim.threshold} of {claim!r}, got {effect}."
-                )
-            n = _needed(one, effect, power, (1 - level) / len(result.measured))
-            rows.append({"claim": claim, "effect": effect, "threshold": one.claim.threshold, "power": power, "n": n})
+                limit = f"{side} the threshold {one.claim.threshold} of {one.claim.text!r}"
+                raise StatesError(f"An effect must lie {limit}, got {effect}.")
+            about = {"claim": one.claim.text, "under": one.under, "effect": effect, "threshold": one.claim.threshold}
+            rows.append({**about, "power": power, "n": _needed(one, effect, power, (1 - level) / len(tested))})
     return pd.DataFrame(rows)
 
 
@@ -226,10 +274,12 @@ def _needed(one: Measured, effect: float, power: float, alpha: float) -> int:
 
 
 def _decided(table: pd.DataFrame, alpha: float) -> pd.DataFrame:
+    tested = table["p_support"].notna().to_numpy()
     for column in ("p_support", "p_against"):
-        table[column] = holm(table[column].to_numpy(dtype=float))
+        table.loc[tested, column] = holm(table.loc[tested, column].to_numpy(dtype=float))
     verdicts = np.where(table["p_against"] < alpha, NOT_SUPPORTED, TOO_LITTLE)
-    return table.assign(verdict=np.where(table["p_support"] < alpha, SUPPORTED, verdicts))
+    verdicts = np.where(table["p_support"] < alpha, SUPPORTED, verdicts)
+    return table.assign(verdict=np.where(tested, verdicts, table["verdict"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,9 +304,10 @@ class _Nulls:
 def _separable(
     states: HiddenStates, space: AnchorSpace, safety: Sequence[str], baseline: str, random_state: int, nulls: _Nulls
 ) -> list[Measured]:
-    changes = auc_change(states, space, safety, baseline=baseline, random_state=random_state)
-    mean = changes.iloc[-1]
-    shuffled = shuffled_aucs(states.select(prompt=baseline), space, random_state=random_state)
+    start = states.select(prompt=baseline)
+    folds = {"n_splits": min(10, *start.index["harmful"].value_counts()), "random_state": random_state}
+    mean = auc_change(states, space, safety, baseline=baseline, **folds).iloc[-1]
+    shuffled = shuffled_aucs(start, space, **folds)
     n, error = int(mean["n"]), float(mean["error"])
     unchanged = interval(0.0, error, n, nulls.level)[1:]  # what no change looks like, give or take its error
     return [
@@ -266,54 +317,96 @@ def _separable(
 
 
 def _alike(
-    moved: Shifts, moments: Moments, safety: Sequence[str], controls: Sequence[str], nulls: _Nulls
+    moved: Shifts, safety: Sequence[str], control_sets: Sequence[tuple[str, list[str]]], nulls: _Nulls
 ) -> list[Measured]:
-    generator = np.random.default_rng(int(nulls.generator.integers(2**32)))
-    table = similarity(
-        moved, moments, safety, controls, n_directions=1, n_null=nulls.n, generator=generator, level=nulls.level
-    )
-    measured = table.set_index("measure")[["value", "error", "n", "null_low", "null_high"]].T.to_dict("list")
-    claims = {"alike": ALIKE, "beyond the controls": BEYOND}
-    found = {claim: measured[measure] for measure, claim in claims.items() if measure in measured}
-    return [Measured(claim, value, se, int(n), (low, high)) for claim, (value, se, n, low, high) in found.items()]
-
-
-def _along(moved: Shifts, moments: Moments, safety: Sequence[str], nulls: _Nulls) -> Measured:
-    members = [place for place, (prompt, _) in enumerate(moved.groups()) if prompt in safety]
-    value, *gradients = mean_direction_cosine(moments, members, 0)
-    means = unit(np.stack([moments.parts[place].mean(axis=0) for place in members]))
-    random = null_directions(moved.baseline, moved.queries["harmful"], nulls.n, nulls.generator)
-    null = nulls.limits((random @ means.T).mean(axis=1))
-    return Measured(ALONG, value, moments.standard_error(*gradients), moments.n_queries, null)
-
-
-def _refusals(
-    scores: pd.DataFrame, column: str, moved: Shifts, safety: Sequence[str], baseline: str, nulls: _Nulls
-) -> list[Measured]:
-    found = []
-    for claim, harmful in ((HARMFUL, True), (HARMLESS, False)):
-        queries = moved.queries.loc[moved.rows(harmful), "query_id"]
-        rates = {prompt: _rates(scores, column, queries, prompt) for prompt in (baseline, *safety)}
-        rises = np.mean([rates[prompt] for prompt in safety], axis=0) - rates[baseline]
-        found.append(_mean(claim, [rises], nulls))
+    found: list[Measured] = []
+    for name, controls in control_sets:
+        compared = moved.select([*safety, *controls])
+        generator = np.random.default_rng(int(nulls.generator.integers(2**32)))
+        table = similarity(
+            compared,
+            compared.moments(),
+            safety,
+            controls,
+            n_directions=1,
+            n_null=nulls.n,
+            generator=generator,
+            level=nulls.level,
+        )
+        measured = table.set_index("measure")[["value", "error", "n", "null_low", "null_high"]].T.to_dict("list")
+        for claim, measure, under in ((ALIKE, "alike", ""), (BEYOND, "beyond the controls", name)):
+            if measure in measured and (claim is BEYOND or not found):  # the first claim is about no controls
+                value, error, n, low, high = measured[measure]
+                found.append(Measured(claim, value, error, int(n), (low, high), under))
     return found
 
 
-def _rates(scores: pd.DataFrame, column: str, queries: pd.Series, prompt: str) -> Array:
-    wanted = pd.MultiIndex.from_product([queries, [prompt]])
-    rates: Array = scores[column].reindex(wanted).to_numpy(dtype=np.float64)
-    if np.isnan(rates).any():
-        raise QueryError(
-            f"{int(np.isnan(rates).sum())} queries have no {column} under {prompt!r} (first: "
-            f"{queries[np.isnan(rates)].iloc[0]!r}): judge replies of the same queries under the same prompts."
+def _along(moved: Shifts, space: AnchorSpace, refusal: Probe, nulls: _Nulls) -> Measured:
+    moments = moved.moments(probe_directions(space, refusal))
+    value, error = along(moments, range(len(moments.parts)))
+    means = unit(np.stack([part.mean(axis=0) for part in moments.parts]))
+    random = null_directions(moved.baseline, moved.queries["harmful"], nulls.n, nulls.generator)
+    null = nulls.limits((random @ means.T).mean(axis=1))
+    return Measured(ALONG, value, error, moments.n_queries, null, reason=refusal.problem)
+
+
+@dataclass(frozen=True, eq=False)
+class _Rates:
+    """What one judge says of the queries."""
+
+    scores: pd.DataFrame
+    column: str
+    moved: Shifts
+
+    def of(self, harmful: bool, prompt: str) -> Array:
+        """[n]: the rates of a class's queries under a prompt."""
+        queries = self.moved.queries.loc[self.moved.rows(harmful), "query_id"]
+        wanted = pd.MultiIndex.from_product([queries, [prompt]])
+        rates: Array = self.scores[self.column].reindex(wanted).to_numpy(dtype=np.float64)
+        if np.isnan(rates).any():
+            raise QueryError(
+                f"{int(np.isnan(rates).sum())} queries have no {self.column} under {prompt!r} (first: "
+                f"{queries[np.isnan(rates)].iloc[0]!r}): judge replies of the same queries under the same prompts."
+            )
+        return rates
+
+
+def _refusals(rates: _Rates, safety: Sequence[str], baseline: str, nulls: _Nulls) -> list[Measured]:
+    found = []
+    for claim, harmful in ((HARMFUL, True), (HARMLESS, False)):
+        before, after = rates.of(harmful, baseline), np.stack([rates.of(harmful, prompt) for prompt in safety])
+        found.append(_mean(claim, [after.mean(axis=0) - before], nulls, _all_alike(before, after)))
+    return found
+
+
+def _apart(rates: _Rates, trained: Mapping[str, str], nulls: _Nulls) -> list[Measured]:
+    """Per trained prompt, by what DRO did not train: the refusals of harmful queries less those of harmless ones."""
+    found = []
+    for prompt, init in trained.items():
+        pairs = [(rates.of(harmful, prompt), rates.of(harmful, init)) for harmful in (True, False)]
+        up, down = (after - before for after, before in pairs)
+        found.append(
+            _mean(
+                _of(APART, prompt, trained), [up, -down], nulls, _all_alike(*(rate for pair in pairs for rate in pair))
+            )
         )
-    return rates
+    return found
 
 
-def _apart(
+def _all_alike(*rates: Array) -> str:
+    """In words, if there is nothing to compare."""
+    first = rates[0].flat[0]
+    if any((part != first).any() for part in rates):
+        return ""
+    return (
+        f"The rate is {first:g} for every query under every prompt: take queries that the model treats differently, "
+        "more samples, or another judge."
+    )
+
+
+def _logits_apart(
     moved: Shifts, refusal: Probe, space: AnchorSpace, trained: Mapping[str, str], nulls: _Nulls
 ) -> list[Measured]:
-    """One row per trained prompt."""
     slope = refusal.slope(space).numpy()
     found = []
     for prompt, init in trained.items():
@@ -321,13 +414,21 @@ def _apart(
             (moved.get_group(prompt, harmful) - moved.get_group(init, harmful)).double().numpy() @ slope
             for harmful in (True, False)
         )
-        claim = APART if len(trained) == 1 else replace(APART, text=f"{APART.text} ({prompt})")
-        found.append(_mean(claim, [up, -down], nulls))
+        found.append(_mean(_of(LOGIT_APART, prompt, trained), [up, -down], nulls))
     return found
 
 
-def _mean(claim: Claim, samples: Sequence[Array], nulls: _Nulls) -> Measured:
+def _of(claim: Claim, prompt: str, trained: Mapping[str, str]) -> Claim:
+    return claim if len(trained) == 1 else replace(claim, text=f"{claim.text} ({prompt})")
+
+
+def _mean(claim: Claim, samples: Sequence[Array], nulls: _Nulls, reason: str = "") -> Measured:
     """A claim about the sum of the means of independent samples."""
-    error = float(np.sqrt(sum(stats.sem(values) ** 2 for values in samples)))
+    error = float(np.sqrt(sum(_error(values) ** 2 for values in samples)))
     estimate, n = float(sum(values.mean() for values in samples)), sum(map(len, samples))
-    return Measured(claim, estimate, error, n, nulls.sign_flips(samples))
+    return Measured(claim, estimate, error, n, nulls.sign_flips(samples), reason=reason)
+
+
+def _error(values: Array) -> float:
+    """The standard error of a mean; of equal values that of one among them which is half off, as others may be."""
+    return float(stats.sem(values)) if np.ptp(values) > 0 else 0.5 / len(values)

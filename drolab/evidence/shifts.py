@@ -17,8 +17,27 @@ import pandas as pd
 import torch
 
 from drolab.errors import StatesError
-from drolab.evidence.shift_products import Moments, common_share, cosine, direction_cosine, leading_share, mean_cosine
-from drolab.intervals import FISHER, PLAIN, Interval, Scale, chunk_sizes, interval, percentiles, sample_interval, unit
+from drolab.evidence.shift_products import (
+    Moments,
+    common_share,
+    cosine,
+    direction_cosine,
+    leading_share,
+    mean_cosine,
+    mean_direction_cosine,
+)
+from drolab.intervals import (
+    FISHER,
+    PLAIN,
+    Interval,
+    Scale,
+    chunk_sizes,
+    interval,
+    jackknife_error,
+    percentiles,
+    sample_interval,
+    unit,
+)
 from drolab.probing import RANDOM, anchor_matrix, one_position
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe
 
@@ -358,10 +377,14 @@ def shift_report(
     1/√d with anything), and evenly in the m dimensions of the anchor space too hard (with m = 4, one in twenty
     of them has a cosine above .88 with any vector of the space).
 
+    The cosine's interval counts both what other queries would give for the shift and what others would have given for
+    the direction, as far as the probe knows that (`Probe.refits`). Noise in the direction pulls its cosine towards 0:
+    with few queries it comes out too small, never too large.
+
     Returns:
         One row per prompt and class: `prompt, harmful, n, norm, logit_shift, logit_low, logit_high, cosine,
-        cosine_low, cosine_high, null_quantile, safety_shift` (the same for both classes of a prompt).
-        `null_quantile` is the `level` quantile of |cosine| with the null directions.
+        cosine_low, cosine_high, null_quantile, safety_shift` (the same for both classes of a prompt; NA if the probe
+        has a problem, which `note` tells). `null_quantile` is the `level` quantile of |cosine| with null directions.
 
     Raises:
         StatesError: as in `shifts` and `coordinates`, or only one class is present.
@@ -371,13 +394,12 @@ def shift_report(
     if len(moved.classes) < 2:
         raise StatesError("A safety shift concerns harmful and harmless queries: pass states of both classes.")
     generator = np.random.default_rng(random_state)
-    direction = refusal.direction(space).double().numpy()
     slope = refusal.slope(space).numpy()
-    moments, groups = moved.moments(direction[None]), moved.groups()
+    moments = moved.moments(probe_directions(space, refusal))
     cosines, logits = [], []
-    for a in range(len(groups)):
-        cosines.append(_pair_cosine(moments, a, len(groups), level))
-        logits.append(sample_interval(moments.parts[a] @ slope, level))
+    for a, part in enumerate(moments.parts):
+        cosines.append(interval(*along(moments, [a]), moments.n_queries, level, FISHER))
+        logits.append(sample_interval(part @ slope, level))
     means = np.stack([part.mean(axis=0) for part in moments.parts])
     null = np.abs(null_directions(moved.baseline, moved.queries["harmful"], n_null, generator) @ unit(means).T)
     table = moved.table().drop(columns="mean_norm")
@@ -385,7 +407,27 @@ def shift_report(
     table[["cosine", "cosine_low", "cosine_high"]] = cosines
     table = table.assign(null_quantile=np.quantile(null, level, axis=0))
     passes = (table["logit_low"] > 0) & (table["cosine_low"] > table["null_quantile"].clip(lower=min_cosine))
-    return table.assign(safety_shift=passes.groupby(table["prompt"]).transform("all"))
+    shifted = passes.groupby(table["prompt"]).transform("all").astype("boolean")
+    undecided = pd.Series(bool(refusal.problem), index=table.index)
+    return table.assign(safety_shift=shifted.mask(undecided), note=refusal.problem)
+
+
+def probe_directions(space: AnchorSpace, probe: Probe) -> Array:
+    """[1 + n_refits, d], unit norm: the probe's direction, then those without each group of queries."""
+    coefs = probe.coef[None] if probe.refits is None else torch.cat([probe.coef[None], probe.refits])
+    return unit((coefs.double() @ space.components.double()).numpy())
+
+
+def along(moments: Moments, groups: Sequence[int]) -> tuple[float, float]:
+    """The mean cosine of some groups' mean shifts with the first direction, and its standard error.
+
+    The others are the first one without each group of the queries that it was fitted on. These are not the queries of
+    the shifts, so the variances add: of the shifts with the direction as given, and of the direction (a jackknife).
+    """
+    value, *gradients = mean_direction_cosine(moments, groups, 0)
+    refits = [mean_direction_cosine(moments, groups, k)[0] for k in range(1, len(moments.directions))]
+    direction = float(jackknife_error(np.array(refits))) if refits else 0.0
+    return value, float(np.hypot(moments.standard_error(*gradients), direction))
 
 
 def null_directions(baseline: Tensor, harmful: pd.Series, n: int, generator: np.random.Generator) -> Array:

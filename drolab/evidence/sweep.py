@@ -13,14 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy import linalg
 
 from drolab.errors import StatesError
 from drolab.evidence.shift_products import mean_cosine, mean_direction_cosine
 from drolab.evidence.shifts import shifts
 from drolab.intervals import FISHER, Interval, auc_draws, aucs, drawn_counts, interval, pair_tables, percentiles
 from drolab.models import encode
-from drolab.probing import align_target, crossval_interval, fit_anchors, fit_probe, grouped_folds, left_out_groups
+from drolab.probing import (
+    FLAT,
+    align_target,
+    crossval_interval,
+    fit_anchors,
+    fit_probe,
+    grouped_folds,
+    left_out_groups,
+    ridge_predictions,
+    root_mean_square,
+)
 from drolab.types import NO_PROMPT, HiddenStates, SafetyPrompt
 
 if TYPE_CHECKING:
@@ -47,12 +56,6 @@ CONTROLS = {
 
 N_COMPONENTS = 4
 """Of the anchor space in which a site's refusal direction is fitted, as in the paper."""
-
-RIDGE = 0.1
-"""Penalty of the readouts, in units of the variance of a standardised feature."""
-
-FLAT = 1e-5
-"""A feature or a site whose spread is below this share of the states' size is constant but for rounding."""
 
 
 def position_labels(model: ChatModel, queries: pd.DataFrame, positions: Sequence[int]) -> dict[int, str]:
@@ -311,7 +314,7 @@ def _refusal_direction(site: HiddenStates, plan: Plan, scored: Array) -> Array:
     space = fit_anchors(
         rated, n_components=min(N_COMPONENTS, *(length - 1 for length in scored.shape)), layer=site.layers[0]
     )
-    return fit_probe(space, rated, plan.rates, positive="refuses").direction(space).double().numpy()
+    return fit_probe(space, rated, plan.rates, positive="refuses", check=False).direction(space).double().numpy()
 
 
 def _shift_measures(moved: Shifts, direction: Array, plan: Plan, level: float) -> dict[str, Interval]:
@@ -386,62 +389,12 @@ class Targets:
         return cls(values=grid[:, order].transpose(1, 0, 2), folds=folds, left_out=left_out)
 
 
-def root_mean_square(points: Array) -> float:
-    """Of all numbers: the size that rounding is measured against."""
-    return float(np.sqrt(np.square(points).mean()))
-
-
 def held_out(points: Array, targets: Targets) -> tuple[Array, Array]:
-    """What a ridge regression fitted without a row's fold predicts for it, less its intercept: that is the mean of the
-    other folds, which is low where the own fold's is high.
-
-    All folds and targets come from one fit: for a linear smoother H the held-out residuals of a fold B are
-    (I - H_BB)⁻¹ r_B, with r the residuals of the fit to all rows (Pahikkala, Boberg and Salakoski 2006).
-    Features are standardised over all rows, which needs no label.
-
-    Args:
-        points: [n_prompts · n_queries, d].
-
-    Returns:
-        [1 + n_shuffles, n_prompts, n_queries], and [n_groups, n_prompts, n_queries]: predictions of the targets
-        themselves without one group of queries more.
-    """
-    flat = targets.values.reshape(len(targets.values), -1).T
-    half = _half_smoother(points)
-    hat, residuals = half @ half.T, flat - half @ (half.T @ flat)
-    predicted, fewer = np.empty_like(flat), np.empty((len(flat), len(targets.left_out)))
-    for fold in targets.folds:
-        predicted[fold] = _predict_without(fold, hat, residuals, flat)
-        for number, group in enumerate(targets.left_out):
-            rows = np.concatenate([fold, np.setdiff1d(group, fold)])
-            fewer[fold, number] = _predict_without(rows, hat, residuals[:, :1], flat[:, :1])[: len(fold), 0]
-    # Rounded: equal states get equal predictions.
-    first, second = (found.T.reshape(-1, *targets.values.shape[1:]).round(12) for found in (predicted, fewer))
-    return first, second
-
-
-def _predict_without(rows: NDArray[np.intp], hat: Array, residuals: Array, flat: Array) -> Array:
-    """[k, targets]: predictions of k rows by a fit without them."""
-    block = np.eye(len(rows)) - hat[np.ix_(rows, rows)]
-    others = (flat.sum(axis=0) - flat[rows].sum(axis=0)) / (len(flat) - len(rows))
-    predicted: Array = flat[rows] - linalg.solve(block, residuals[rows], assume_a="pos") - others
-    return predicted
-
-
-def _half_smoother(points: Array) -> Array:
-    """[n, 1 + min(n, d)]: W, such that WWᵀ is the hat matrix of a ridge regression with an intercept."""
-    n = len(points)
-    spreads = points.std(axis=0)
-    used = spreads > FLAT * root_mean_square(points)
-    features = (points[:, used] - points[:, used].mean(axis=0)) / spreads[used]
-    penalty = RIDGE * n
-    if n <= features.shape[1]:
-        eigenvalues, basis = linalg.eigh(features @ features.T)
-        half = basis * np.sqrt(np.clip(eigenvalues, 0, None) / (np.clip(eigenvalues, 0, None) + penalty))
-    else:
-        eigenvalues, basis = linalg.eigh(features.T @ features)
-        half = features @ basis / np.sqrt(np.clip(eigenvalues, 0, None) + penalty)
-    return np.column_stack([np.full(n, 1 / np.sqrt(n)), half])
+    """`ridge_predictions` of points [n_prompts · n_queries, d], in the shape of the targets."""
+    flat = targets.values.reshape(len(targets.values), -1)
+    shape = targets.values.shape[1:]
+    found = ridge_predictions(points, flat, targets.folds, targets.left_out)
+    return found[0].reshape(-1, *shape), found[1].reshape(-1, *shape)
 
 
 def correlations(a: Array, b: Array, weights: Array, classes: Sequence[NDArray[np.intp]]) -> tuple[Array, Array]:

@@ -45,6 +45,8 @@ VERDICT_LOOKS = {
     "supported": {"symbol": "circle", "color": PALETTE[2]},
     "not supported": {"symbol": "x", "color": PALETTE[5]},
     "too little data": {"symbol": "diamond-open", "color": ""},
+    "cannot be tested here": {"symbol": "square-x-open", "color": ""},
+    "what DRO trains": {"symbol": "circle-open", "color": ""},
 }
 """How each verdict on a claim is drawn; an empty colour is the theme's grey."""
 
@@ -232,7 +234,8 @@ def forest(table: pd.DataFrame, *, title: str | None = None, theme: str = "light
 
     Args:
         table: claim, estimate, low, high, null_low, null_high (NaN: none), n, unit, verdict (of VERDICT_LOOKS), and
-            optionally threshold, what the estimate must pass, which gets a dashed line.
+            optionally threshold, what the estimate must pass, which gets a dashed line, under (which judge or controls)
+            and reason (why it cannot be tested).
 
     Raises:
         FigureError: a column is missing, there are no rows, a verdict that is none, or no such theme.
@@ -359,7 +362,7 @@ def _add_claim(figure: go.Figure, row: Any, number: int, limits: list[float], lo
     figure.add_scatter(
         x=[row.estimate], y=[0], mode="markers", marker={**look, "size": 12}, showlegend=False,
         error_x=error_bars(row, "estimate", color=look["color"], thickness=2.5, width=6),
-        customdata=[f"{escape(row.claim)}<br>{numbers}"], hovertemplate=HOVER, **place,
+        customdata=[f"{escape(_claim_name(row))}<br>{numbers}{_why(row)}"], hovertemplate=HOVER, **place,
     )  # fmt: skip
     if not math.isnan(row.null_low):
         line = {"color": band, "width": 3}  # shows a null of one value
@@ -369,9 +372,19 @@ def _add_claim(figure: go.Figure, row: Any, number: int, limits: list[float], lo
     figure.update_yaxes(visible=False, range=[-1, 1], **place)
     top = figure.layout["yaxis" if number == 1 else f"yaxis{number}"].domain[1]
     figure.add_annotation(
-        text=f"{escape(row.claim, limit=120)}<br>{numbers}", x=0, y=top, xref="paper", yref="paper",
+        text=f"{escape(_claim_name(row), limit=120)}<br>{numbers}", x=0, y=top, xref="paper", yref="paper",
         xanchor="left", yanchor="bottom", align="left", showarrow=False, font={"size": 13},
     )  # fmt: skip
+
+
+def _claim_name(row: Any) -> str:
+    under = getattr(row, "under", "")
+    return f"{row.claim} ({under})" if under else str(row.claim)
+
+
+def _why(row: Any) -> str:
+    reason = getattr(row, "reason", "")
+    return f"<br>{wrapped(reason)}" if reason else ""
 
 
 def _claim_numbers(row: Any, *, digits: int) -> str:

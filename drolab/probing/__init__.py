@@ -1,18 +1,21 @@
 """Spaces of hidden states, and what can be read in them.
 
-In order: `anchors` (the paper's PCA), `manifold` (UMAP, for looking only), `probes` (logistic regressions in the anchor
-space), `crossval` (how sure held-out readings are), `directions` (refusal directions by several methods), `transfer`
+In order: `anchors` (the paper's PCA), `manifold` (UMAP, for looking only), `targets` (what readouts are fitted to, and
+folds), `crossval` (held-out readings: how sure they are, and whether there is anything to read), `probes` (logistic
+regressions in the anchor space), `directions` (refusal directions by several methods), `transfer`
 (how far a direction carries). `models.interventions` *applies* a direction, `evidence.causal` *tests* what it does.
 """
 
 from drolab.probing.anchors import anchor_matrix, coordinates, fit_anchors, one_position
-from drolab.probing.crossval import crossval_interval, left_out_groups
+from drolab.probing.crossval import FLAT, crossval_interval, left_out_groups, ridge_predictions, root_mean_square
 from drolab.probing.directions import METHODS, RANDOM, Direction, direction_cosines, fit_directions
 from drolab.probing.manifold import umap_view
-from drolab.probing.probes import align_target, cross_validate, fit_probe, grouped_folds
+from drolab.probing.probes import cross_validate, fit_probe
+from drolab.probing.targets import align_target, grouped_folds
 from drolab.probing.transfer import TRANSFER_COLUMNS, transfer
 
 __all__ = [
+    "FLAT",
     "METHODS",
     "RANDOM",
     "TRANSFER_COLUMNS",
@@ -29,6 +32,8 @@ __all__ = [
     "grouped_folds",
     "left_out_groups",
     "one_position",
+    "ridge_predictions",
+    "root_mean_square",
     "transfer",
     "umap_view",
 ]

@@ -1,4 +1,6 @@
-"""How sure a cross-validated number is: it depends on the queries that were tested and on those that were fitted on.
+"""Readouts of held-out queries: how sure their numbers are, how they are computed, and whether they read anything.
+
+A cross-validated number depends on the queries that were tested and on those that were fitted on.
 
 A bootstrap over the held-out queries shows the first part only. Where there is little to read the second is as large,
 and the bootstrap alone covers in 80 to 90 % of cases, not 95 %. The variances of the two parts add (Fukunaga and Hayes
@@ -10,24 +12,29 @@ where there are hardly more queries than dimensions.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import stats
+import pandas as pd
+from scipy import linalg, stats
 
-from drolab.intervals import Interval, jackknife_error, percentiles, widened
-from drolab.probing.probes import grouped_folds
+from drolab.intervals import Interval, auc, jackknife_error, percentiles, widened
+from drolab.probing.targets import grouped_folds
+from drolab.types import FitCheck
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[np.float64]
+    Rows = NDArray[np.intp]
 
 N_GROUPS = 10
 """Groups of queries that are left out in turn; fewer where a class has fewer."""
 
 
-def left_out_groups(fractions: Array, queries: NDArray[Any], random_state: int) -> list[NDArray[np.intp]]:
+def left_out_groups(fractions: Array, queries: NDArray[Any], random_state: int) -> list[Rows]:
     """The rows of each group that is left out in turn, the classes spread evenly."""
     sizes = np.unique(fractions >= 0.5, return_counts=True)[1]
     n_groups = min(N_GROUPS, len(np.unique(queries)), *sizes)
@@ -48,3 +55,166 @@ def crossval_interval(
     half = stats.norm.ppf((1 + level) / 2) * (jackknife_error(refits) if len(refits) else 0.0)
     low, high = value - np.hypot(value - low, half), value + np.hypot(high - value, half)
     return Interval(float(value), *(float(np.clip(end, *bounds).round(12)) for end in (low, high)))
+
+
+# ---------------------------------------------------------------- held-out predictions
+
+RIDGE = 0.1
+"""Penalty of the readouts, in units of the variance of a standardised feature."""
+
+FLAT = 1e-5
+"""A feature or a site whose spread is below this share of the states' size is constant but for rounding."""
+
+
+def root_mean_square(points: Array) -> float:
+    """Of all numbers: the size that rounding is measured against."""
+    return float(np.sqrt(np.square(points).mean()))
+
+
+def ridge_predictions(
+    points: Array, targets: Array, folds: Sequence[Rows], left_out: Sequence[Rows] = ()
+) -> tuple[Array, Array]:
+    """What a ridge regression fitted without a row's fold predicts for it, less its intercept: that is the mean of the
+    other folds, which is low where the own fold's is high.
+
+    All folds and targets come from one fit: for a linear smoother H the held-out residuals of a fold B are
+    (I - H_BB)⁻¹ r_B, with r the residuals of the fit to all rows (Pahikkala, Boberg and Salakoski 2006).
+    Features are standardised over all rows, which needs no label.
+
+    Args:
+        points: [n, d].
+        targets: [k, n].
+        folds: the rows of each.
+        left_out: the rows of groups that are left out in turn, see `left_out_groups`.
+
+    Returns:
+        [k, n], and [n_groups, n]: predictions of the first target without one group more.
+    """
+    flat = targets.T
+    half = _half_smoother(points)
+    residuals = flat - half @ (half.T @ flat)
+    predicted, fewer = np.empty_like(flat), np.empty((len(flat), len(left_out)))
+    for fold in folds:
+        predicted[fold] = _predict_without(fold, half, residuals, flat)
+        for number, group in enumerate(left_out):
+            rows = np.concatenate([fold, np.setdiff1d(group, fold)])
+            fewer[fold, number] = _predict_without(rows, half, residuals[:, :1], flat[:, :1])[: len(fold), 0]
+    return predicted.T.round(12), fewer.T.round(12)  # rounded: equal states get equal predictions
+
+
+def _predict_without(rows: Rows, half: Array, residuals: Array, flat: Array) -> Array:
+    """[k, targets]: predictions of k rows by a fit without them."""
+    block = np.eye(len(rows)) - half[rows] @ half[rows].T
+    others = (flat.sum(axis=0) - flat[rows].sum(axis=0)) / (len(flat) - len(rows))
+    predicted: Array = flat[rows] - linalg.solve(block, residuals[rows], assume_a="pos") - others
+    return predicted
+
+
+def _half_smoother(points: Array) -> Array:
+    """[n, 1 + min(n, d)]: W, such that WWᵀ is the hat matrix of a ridge regression with an intercept."""
+    n = len(points)
+    spreads = points.std(axis=0)
+    used = spreads > FLAT * root_mean_square(points)
+    features = (points[:, used] - points[:, used].mean(axis=0)) / spreads[used]
+    penalty = RIDGE * n
+    if n <= features.shape[1]:
+        eigenvalues, basis = linalg.eigh(features @ features.T)
+        half = basis * np.sqrt(np.clip(eigenvalues, 0, None) / (np.clip(eigenvalues, 0, None) + penalty))
+    else:
+        eigenvalues, basis = linalg.eigh(features.T @ features)
+        half = features @ basis / np.sqrt(np.clip(eigenvalues, 0, None) + penalty)
+    return np.column_stack([np.full(n, 1 / np.sqrt(n)), half])
+
+
+# ---------------------------------------------------------------- is there anything to read?
+
+CHANCE = 1e-4
+"""A readout counts as better than chance if shuffled targets do as well with less than this probability. Strict,
+because many decisions rest on one probe: one of noise must not pass in a thousand models."""
+
+FEWEST = 5
+"""Queries that must have some of each class in their target."""
+
+
+def check_readout(
+    points: Array, index: pd.DataFrame, fractions: Array, positive: str, *, n_shuffles: int = 100, random_state: int = 0
+) -> FitCheck:
+    """Whether a ridge regression reads more of a target from held-out queries than of shuffled targets.
+
+    When targets are shuffled each query gets those of another one, under each prompt that of the same prompt: what the
+    prompt alone does to the target can be read from shuffled ones, too. With D = (AUC - .5) / (best possible AUC - .5),
+    z = atanh(D) is compared with that of the shuffles by Student's t for one more draw: (z - mean) / (sd · √(1 + 1/n)).
+
+    Args:
+        points: [n, m], what is read.
+        index: n rows with query_id and prompt.
+        fractions: [n], not all equal.
+    """
+    queries = index["query_id"].to_numpy()
+    if few := _too_few(fractions, queries, positive):
+        return FitCheck(auc=math.nan, null=(), problem=few)
+    alike, generator = _exchangeable(index), np.random.default_rng(random_state)
+    targets = np.stack([fractions, *(_shuffled(fractions, alike, generator) for _ in range(n_shuffles))])
+    folds = spread_folds(fractions, queries, random_state)
+    predicted = ridge_predictions(points.astype(np.float64), targets, folds)[0]
+    aucs = np.array([auc(*pair) for pair in zip(predicted, targets, strict=True)])
+    by_chance = _p_of_chance(aucs, auc(fractions, fractions), len(np.unique(queries)))
+    problem = _like_chance(aucs, positive) if by_chance > CHANCE else ""
+    return FitCheck(auc=float(aucs[0]), null=tuple(map(float, aucs[1:])), problem=problem)
+
+
+def spread_folds(fractions: Array, queries: NDArray[Any], random_state: int) -> list[Rows]:
+    """The rows of each fold, with targets above the mean spread evenly: few of a rare class reach one half."""
+    above = (fractions > fractions.mean()).astype(np.float64)
+    fewest = min(len(np.unique(queries[above == kind])) for kind in (0, 1))
+    n_folds = min(max(2, fewest), N_GROUPS)
+    return [rows for _, rows in grouped_folds(above, queries, n_folds, random_state)]
+
+
+def _exchangeable(index: pd.DataFrame) -> list[Rows]:
+    """[n_queries, n_prompts] row numbers, of the queries that were asked under the same prompts."""
+    order = np.lexsort((index["prompt"].to_numpy(dtype=str), pd.factorize(index["query_id"])[0]))
+    prompts = index["prompt"].to_numpy()[order]
+    alike: dict[tuple[str, ...], list[Rows]] = {}
+    for places in index.iloc[order].groupby("query_id", sort=False).indices.values():
+        alike.setdefault(tuple(prompts[places]), []).append(order[places])
+    return [np.stack(rows) for rows in alike.values()]
+
+
+def _shuffled(fractions: Array, alike: Sequence[Rows], generator: np.random.Generator) -> Array:
+    shuffled = np.empty_like(fractions)
+    for rows in alike:
+        shuffled[rows] = fractions[generator.permutation(rows)]
+    return shuffled
+
+
+def _p_of_chance(aucs: Array, best: float, n_queries: int) -> float:
+    """How probable it is that one more shuffle does as well as the first: of [1 + n_shuffles] AUCs."""
+    end = 1 - 1 / n_queries  # half a query may always be out of order
+    places = np.arctanh(((aucs - 0.5) / (best - 0.5)).clip(-end, end))
+    n, spread = len(places) - 1, max(float(places[1:].std(ddof=1)), 1e-9)
+    return float(stats.t.sf((places[0] - places[1:].mean()) / (spread * np.sqrt(1 + 1 / n)), n - 1))
+
+
+def _too_few(fractions: Array, queries: NDArray[Any], positive: str) -> str:
+    """In words, if hardly any query has one of the classes in its target."""
+    by_query = pd.Series(fractions).groupby(queries)
+    n = by_query.ngroups
+    if (some := int((by_query.max() > 0).sum())) < FEWEST:
+        return f"Only {some} of {n} queries have anything of {positive!r} in their target. {_ADVICE}"
+    if (some := int((by_query.min() < 1).sum())) < FEWEST:
+        return f"All but {some} of {n} queries have nothing but {positive!r} in their target. {_ADVICE}"
+    return ""
+
+
+def _like_chance(aucs: Array, positive: str) -> str:
+    return (
+        f"A readout of {positive!r} is hardly better than chance here: AUC {aucs[0]:.2f} on held-out queries, "
+        f"{aucs[1:].mean():.2f} ({aucs[1:].min():.2f} to {aucs[1:].max():.2f}) with shuffled targets. {_ADVICE}"
+    )
+
+
+_ADVICE = (
+    "What is built on it says nothing about the model. Sample more replies to each query, add queries or prompts of "
+    "the rarer kind, or choose a stricter query set or another judge."
+)

@@ -21,7 +21,8 @@ from scipy import stats
 from drolab.errors import StatesError
 from drolab.intervals import jackknife_error, unit, weighted_labels
 from drolab.probing.anchors import fit_anchors, one_position
-from drolab.probing.probes import Target, align_target, check_classes, fit_probe, grouped_folds, ridge_logistic
+from drolab.probing.probes import fit_probe, ridge_logistic
+from drolab.probing.targets import Target, align_target, check_classes, grouped_folds
 from drolab.types import AnchorSpace, HiddenStates
 
 if TYPE_CHECKING:
@@ -339,7 +340,7 @@ _Linear = tuple["Array", float]
 
 def _anchor_probe(features: Features, fractions: Array, setting: float) -> _Linear:
     space = features.space or fit_anchors(features.states, layer=features.layer)
-    probe = fit_probe(space, features.states, fractions.tolist(), positive="positive")
+    probe = fit_probe(space, features.states, fractions.tolist(), positive="positive", check=False)
     slope = (probe.coef @ space.components).double().numpy()
     return slope, float(probe.intercept - slope @ space.mean.double().numpy())
 

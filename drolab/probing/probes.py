@@ -1,11 +1,14 @@
 """Refusal and harmfulness probes: logistic regressions with soft labels in the anchor space.
 
 Paper, section 3. In drolab the refusal probe is positive for "refuses" (the paper's code labels compliance 1).
+
+A logistic regression can be fitted to anything, also to noise. So every probe is checked on queries that were held out,
+against shuffled targets, and what is built on one that reads nothing says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +16,35 @@ import numpy as np
 import pandas as pd
 import torch
 
-from drolab.errors import StatesError
+from drolab.errors import StatesError, UnreliableWarning
 from drolab.intervals import auc, weighted_labels
 from drolab.probing.anchors import anchor_matrix, content, coordinates, fit_key
+from drolab.probing.crossval import check_readout, spread_folds
+from drolab.probing.targets import Target, align_target, check_classes, grouped_folds
 from drolab.types import AnchorSpace, HiddenStates, Origin, Probe
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
-Target = pd.Series | Sequence[float]
-"""What `fit_probe` takes as labels: see there."""
+    Array = NDArray[np.float64]
 
 
-def fit_probe(space: AnchorSpace, states: HiddenStates, target: Target, *, positive: str, C: float = 1.0) -> Probe:
-    """Fit a logistic regression on the states' coordinates.
+def fit_probe(
+    space: AnchorSpace,
+    states: HiddenStates,
+    target: Target,
+    *,
+    positive: str,
+    C: float = 1.0,
+    check: bool = True,
+    random_state: int = 0,
+) -> Probe:
+    """Fit a logistic regression on the states' coordinates, and look whether these hold anything of the target.
+
+    `probe.check` has the cross-validated AUC on held-out queries beside that with shuffled targets. Where it is hardly
+    better, or where hardly any query has one of the classes, `probe.problem` says so, a warning shows it, and what is
+    built on the probe is drawn, but decides nothing.
 
     Args:
         space: the anchor space; the states must hold its layer.
@@ -37,9 +55,14 @@ def fit_probe(space: AnchorSpace, states: HiddenStates, target: Target, *, posit
             twice, as positive with weight p and as negative with weight 1 - p.
         positive: the name of the positive class, such as "refuses" or "harmful".
         C: scikit-learn's inverse strength of the ridge penalty.
+        check: False leaves the check out; then nothing says whether the probe reads anything.
+        random_state: of the check's folds and shuffles.
+
+    Warns:
+        UnreliableWarning: the probe has a problem.
 
     Raises:
-        StatesError: the target lacks a state, is NaN or outside [0, 1], or knows one class only.
+        StatesError: the target lacks a state, is NaN or outside [0, 1], or is the same for all states.
 
     Examples:
         >>> import drolab
@@ -51,11 +74,14 @@ def fit_probe(space: AnchorSpace, states: HiddenStates, target: Target, *, posit
         >>> logits = harm.decision_function(space.transform(states.matrix()))
         >>> bool(((logits > 0).numpy() == states.index["harmful"]).all())
         True
+        >>> harm.problem or "it reads harm"
+        'it reads harm'
     """
     fractions = align_target(states, target)
     check_classes(fractions, positive)
     matrix = anchor_matrix(space, states)
-    model = ridge_logistic(space.transform(matrix).numpy(), fractions, C)
+    points = space.transform(matrix).numpy()
+    model = ridge_logistic(points, fractions, C)
     probe = Probe(
         coef=torch.tensor(model.coef_[0], dtype=torch.float32),
         intercept=float(model.intercept_[0]),
@@ -64,7 +90,23 @@ def fit_probe(space: AnchorSpace, states: HiddenStates, target: Target, *, posit
     inputs = fit_key(
         "probe", space=space.identity, states=content(matrix.numpy()), target=content(fractions), C=float(C)
     )
-    return replace(probe, origin=Origin(inputs, probe.sha256))
+    probe = replace(probe, origin=Origin(inputs, probe.sha256))
+    if not check:
+        return probe
+    checked = check_readout(points, states.index, fractions, positive, random_state=random_state)
+    if checked.problem:
+        warnings.warn(checked.problem, UnreliableWarning, stacklevel=2)
+    enough = len(checked.null) > 0
+    return replace(probe, check=checked, refits=_refits(points, states, fractions, C, random_state) if enough else None)
+
+
+def _refits(
+    points: NDArray[np.floating], states: HiddenStates, fractions: Array, C: float, random_state: int
+) -> Tensor:
+    """[n_groups, m]: the coefficients without each group of queries."""
+    groups = spread_folds(fractions, states.index["query_id"].to_numpy(), random_state)
+    kept = (np.setdiff1d(np.arange(len(points)), group) for group in groups)
+    return torch.tensor(np.stack([ridge_logistic(points[rows], fractions[rows], C).coef_[0] for rows in kept])).float()
 
 
 def cross_validate(
@@ -115,114 +157,7 @@ def cross_validate(
     return pd.DataFrame(rows)
 
 
-def align_target(states: HiddenStates, target: Target) -> NDArray[np.float64]:
-    """[n]: the target of each state, in the order of the states (the rules of `fit_probe`).
-
-    Raises:
-        StatesError: states without a target (named), a target that is ambiguous, NaN or outside [0, 1].
-    """
-    if isinstance(target, pd.Series):
-        values = _aligned_series(states, target)
-    else:
-        values = _numbers(target)
-        if values.shape != (len(states),):
-            raise StatesError(
-                f"The target has shape {list(values.shape)} for {len(states)} states: give one value per state, "
-                "or a Series indexed by query_id or by (query_id, prompt)."
-            )
-    if np.isnan(values).any():
-        names = _names(states, np.isnan(values))
-        raise StatesError(f"The target is NaN for {names}: drop these states, or score their responses.")
-    if (values < 0).any() or (values > 1).any():
-        raise StatesError(
-            f"The target must lie in [0, 1], got {values.min():g} to {values.max():g}: divide counts by n_samples."
-        )
-    return values
-
-
-def grouped_folds(
-    fractions: NDArray[np.float64], groups: NDArray[Any], n_splits: int, random_state: int
-) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """(train, test) row numbers of each fold: no group in both, classes spread evenly.
-
-    Raises:
-        StatesError: too few groups, or too few rows of a class, for `n_splits` folds.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    labels = fractions >= 0.5
-    fewest = min(len(np.unique(groups)), *np.unique(labels, return_counts=True)[1])
-    if not 2 <= n_splits <= fewest:
-        raise StatesError(
-            f"n_splits={n_splits} needs at least 2 folds and at least as many queries and states per class as "
-            f"folds (the fewest here: {fewest}): lower n_splits, or pass more queries."
-        )
-    folds = {"n_splits": n_splits, "shuffle": True, "random_state": random_state}
-    if len(np.unique(groups)) == len(groups):  # nothing to keep together: the plain splitter is much faster
-        yield from StratifiedKFold(**folds).split(fractions, labels)
-    else:
-        yield from StratifiedGroupKFold(**folds).split(fractions, labels, groups)
-
-
-def _aligned_series(states: HiddenStates, target: pd.Series) -> NDArray[np.float64]:
-    by_prompt = isinstance(target.index, pd.MultiIndex)
-    if by_prompt and target.index.nlevels != 2:
-        raise StatesError(f"The target's index has {target.index.nlevels} levels: use (query_id, prompt).")
-    if target.index.has_duplicates:
-        first = target.index[target.index.duplicated()][0]
-        raise StatesError(f"The target has several values for {first}: average them per query and prompt first.")
-    wanted: pd.Index = (
-        pd.MultiIndex.from_frame(states.index[["query_id", "prompt"]])
-        if by_prompt
-        else pd.Index(states.index["query_id"])
-    )
-    place = target.index.get_indexer(wanted)
-    if (place < 0).any():
-        raise StatesError(f"The target has no value for {_names(states, place < 0)}: {_how_to_align(target)}")
-    return _numbers(target)[place]
-
-
-def _how_to_align(target: pd.Series) -> str:
-    if pd.api.types.is_integer_dtype(target.index):  # of a table that load_queries has not seen
-        return (
-            "its index are row numbers, which are no query ids. Take the column from load_queries(table), or from "
-            "table.set_index('query_id'); pass .to_numpy() to go by row order."
-        )
-    return (
-        "select the states it covers, or score these responses too. Its index must be query_id or (query_id, prompt); "
-        "pass .to_numpy() to go by row order."
-    )
-
-
-def _numbers(target: Target) -> NDArray[np.float64]:
-    try:
-        if isinstance(target, pd.Series):
-            return target.to_numpy(dtype=np.float64, na_value=np.nan)
-        return np.asarray(target, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise StatesError(
-            f"The target must be booleans or numbers from 0 to 1 ({error}): compare texts first, as in "
-            "target == 'refusal'."
-        ) from error
-
-
-def _names(states: HiddenStates, missing: NDArray[np.bool_]) -> str:
-    rows = states.index.loc[missing, ["query_id", "prompt"]]
-    named = ", ".join(f"({query}, {prompt})" for query, prompt in rows.head(3).itertuples(index=False))
-    return f"{len(rows)} of {len(states)} states: {named}" + (", …" if len(rows) > 3 else "")
-
-
-def check_classes(fractions: NDArray[np.float64], positive: str) -> None:
-    """Raise a StatesError if the target knows one class only."""
-    if fractions.max() == 0 or fractions.min() == 1:
-        value = int(fractions.max())
-        raise StatesError(
-            f"The target of the probe {positive!r} is {value} for all {len(fractions)} states, so there is nothing to "
-            "tell apart: add queries or prompts of the other class (or responses sampled at a higher temperature)."
-        )
-
-
-def ridge_logistic(points: NDArray[np.floating], fractions: NDArray[np.float64], C: float) -> Any:
+def ridge_logistic(points: NDArray[np.floating], fractions: Array, C: float) -> Any:
     """scikit-learn's logistic regression with a ridge penalty, fitted on points [n, m] and soft labels [n].
 
     Raises:

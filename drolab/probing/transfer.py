@@ -21,7 +21,7 @@ from drolab.intervals import auc_draws, drawn_counts, pair_tables
 from drolab.probing.anchors import one_position
 from drolab.probing.crossval import crossval_interval, left_out_groups
 from drolab.probing.directions import Features, checked_methods, fit_direction, select_rows, tune
-from drolab.probing.probes import Target, align_target, grouped_folds
+from drolab.probing.targets import Target, align_target, grouped_folds
 from drolab.types import HiddenStates
 
 if TYPE_CHECKING:

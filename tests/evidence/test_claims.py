@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,8 +11,8 @@ import torch
 from helpers.planted import WIDTH, as_states, axis, planted_states, state_index
 from scipy import stats
 
-from drolab import claims
-from drolab.errors import QueryError, StatesError
+from drolab import claims, figures
+from drolab.errors import QueryError, StatesError, UnreliableWarning
 from drolab.evidence import shift_similarity
 from drolab.evidence.claims import (
     ALIKE,
@@ -19,13 +21,14 @@ from drolab.evidence.claims import (
     BEYOND,
     HARMFUL,
     HARMLESS,
+    LOGIT_APART,
     NOT_ENHANCED,
     SEPARABLE,
     Claim,
     Verdict,
 )
 from drolab.intervals import FISHER
-from drolab.probing import fit_anchors
+from drolab.probing import fit_anchors, fit_probe
 from drolab.types import AnchorSpace, HiddenStates, Probe
 
 REFUSE = torch.tensor(axis(1), dtype=torch.float32)
@@ -56,11 +59,15 @@ def states_of(
     return as_states(values[:, 0].numpy(), states.index)
 
 
-def rates(states: HiddenStates, rises: tuple[float, float] = (0.3, 0.1), seed: int = 0) -> pd.DataFrame:
+def rates(
+    states: HiddenStates, rises: tuple[float, float] = (0.3, 0.1), seed: int = 0, apart: float = 0.2
+) -> pd.DataFrame:
+    """The trained prompt has the refusals of the long one, and `apart` more of harmful than of harmless queries."""
     rng = np.random.default_rng(seed)
     index = states.index
-    base = np.where(index["harmful"], 0.5, 0.1) + 0.1 * rng.normal(size=len(index))
-    rise = np.where(index["harmful"], *rises) * index["prompt"].isin(SAFETY).to_numpy()
+    base = np.where(index["harmful"], 0.4, 0.2) + 0.1 * rng.normal(size=len(index))
+    rise = np.where(index["harmful"], *rises) * index["prompt"].isin((*SAFETY, "trained")).to_numpy()
+    rise += apart / 2 * np.where(index["harmful"], 1, -1) * (index["prompt"] == "trained").to_numpy()
     pairs = pd.MultiIndex.from_frame(index[["query_id", "prompt"]])
     return pd.DataFrame({"refusal_rate": np.clip(base + rise, 0, 1)}, index=pairs)
 
@@ -84,11 +91,13 @@ def planted() -> Verdict:
 def test_what_is_planted_is_supported(planted: Verdict) -> None:
     result = planted
     assert tuple(result.table.columns) == claims.COLUMNS
-    order = [SEPARABLE, NOT_ENHANCED, ALIKE, BEYOND, ALONG, HARMFUL, HARMLESS, APART]
+    order = [SEPARABLE, NOT_ENHANCED, ALIKE, BEYOND, ALONG, HARMFUL, HARMLESS, APART, LOGIT_APART]
     assert list(said(result)) == [claim.text for claim in order]
-    assert set(said(result).values()) == {claims.SUPPORTED}
+    assert [verdict for claim, verdict in said(result).items() if claim != LOGIT_APART.text] == [claims.SUPPORTED] * 8
     rows = result.table.set_index("claim")
-    assert rows.loc[APART.text, "estimate"] == pytest.approx(3.0, abs=0.4)
+    assert rows.loc[APART.text, "estimate"] == pytest.approx(0.2, abs=0.05)
+    assert rows.loc[LOGIT_APART.text, "estimate"] == pytest.approx(3.0, abs=0.4)
+    assert rows.loc[BEYOND.text, "under"] == ", ".join(CONTROLS)
     cosine = 3 * 1.5 / (np.sqrt(10) * np.sqrt(1.5**2 + 1))
     assert rows.loc[ALIKE.text, "low"] < cosine < rows.loc[ALIKE.text, "high"]
     assert rows.loc[HARMLESS.text, "n"] == 40
@@ -120,8 +129,9 @@ def test_what_is_not_there_is_not_supported() -> None:
         torch.tensor(states.index["harmful"].to_numpy())[:, None, None], 1.5, -1.5
     ) * (torch.tensor(axis(0), dtype=torch.float32))
     states = as_states(centred[:, 0].numpy(), states.index)
-    verdicts = said(reach(states, rates(states, rises=(-0.2, -0.05))))
+    verdicts = said(reach(states, rates(states, rises=(-0.2, -0.05), apart=-0.2)))
     del verdicts[NOT_ENHANCED.text]  # nothing to enhance
+    assert verdicts.pop(LOGIT_APART.text) == claims.BY_DESIGN
     assert set(verdicts.values()) == {claims.NOT_SUPPORTED}
 
 
@@ -138,7 +148,7 @@ def test_a_prompt_that_separates_the_classes_is_found_out() -> None:
 
 def test_few_queries_are_too_little_data() -> None:
     states = states_of({name: 0.05 * shift for name, shift in SHIFTS.items()}, n=10, apart=0.0)
-    verdicts = said(reach(states, rates(states, rises=(0.0, 0.0)), n_null=50))
+    verdicts = said(reach(states, rates(states, rises=(0.0, 0.0), apart=0.0), n_null=50))
     assert [verdicts[claim.text] for claim in (HARMFUL, HARMLESS, APART)] == [claims.TOO_LITTLE] * 3
 
 
@@ -215,13 +225,13 @@ def test_the_power_table_keeps_its_promise() -> None:
         assert power_by_simulation(n, effect, 0.05) == pytest.approx(0.8, abs=0.03)
         assert power_by_simulation(n // 2, effect, 0.05) < 0.7  # the control
     eight = Verdict(table=pd.DataFrame(), measured=(measured,) * 8)
-    assert (claims.power_table(eight, {HARMLESS.text: [0.1]})["n"].item()) > table["n"].iloc[0]
+    assert claims.power_table(eight, {HARMLESS.text: [0.1]})["n"].min() > table["n"].iloc[0]
 
 
 def test_the_power_table_asks_for_effects_that_support_the_claim(planted: Verdict) -> None:
     result = planted
     default = claims.power_table(result)
-    assert set(default["claim"]) == set(said(result))
+    assert set(default["claim"]) == set(said(result)) - {LOGIT_APART.text}
     assert (default["n"] >= 2).all()
     with pytest.raises(StatesError, match=r"must lie below the threshold 0\.02 .* got 0\.1"):
         claims.power_table(result, {NOT_ENHANCED.text: [0.1]})
@@ -233,3 +243,69 @@ def test_distances_are_measured_on_the_claimed_side() -> None:
     above, below = Claim("a", "u", 0.5, scale=FISHER), Claim("b", "u", 0.02, side=-1)
     assert above.distance(0.8) == pytest.approx(np.arctanh(0.8) - np.arctanh(0.5))
     assert above.distance(0.2) < 0 < below.distance(0.0)
+
+
+# what cannot be tested
+
+
+def noise(states: HiddenStates, seed: int = 0) -> tuple[AnchorSpace, Probe]:
+    """A probe of rates that have nothing to do with the states."""
+    space, rng = fit_anchors(states, n_components=4), np.random.default_rng(seed)
+    return space, fit_probe(space, states, rng.binomial(10, 0.1, len(states)) / 10, positive="refuses")
+
+
+def test_figures_know_every_verdict() -> None:
+    assert set(figures.VERDICT_LOOKS) == set(claims.VERDICTS)
+
+
+def test_a_probe_of_noise_decides_nothing_and_says_why() -> None:
+    states = states_of()
+    with pytest.warns(UnreliableWarning, match="hardly better than chance"):
+        space, refusal = noise(states_of(seed=1))
+    result = claims.verdict(states, rates(states), safety=SAFETY, space=space, refusal=refusal, n_null=50)
+    row = result.table.set_index("claim").loc[ALONG.text]
+    assert (row["verdict"], row["reason"]) == (claims.CANNOT, refusal.problem)
+    assert row["low"] <= row["estimate"] <= row["high"]  # it is drawn all the same
+    assert refusal.problem in str(result)
+    assert "the shift is along refusal" not in set(claims.power_table(result)["claim"])
+    # The control: taken as given, as if it were a refusal direction, it is decided upon.
+    given = claims.verdict(
+        states, rates(states), safety=SAFETY, space=space, refusal=replace(refusal, check=None), n_null=50
+    )
+    assert said(given)[ALONG.text] != claims.CANNOT
+    assert given.table.set_index("claim").loc[ALONG.text, "p_against"] < 1
+
+
+def test_rates_that_never_change_decide_nothing() -> None:
+    states = states_of()
+    never = rates(states).assign(refusal_rate=0.0)
+    result = reach(states, never)
+    for claim in (HARMFUL, HARMLESS, APART):
+        assert said(result)[claim.text] == claims.CANNOT
+    assert "0 for every query" in result.table.set_index("claim").loc[HARMFUL.text, "reason"]
+    assert said(result)[ALIKE.text] == claims.SUPPORTED
+
+
+def test_equal_changes_of_few_queries_have_an_interval_with_a_width() -> None:
+    states = states_of(n=4)
+    index = states.index
+    flat = rates(states).assign(refusal_rate=(index["prompt"] != "none").to_numpy(dtype=float))
+    row = reach(states, flat, n_null=50).table.set_index("claim").loc[HARMFUL.text]
+    assert row["estimate"] == 1.0
+    assert row["low"] < 0.7
+
+
+def test_several_judges_and_controls_show_where_the_decision_depends_on_them() -> None:
+    states = states_of(SHIFTS | {"twin": 3 * axis(1) + axis(14)})
+    both = {"strict": rates(states), "blind": rates(states, rises=(-0.2, -0.2))}
+    sets = {"far": CONTROLS, "near": ("twin",)}
+    result = reach(states, both, controls=sets, trained=None)
+    rows = result.table.set_index(["claim", "under"])["verdict"]
+    assert rows[HARMFUL.text, "strict"] == claims.SUPPORTED
+    assert rows[HARMFUL.text, "blind"] == claims.NOT_SUPPORTED
+    assert rows[BEYOND.text, "far: date, format"] == claims.SUPPORTED
+    assert rows[BEYOND.text, "near: twin"] == claims.NOT_SUPPORTED
+    assert len(rows[ALIKE.text]) == 1  # it depends on neither
+    summary = result.summary().set_index("claim")["verdict"]
+    assert summary[HARMFUL.text] == "supported (strict); not supported (blind)"
+    assert summary[ALIKE.text] == claims.SUPPORTED

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drolab import evidence
-from drolab.errors import StatesError
-from drolab.probing import fit_anchors
+from drolab.errors import StatesError, UnreliableWarning
+from drolab.probing import fit_anchors, fit_probe
 from drolab.types import AnchorSpace, HiddenStates, Probe
 
 SAFE = 3 * axis(1)
@@ -201,3 +201,47 @@ def test_shifts_in_random_directions_are_rarely_safety_shifts() -> None:
 def test_the_report_needs_both_classes(states: HiddenStates) -> None:
     with pytest.raises(StatesError, match="pass states of both classes"):
         evidence.shift_report(states.select(harmful=True), *planted_refusal(states))
+
+
+def test_the_interval_along_refusal_holds_the_uncertainty_of_the_direction() -> None:
+    """Intervals hold the cosine of the direction that endless queries give, and those that take the direction as given
+    do not. (Noise in the direction pulls its cosines towards 0, so with few queries they hold it more rarely.)"""
+    shift, slope = 3 * axis(2) + 2 * axis(3), np.array([1.5, 0.5])
+    space = fit_anchors(planted_states({"long": shift}, n_per_class=300, seed=7), n_components=6)
+
+    def fitted(n: int, seed: int, check: bool = True) -> Probe:
+        states = planted_states({"long": shift}, n_per_class=n, gap=0.0, seed=seed).select(prompt="none")
+        logits = states.matrix().double().numpy()[:, 2:4] @ slope
+        target = np.random.default_rng(seed).uniform(size=2 * n) < 1 / (1 + np.exp(-logits))
+        return fit_probe(space, states, target, positive="refuses", C=100.0, check=check)
+
+    def cosine(probe: Probe) -> float:
+        return float(np.mean(probe.direction(space).double().numpy() @ shift / np.linalg.norm(shift)))
+
+    truth = cosine(fitted(20_000, 0, check=False))
+    held = []
+    for seed in range(1, 41):
+        moved = planted_states({"long": shift}, n_per_class=50, seed=1000 + seed)
+        probe = fitted(300, seed)
+        reports = [evidence.shift_report(moved, space, one, n_null=2) for one in (probe, replace(probe, refits=None))]
+        held.append([((one["cosine_low"] < truth) & (truth < one["cosine_high"])).all() for one in reports])
+    whole, given = np.mean(held, axis=0)
+    assert whole > 0.8
+    assert given < 0.3
+
+
+def test_a_probe_with_a_problem_decides_nothing() -> None:
+    states = planted_states({"long": 3 * axis(2)})
+    space = fit_anchors(states)
+    with pytest.warns(UnreliableWarning, match="hardly better than chance"):
+        noise = fit_probe(
+            space, states, np.random.default_rng(0).binomial(10, 0.1, len(states)) / 10, positive="refuses"
+        )
+    report = evidence.shift_report(states, space, noise, n_null=20)
+    assert report["safety_shift"].isna().all()
+    assert set(report["note"]) == {noise.problem}
+    given = evidence.shift_report(
+        states, space, replace(noise, check=None), n_null=20
+    )  # the control: as if it were one
+    assert given["safety_shift"].notna().all()
+    assert set(given["note"]) == {""}

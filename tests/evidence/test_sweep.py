@@ -19,6 +19,7 @@ from drolab.errors import StatesError
 from drolab.evidence import shift_cosines
 from drolab.models import ChatModel, wrap
 from drolab.probing import cross_validate
+from drolab.probing.crossval import RIDGE
 from drolab.types import QUERY_COLUMNS, DROConfig, DRORun, HiddenStates, SafetyPrompt
 
 SAFETY, CONTROL = ("a", "b"), "neutral"
@@ -138,12 +139,12 @@ def test_one_fit_gives_the_predictions_of_a_fit_per_fold(width: int) -> None:
     for fold in targets.folds:
         train = np.setdiff1d(np.arange(60), fold)
         for target, predicted in zip(flat, found, strict=True):
-            model = Ridge(alpha=sweep.RIDGE * 60).fit(scaled[train], target[train])
+            model = Ridge(alpha=RIDGE * 60).fit(scaled[train], target[train])
             np.testing.assert_allclose(predicted[fold], model.predict(scaled[fold]) - target[train].mean(), atol=1e-9)
         for group, predicted in zip(targets.left_out, fewer, strict=True):
             kept = np.setdiff1d(train, group)
             # The penalty stays what it is for all rows, see _half_smoother.
-            model = Ridge(alpha=sweep.RIDGE * 60).fit(scaled[kept], flat[0, kept])
+            model = Ridge(alpha=RIDGE * 60).fit(scaled[kept], flat[0, kept])
             np.testing.assert_allclose(predicted[fold], model.predict(scaled[fold]) - flat[0, kept].mean(), atol=1e-9)
 
 

@@ -107,12 +107,24 @@ def test_a_threshold_has_a_line_in_its_row_and_is_in_the_range() -> None:
 
 @pytest.mark.parametrize("theme", THEMES)
 def test_a_verdict_is_told_by_symbol_and_by_colour(theme: str) -> None:
-    figure = figures.forest(claims(), theme=theme)
+    table = pd.concat([claims().head(1).assign(verdict=name) for name in VERDICT_LOOKS])
+    figure = figures.forest(table, theme=theme)
     rows = [trace for trace in figure.data if trace.customdata is not None]
     looks = {(trace.marker.symbol, trace.marker.color) for trace in rows}
-    assert len({symbol for symbol, _ in looks}) == len({color for _, color in looks}) == len(VERDICT_LOOKS)
+    assert len({symbol for symbol, _ in looks}) == len(VERDICT_LOOKS)
+    assert len({color for _, color in looks}) == 3  # what is decided has a colour of its own, the rest is grey
     legend = {trace.name for trace in figure.data if trace.showlegend is not False}
     assert legend == {*VERDICT_LOOKS, "range under the null"}
+
+
+def test_what_a_claim_depends_on_and_why_it_cannot_be_tested_is_said() -> None:
+    table = claims().head(2).assign(under=["", "text <judge>"], reason=["", "Only 1 of 96 queries was ever refused."])
+    figure = figures.forest(table.assign(verdict=["supported", "cannot be tested here"]))
+    first, second = (trace.customdata[0] for trace in figure.data if trace.customdata is not None)
+    assert "(" not in first.split("<br>")[0]
+    assert second.startswith("Separable as well (text &lt;judge&gt;)<br><b>cannot be tested here</b>")
+    assert second.endswith("Only 1 of 96 queries was ever refused.")
+    assert "(text &lt;judge&gt;)" in figure.layout.annotations[1].text
 
 
 def test_a_forest_of_one_claim_without_a_null_is_drawn() -> None:

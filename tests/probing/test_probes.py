@@ -12,11 +12,14 @@ import pytest
 import torch
 from helpers.planted import as_states, axis, parity_states, planted_states, state_index
 from safetensors.torch import load_file
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold, cross_val_predict
 
-from drolab.errors import StatesError
+from drolab.errors import StatesError, UnreliableWarning
+from drolab.intervals import auc
 from drolab.probing import align_target, coordinates, cross_validate, fit_anchors, fit_probe
+from drolab.probing.crossval import RIDGE, spread_folds
 from drolab.types import AnchorSpace, HiddenStates
 
 
@@ -200,3 +203,88 @@ def test_a_target_of_words(space: AnchorSpace, states: HiddenStates) -> None:
 def test_a_target_by_row_numbers_is_not_guessed(space: AnchorSpace, states: HiddenStates) -> None:
     with pytest.raises(StatesError, match=r"row numbers, which are no query ids. Take the column from load_queries"):
         fit_probe(space, states, by_query(states).reset_index(drop=True), positive="harmful")
+
+
+# does it read anything?
+
+
+def refusals(states: HiddenStates, slope: float, seed: int = 0) -> np.ndarray:
+    """Shares of refusals in 10 samples that rise along axis 2, in which queries differ whatever their class."""
+    logits = slope * states.matrix().double().numpy()[:, 2] - 1
+    return np.random.default_rng(seed).binomial(10, 1 / (1 + np.exp(-logits))) / 10
+
+
+@pytest.mark.parametrize("value", [0.05, 0.5])
+def test_a_target_that_is_the_same_everywhere(states: HiddenStates, space: AnchorSpace, value: float) -> None:
+    with pytest.raises(StatesError, match=rf"is {value} for all 120 states, so there is nothing to tell apart"):
+        fit_probe(space, states, np.full(len(states), value), positive="refuses")
+
+
+def test_noise_does_not_pass_and_what_is_there_does() -> None:
+    """Targets with and without meaning, under two prompts. benchmarks/calibration.py has 2,000 sets of queries."""
+    problems: dict[float, list[bool]] = {0.0: [], 2.5: []}
+    for slope, found in problems.items():
+        for seed in range(25):
+            states = planted_states({"long": 3 * axis(1)}, n_per_class=25, seed=seed)
+            probe = fit_probe(fit_anchors(states, n_components=8), states, refusals(states, slope, seed), positive="r")
+            found.append(bool(probe.problem))
+    assert np.mean(problems[0.0]) == 1
+    assert np.mean(problems[2.5]) < 0.2
+
+
+def test_what_the_prompt_alone_does_is_no_reading_of_the_queries(states: HiddenStates, space: AnchorSpace) -> None:
+    """All queries are refused more often under the prompt, which the states show: any probe finds the prompt."""
+    rate = np.where(states.index["prompt"] == "long", 0.6, 0.2)
+    target = np.random.default_rng(0).binomial(10, rate) / 10
+    with pytest.warns(UnreliableWarning, match="hardly better than chance here: AUC 0.[67]"):
+        probe = fit_probe(space, states, target, positive="refuses")
+    assert probe.check is not None
+    assert min(probe.check.null) > 0.55  # shuffled queries keep the prompt
+
+
+def test_hardly_any_refusals_are_counted(states: HiddenStates, space: AnchorSpace) -> None:
+    rare = pd.Series(0.0, index=by_query(states).index)
+    rare.iloc[[3, 40]] = 0.1
+    with pytest.warns(UnreliableWarning, match="Only 2 of 60 queries have anything of 'refuses'.*Sample more replies"):
+        probe = fit_probe(space, states, rare, positive="refuses")
+    assert probe.check is not None
+    assert np.isnan(probe.check.auc)
+    assert probe.refits is None
+    with pytest.warns(UnreliableWarning, match="All but 2 of 60 queries have nothing but 'answers'"):
+        fit_probe(space, states, 1 - rare, positive="answers")
+
+
+def test_a_check_changes_nothing_of_the_probe(states: HiddenStates, space: AnchorSpace) -> None:
+    target = refusals(states, 1.5)
+    checked, plain = (fit_probe(space, states, target, positive="refuses", check=check) for check in (True, False))
+    assert checked.identity == plain.identity
+    assert plain.check is None
+    assert plain.problem == checked.problem == ""
+    assert checked.check is not None
+    assert checked.check.auc > max(checked.check.null)
+    assert checked.refits is not None
+    assert checked.refits.shape == (10, 4)
+    assert (checked.refits - checked.coef).abs().max() < checked.coef.abs().max()
+
+
+def test_the_aucs_are_those_of_ridge_regressions_without_the_fold(states: HiddenStates, space: AnchorSpace) -> None:
+    target = refusals(states, 1.5)
+    probe = fit_probe(space, states, target, positive="refuses")
+    points = coordinates(space, states).double().numpy()
+    scaled, predicted = (points - points.mean(axis=0)) / points.std(axis=0), np.empty(len(points))
+    for rows in spread_folds(target, states.index["query_id"].to_numpy(), 0):
+        train = np.setdiff1d(np.arange(len(points)), rows)
+        model = Ridge(alpha=RIDGE * len(points)).fit(scaled[train], target[train])
+        predicted[rows] = model.predict(scaled[rows]) - target[train].mean()
+    assert probe.check is not None
+    assert probe.check.auc == pytest.approx(auc(predicted, target))
+
+
+def test_the_auc_of_soft_labels_is_that_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    for n in (2, 7, 200):
+        scores, fractions = rng.integers(0, 9, n) / 3, np.r_[0.0, 1.0, rng.uniform(size=n - 2)]
+        twice, weights = np.repeat([1.0, 0.0], n), np.r_[fractions, 1 - fractions]
+        expected = roc_auc_score(twice, np.tile(scores, 2), sample_weight=weights)
+        assert auc(scores, fractions) == pytest.approx(expected)
+    assert np.isnan(auc(np.arange(3.0), np.ones(3)))
