@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-SWEEP_COLUMNS = ("layer", "position", "token", "measure", "value", "low", "high")
+SWEEP_COLUMNS = ("layer", "position", "token", "measure", "value", "low", "high", "note")
 """Columns of `measure_sites`."""
 
 CONTROLS = {
@@ -56,6 +56,10 @@ CONTROLS = {
 
 N_COMPONENTS = 4
 """Of the anchor space in which a site's refusal direction is fitted, as in the paper."""
+
+
+NO_REFUSAL = "refusal is read here no better than shuffled rates"
+"""The note on what rests on a site's refusal direction, where there is none."""
 
 
 def position_labels(model: ChatModel, queries: pd.DataFrame, positions: Sequence[int]) -> dict[int, str]:
@@ -117,8 +121,9 @@ def measure_sites(
         tokens: the text of each position, see `position_labels`.
 
     Returns:
-        SWEEP_COLUMNS, one row per layer, position and measure. Without `controls` their rows are not there, with one
-        safety prompt no `shift cosine`.
+        SWEEP_COLUMNS, one row per layer, position and measure. `note` says of a `refusal cosine` that refusal cannot be
+        read at this site: then its direction is one of noise, and `sites` does not count it. Without `controls` their
+        rows are not there, with one safety prompt no `shift cosine`.
 
     Raises:
         StatesError: no rates, a rate that is missing, a control without states, no safety prompt, or as in `shifts`,
@@ -131,7 +136,10 @@ def measure_sites(
         for layer in states.layers:
             site = {"layer": layer, "position": int(position), "token": (tokens or {}).get(int(position), "")}
             measured = _measures(part.select(layer=layer), plan, n_bootstrap, level)
-            rows += [{**site, "measure": name, "value": v, "low": a, "high": b} for name, (v, a, b) in measured.items()]
+            noise = not measured["refusal"].low > measured[CONTROLS["refusal"]].high
+            for name, (value, low, high) in measured.items():
+                note = NO_REFUSAL if noise and name.startswith("refusal cosine") else ""
+                rows.append({**site, "measure": name, "value": value, "low": low, "high": high, "note": note})
     return pd.DataFrame(rows, columns=list(SWEEP_COLUMNS))
 
 
@@ -158,6 +166,7 @@ def sites(table: pd.DataFrame) -> pd.DataFrame:
         if own.empty or other.empty:
             continue
         joined = own.merge(other[[*keys, "high"]].rename(columns={"high": "control_high"}), on=keys)
+        joined.loc[joined["note"] != "", ["low", "control_high"]] = np.nan
         for _, line in joined.groupby("position", sort=False):
             rows += _first_and_clearest(line.sort_values("layer"))
     if not rows:

@@ -8,6 +8,7 @@ paper's is, scores states on the scale of a logit, and is judged on queries that
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,9 +19,10 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from drolab.errors import StatesError
+from drolab.errors import StatesError, UnreliableWarning
 from drolab.intervals import jackknife_error, unit, weighted_labels
 from drolab.probing.anchors import fit_anchors, one_position
+from drolab.probing.crossval import check_readout
 from drolab.probing.probes import fit_probe, ridge_logistic
 from drolab.probing.targets import Target, align_target, check_classes, grouped_folds
 from drolab.types import AnchorSpace, HiddenStates
@@ -64,6 +66,8 @@ class Direction:
     layer: int
     """In transformers' count, not negative."""
     model_fingerprint: str = ""
+    problem: str = ""
+    """Why it cannot be trusted, and what to do; empty if nothing speaks against it."""
 
     def __repr__(self) -> str:
         return (
@@ -125,7 +129,11 @@ def fit_directions(
         methods: some of METHODS; None takes all.
         space: the anchor space of `anchor_probe`, which must be of the same layer; None fits one on the states,
             with 4 components.
-        random_state: deals the queries into folds.
+        random_state: deals the queries into folds, and shuffles them for the check.
+
+    Warns:
+        UnreliableWarning: a linear readout of the states finds hardly more of the target than of shuffled ones, or
+            hardly any query has one of the classes. Then every direction has this as its `problem`.
 
     Returns:
         Method → direction. The scores of `mean_difference` and `leace`, which fit no likelihood, are the log odds
@@ -151,10 +159,14 @@ def fit_directions(
     chosen = one_position(states).select(layer=layer)
     features, fractions = Features(states=chosen, space=space), align_target(states, target)
     check_classes(fractions, positive)
-    return {
+    problem = check_readout(features.raw, chosen.index, fractions, positive, random_state=random_state).problem
+    if problem:
+        warnings.warn(problem, UnreliableWarning, stacklevel=2)
+    found = {
         method: fit_direction(method, features, fractions, tune(method, features, fractions, random_state), positive)
         for method in checked_methods(methods)
     }
+    return {method: replace(direction, problem=problem) for method, direction in found.items()}
 
 
 def direction_cosines(

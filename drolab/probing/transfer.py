@@ -33,8 +33,23 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
     Rows = NDArray[np.intp]
 
-TRANSFER_COLUMNS = ("method", "shuffled", "fitted_on", "tested_on", "n_queries", "n", "auc", "low", "high", "ceiling")
+TRANSFER_COLUMNS = (
+    "method",
+    "shuffled",
+    "fitted_on",
+    "tested_on",
+    "n_queries",
+    "n",
+    "auc",
+    "low",
+    "high",
+    "ceiling",
+    "note",
+)
 """Columns of `transfer`."""
+
+NO_BETTER = "no better than shuffled targets"
+"""The note on such a row."""
 
 
 def transfer(
@@ -73,7 +88,7 @@ def transfer(
         interval is of what the method reaches when it is fitted on so many other queries and tested on other ones, see
         `drolab.probing.crossval`; with `test_states`, of what these very directions reach on other test queries (a
         bootstrap over them, with all their prompts). For the control, `auc`, `low` and `high` are those of all shuffles
-        together, and too narrow with few of them.
+        together, and too narrow with few of them. `note` says where a direction ranks no better than its control.
 
     Raises:
         StatesError: both or none of `across` and `test_states`; a query that is in both sets of states; as in
@@ -113,8 +128,17 @@ def transfer(
     for (fitted_on, tested_on), parts in held_out.items():
         place = {"fitted_on": fitted_on, "tested_on": tested_on}
         rows += [place | row for row in _auc_rows(parts, targets, both.index, n_bootstrap, generator, level)]
-    table = pd.DataFrame(rows, columns=list(TRANSFER_COLUMNS))
-    return table.sort_values("shuffled", kind="stable", ignore_index=True)
+    table = pd.DataFrame(rows).sort_values("shuffled", kind="stable", ignore_index=True)
+    return table.assign(note=_notes(table))[list(TRANSFER_COLUMNS)]
+
+
+def _notes(table: pd.DataFrame) -> pd.Series:
+    """Of the rows whose interval does not lie above that of the same with shuffled targets."""
+    same = ["method", "fitted_on", "tested_on"]
+    control = table[table["shuffled"]].set_index(same)["high"]
+    reached = pd.Series(pd.MultiIndex.from_frame(table[same]).map(control.to_dict()), index=table.index, dtype=float)
+    like_chance = ~table["shuffled"] & (table["low"] <= reached)
+    return pd.Series(np.where(like_chance, NO_BETTER, ""), index=table.index)
 
 
 class _Split(NamedTuple):

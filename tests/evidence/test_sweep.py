@@ -305,3 +305,15 @@ def test_probes_and_dro_work_at_an_inner_layer_and_see_nothing_behind_it(tiny_ll
     torch.testing.assert_close(*inner, rtol=0, atol=1e-5)
     assert not torch.allclose(*last, rtol=0, atol=1e-4)
     assert not torch.allclose(inner[0], last[0], rtol=0, atol=1e-4)
+
+
+def test_a_turn_to_refusal_where_refusal_cannot_be_read_is_noted_and_not_counted(planted: pd.DataFrame) -> None:
+    notes = planted[planted["measure"] == "refusal cosine"].set_index("layer")["note"]
+    assert notes.to_dict() == {0: sweep.NO_REFUSAL, 1: "", 2: ""}  # at 1 through harm
+    assert set(planted.loc[~planted["measure"].str.startswith("refusal cosine"), "note"]) == {""}
+    states, rate = planted_layers()
+    noise = pd.Series(np.random.default_rng(0).binomial(10, 0.05, len(rate)) / 10, index=rate.index)
+    table = sweep.measure_sites(states, noise, controls=[CONTROL], n_bootstrap=100, n_shuffles=50)
+    found = sweep.sites(table)
+    assert found.loc[found["measure"] == "refusal cosine", "layer"].isna().all()
+    assert found.loc[found["measure"] == "harmfulness", "layer"].notna().all()

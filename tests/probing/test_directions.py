@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.planted import WIDTH, as_states, axis, state_index
+from helpers.planted import WIDTH, as_states, axis, planted_states, state_index
 from sklearn.covariance import ledoit_wolf
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from drolab import figures
-from drolab.errors import StatesError
+from drolab.errors import StatesError, UnreliableWarning
 from drolab.probing import (
     METHODS,
     Direction,
@@ -235,3 +235,13 @@ def test_errors_that_say_what_to_do(states: HiddenStates) -> None:
         one(states, "leace", np.ones(len(states)))
     with pytest.raises(StatesError, match=r"shape \[n, 24\], got \[3, 5\]: pass states.matrix\(2\)"):
         one(states, "leace").scores(torch.zeros(3, 5))
+
+
+def test_directions_of_noise_say_so() -> None:
+    states = planted_states({"long": 3 * axis(1)})
+    noise = np.random.default_rng(0).binomial(10, 0.1, len(states)) / 10
+    with pytest.warns(UnreliableWarning, match="'refuses' is hardly better than chance"):
+        found = fit_directions(states, noise, positive="refuses", methods=["mean_difference", "leace"])
+    assert len({one.problem for one in found.values()} - {""}) == 1
+    harm = fit_directions(states, states.index["harmful"].to_numpy(), positive="harmful", methods=["mean_difference"])
+    assert harm["mean_difference"].problem == ""
