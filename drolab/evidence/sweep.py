@@ -29,6 +29,7 @@ from drolab.probing import (
     left_out_groups,
     ridge_predictions,
     root_mean_square,
+    too_few,
 )
 from drolab.types import NO_PROMPT, HiddenStates, SafetyPrompt
 
@@ -121,9 +122,10 @@ def measure_sites(
         tokens: the text of each position, see `position_labels`.
 
     Returns:
-        SWEEP_COLUMNS, one row per layer, position and measure. `note` says of a `refusal cosine` that refusal cannot be
-        read at this site: then its direction is one of noise, and `sites` does not count it. Without `controls` their
-        rows are not there, with one safety prompt no `shift cosine`.
+        SWEEP_COLUMNS, one row per layer, position and measure. `note` says of the measures of refusal that refusals (or
+        answers) are too few, or of a `refusal cosine` that refusal cannot be read at this site, so that its direction
+        is one of noise; `sites` counts no row with a note. Without `controls` their rows are not there, with one safety
+        prompt no `shift cosine`.
 
     Raises:
         StatesError: no rates, a rate that is missing, a control without states, no safety prompt, or as in `shifts`,
@@ -136,9 +138,10 @@ def measure_sites(
         for layer in states.layers:
             site = {"layer": layer, "position": int(position), "token": (tokens or {}).get(int(position), "")}
             measured = _measures(part.select(layer=layer), plan, n_bootstrap, level)
-            noise = not measured["refusal"].low > measured[CONTROLS["refusal"]].high
+            unread = "" if measured["refusal"].low > measured[CONTROLS["refusal"]].high else NO_REFUSAL
             for name, (value, low, high) in measured.items():
-                note = NO_REFUSAL if noise and name.startswith("refusal cosine") else ""
+                on_direction = name.startswith("refusal cosine")
+                note = (plan.few or (unread if on_direction else "")) if name.startswith("refusal") else ""
                 rows.append({**site, "measure": name, "value": value, "low": low, "high": high, "note": note})
     return pd.DataFrame(rows, columns=list(SWEEP_COLUMNS))
 
@@ -197,6 +200,8 @@ class Plan:
     safety: list[str]
     controls: list[str]
     baseline: str
+    few: str
+    """In words, if hardly any query is ever refused, or hardly any ever answered."""
     classes: list[NDArray[np.intp]]
     """The queries of each class, harmful first."""
     harm: Targets
@@ -222,11 +227,13 @@ class Plan:
         grid = known.pivot(index="prompt", columns="query_id", values="rate")
         ordered = grid.reindex(index=scored, columns=moved.queries["query_id"].tolist()).to_numpy()
         labels = moved.queries["harmful"].to_numpy(dtype=np.float64)[None]
+        few = too_few(known["rate"].to_numpy(), known["query_id"].to_numpy(), "refuses")
+        strata = np.repeat(labels, len(ordered), axis=0) if few else ordered
         return cls(
-            rates=rates, scored=scored, safety=safety, controls=list(controls), baseline=baseline, seed=seed,
+            few=few, rates=rates, scored=scored, safety=safety, controls=list(controls), baseline=baseline, seed=seed,
             classes=[moved.rows(harmful) for harmful in moved.classes],
-            harm=Targets.make(labels, n_splits, n_shuffles, seed),
-            refusal=Targets.make(ordered, n_splits, n_shuffles, seed),
+            harm=Targets.make(labels, n_splits, n_shuffles, seed, labels),
+            refusal=Targets.make(ordered, n_splits, n_shuffles, seed, strata),
         )  # fmt: skip
 
     def weights(self, n_draws: int) -> Iterator[Array]:
@@ -386,12 +393,12 @@ class Targets:
     """The rows of each group of queries that is left out in turn, see `drolab.probing.crossval`."""
 
     @classmethod
-    def make(cls, grid: Array, n_splits: int, n_shuffles: int, seed: int) -> Targets:
-        """From [n_prompts, n_queries]."""
+    def make(cls, grid: Array, n_splits: int, n_shuffles: int, seed: int, strata: Array) -> Targets:
+        """From [n_prompts, n_queries]; `strata` of this shape are spread evenly over the folds."""
         n_prompts, n_queries = grid.shape
         queries = np.tile(np.arange(n_queries), n_prompts)
-        folds = [test for _, test in grouped_folds(grid.ravel(), queries, n_splits, seed)]
-        left_out = left_out_groups(grid.ravel(), queries, seed)
+        folds = [test for _, test in grouped_folds(strata.ravel(), queries, n_splits, seed)]
+        left_out = left_out_groups(strata.ravel(), queries, seed)
         generator = np.random.default_rng(seed)
         order = np.tile(np.arange(n_queries), (1 + n_shuffles, 1))
         order[1:] = generator.permuted(order[1:], axis=1)

@@ -7,7 +7,14 @@ regressions in the anchor space), `directions` (refusal directions by several me
 """
 
 from drolab.probing.anchors import anchor_matrix, coordinates, fit_anchors, one_position
-from drolab.probing.crossval import FLAT, crossval_interval, left_out_groups, ridge_predictions, root_mean_square
+from drolab.probing.crossval import (
+    FLAT,
+    crossval_interval,
+    left_out_groups,
+    ridge_predictions,
+    root_mean_square,
+    too_few,
+)
 from drolab.probing.directions import METHODS, RANDOM, Direction, direction_cosines, fit_directions
 from drolab.probing.manifold import umap_view
 from drolab.probing.probes import cross_validate, fit_probe
@@ -34,6 +41,7 @@ __all__ = [
     "one_position",
     "ridge_predictions",
     "root_mean_square",
+    "too_few",
     "transfer",
     "umap_view",
 ]

@@ -36,8 +36,8 @@ N_GROUPS = 10
 
 def left_out_groups(fractions: Array, queries: NDArray[Any], random_state: int) -> list[Rows]:
     """The rows of each group that is left out in turn, the classes spread evenly."""
-    sizes = np.unique(fractions >= 0.5, return_counts=True)[1]
-    n_groups = min(N_GROUPS, len(np.unique(queries)), *sizes)
+    sizes = [np.unique(labels, return_counts=True)[1] for labels in (fractions >= 0.5, fractions > fractions.mean())]
+    n_groups = min(N_GROUPS, len(np.unique(queries)), max(min(size) for size in sizes))
     return [rows for _, rows in grouped_folds(fractions, queries, n_groups, random_state)]
 
 
@@ -151,7 +151,7 @@ def check_readout(
         fractions: [n], not all equal.
     """
     queries = index["query_id"].to_numpy()
-    if few := _too_few(fractions, queries, positive):
+    if few := too_few(fractions, queries, positive):
         return FitCheck(auc=math.nan, null=(), problem=few)
     alike, generator = _exchangeable(index), np.random.default_rng(random_state)
     targets = np.stack([fractions, *(_shuffled(fractions, alike, generator) for _ in range(n_shuffles))])
@@ -196,7 +196,7 @@ def _p_of_chance(aucs: Array, best: float, n_queries: int) -> float:
     return float(stats.t.sf((places[0] - places[1:].mean()) / (spread * np.sqrt(1 + 1 / n)), n - 1))
 
 
-def _too_few(fractions: Array, queries: NDArray[Any], positive: str) -> str:
+def too_few(fractions: Array, queries: NDArray[Any], positive: str) -> str:
     """In words, if hardly any query has one of the classes in its target."""
     by_query = pd.Series(fractions).groupby(queries)
     n = by_query.ngroups

@@ -48,7 +48,8 @@ def align_target(states: HiddenStates, target: Target) -> Array:
 def grouped_folds(
     fractions: Array, groups: NDArray[Any], n_splits: int, random_state: int
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """(train, test) row numbers of each fold: no group in both, classes spread evenly.
+    """(train, test) row numbers of each fold: no group in both, fractions below and from one half spread evenly; those
+    below and above their mean, where too few reach one half.
 
     Raises:
         StatesError: too few groups, or too few rows of a class, for `n_splits` folds.
@@ -56,6 +57,8 @@ def grouped_folds(
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     labels = fractions >= 0.5
+    if min(np.count_nonzero(labels), np.count_nonzero(~labels)) < n_splits:
+        labels = fractions > fractions.mean()
     fewest = min(len(np.unique(groups)), *np.unique(labels, return_counts=True)[1])
     if not 2 <= n_splits <= fewest:
         raise StatesError(

@@ -132,7 +132,7 @@ def test_one_fit_gives_the_predictions_of_a_fit_per_fold(width: int) -> None:
     rng = np.random.default_rng(0)
     grid = rng.uniform(size=(2, 30))
     points = rng.normal(size=(60, width)) * rng.uniform(0.1, 10, size=width)
-    targets = sweep.Targets.make(grid, 5, 3, 0)
+    targets = sweep.Targets.make(grid, 5, 3, 0, grid)
     found, fewer = (part.reshape(-1, 60) for part in sweep.held_out(points, targets))
     scaled = (points - points.mean(axis=0)) / points.std(axis=0)
     flat = targets.values.reshape(4, 60)
@@ -317,3 +317,17 @@ def test_a_turn_to_refusal_where_refusal_cannot_be_read_is_noted_and_not_counted
     found = sweep.sites(table)
     assert found.loc[found["measure"] == "refusal cosine", "layer"].isna().all()
     assert found.loc[found["measure"] == "harmfulness", "layer"].notna().all()
+
+
+def test_one_refusal_is_too_few_and_the_rest_is_measured_all_the_same(planted: pd.DataFrame) -> None:
+    states, rate = planted_layers()
+    one = pd.Series(0.0, index=rate.index)
+    one.iloc[5] = 0.1
+    table = sweep.measure_sites(states, one, controls=[CONTROL], n_bootstrap=100, n_shuffles=50)
+    notes = table.groupby("measure")["note"].first()
+    assert "Only 1 of 80 queries" in notes["refusal"]
+    assert notes["refusal"] == notes["refusal cosine"] == notes["refusal within class"]
+    assert notes["harmfulness"] == notes["shift size"] == ""
+    same = ["harmfulness", "shift size", "shift cosine"]
+    for measure in same:
+        assert cell(table, 2, measure)["value"] == cell(planted, 2, measure)["value"]

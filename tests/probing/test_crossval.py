@@ -40,7 +40,7 @@ def test_readouts_of_nothing_hold_one_half_and_without_the_training_part_do_not(
     """A ridge readout of labels without meaning: 95 % intervals of 200 data sets hold an AUC of .5."""
     rng = np.random.default_rng(1)
     labels = np.repeat([1.0, 0.0], 30)
-    targets = sweep.Targets.make(labels[None], 5, 0, 0)
+    targets = sweep.Targets.make(labels[None], 5, 0, 0, labels[None])
     weights = np.empty((300, 60))
     for half in (slice(30), slice(30, 60)):
         weights[:, half] = rng.multinomial(30, np.full(30, 1 / 30), size=300) / 30
