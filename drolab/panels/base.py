@@ -46,11 +46,13 @@ class Panel(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
 
     def __init__(self, controls: Mapping[str, widgets.Widget], body: Sequence[widgets.Widget]) -> None:
         self.controls = dict(controls)
+        self.caution = widgets.HTML(layout=widgets.Layout(width="auto"))
+        """What must be known of all that is shown here; it stays."""
         self.message = widgets.HTML(layout=widgets.Layout(width="auto"))
         self.lock = threading.RLock()
         """Held while a callback runs, so that a job's thread and the user's hand never draw at once."""
         self._filling = False
-        super().__init__([row(*self.controls.values()), self.message, *body])
+        super().__init__([row(*self.controls.values()), self.caution, self.message, *body])
 
     def values(self) -> dict[str, Any]:
         """The present value of each control that has one."""
@@ -101,6 +103,11 @@ class Panel(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
                     self.message.value = alert(error)
 
         return call
+
+    def warn(self, text: str) -> None:
+        """A line above the figure that stays, in plain text; empty text takes it away."""
+        line = f'<div role="note" style="padding:4px 0"><b>Caution.</b> {html.escape(text)}</div>'
+        self.caution.value = line if text else ""
 
     def say(self, text: str) -> None:
         """A line above the figure, in plain text."""

@@ -184,6 +184,15 @@ def test_a_boundary_that_cannot_be_fitted_is_named_and_the_rest_is_drawn(states:
     assert "No boundary of 'refuses': The target of the probe 'refuses' is 0 for all" in words
 
 
+def test_a_boundary_that_says_nothing_is_drawn_and_named(states: HiddenStates) -> None:
+    index = pd.MultiIndex.from_frame(states.index[["query_id", "prompt"]])
+    noise = pd.DataFrame({"refusal_rate": np.random.default_rng(0).binomial(10, 0.1, len(index)) / 10}, index=index)
+    panel = panels.projection(states, anchors=ANCHORS, scores=noise)
+    assert "refuses = 0" in {trace.name for trace in panel.picture.data}
+    words = panel.picture.layout.xaxis.title.text.replace("<br>", " ")
+    assert "A readout of 'refuses' is hardly better than chance here" in words
+
+
 def test_hover_shows_rate_and_first_response(panel: ProjectionPanel) -> None:
     (text,) = [t for c in sorted_clouds(panel, "mine") for i, t in zip(c.ids, c.customdata, strict=True) if i == "q41"]
     assert "refusal rate: 0.95" in text

@@ -25,7 +25,7 @@ from drolab.panels import PromptLab
 from drolab.panels.prompt_lab import view
 from drolab.panels.prompt_lab.view import Bench, PromptShelf, Trial
 from drolab.probing import coordinates
-from drolab.types import AnchorSpace, Probe, SafetyPrompt, SoftPrompt
+from drolab.types import AnchorSpace, FitCheck, Probe, SafetyPrompt, SoftPrompt
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> <b>$x$</b> \x00\u202eabc 😀 & \"'"
 TEXT = "Refuse what could hurt."
@@ -248,6 +248,17 @@ def test_one_work_at_a_time(lab: PromptLab, monkeypatch: pytest.MonkeyPatch) -> 
     gate.open.release(2)
     assert lab.job.wait(60)
     assert list(lab.prompts()) == ["mine"]
+
+
+def test_a_probe_that_reads_nothing_is_said_above_all_that_rests_on_it(fitted: Fitted, lab: PromptLab) -> None:
+    check = FitCheck(auc=0.5, null=(0.4, 0.6), problem="A readout of 'refuses' is <no> better than chance.")
+    doubtful = fitted.lab(refusal=replace(fitted.refusal, check=check))
+    assert doubtful.caution in doubtful.children
+    assert "is &lt;no&gt; better than chance" in doubtful.caution.value
+    press(doubtful, "project", text=TEXT, name="mine")
+    assert doubtful.job.wait(30)
+    assert "better than chance" in doubtful.caution.value
+    assert fitted.lab(refusal=replace(fitted.refusal, check=None)).caution.value == ""
 
 
 def test_known_scores_need_no_sampling(fitted: Fitted) -> None:

@@ -183,7 +183,7 @@ def test_too_many_folds(states: HiddenStates, space: AnchorSpace) -> None:
 def test_hardly_any_positive_is_said(space: AnchorSpace, states: HiddenStates) -> None:
     target = np.zeros(len(states))
     target[0] = 0.05
-    with pytest.raises(StatesError, match="n_splits=10 needs .* fewest here: 1"):
+    with pytest.raises(StatesError, match=r"n_splits=10 needs .* fewest here: 1"):
         cross_validate(space, states, target)
 
 

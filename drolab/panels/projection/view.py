@@ -292,7 +292,7 @@ class ProjectionView:
         return _Scene(xy=xy, box=plane.plane_box(points), titles=titles, arrows=arrows)
 
     def _lines(self, choices: Choices) -> tuple[dict[str, Boundary], list[str]]:
-        """The boundaries of the probes that can be fitted, and in words those that cannot."""
+        """The boundaries of the probes that can be fitted, and in words those that cannot, or read nothing."""
         table = self.tables[choices.judge]
         targets = {"harmful": table["harmful"].astype(float)}
         if table["refusal_rate"].notna().any():
@@ -304,6 +304,7 @@ class ProjectionView:
             try:
                 probe = self.spaces.probe(choices.layer, kept_as, target.to_numpy(), positive=positive)
                 lines |= probe_boundaries(probe, plane=(choices.x - 1, choices.y - 1))
+                missing += [probe.problem] if probe.problem else []
             except (StatesError, FigureError) as error:
                 missing.append(f"No boundary of {positive!r}: {error}")
         return lines, missing

@@ -41,6 +41,7 @@ class PromptLab(Panel):
         self.on_change(self.draw, "compare", "x", "y")
         self.on_change(self._draw_examples, "prompt")
         self._choose(shelf.trials)
+        self.warn(shelf.bench.refusal.problem)
         self.guarded(self.draw)()
 
     # --- what it gives back
@@ -242,7 +243,17 @@ class PromptLab(Panel):
         buttons = line("copy", "rename", "remove", "sample")
         choices = column(line("x", "y", "prompt"), buttons, line("path", "overwrite", "save", "load"))
         compared = row(self.controls["compare"], choices)
-        return [editor, compared, self.job, self.message, self.picture, self.table, self.examples, self.export_box]
+        return [
+            editor,
+            compared,
+            self.job,
+            self.caution,
+            self.message,
+            self.picture,
+            self.table,
+            self.examples,
+            self.export_box,
+        ]
 
 
 def prompt_lab(
