@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,11 +25,12 @@ import pandas as pd
 import torch
 
 from drolab import causal, claims, evidence, intervals, sweep
+from drolab.errors import UnreliableWarning
 from drolab.evidence import shift_products
 from drolab.evidence.separability import paired_change
 from drolab.evidence.shift_products import Moments
 from drolab.intervals import FISHER, LOGIT, PLAIN, Placements, Scale
-from drolab.probing import RANDOM, direction_cosines, fit_directions, transfer
+from drolab.probing import RANDOM, direction_cosines, fit_anchors, fit_directions, fit_probe, transfer
 from drolab.types import STATE_COLUMNS, HiddenStates
 
 SAFETY, CONTROLS = range(6), range(6, 10)
@@ -439,6 +441,41 @@ def readout_coverage(n: int, d: int, gap: float, simulations: int) -> dict[str, 
     return result
 
 
+# --- probes of noise ------------------------------------------------------------------------------------------
+
+
+def probe_gate(kind: str, n: int, simulations: int) -> dict[str, float]:
+    """How often a refusal probe counts as one that reads something, and the claim that rests on it is decided.
+
+    What decides on refusals: "noise", nothing that the states hold; "rare", likewise, one reply in fifty; "prompt", the
+    prompt alone; "weak" and "strong", an axis in which queries of each class differ.
+    """
+    generator = np.random.default_rng([n, len(kind)])
+    prompts, passed, decided = ("none", "long", "short"), 0, 0
+    for run in range(simulations):
+        seen, new = (classes(n, 32, 2.0, prompts, generator) for _ in range(2))
+        for states in (seen, new):
+            states.values[np.flatnonzero(states.index["prompt"] != "none"), 0, 2] += 3.0
+        slope = {"weak": 0.5, "strong": 2.0}.get(kind, 0.0)
+        lean = {"noise": -1.5, "rare": -4.0}.get(kind, -1.0) + slope * seen.values[:, 0, 1].double().numpy()
+        lean += 1.0 * (kind == "prompt") * (seen.index["prompt"] != "none").to_numpy()
+        rates = generator.binomial(10, 1 / (1 + np.exp(-lean))) / 10
+        if np.ptp(rates) == 0:  # fit_probe refuses it
+            continue
+        space = fit_anchors(seen, n_components=4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnreliableWarning)
+            probe = fit_probe(space, seen, rates, positive="refuses", random_state=run)
+        if probe.problem:
+            continue
+        passed += 1
+        scores = new.index.assign(refusal_rate=0.0).set_index(["query_id", "prompt"])
+        options = {"safety": ["long", "short"], "space": space, "refusal": probe, "n_null": 2}
+        table = claims.verdict(new, scores, **options).table.set_index("claim")
+        decided += table.loc[claims.ALONG.text, "verdict"] in (claims.SUPPORTED, claims.NOT_SUPPORTED)
+    return {"passed": passed / simulations, "claim decided": decided / simulations}
+
+
 PLANTED = (
     *(("shared", 64, 20, 1.0), ("shared", 64, 100, 1.0), ("shared", 256, 100, 0.5), ("shared", 8, 50, 2.0)),
     *(("weak", 64, 50, 1.0), ("weak", 256, 50, 0.5), ("separate", 64, 50, 1.0), ("separate", 256, 100, 0.5)),
@@ -471,6 +508,14 @@ TABLES: dict[str, tuple[str, Callable[[int], dict[str, dict[str, float]]]]] = {
                 *((n, 4, gap, 0.0) for gap in (1.5, 3.0) for n in (25, 50, 100)),
                 *((100, 4, 3.0, 0.3), (70, 6, 2.2, 0.0), (100, 64, 3.0, 0.0)),
             )
+        },
+    ),
+    "probes": (
+        "probes that count as reading refusal, and decided claims that the shift is along it",
+        lambda count: {
+            f"{kind}, n {n} + {n}": probe_gate(kind, n, count if kind in ("noise", "rare", "prompt") else count // 20)
+            for kind in ("noise", "rare", "prompt", "weak", "strong")
+            for n in (30, 56)
         },
     ),
     "causal": (

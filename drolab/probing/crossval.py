@@ -164,11 +164,17 @@ def check_readout(
 
 
 def spread_folds(fractions: Array, queries: NDArray[Any], random_state: int) -> list[Rows]:
-    """The rows of each fold, with targets above the mean spread evenly: few of a rare class reach one half."""
-    above = (fractions > fractions.mean()).astype(np.float64)
-    fewest = min(len(np.unique(queries[above == kind])) for kind in (0, 1))
-    n_folds = min(max(2, fewest), N_GROUPS)
-    return [rows for _, rows in grouped_folds(above, queries, n_folds, random_state)]
+    """The rows of each fold, all of a query in one. Queries above the median are spread evenly: of a rare class few
+    reach one half."""
+    codes, names = pd.factorize(queries)
+    means = np.bincount(codes, fractions) / np.bincount(codes)
+    halves = [(means > np.median(means)).astype(np.float64), (means >= np.median(means)).astype(np.float64)]
+    above = max(halves, key=lambda half: min(half.sum(), (1 - half).sum()))
+    fewest = int(min(above.sum(), (1 - above).sum()))
+    if fewest < 2:  # nearly all are equal: nothing to spread
+        above, fewest = np.zeros(len(names)), len(names)
+    folds = grouped_folds(above, names, min(N_GROUPS, fewest), random_state)
+    return [np.flatnonzero(np.isin(codes, chosen)) for _, chosen in folds]
 
 
 def _exchangeable(index: pd.DataFrame) -> list[Rows]:
