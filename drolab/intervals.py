@@ -117,7 +117,7 @@ def interval(value: float, error: float, n: int, level: float, scale: Scale = PL
     return Interval(value, min(low, value), max(high, value))
 
 
-def sample_interval(values: Array, level: float) -> Interval:
+def sample_interval(values: NDArray[np.floating], level: float) -> Interval:
     """Of the mean of independent values without bounds, by Student's t.
 
     Where all are equal the limits are NaN: there is no spread that could tell what other values might be.
@@ -248,7 +248,7 @@ def _checked_bounds(values: NDArray[np.floating], bounds: tuple[float, float] | 
     return (low, high) if inside else None
 
 
-def nearly_alike(values: Array, level: float) -> bool:
+def nearly_alike(values: NDArray[np.floating], level: float) -> bool:
     """Whether so few of n queries differ from the rest that a bootstrap over them says nothing of its tails.
 
     A draw in which all queries have the commonest value, that of k, comes in (k / n)ⁿ of cases. The limits of an

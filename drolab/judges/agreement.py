@@ -163,11 +163,11 @@ def _interval(tables: NDArray[np.float64], n_bootstrap: int, random_state: int, 
     kappas = kappas[~np.isnan(kappas)]
     if not len(kappas):
         return float("nan"), float("nan")
-    limits = [*percentiles(kappas, level), float(_kappa(tables.sum(axis=0)))]
+    limits = [*map(float, percentiles(kappas, level)), float(_kappa(tables.sum(axis=0)))]
     # κ is 0 in every draw if one judge always says the same, however often they disagree.
     same = np.trace(tables, axis1=1, axis2=2) / tables.sum(axis=(1, 2))
     if nearly_alike(same, level) or limits[0] == limits[1]:
-        limits += [*_unseen_kappas(tables.sum(axis=0), unseen_share(n, level))]
+        limits += _unseen_kappas(tables.sum(axis=0), unseen_share(n, level)).tolist()
     return float(np.nanmin(limits)), float(np.nanmax(limits))
 
 
