@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -240,6 +241,30 @@ def aucs(n: int, d: int, gap: float, gain: float, simulations: int) -> dict[str,
     if gain == 0:
         covered["change called real"] = float(np.mean(p < 0.05))
     return covered
+
+
+# --- rates of few queries -----------------------------------------------------------------------------------------
+
+
+def rate_coverage(n: int, spread: str, simulations: int) -> dict[str, float]:
+    """Of the mean rate of n queries with 10 replies each, by its truth; the bootstrap's alone, and the change between
+    two prompts under which each query refuses as often."""
+    generator, found = np.random.default_rng([n, len(spread)]), dict[str, float]()
+    options: dict[str, Any] = {"n_bootstrap": 400, "level": 0.95}
+    for truth in (0.01, 0.05, 0.5, 0.99):
+        held: dict[str, list[bool]] = defaultdict(list)
+        for run in range(simulations):
+            chance = np.full(n, truth) if spread == "equal" else generator.beta(truth, 1 - truth, n)
+            rates, other = generator.binomial(10, chance, (2, n)) / 10
+            limits = intervals.mean_intervals(rates[:, None], random_state=run, **options)[0]
+            change = intervals.mean_intervals((rates - other)[:, None], bounds=(-1, 1), random_state=run, **options)[0]
+            draws = rates[generator.integers(n, size=(400, n))].mean(axis=1)
+            low, high = intervals.percentiles(draws, intervals.widened(0.95, n))
+            held[f"{truth}"].append(limits.low <= truth <= limits.high)
+            held[f"{truth}, bootstrap alone"].append(low <= truth <= high)
+            held[f"{truth}, change"].append(change.low <= 0 <= change.high)
+        found |= {name: float(np.mean(hits)) for name, hits in held.items()}
+    return found
 
 
 # --- causal tests: a logistic function of the state stands in for the model -----------------------------------
@@ -516,6 +541,14 @@ TABLES: dict[str, tuple[str, Callable[[int], dict[str, dict[str, float]]]]] = {
             f"{kind}, n {n} + {n}": probe_gate(kind, n, count if kind in ("noise", "rare", "prompt") else count // 20)
             for kind in ("noise", "rare", "prompt", "weak", "strong")
             for n in (30, 56)
+        },
+    ),
+    "rates": (
+        "mean rate of 10 replies per query, coverage of 95 % intervals",
+        lambda count: {
+            f"n {n}, {spread} queries": rate_coverage(n, spread, count)
+            for spread in ("equal", "different")
+            for n in (2, 3, 5, 10, 30)
         },
     ),
     "causal": (

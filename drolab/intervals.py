@@ -2,6 +2,10 @@
 
 In order: what an interval is and on which scale it is made, rates and means, resampled queries, AUCs, corrected
 p-values. The unit is the query: its samples are not independent.
+
+An interval has a width, also where nothing that was seen varies: 0 refusals of 112 are no proof that there are none. A
+proportion has Wilson's; a mean that hardly any query differs from has at least `_unseen_bound`; where there is no bound
+for what was not seen, the limits are NaN.
 """
 
 from __future__ import annotations
@@ -9,13 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from drolab.errors import StatesError
+from drolab.errors import StatesError, shown
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,7 +57,14 @@ def _bounded(low: float, high: float) -> Callable[[float, float], float]:
     return inside
 
 
+def _plain(low: float, high: float) -> Scale:
+    """An estimate's own scale, for limits that stay in its range."""
+    return Scale(lambda x: x, lambda x: clip(x, low, high), lambda x: 1.0, lambda x, error: x)
+
+
 PLAIN = Scale(lambda x: x, lambda x: x, lambda x: 1.0, lambda x, error: x)
+SHARE, CHANGE = _plain(0.0, 1.0), _plain(-1.0, 1.0)
+"""Of shares of a whole, and of differences of rates or AUCs."""
 FISHER = Scale(math.atanh, math.tanh, lambda x: 1 / (1 - x**2), _bounded(-1.0, 1.0))
 """Of cosines (Fisher's z)."""
 LOGIT = Scale(
@@ -68,6 +80,19 @@ def clip(value: float, low: float, high: float) -> float:
     return min(max(value, low), high)
 
 
+def check_settings(level: float, **counts: int) -> None:
+    """What intervals are made with: their level, and numbers of draws by the names that the caller knows.
+
+    Raises:
+        StatesError: a level that is not between 0 and 1, or a number that is no whole one above 0.
+    """
+    if not (isinstance(level, Real) and 0 < level < 1):
+        raise StatesError(f"level must lie between 0 and 1, such as 0.95, got {shown(level)}.")
+    for name, count in counts.items():
+        if not (isinstance(count, Integral) and count > 0):
+            raise StatesError(f"{name} must be a whole number above 0, such as 1000, got {shown(count)}.")
+
+
 def unit(vectors: Array) -> Array:
     """Scaled to length one along the last axis; zero stays zero."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
@@ -78,8 +103,10 @@ def interval(value: float, error: float, n: int, level: float, scale: Scale = PL
     """The interval of an estimate with a standard error, by Student's t with n - 1 degrees of freedom, on a scale s:
     s⁻¹(s(value) ± t · error · s'(value)).
 
-    An estimate of NaN may be anything; an error of NaN gives no interval.
+    An estimate of NaN may be anything; an error of NaN gives no interval, and one of 0 no width: it is for what is the
+    same whichever queries are left out, such as the cosine of a shift with itself.
     """
+    check_settings(level)
     if math.isnan(error):
         return Interval(value, math.nan, math.nan)
     if math.isnan(value):
@@ -90,9 +117,14 @@ def interval(value: float, error: float, n: int, level: float, scale: Scale = PL
     return Interval(value, min(low, value), max(high, value))
 
 
-def sample_interval(values: Array, level: float) -> Interval:
-    """Of the mean of independent values, by Student's t."""
-    return interval(float(values.mean()), float(stats.sem(values)), len(values), level)
+def sample_interval(values: NDArray[np.floating], level: float) -> Interval:
+    """Of the mean of independent values without bounds, by Student's t.
+
+    Where all are equal the limits are NaN: there is no spread that could tell what other values might be.
+    """
+    equal = np.ptp(values) <= 1e-12 * np.abs(values).max()
+    error = math.nan if equal else float(stats.sem(values))
+    return interval(float(values.mean()), error, len(values), level)
 
 
 # ---------------------------------------------------------------- rates and means
@@ -109,7 +141,7 @@ def rate_interval(successes: float, n: int, *, level: float = 0.95) -> Interval:
         successes: may be a mean of several counts, such as of repeated cross-validation.
 
     Raises:
-        StatesError: n is 0, or `successes` is not between 0 and n.
+        StatesError: n is 0, `successes` is not between 0 and n, or `level` not between 0 and 1.
 
     Examples:
         >>> from drolab.evidence import rate_interval
@@ -119,24 +151,38 @@ def rate_interval(successes: float, n: int, *, level: float = 0.95) -> Interval:
     """
     from statsmodels.stats.proportion import proportion_confint
 
+    check_settings(level)
     if not 0 <= successes <= n or n == 0:
         raise StatesError(f"{successes:g} successes of {n} trials are no rate: pass counts, with at least one trial.")
     low, high = proportion_confint(successes, n, alpha=1 - level, method="wilson")
-    return Interval(successes / n, float(low), float(high))
+    value = successes / n
+    return Interval(value, min(float(low), value), max(float(high), value))  # at an end they differ by rounding
 
 
 def mean_interval(
     values: Sequence[float] | pd.Series,
     groups: Sequence[Any] | pd.Series,
     *,
+    bounds: tuple[float, float] | None = None,
     n_bootstrap: int = 1000,
     random_state: int = 0,
     level: float = 0.95,
 ) -> Interval:
     """The mean over groups (queries) of each group's mean value, with a bootstrap interval over groups.
 
+    Draws of few queries, or of queries that are nearly all alike, hardly vary, and tell nothing of the queries that
+    were not seen. Where at most 3 of n queries differ from the rest (at a level of .95; so for up to 4 queries whatever
+    they are) the interval reaches at least to where the mean would be if a share of unseen queries had the least or the
+    largest possible value: the share that may go unseen in n queries, Wilson's upper limit of 0 of n.
+
+    Args:
+        bounds: the least and the largest value that is possible: (0, 1) for rates, (-1, 1) for their differences. None
+            takes (0, 1) if all values lie there, else there are none: then such intervals are at least Student's t, and
+            the limits are NaN where all values are equal.
+
     Raises:
-        StatesError: no values, NaN among them, or another number of groups than of values.
+        StatesError: no values, NaN among them, another number of groups than of values, values beyond `bounds`; a
+            `level` that is not between 0 and 1, `n_bootstrap` below 1.
 
     Examples:
         Ten replies to each of four queries are four queries, not forty replies:
@@ -150,6 +196,12 @@ def mean_interval(
         >>> value, low, high = mean_interval(refused, range(40))
         >>> print(f"{value:.2f} [{low:.2f}, {high:.2f}]")  # as if they were forty
         0.45 [0.28, 0.62]
+
+        Three queries with the same rate do not say that all queries have it:
+
+        >>> value, low, high = mean_interval([0.05, 0.05, 0.05], ["a", "b", "c"])
+        >>> print(f"{value:.2f} [{low:.2f}, {high:.2f}]")
+        0.05 [0.02, 0.58]
     """
     numbers = np.asarray(values, dtype=np.float64)
     if len(numbers) == 0 or len(numbers) != len(groups) or np.isnan(numbers).any():
@@ -158,19 +210,75 @@ def mean_interval(
             "value, a group for each, and no NaN."
         )
     means = pd.Series(numbers).groupby(np.asarray(groups), sort=False).mean().to_numpy()
-    return mean_intervals(means[:, None], n_bootstrap=n_bootstrap, random_state=random_state, level=level)[0]
+    options: dict[str, Any] = {"n_bootstrap": n_bootstrap, "random_state": random_state, "level": level}
+    return mean_intervals(means[:, None], bounds=bounds, **options)[0]
 
 
 def mean_intervals(
-    values: NDArray[np.floating], *, n_bootstrap: int = 1000, random_state: int = 0, level: float = 0.95
+    values: NDArray[np.floating],
+    *,
+    bounds: tuple[float, float] | None = None,
+    n_bootstrap: int = 1000,
+    random_state: int = 0,
+    level: float = 0.95,
 ) -> list[Interval]:
-    """The means of m numbers over n queries, `values` [n, m], with bootstrap intervals over queries."""
+    """The means of m numbers over n queries, `values` [n, m], as `mean_interval` has them; the m are drawn together."""
+    check_settings(level, n_bootstrap=n_bootstrap)
+    bounds = _checked_bounds(values, bounds)
     # Rates take few values, so a draw counts how often each comes, not each query: the same distribution, much faster.
     distinct, sizes = np.unique(values, axis=0, return_counts=True)
     generator, n = np.random.default_rng(random_state), len(values)
     draws = np.concatenate([counts @ distinct / n for counts in drawn_counts(sizes, n_bootstrap, generator)])
     limits = percentiles(draws, widened(level, n))
-    return [Interval(*map(float, one)) for one in zip(values.mean(axis=0).round(12), *limits, strict=True)]
+    found = [Interval(*map(float, one)) for one in zip(values.mean(axis=0).round(12), *limits, strict=True)]
+    return [
+        _around(one, _unseen_bound(column, level, bounds) if nearly_alike(column, level) else None)
+        for one, column in zip(found, values.T, strict=True)
+    ]
+
+
+def _checked_bounds(values: NDArray[np.floating], bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+    low, high = bounds or (0.0, 1.0)
+    inside = not ((values < low - 1e-9) | (values > high + 1e-9)).any()
+    if bounds is not None and not (low < high and inside):
+        raise StatesError(
+            f"Values from {values.min():g} to {values.max():g} do not lie within the bounds {bounds}: pass the least "
+            "and the largest value that is possible, or bounds=None."
+        )
+    return (low, high) if inside else None
+
+
+def nearly_alike(values: NDArray[np.floating], level: float) -> bool:
+    """Whether so few of n queries differ from the rest that a bootstrap over them says nothing of its tails.
+
+    A draw in which all queries have the commonest value, that of k, comes in (k / n)ⁿ of cases. The limits of an
+    interval cannot be told from it if these are more than what is cut off at one end, (1 - level) / 2. At .95, where
+    up to 3 queries differ from the rest.
+    """
+    n, most = len(values), np.unique(values.round(9), return_counts=True)[1].max()
+    return bool((most / n) ** n > (1 - widened(level, n)) / 2)
+
+
+def unseen_share(n: int, level: float) -> float:
+    """How many of all queries may be of a kind that none of n has shown (Hanley and Lippman-Hand 1983, Journal of the
+    American Medical Association 249, by Wilson's limit)."""
+    return rate_interval(0, n, level=level).high
+
+
+def _unseen_bound(values: NDArray[np.floating], level: float, bounds: tuple[float, float] | None) -> Interval:
+    """What the interval of a mean of nearly equal values holds at least: the share of queries that was not seen may
+    have any possible value (Manski 1989, Journal of Human Resources 24). Without bounds it is Student's t."""
+    if bounds is None:
+        return sample_interval(values, level)
+    (low, high), mean, share = bounds, float(values.mean()), unseen_share(len(values), level)
+    return Interval(mean, mean - share * (mean - low), mean + share * (high - mean))
+
+
+def _around(found: Interval, least: Interval | None) -> Interval:
+    """An interval that holds its estimate, and another one."""
+    lows, highs = zip(*(one[1:] for one in (found, least) if one is not None), strict=True)
+    low, high = float(np.min([*lows, found.value])), float(np.max([*highs, found.value]))  # NaN if one of them is
+    return Interval(found.value, round(low, 12), round(high, 12))
 
 
 def rate_table(
@@ -179,7 +287,7 @@ def rate_table(
     """Mean rates per prompt and class, from the scores of `judge` (index: query_id, prompt).
 
     Returns:
-        `prompt, harmful, n_queries, value, low, high`; the interval is a bootstrap over queries.
+        `prompt, harmful, n_queries, value, low, high`; the interval is that of `mean_interval`.
 
     Examples:
         >>> import pandas as pd
@@ -237,6 +345,9 @@ def drawn_counts(
 
 def percentiles(draws: Array, level: float) -> tuple[Array, Array]:
     """The limits, [...] each, between which the share `level` of draws [n, ...] lies."""
+    check_settings(level)
+    if not len(draws):
+        raise StatesError("An interval needs draws: n_bootstrap (n_null, n_shuffles) must be above 0, such as 1000.")
     # Rounded so that draws which all equal the estimate give an interval that contains it.
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0).round(12)
     return low, high
@@ -245,10 +356,11 @@ def percentiles(draws: Array, level: float) -> tuple[Array, Array]:
 def widened(level: float, n: int) -> float:
     """The level at which a bootstrap's percentiles are as wide as Student's t: few draws' spread is too small
     (Hesterberg 2015, The American Statistician 69)."""
+    check_settings(level)
     if n < 2:
         return level
     half = np.sqrt(n / (n - 1)) * stats.t.ppf((1 + level) / 2, n - 1)
-    return float(2 * stats.norm.cdf(half) - 1)
+    return min(float(2 * stats.norm.cdf(half) - 1), 1 - 1e-15)  # of 2 queries it would be 1, which is no level
 
 
 def jackknife_error(values: Array) -> Array:
@@ -328,11 +440,16 @@ class Placements:
         return float(self.positives.mean())
 
     @property
-    def error(self) -> float:
-        """DeLong's standard error; at least that of half a comparison lost, also if none is."""
-        measured = stats.sem(self.positives) ** 2 + stats.sem(self.negatives) ** 2
+    def least_error(self) -> float:
+        """The standard error of half a comparison lost, which is what any AUC and any change of one has at least."""
         fewest, most = sorted((len(self.positives), len(self.negatives)))
-        return float(np.sqrt(max(measured, 0.5 / (fewest * most) / fewest)))
+        return float(np.sqrt(0.5 / (fewest * most) / fewest))
+
+    @property
+    def error(self) -> float:
+        """DeLong's standard error, and not below `least_error`."""
+        measured = np.sqrt(stats.sem(self.positives) ** 2 + stats.sem(self.negatives) ** 2)
+        return float(max(measured, self.least_error))
 
     def interval(self, level: float) -> Interval:
         """Of the AUC, on the scale of a logit."""

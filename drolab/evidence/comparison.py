@@ -15,7 +15,7 @@ from scipy import stats
 
 from drolab import intervals
 from drolab.errors import QueryError
-from drolab.intervals import Interval, mean_intervals, rate_interval
+from drolab.intervals import check_settings, mean_intervals, nearly_alike, rate_interval
 from drolab.types import SCORE_COLUMNS
 
 TESTS = ("rate", "any", "majority")
@@ -61,20 +61,25 @@ def group_rates(
 
     Returns:
         prompt, group, measure (refusal or compliance), n_queries, value, low, high, interval: "bootstrap" over the
-        queries, or "Wilson" where every query's rate is 0 or 1 (a bootstrap of equal values would have no width).
+        queries; "Wilson" where every query's rate is 0 or 1; "unseen queries" where hardly any query differs from the
+        rest, so that the interval is made wider by what other queries may do (see `evidence.mean_interval`).
 
     Raises:
         QueryError: no scores, or none with a group.
+        StatesError: a `level` that is not between 0 and 1, `n_bootstrap` below 1.
     """
+    check_settings(level, n_bootstrap=n_bootstrap)
     rows = []
     for (prompt, group), part in _grouped(scores, groups).groupby(["prompt", "group"], sort=False):
         values = part[["refusal_rate", "compliance_rate"]].to_numpy(dtype=float)
-        kind = "Wilson" if np.isin(values, (0, 1)).all() else "bootstrap"
-        if kind == "Wilson":
+        if np.isin(values, (0, 1)).all():
             found = [rate_interval(int(total), len(values), level=level) for total in values.sum(axis=0)]
+            kinds = ["Wilson"] * 2
         else:
-            found = mean_intervals(values, n_bootstrap=n_bootstrap, random_state=random_state, level=level)
-        for measure, interval in zip(("refusal", "compliance"), found, strict=True):
+            options: dict[str, Any] = {"n_bootstrap": n_bootstrap, "random_state": random_state, "level": level}
+            found = mean_intervals(values, bounds=(0, 1), **options)
+            kinds = ["unseen queries" if nearly_alike(column, level) else "bootstrap" for column in values.T]
+        for measure, interval, kind in zip(("refusal", "compliance"), found, kinds, strict=True):
             row = {"prompt": prompt, "group": group, "measure": measure, "n_queries": len(values)}
             rows.append(row | interval._asdict() | {"interval": kind})
     return pd.DataFrame(rows)
@@ -104,12 +109,14 @@ def paired(
 
     Returns:
         prompt, baseline, group, measure (in words), n_queries (those under both prompts), value, baseline_value,
-        difference, low, high (bootstrap over queries), higher, lower (queries with a higher, a lower value than under
+        difference, low, high (bootstrap over queries; where hardly any query differs from the rest at least what other
+        queries may do, see `evidence.mean_interval`), higher, lower (queries with a higher, a lower value than under
         the baseline), test, p, p_holm (corrected for the rows of this table, see `holm`).
 
     Raises:
         QueryError: an unknown test or baseline, no other prompt, no query in common, or, for "any", another number of
             samples under the two prompts.
+        StatesError: a `level` that is not between 0 and 1, `n_bootstrap` below 1.
 
     Examples:
         >>> import drolab
@@ -126,6 +133,7 @@ def paired(
         >>> bool(row["p_holm"] < 0.05)
         True
     """
+    check_settings(level, n_bootstrap=n_bootstrap)
     if test not in TESTS:
         raise QueryError(f"No test {test!r}: choose one of {', '.join(TESTS)}.")
     flat = _grouped(scores, groups)
@@ -172,11 +180,8 @@ def _compare(pairs: np.ndarray, test: str, n_bootstrap: int, random_state: int, 
     if test == "any" and (n_own != n_other).any():
         raise QueryError("With more samples any of them refuses more easily: draw equally many, or test the rate.")
     differences = (own - other).round(12)  # differences of equal fractions must be equal numbers
-    if differences.any():
-        found = mean_intervals(differences[:, None], n_bootstrap=n_bootstrap, random_state=random_state, level=level)[0]
-    else:  # No query changed: as many may change as a rate that was seen 0 times may have, up or down.
-        most = rate_interval(0, len(own), level=level).high
-        found = Interval(0.0, -most, most)
+    options: dict[str, Any] = {"n_bootstrap": n_bootstrap, "random_state": random_state, "level": level}
+    found = mean_intervals(differences[:, None], bounds=(-1, 1), **options)[0]
     higher, lower = int((differences > 0).sum()), int((differences < 0).sum())
     p = _sign_flips(differences, random_state) if test == "rate" else _mcnemar(higher, lower)
     return {

@@ -61,8 +61,9 @@ def rates(release: Release, dataset: str | None = None, *, k: int | None = None,
             between results with different numbers of samples. None takes all samples.
 
     Returns:
-        With 95 % intervals over queries: Wilson's where each query's value is 0 or 1, else bootstrap. A result that
-        comes as a count alone has no `per_sample`, and no `any` for a `k`.
+        With 95 % intervals over queries, as from `comparison.group_rates`: Wilson's where each query's value is 0 or 1,
+        else bootstrap, made wider where hardly any query differs from the rest. A result that comes as a count alone
+        has no `per_sample`, and no `any` for a `k`.
 
     Raises:
         QueryError: no results, no such data set, or fewer than k samples of a query.

@@ -19,7 +19,7 @@ import pandas as pd
 from scipy import stats
 
 from drolab.errors import StatesError
-from drolab.intervals import Placements, interval, percentiles, rate_interval
+from drolab.intervals import CHANGE, Placements, check_settings, interval, percentiles, rate_interval
 from drolab.probing import coordinates, grouped_folds, one_position
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates
 
@@ -71,7 +71,8 @@ def separability(
         accuracy_low, accuracy_high, auc, auc_low, auc_high`.
 
     Raises:
-        StatesError: a prompt that is not there, one class only, or too few queries for `n_splits` folds.
+        StatesError: a prompt that is not there, one class only, too few queries for `n_splits` folds, or a `level` that
+            is not between 0 and 1.
 
     Examples:
         >>> import drolab
@@ -85,6 +86,7 @@ def separability(
         >>> float(real["auc"].item()) > control["auc_high"].item()
         True
     """
+    check_settings(level)
     chosen = one_position(states if prompt is None else states.select(prompt=prompt))
     features = {} if space is None else {"anchor": coordinates(space, chosen)}
     features["full"] = chosen.matrix(layer)
@@ -123,11 +125,14 @@ def auc_change(
 
     Returns:
         One row per prompt, and one called `all` that averages them: `prompt, n, auc, baseline_auc, baseline_error,
-        change, low, high, error, p` (errors are standard errors; p is two-sided, of no change).
+        change, low, high, error, p` (errors are standard errors; p is two-sided, of no change). The error of a change
+        is at least that of half a comparison lost, also where both AUCs are 1.
 
     Raises:
-        StatesError: a prompt without states, other queries under some prompt, one class only, too few queries.
+        StatesError: a prompt without states, other queries under some prompt, one class only, too few queries, or a
+            `level` that is not between 0 and 1.
     """
+    check_settings(level)
     chosen = one_position(states)
     seeds = [random_state + repeat for repeat in range(n_repeats)]
     order = chosen.select(prompt=baseline).index["query_id"].to_numpy()
@@ -168,10 +173,10 @@ def paired_change(changed: Sequence[Placements], baseline: Placements, level: fl
     """The AUC under some prompts (their mean) less that under the baseline, over the same queries."""
     mean = Placements.mean(changed)
     differences = mean.positives - baseline.positives, mean.negatives - baseline.negatives
-    error = float(np.sqrt(sum(stats.sem(values) ** 2 for values in differences)))
+    error = max(float(np.sqrt(sum(stats.sem(values) ** 2 for values in differences))), mean.least_error)
     n, change = sum(map(len, differences)), mean.auc - baseline.auc
-    p = 2 * stats.t.sf(abs(change) / error, n - 1) if error else float(change == 0)
-    limits = interval(change, error, n, level)
+    p = 2 * stats.t.sf(abs(change) / error, n - 1)
+    limits = interval(change, error, n, level, CHANGE)
     return {
         "n": n,
         "auc": mean.auc,

@@ -177,13 +177,16 @@ def mean_direction_cosine(moments: Moments, groups: Sequence[int], direction: in
 def common_share(moments: Moments, groups: Sequence[int]) -> tuple[float, Array]:
     """How much of the squared length of some mean shifts lies along their common mean, and its gradient.
 
-    1 if all point the same way; 1 / number of groups if they are orthogonal and of one length.
+    1 if all point the same way; 1 / number of groups if they are orthogonal and of one length. The unbiased products of
+    few queries can make it more than 1, as no share is: then it is 1. NaN (and a gradient of zeros) where the mean
+    shifts cannot be told from none.
     """
-    inner = moments.products[np.ix_(groups, groups)]
+    inner, gradient = moments.products[np.ix_(groups, groups)], np.zeros_like(moments.products)
     sums, total, trace = inner.sum(axis=1), inner.sum(), np.trace(inner)
-    value = sums @ sums / (total * trace)
+    if not min(total, trace) > 0:
+        return math.nan, gradient
+    value = clip(sums @ sums / (total * trace), 0.0, 1.0)
     own = (sums[:, None] + sums) / (total * trace) - value / total - value * np.eye(len(groups)) / trace
-    gradient = np.zeros_like(moments.products)
     gradient[np.ix_(groups, groups)] = own
     return float(value), gradient
 
@@ -192,7 +195,8 @@ def leading_share(moments: Moments, groups: Sequence[int], k: int, generator: np
     """How much of their squared length lies in the best k directions.
 
     The directions are found on one half of the queries and measured on the other, both ways: on the same queries
-    the best of several equal directions would look better than it is. For the same reason there is no gradient.
+    the best of several equal directions would look better than it is. For the same reason there is no gradient. As in
+    `common_share`, an estimate beyond 1 is 1, and NaN where there is no shift to speak of.
     """
     halves = moments.halves(generator)
     captured = total = 0.0
@@ -200,4 +204,4 @@ def leading_share(moments: Moments, groups: Sequence[int], k: int, generator: np
         vectors = np.linalg.eigh(found[np.ix_(groups, groups)])[1][:, -k:]
         inner = measured[np.ix_(groups, groups)]
         captured, total = captured + np.trace(vectors.T @ inner @ vectors), total + np.trace(inner)
-    return float(captured / total)
+    return clip(float(captured / total), 0.0, 1.0) if total > 0 else math.nan

@@ -29,8 +29,10 @@ from drolab.evidence.shift_products import (
 from drolab.intervals import (
     FISHER,
     PLAIN,
+    SHARE,
     Interval,
     Scale,
+    check_settings,
     chunk_sizes,
     interval,
     jackknife_error,
@@ -165,10 +167,12 @@ def shift_cosines(
         null_high`, where the cosines of shifts without meaning lie; `p` (two-sided); `significant`, with at most
         1 - level of such rows expected to be false (Benjamini and Hochberg 1995, Journal of the Royal Statistical
         Society B 57). Shifts are called `{prompt} harmful` and `{prompt} harmless`. A
-        cosine is NaN where a mean shift cannot be told from none, its limits with fewer than 4 queries of a class.
+        cosine is NaN where a mean shift cannot be told from none, its limits with fewer than 4 queries of a class. The
+        interval of what no query changes, such as the cosine of the same shift under two names, has no width.
 
     Raises:
-        StatesError: as in `shifts`; a direction of another width, not finite, zero, or called `random`.
+        StatesError: as in `shifts`; a direction of another width, not finite, zero, or called `random`; a `level` that
+            is not between 0 and 1, `n_null` below 1.
 
     Examples:
         >>> import drolab
@@ -183,6 +187,7 @@ def shift_cosines(
         >>> bool(row["low"] > row["null_high"])  # more alike than directions without meaning
         True
     """
+    check_settings(level, n_null=n_null)
     moved = shifts(states, baseline=baseline, layer=layer)
     width = moved.deltas.shape[2]
     named = _checked_directions(directions or {}, width)
@@ -259,10 +264,12 @@ def shift_similarity(
         between its classes. `like a control`: of a safety prompt and a control. `beyond the controls`: the first less
         the third. `share in 1 direction`: how much of the safety prompts' squared mean shifts lies along their common
         mean; `share in k directions`: in the best k, without an interval (where several directions are equally good
-        there is no honest one). Rows whose prompts are not there are left out.
+        there is no honest one). A share is at most 1, where the unbiased estimate from few queries would be more, and
+        NaN where the shifts cannot be told from none. Rows whose prompts are not there are left out.
 
     Raises:
-        StatesError: as in `shifts`; fewer than two safety prompts, a prompt without states, one class only.
+        StatesError: as in `shifts`; fewer than two safety prompts, a prompt without states, one class only; a `level`
+            that is not between 0 and 1, `n_null` below 1.
 
     Examples:
         >>> import drolab
@@ -276,6 +283,7 @@ def shift_similarity(
         >>> bool(table.set_index("measure").loc["beyond the controls", "low"] > 0)
         True
     """
+    check_settings(level, n_null=n_null)
     wanted = list(dict.fromkeys([baseline, *safety, *controls]))
     moved = shifts(states.select(prompt=wanted, layer=layer), baseline=baseline, layer=layer)
     generator = np.random.default_rng(random_state)
@@ -319,9 +327,9 @@ def similarity(
         found["beyond the controls"] = within[0] - across[0], within[1] - across[1], drawn, PLAIN
     members = [place for place, (prompt, _) in enumerate(groups) if prompt in safety]
     shares = np.linalg.eigvalsh(null[:, members][:, :, members])[:, ::-1].cumsum(axis=1) / len(members)
-    found["share in 1 direction"] = (*common_share(moments, members), shares[:, 0], PLAIN)
+    found["share in 1 direction"] = (*common_share(moments, members), shares[:, 0], SHARE)
     for k in range(2, min(n_directions, len(members) - 1) + 1):
-        found[f"share in {k} directions"] = leading_share(moments, members, k, generator), None, shares[:, k - 1], PLAIN
+        found[f"share in {k} directions"] = leading_share(moments, members, k, generator), None, shares[:, k - 1], SHARE
     return pd.DataFrame([_similarity_row(moments, name, *one, level) for name, one in found.items()])
 
 
@@ -385,10 +393,14 @@ def shift_report(
         One row per prompt and class: `prompt, harmful, n, norm, logit_shift, logit_low, logit_high, cosine,
         cosine_low, cosine_high, null_quantile, safety_shift` (the same for both classes of a prompt; NA if the probe
         has a problem, which `note` tells). `null_quantile` is the `level` quantile of |cosine| with null directions.
+        The limits of the logit are NaN, and there is no safety shift, where all queries move by exactly the same: that
+        tells nothing of others.
 
     Raises:
-        StatesError: as in `shifts` and `coordinates`, or only one class is present.
+        StatesError: as in `shifts` and `coordinates`, or only one class is present; a `level` that is not between 0 and
+            1, `n_null` below 1.
     """
+    check_settings(level, n_null=n_null)
     anchor_matrix(space, states)
     moved = shifts(states, baseline=baseline, layer=space.layer)
     if len(moved.classes) < 2:

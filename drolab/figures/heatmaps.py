@@ -58,7 +58,8 @@ def cosine_heatmap(table: pd.DataFrame, *, title: str | None = None, theme: str 
 
     Args:
         table: a, b, cosine, and optionally low, high; a pair may stand in one order only. With `significant` (against
-            the null, after correction), a cell that is not says "n.s."; with `p`, the hover says it.
+            the null, after correction), a cell that is not says "n.s."; the hover says `p`, and from `null_low` and
+            `null_high` how far the null reaches, which is why a large cosine can be "n.s.".
 
     Raises:
         FigureError: a column is missing, there are no rows, or no such theme.
@@ -297,10 +298,18 @@ def _diverging(theme: str) -> list[list[Any]]:
 
 
 def _test(row: Any) -> str:
-    """What a test against the null says of a cosine, if there was one."""
-    p, significant = getattr(row, "p", None), getattr(row, "significant", None)
-    shown = "" if p is None or pd.isna(p) else f"<br>p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
-    return shown + ("" if significant is None or significant else f"<br>{_NOT_SIGNIFICANT} after correction")
+    """What a test against the null says of a cosine, if there was one, and why."""
+    p, low, high = (getattr(row, name, math.nan) for name in ("p", "null_low", "null_high"))
+    lines = [] if pd.isna(p) else [f"p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"]
+    ranged = not pd.isna([low, high]).any()
+    if ranged:
+        lines.append(f"the null reaches from {low:.2f} to {high:.2f}")
+    if not getattr(row, "significant", True):
+        inside = (
+            ": the null reaches as far" if low <= row.cosine <= high else ": too close to the null for so many cells"
+        )
+        lines.append(f"{_NOT_SIGNIFICANT} after correction{inside if ranged else ''}")
+    return "".join(f"<br>{line}" for line in lines)
 
 
 # ---------------------------------------------------------------- layers × positions

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from drolab.errors import QueryError
-from drolab.intervals import drawn_counts, percentiles, rate_interval
+from drolab.intervals import check_settings, drawn_counts, nearly_alike, percentiles, rate_interval, unseen_share
 from drolab.judges.base import FULL, VERDICTS, as_verdicts
 
 if TYPE_CHECKING:
@@ -37,10 +37,13 @@ def disagreement(
     Returns:
         Columns a, b, n, both, only_a, only_b, neither (how many are full refusals by which), agreement (the share
         where they say the same) and kappa (Cohen's, over all that they say; NaN where chance alone would give full
-        agreement); with `queries` also kappa_low and kappa_high.
+        agreement); with `queries` also kappa_low and kappa_high: where the judges agree about nearly all queries, or
+        there are hardly any, at least as far as κ would go if a share of unseen queries got any two verdicts (see
+        `evidence.mean_interval`).
 
     Raises:
         QueryError: `queries` has other rows, or a value is no verdict.
+        StatesError: a `level` that is not between 0 and 1, `n_bootstrap` below 1.
 
     Examples:
         >>> import pandas as pd
@@ -50,6 +53,7 @@ def disagreement(
               a       b  both  only_a  only_b  neither  agreement  kappa
         0  rule  person     2       0       1        1       0.75    0.5
     """
+    check_settings(level, n_bootstrap=n_bootstrap)
     if queries is not None and not queries.index.equals(verdicts.index):
         raise QueryError(
             "The queries must have the index of the verdicts: pass responses['query_id'] of the same rows."
@@ -82,6 +86,7 @@ def confusion(verdicts: pd.DataFrame, a: str, b: str, *, level: float = 0.95) ->
 
     Raises:
         QueryError: a judge that the table lacks, or no response that both judged.
+        StatesError: a `level` that is not between 0 and 1.
 
     Examples:
         >>> import pandas as pd
@@ -97,6 +102,7 @@ def confusion(verdicts: pd.DataFrame, a: str, b: str, *, level: float = 0.95) ->
         4       compliance  full_refusal  0   1    0.0
         5       compliance    compliance  1   1    1.0
     """
+    check_settings(level)
     if absent := [name for name in (a, b) if name not in verdicts.columns]:
         raise QueryError(f"No judge {', '.join(map(repr, absent))}: the verdicts have {list(verdicts.columns)}.")
     known = verdicts[[a, b]].notna().all(axis=1)
@@ -146,7 +152,8 @@ def _kappa(tables: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _interval(tables: NDArray[np.float64], n_bootstrap: int, random_state: int, level: float) -> tuple[float, float]:
-    """Percentiles of κ over draws of queries; draws in which nothing could disagree are left out."""
+    """Percentiles of κ over draws of queries, and `_unseen_kappas` where draws hardly vary; draws in which nothing
+    could disagree are left out."""
     n, generator = len(tables), np.random.default_rng(random_state)
     if not n:
         return float("nan"), float("nan")
@@ -156,5 +163,15 @@ def _interval(tables: NDArray[np.float64], n_bootstrap: int, random_state: int, 
     kappas = kappas[~np.isnan(kappas)]
     if not len(kappas):
         return float("nan"), float("nan")
-    low, high = percentiles(kappas, level)
-    return float(low), float(high)
+    limits = [*map(float, percentiles(kappas, level)), float(_kappa(tables.sum(axis=0)))]
+    # κ is 0 in every draw if one judge always says the same, however often they disagree.
+    same = np.trace(tables, axis1=1, axis2=2) / tables.sum(axis=(1, 2))
+    if nearly_alike(same, level) or limits[0] == limits[1]:
+        limits += _unseen_kappas(tables.sum(axis=0), unseen_share(n, level)).tolist()
+    return float(np.nanmin(limits)), float(np.nanmax(limits))
+
+
+def _unseen_kappas(table: NDArray[np.float64], share: float) -> NDArray[np.float64]:
+    """[k · k]: κ if a share of all queries, none of which was seen, got one pair of verdicts, for each pair."""
+    pairs = np.eye(table.size).reshape(-1, *table.shape)
+    return _kappa((1 - share) * table / table.sum() + share * pairs)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from drolab.errors import QueryError
 from drolab.inference import first_token_probabilities
+from drolab.intervals import check_settings
 from drolab.judges.base import AnyJudge, check_responses, refused
 from drolab.judges.string_rule import is_refusal
 from drolab.models import ChatModel, Prompt, split_reply
@@ -119,12 +120,15 @@ def score_agreement(
         judged: from `judge`, for the same queries and prompts (pairs in only one of the two are left out).
 
     Returns:
-        Rows pearson, spearman, mean_absolute_error; columns value, low, high (95 % bootstrap over queries),
-        n (pairs). A correlation is NaN where one side is constant.
+        Rows pearson, spearman, mean_absolute_error; columns value, low, high (95 % bootstrap over queries; NaN with
+        fewer than 4 queries: two points always lie on a line), n (pairs). A correlation is NaN where one side is
+        constant.
 
     Raises:
         QueryError: no pair of query and prompt is in both, or one is there twice.
+        StatesError: `n_bootstrap` below 1.
     """
+    check_settings(0.95, n_bootstrap=n_bootstrap)
     pairs = _pairs(first_token_scores, judged)
     rows_of_query = list(pairs.groupby("query_id", sort=False).indices.values())
     values = pairs[["refusal", "refusal_rate"]].to_numpy(dtype=float)
@@ -132,7 +136,7 @@ def score_agreement(
     draws = generator.integers(len(rows_of_query), size=(n_bootstrap, len(rows_of_query)))
     resampled = [_agreement(values[np.concatenate([rows_of_query[number] for number in draw])]) for draw in draws]
     limits = pd.DataFrame(resampled).quantile([0.025, 0.975])  # leaves out resamples with a constant side
-    low, high = limits.to_numpy()
+    low, high = limits.to_numpy() if len(rows_of_query) >= 4 else np.full((2, 3), np.nan)
     table = pd.DataFrame({"value": _agreement(values), "low": low, "high": high, "n": len(pairs)})
     return table.set_index(pd.Index(["pearson", "spearman", "mean_absolute_error"], name="measure"))
 

@@ -213,7 +213,8 @@ def _rates_table(rates: pd.DataFrame, measure: str) -> str:
     shown = wide.loc[order[0], order[1]].reset_index()
     sizes = rates.groupby("group", sort=False)["n_queries"].max()
     n = ", ".join(f"{n} {label(group, 40)}" for group, n in sizes.items())
-    note = f"Rates of {measure} with 95 % intervals over queries ({n}): bootstrap, or Wilson's where all are 0 or 1."
+    note = f"Rates of {measure} with 95 % intervals over queries ({n}): bootstrap, or Wilson's where all are 0 or 1; "
+    note += "wider where hardly any query differs from the rest, since others may."
     return paragraph(note) + table(shown)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
@@ -83,6 +83,33 @@ def test_where_every_rate_is_0_or_1_the_interval_is_wilsons_and_has_a_width() ->
     assert (row["value"], row["interval"]) == (1, "Wilson")
     assert row["low"] == pytest.approx(evidence.rate_interval(50, 50).low)
     assert row["low"] < 0.95
+
+
+@pytest.mark.parametrize(("values", "kind"), [([0.05] * 3, "unseen queries"), ([0.1, 0.2, 0.3, 0.4, 0.5], "bootstrap")])
+def test_equal_rates_are_no_point(values: list[float], kind: str) -> None:
+    rows = group_rates(scores({"none": np.array(values)}))
+    assert rows["interval"].tolist() == [kind] * 2
+    assert (rows["low"] < rows["value"]).all()
+    assert (rows["value"] < rows["high"]).all()
+    usual = evidence.mean_interval(values, range(len(values)))
+    assert tuple(rows.loc[0, ["low", "high"]]) == (usual.low, usual.high)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 10), st.integers(0, 10)), min_size=1, max_size=9))
+def test_rates_and_differences_have_a_width(counts: list[tuple[int, int]]) -> None:
+    none, mine = np.array(counts).T / 10
+    table = scores({"none": none, "mine": mine}, n_samples=10)
+    for rows, value, least in (
+        (group_rates(table, n_bootstrap=100), "value", 0),
+        (paired(table, "none", n_bootstrap=100), "difference", -1),
+        (paired(table, "none", test="any", n_bootstrap=100), "difference", -1),
+    ):
+        assert (rows["low"] < rows["high"]).all()
+        assert (least <= rows["low"]).all()
+        assert (rows["low"] <= rows[value]).all()
+        assert (rows[value] <= rows["high"]).all()
+        assert (rows["high"] <= 1).all()
 
 
 def test_groups_are_taken_as_given_and_queries_without_one_are_left_out() -> None:
@@ -177,6 +204,15 @@ def test_no_difference_at_all_still_has_an_interval() -> None:
     row = paired(scores({"none": np.ones(30), "mine": np.ones(30)}), "none").iloc[0]
     assert (row["difference"], row["p"]) == (0, 1)
     assert row["high"] == -row["low"] == pytest.approx(evidence.rate_interval(0, 30).high)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_an_interval_does_not_promise_what_the_test_cannot(n: int) -> None:
+    row = paired(scores({"none": np.zeros(n), "mine": np.ones(n)}), "none").iloc[0]
+    assert (row["difference"], row["high"]) == (1, 1)
+    assert row["p"] == pytest.approx(2 * 0.5**n, abs=0.02)
+    assert row["low"] < 0
+    assert row["low"] == pytest.approx(1 - 2 * evidence.rate_interval(0, n).high)
 
 
 @pytest.mark.usefixtures("few_flips")

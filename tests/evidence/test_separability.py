@@ -83,6 +83,13 @@ def test_a_perfect_auc_is_not_certain() -> None:
     assert 0.6 < found["auc_low"] < 0.9
 
 
+def test_no_change_of_a_perfect_auc_has_a_width() -> None:
+    states = two_conditions(15, gap=40.0, gain=0.0, seed=0)
+    row = auc_change(states, flat(states), ["more"], n_repeats=1, n_splits=5).iloc[0]
+    assert (row["auc"], row["baseline_auc"], row["change"], row["p"]) == (1, 1, 0, 1)
+    assert row["low"] == -row["high"] < -0.01
+
+
 def test_a_prompt_that_only_moves_changes_nothing_and_one_that_separates_does() -> None:
     false = 0
     for seed in range(60):

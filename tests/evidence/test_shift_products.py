@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from drolab.evidence.shift_products import Moments, common_share, cosine, direction_cosine, leading_share, mean_cosine
-from drolab.intervals import FISHER, PLAIN, interval
+from drolab.intervals import FISHER, PLAIN, SHARE, interval
 
 
 def drawn(
@@ -159,3 +159,17 @@ def test_shares() -> None:
     # With noise, the best of equal directions must not look better than it is.
     noisy = [leading_share(drawn(axes(0, 1, 2), 20, rng, noise=2.0), [0, 1, 2], 1, rng) for _ in range(200)]
     assert np.mean(noisy) == pytest.approx(1 / 3, abs=4 * np.std(noisy) / math.sqrt(200))
+
+
+def test_a_share_is_at_most_one() -> None:
+    """Of four queries: the control is that an estimate was beyond 1 and had to be bounded."""
+    rng, shares = np.random.default_rng(10), []
+    for _ in range(200):
+        found = drawn(axes(0, 0, 1), 4, rng)
+        shares.append((common_share(found, [0, 1, 2])[0], leading_share(found, [0, 1, 2], 2, rng)))
+    assert np.nanmin(shares) >= 0
+    assert np.nanmax(shares) <= 1
+    assert (np.array(shares) == 1).any()
+    none = [common_share(drawn(np.zeros((3, 40)), 20, rng), [0, 1, 2])[0] for _ in range(40)]
+    assert np.isnan(none).any()
+    assert interval(math.nan, 0.0, 20, 0.95, SHARE)[1:] == (0.0, 1.0)

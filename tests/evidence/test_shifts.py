@@ -198,6 +198,19 @@ def test_shifts_in_random_directions_are_rarely_safety_shifts() -> None:
     assert report.groupby("prompt")["safety_shift"].all().mean() < 0.1
 
 
+def test_shifts_that_are_all_equal_tell_nothing_of_other_queries() -> None:
+    noisy = planted_states({"safe": SAFE})
+    fitted = planted_refusal(noisy)
+    same = planted_states({"safe": SAFE}, noise=0.0)
+    same = replace(same, values=(same.values * 8).round() / 8)  # so that float32 has all of them
+    report = evidence.shift_report(same, *fitted, n_null=50)
+    assert report[["logit_low", "logit_high"]].isna().all(axis=None)
+    assert not report["safety_shift"].any()
+    usual = evidence.shift_report(noisy, *fitted, n_null=50)  # the control
+    assert (usual["logit_low"] < usual["logit_shift"]).all()
+    assert usual["safety_shift"].all()
+
+
 def test_the_report_needs_both_classes(states: HiddenStates) -> None:
     with pytest.raises(StatesError, match="pass states of both classes"):
         evidence.shift_report(states.select(harmful=True), *planted_refusal(states))

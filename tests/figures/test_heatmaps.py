@@ -50,6 +50,16 @@ def test_cosines_that_are_not_significant_say_so_and_the_hover_has_p(theme: str)
     assert "n.s." not in str(untested.to_dict())
 
 
+def test_the_hover_says_why_a_large_cosine_is_not_significant() -> None:
+    rows = [("a", "b", 0.73, 0.06, False), ("a", "c", 0.82, 0.04, False), ("b", "c", 0.9, 0.001, True)]
+    table = pd.DataFrame(rows, columns=["a", "b", "cosine", "p", "significant"]).assign(null_low=-0.81, null_high=0.79)
+    hover = figures.cosine_heatmap(table).data[0].customdata
+    null = "the null reaches from -0.81 to 0.79"
+    assert hover[0][1] == f"cos(a, b)<br>0.730<br>p = 0.060<br>{null}<br>n.s. after correction: the null reaches as far"
+    assert hover[0][2].endswith(f"{null}<br>n.s. after correction: too close to the null for so many cells")
+    assert hover[1][2] == f"cos(b, c)<br>0.900<br>p = 0.001<br>{null}"
+
+
 @pytest.mark.parametrize("theme", THEMES)
 def test_a_map_has_a_cell_per_site_with_interval_and_control(theme: str) -> None:
     figure = figures.layer_position_map(sites(), measure="refusal cosine", theme=theme)

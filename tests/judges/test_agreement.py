@@ -72,6 +72,24 @@ def test_intervals_cover_the_truth() -> None:
     assert 88 <= sum(covered) <= 100
 
 
+@pytest.mark.parametrize(("n", "least"), [(2, -0.5), (10, 0.3), (100, 0.85)])
+def test_judges_that_agree_about_all_queries_may_not_agree_about_others(n: int, least: float) -> None:
+    said = np.arange(n) % 2 == 0
+    row = disagreement(pd.DataFrame({"a": said, "b": said}), pd.Series(range(n))).iloc[0]
+    assert (row["kappa"], row["kappa_high"]) == (1, 1)
+    assert least < row["kappa_low"] < 0.95
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(VERDICTS), st.sampled_from(VERDICTS)), min_size=2, max_size=12))
+def test_kappas_have_a_width(pairs: list[tuple[str, str]]) -> None:
+    verdicts = pd.DataFrame(pairs, columns=["a", "b"])
+    row = disagreement(verdicts, pd.Series(range(len(pairs))), n_bootstrap=100).iloc[0]
+    if not np.isnan(row["kappa"]):  # NaN: both say one thing only
+        assert -1 <= row["kappa_low"] <= row["kappa"] <= row["kappa_high"] <= 1
+        assert row["kappa_low"] < row["kappa_high"]
+
+
 def test_no_interval_where_nothing_can_disagree() -> None:
     verdicts = pd.DataFrame({"a": [True, True], "b": [True, True], "c": pd.array([pd.NA, pd.NA], dtype="boolean")})
     table = disagreement(verdicts, pd.Series(["q0", "q1"]))

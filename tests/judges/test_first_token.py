@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from drolab import figures
-from drolab.errors import QueryError
+from drolab.errors import QueryError, StatesError
 from drolab.inference import generate
 from drolab.judges import FirstTokenJudge, calibration_table, first_token, judge, score_agreement
 from drolab.models import ChatModel, Prompt
@@ -102,6 +102,16 @@ def test_agreement_with_a_constant_side_has_no_correlation() -> None:
     table = score_agreement(*pairs(np.linspace(0, 1, 10), np.zeros(10)), n_bootstrap=20)
     assert table.value.isna().tolist() == [True, True, False]
     assert table.value["mean_absolute_error"] == pytest.approx(0.5)
+
+
+def test_few_queries_give_agreement_without_limits() -> None:
+    rates = np.linspace(0.1, 0.9, 8)
+    assert score_agreement(*pairs(rates, rates**2), n_bootstrap=50)[["low", "high"]].notna().all(axis=None)
+    few = score_agreement(*pairs(rates[:2], rates[:2] ** 2), n_bootstrap=50)
+    assert few.loc["pearson", "value"] == pytest.approx(1)  # as of any two points
+    assert few[["low", "high"]].isna().all(axis=None)
+    with pytest.raises(StatesError, match="n_bootstrap must be a whole number above 0"):
+        score_agreement(*pairs(rates, rates), n_bootstrap=0)
 
 
 def test_agreement_needs_common_pairs() -> None:

@@ -170,8 +170,8 @@ def with_replies(bench: Bench, trial: Trial, *, progress: Progress = False) -> T
 def effects(bench: Bench, trial: Trial, base: Trial) -> pd.DataFrame:
     """One row per class of queries: a trial's rates, and how they and the states differ from those of its base.
 
-    Every interval is a 95 % bootstrap over queries; changes are paired, query by query. The probe and its direction
-    are taken as given, and predictions on queries that the probe was fitted on are better than on others.
+    Every interval is a 95 % one over queries (see `mean_interval`); changes are paired, query by query. The probe and
+    its direction are taken as given, and predictions on queries that the probe was fitted on are better than on others.
 
     Args:
         base: the trial called `trial.base`; the trial itself if it has none: then there are no changes.
@@ -192,7 +192,8 @@ def effects(bench: Bench, trial: Trial, base: Trial) -> pd.DataFrame:
             "measured": trial.measured,
             "measured_change": None if alone else _difference(trial.measured, base.measured),
         }
-        intervals = {name: _mean(bench, values, chosen) for name, values in found.items()}
+        ranges = {name: (-1.0, 1.0) if name.endswith("change") else (0.0, 1.0) for name in found}
+        intervals = {name: _mean(bench, values, chosen, ranges[name]) for name, values in found.items()}
         names = {"prompt": trial.name, "base": None if alone else base.name, "harmful": harmful}
         counts = {"n_queries": int(chosen.sum()), "n_tokens": trial.n_tokens}
         rows.append(names | counts | _columns(intervals | {"cosine": cosines.get(harmful, _UNKNOWN)}))
@@ -203,10 +204,11 @@ def _difference(a: Array | None, b: Array | None) -> Array | None:
     return None if a is None or b is None else a - b
 
 
-def _mean(bench: Bench, values: Array | None, chosen: NDArray[np.bool_]) -> Interval:
+def _mean(bench: Bench, values: Array | None, chosen: NDArray[np.bool_], bounds: tuple[float, float]) -> Interval:
     if values is None:
         return _UNKNOWN
-    return mean_interval(pd.Series(values[chosen]), bench.queries["query_id"][chosen], random_state=bench.seed)
+    own = pd.Series(values[chosen]), bench.queries["query_id"][chosen]
+    return mean_interval(*own, bounds=bounds, random_state=bench.seed)
 
 
 def _cosines(bench: Bench, trial: Trial, base: Trial) -> dict[bool, Interval]:
