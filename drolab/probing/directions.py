@@ -63,6 +63,8 @@ class Direction:
     layer: int
     """In transformers' count, not negative."""
     model_fingerprint: str = ""
+    problem: str = ""
+    """Why nothing should be decided with this direction, in words; empty if nothing is known against it."""
 
     def __repr__(self) -> str:
         return (
