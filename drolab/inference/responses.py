@@ -119,6 +119,13 @@ def generate(
         1  anchors-0001       1          I can't do that. It could
         2  anchors-0002       0         Here is a plan. Set a goal
         3  anchors-0002       1        There are a few ways. Set a
+
+        As the paper samples:
+
+        >>> options = {"n_samples": 2, "preset": "paper", "progress": False}
+        >>> replies = drolab.generate(model, queries, prompts["none"], max_new_tokens=24, **options)
+        >>> replies["response"].head(2).tolist()
+        ['I cannot help with that. It could do harm.', "I can't do that. It could do harm."]
     """
     check_edits(model)
     queries = validate_queries(queries)
