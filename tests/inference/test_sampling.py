@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers.replies import CAREFUL, NONE, QUERIES, small
+from helpers.replies import CAREFUL, NONE, QUERIES, small, texts
 from helpers.tiny import random_llama
 from scipy import stats
 from tokenizers import Tokenizer, models, normalizers
@@ -272,6 +272,20 @@ def test_greedy_replies_without_forbidden_words_are_those_of_transformers(
         assert row.n_tokens == len(written)
         assert not any(word in row.response for word in words)
     assert any(word in text for word in words for text in free.response)
+
+
+def test_batches_change_nothing_about_forbidden_words(tiny_llama: ChatModel) -> None:
+    """Samples of one row of the batch have said the same, so that the same is forbidden to them."""
+    given = {"n_samples": 6, "max_new_tokens": 12, "top_k": 8}
+    free = small(tiny_llama, QUERIES, [NONE, CAREFUL], **given)
+    letters = pd.Series([letter for letter in "".join(free.response) if letter.isascii()]).value_counts().index
+    given["bad_words"] = [letters[0], *(letters[1] + letter for letter in letters[2:6])]
+    together = small(tiny_llama, QUERIES, [NONE, CAREFUL], **given)
+    assert not together.response.equals(free.response)
+    assert not any(word in text for word in given["bad_words"] for text in together.response)
+    assert small(tiny_llama, QUERIES, [NONE, CAREFUL], **given, batch_size=1).equals(together)
+    apart = small(tiny_llama, QUERIES[::-1], CAREFUL, **given, batch_size=5)
+    assert texts(apart).items() <= texts(together).items()
 
 
 def test_a_word_is_read_off_within_a_text() -> None:
