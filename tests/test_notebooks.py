@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from drolab import export, figures, notebooks
 from drolab.__main__ import main
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+MEASURED = re.compile(r"\.\d{2}|(?<!notebook )\b\d{2,}\b(?! %)")
+"""A figure that a run gives: not .5, the AUC of chance, nor 95 % or a notebook's number."""
 
 PARAMETERS = 'OUT = "nowhere"  # folder\nLAYER = -1'
 
@@ -132,3 +137,19 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     monkeypatch.setattr(notebooks, "demo", fail)
     assert main(["demo", "--out", "here"]) == 1
     assert capsys.readouterr().err == "drolab: no here None: try again.\n"
+
+
+@pytest.mark.parametrize("name", ["01_what_the_model_reads", "02_hidden_states"])
+def test_numbers_in_the_text_say_of_which_model_they_are(name: str) -> None:
+    """They stay when the notebook is run on another model; what is of any model is printed by a cell."""
+    cells = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells
+    paragraphs = [line for cell in cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
+    found = [line for line in paragraphs if MEASURED.search(line)]
+    assert found
+    assert [line for line in found if "demo model" not in line] == []
+
+
+def test_an_unlabelled_number_is_found() -> None:
+    assert MEASURED.search("in the chat shown below, 155 tokens, of which 125 are the prompt")
+    assert MEASURED.search("with shuffled labels it falls to .48")
+    assert not MEASURED.search("bars are 95 % intervals, notebook 04 asks, layer 0 is at chance: AUC .5")

@@ -24,6 +24,11 @@ Columns of every table: `harmful, n` (queries), `refusal, refusal_low, refusal_h
 compliance, other, kl`; `change` is the refusal under the edit minus that of the same queries without it. Intervals are
 over queries, the edits as given: Student's t, for `refusal` on the scale of a logit, on which a mean near an end has
 its longer side inwards. docs/evidence.md has the simulations of both.
+
+The last column, `note`, says why a row should not be trusted; it is empty if nothing speaks against it. An edit breaks
+the model where `other` rises by more than BROKEN_OTHER, and an ablation also where the `kl` of harmless queries is
+above BROKEN_KL; what it breaks for one class is said in the rows of both. Where the judge or a direction has a
+`problem`, the note is that, and there is no p-value.
 """
 
 from __future__ import annotations
@@ -57,7 +62,7 @@ from drolab.models import (
     encode,
     resolve_layers,
 )
-from drolab.probing import RANDOM
+from drolab.probing import RANDOM, Direction
 from drolab.progress import Progress, bar
 from drolab.types import HiddenStates
 
@@ -71,13 +76,25 @@ UNMODIFIED = "unmodified"
 
 Control = Literal["contrasts", "dealt", "isotropic"]
 
+Directions = Mapping[str, Direction | Tensor]
+"""Name → what `directions.fit_directions` found, or [d]."""
+
+BROKEN_KL = 0.1
+"""Nats. Arditi et al. (2024, appendix C) discard directions whose ablation changes the next token of harmless queries
+by more. Of ablations only: to add a direction of refusal is meant to change what harmless queries get."""
+
+BROKEN_OTHER = 0.1
+"""How far `other` may rise. One reply in ten then begins as none did of those that the judge was fitted on, and a
+change of refusal by as much may be nothing but that. What is `other` without an edit, tokens never seen, does not
+count."""
+
 
 def dose_response(
     model: ChatModel,
     queries: pd.DataFrame,
     prompt: Prompt,
     judge: FirstTokenJudge,
-    directions: Mapping[str, Tensor],
+    directions: Directions,
     *,
     layer: int,
     unit: float,
@@ -93,7 +110,7 @@ def dose_response(
     """Refusal when a direction is added to the states of one layer, by strength.
 
     Args:
-        directions: name → [d]; their length does not matter, their sign does: along refusal, say.
+        directions: name → `Direction` or [d]; their length does not matter, their sign does: along refusal, say.
         layer: where it is added, and whose states the random directions are drawn from.
         unit: the norm of dose 1, best that of a typical shift at this layer: the mean of
             `evidence.shifts(states, layer=layer).table()["norm"]`.
@@ -104,8 +121,8 @@ def dose_response(
 
     Returns:
         One row per direction, dose and class: `direction, kind` ("direction" or "random"), `dose`, the columns named
-        at the top of this module, and `p_value`: of a change of refusal towards the dose's sign; NaN in random rows
-        and at dose 0.
+        at the top of this module, `p_value`: of a change of refusal towards the dose's sign; NaN in random rows and
+        at dose 0; and `note`.
 
     Raises:
         StatesError: a direction that is zero, not finite or of another width; a layer that is not there; `unit` or a
@@ -143,7 +160,7 @@ def dose_response(
         plans += [_adding(dose * unit * vector, layer, positions) for dose in doses]
         labels += [{"direction": name, "kind": kind, "dose": float(dose)} for dose in doses]
     before, after = chats.run(plans, progress)
-    return dose_table(chats.queries, before, after, labels, level)
+    return _with_problems(dose_table(chats.queries, before, after, labels, level), judge, directions)
 
 
 def ablation(
@@ -151,7 +168,7 @@ def ablation(
     queries: pd.DataFrame,
     prompt: Prompt,
     judge: FirstTokenJudge,
-    directions: Mapping[str, Tensor],
+    directions: Directions,
     *,
     layer: int,
     method: Literal["affine", "zero"] = "affine",
@@ -162,20 +179,21 @@ def ablation(
     token_budget: int = 16384,
     progress: Progress = True,
 ) -> pd.DataFrame:
-    """Refusal when a direction is taken out of the states at all positions.
+    """Refusal when a direction is taken out of the states, at one layer or at all of them, always at all positions.
 
     Args:
-        directions: name → [d]; neither length nor sign matters.
+        directions: name → `Direction` or [d]; neither length nor sign matters.
         layer: where the directions come from, and whose states the random ones are drawn from.
-        method: "affine": at `layer`, every state gets the component that harmless queries' states have in the mean.
-            "zero": at every layer before the final norm, every state's component is set to 0. Zero is often no neutral
-            value: where the states' mean lies off zero, this moves both classes to the same place, and a fall of
-            harmful refusals comes with a rise of harmless ones.
+        method: "affine": at `layer` alone, the state of every token gets the component that harmless queries' states
+            have in the mean at the read position; later layers can write it anew. "zero": at the embeddings and after
+            every block, the component of every token's state is set to 0. Zero is often no neutral value: where the
+            states' mean lies off zero, this moves both classes to the same place, and a fall of harmful refusals comes
+            with a rise of harmless ones.
         n_random, control: the random directions, see the top of this module.
 
     Returns:
         One row per direction and class, the first without an edit: `direction, kind` ("unmodified", "direction" or
-        "random"), the columns named at the top of this module, and `p_value`: of a fall of refusal.
+        "random"), the columns named at the top of this module, `p_value`: of a fall of refusal, and `note`.
 
     Raises:
         StatesError: a direction that is zero, not finite or of another width; a layer that is not there; an unknown
@@ -196,7 +214,8 @@ def ablation(
     before, after = chats.run(plans, progress)
     names = [(UNMODIFIED, UNMODIFIED), *((kind, name) for kind, name, _ in named)]
     labels = [{"direction": name, "kind": kind} for kind, name in names]
-    return ablation_table(chats.queries, before, np.stack([before, *after]), labels, level)
+    table = ablation_table(chats.queries, before, np.stack([before, *after]), labels, level)
+    return _with_problems(table, judge, directions)
 
 
 def swap(
@@ -227,8 +246,8 @@ def swap(
     Returns:
         One row per layer, patch and class: `layer, direction, kind`, the columns named at the top of this module (all
         against the recipient), `p_value` of a shift's change towards the donor's (two-sided: above .05 with less than
-        39 random directions), `total` (the donor's refusal minus the recipient's) and `recovered, recovered_low,
-        recovered_high`: change / total, NaN where the interval of the total contains 0.
+        39 random directions), `total` (the donor's refusal minus the recipient's), `recovered, recovered_low,
+        recovered_high`: change / total, NaN where the interval of the total contains 0; and `note`.
 
     Raises:
         StatesError: a layer that is not there; an unknown control.
@@ -249,12 +268,14 @@ def swap(
         names = [("state", "state"), ("shift", "shift"), *((RANDOM, f"{RANDOM} {i + 1}") for i in range(n_random))]
         labels += [{"layer": number, "direction": name, "kind": kind} for kind, name in names]
     before, after = chats.run(plans, progress)
-    return swap_table(chats.queries, before, after, labels, level, source.run([], False)[0])
+    table = swap_table(chats.queries, before, after, labels, level, source.run([], False)[0])
+    return _with_problems(table, judge, {})
 
 
 # --- one run over all queries ------------------------------------------------------------------------------
 
 _MEASURES = ("refusal", "compliance", "other", "kl")
+_OTHER = _MEASURES.index("other")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -325,12 +346,11 @@ class _RandomDirections:
 
 
 def _with_random(
-    chats: _Chats, directions: Mapping[str, Tensor], layer: int, null: _RandomDirections
+    chats: _Chats, directions: Directions, layer: int, null: _RandomDirections
 ) -> list[tuple[str, str, Tensor]]:
     """(kind, name, [d] of length one): the directions given, then random ones of the layer."""
-    given = [
-        ("direction", name, _checked(vector, name, chats.model.hidden_size)) for name, vector in directions.items()
-    ]
+    vectors = {name: given.vector if isinstance(given, Direction) else given for name, given in directions.items()}
+    given = [("direction", name, _checked(vector, name, chats.model.hidden_size)) for name, vector in vectors.items()]
     drawn = null.draw(chats.states((layer,)), layer)
     return given + [(RANDOM, f"{RANDOM} {i + 1}", vector) for i, vector in enumerate(drawn)]
 
@@ -365,12 +385,14 @@ _Labels = Sequence[Mapping[str, object]]
 
 def dose_table(queries: pd.DataFrame, before: Array, after: Array, labels: _Labels, level: float) -> pd.DataFrame:
     table = effect_table(queries, before, after, labels, level)
-    return table.assign(p_value=_p_values(table, "direction", ["dose", "harmful"], np.sign(table["dose"])))
+    p_values = _p_values(table, "direction", ["dose", "harmful"], np.sign(table["dose"]))
+    return _noted_last(table.assign(p_value=p_values))
 
 
 def ablation_table(queries: pd.DataFrame, before: Array, after: Array, labels: _Labels, level: float) -> pd.DataFrame:
-    table = effect_table(queries, before, after, labels, level)
-    return table.assign(p_value=_p_values(table, "direction", ["harmful"], pd.Series(-1.0, table.index)))
+    table = effect_table(queries, before, after, labels, level, kl_limit=BROKEN_KL)
+    p_values = _p_values(table, "direction", ["harmful"], pd.Series(-1.0, table.index))
+    return _noted_last(table.assign(p_value=p_values))
 
 
 def swap_table(
@@ -379,7 +401,7 @@ def swap_table(
     table = effect_table(queries, before, after, labels, level, whole)
     # The sign is that of the donor's effect, which the shift is a part of: also a random shift mostly has this sign.
     one_sided = _p_values(table, "shift", ["layer", "harmful"], np.sign(table["total"]))
-    return table.assign(p_value=np.minimum(2 * one_sided, 1.0))
+    return _noted_last(table.assign(p_value=np.minimum(2 * one_sided, 1.0)))
 
 
 def effect_table(
@@ -389,23 +411,61 @@ def effect_table(
     labels: _Labels,
     level: float,
     whole: Array | None = None,
+    kl_limit: float = np.inf,
 ) -> pd.DataFrame:
     """One row per plan (`after`, [n_plans, n, 4], with a label each) and class; `before` and `whole` are [n, 4].
 
-    With `whole`, also which share of it a plan recovers.
+    With `whole`, also which share of it a plan recovers. `note` says where a plan broke the model.
     """
     harmful = queries["harmful"].to_numpy(dtype=bool)
-    parts = []
+    parts, broken = [], []
     for kind in sorted(set(harmful), reverse=True):
         rows = np.flatnonzero(harmful == kind)
         change = after[:, rows, 0] - before[rows, 0]
         columns = _with_interval("refusal", after[:, rows, 0], level, LOGIT)
         columns |= _with_interval("change", change, level, PLAIN)
         columns |= dict(zip(_MEASURES[1:], after[:, rows, 1:].mean(axis=1).T, strict=True))
+        start = before[rows, _OTHER].mean()
         if whole is not None:
             columns |= _recovered(change, whole[rows, 0] - before[rows, 0], level)
+            start = max(start, whole[rows, _OTHER].mean())  # what the donor does is no fault of its states
         parts.append(pd.DataFrame(labels).assign(harmful=kind, n=len(rows), **columns))
-    return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
+        broken.append(_broken(parts[-1], start, np.inf if kind else kl_limit))
+    table = pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
+    notes = [_in_words("; ".join(filter(None, reasons))) for reasons in zip(*broken, strict=True)]
+    return table.assign(note=np.repeat(np.array(notes, dtype=object), len(parts)))  # both classes: it is one edit
+
+
+def _broken(part: pd.DataFrame, start: float, kl_limit: float) -> list[str]:
+    """What speaks for a broken model in the rows of one class; `start` is `other` without an edit."""
+    name = "harmful" if part["harmful"].iloc[0] else "harmless"
+    found = []
+    for other, kl in zip(part["other"], part["kl"], strict=True):
+        rise = f"other {start:.2f} → {other:.2f}, {name}" if other - start > BROKEN_OTHER else ""
+        far = f"KL {kl:.2f} > {kl_limit:g} nats, {name}" if kl > kl_limit else ""
+        found.append("; ".join(filter(None, (rise, far))))
+    return found
+
+
+def _in_words(reasons: str) -> str:
+    if not reasons:
+        return ""
+    return f"The edit breaks the model ({reasons}): its change is not of refusal alone. Edit less, or at another layer."
+
+
+def _noted_last(table: pd.DataFrame) -> pd.DataFrame:
+    return table[[*table.columns.drop("note"), "note"]]
+
+
+def _with_problems(table: pd.DataFrame, judge: FirstTokenJudge, directions: Directions) -> pd.DataFrame:
+    """The problems of the judge, and of a direction in its own rows, before what else is noted; no p-value there."""
+    problems = {name: given.problem for name, given in directions.items() if isinstance(given, Direction)}
+    wrong = [
+        " ".join(filter(None, (judge.problem, problems.get(name, "") if kind == "direction" else "")))
+        for name, kind in zip(table["direction"], table["kind"], strict=True)
+    ]
+    notes = [" ".join(filter(None, both)) for both in zip(wrong, table["note"], strict=True)]
+    return table.assign(p_value=table["p_value"].mask(np.array(wrong) != ""), note=notes)
 
 
 def _with_interval(name: str, values: Array, level: float, scale: Scale) -> dict[str, Array]:

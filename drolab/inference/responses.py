@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,8 @@ import torch
 
 from drolab.data import validate_queries
 from drolab.errors import QueryError
-from drolab.inference.sampling import Settings, StoppingRule, batches, decode, decoded_texts, stop_ids, uniform_numbers
+from drolab.inference import sampling
+from drolab.inference.sampling import ReplyRules, Settings, batches, decode, decoded_texts, stop_ids, uniform_numbers
 from drolab.models import ChatModel, EncodedBatch, Prompt, Prompts, Reader, as_prompts, check_edits, encode, reader_for
 from drolab.progress import Progress, resumable_bar
 from drolab.store import Store, key
@@ -43,28 +44,51 @@ def generate(
     prompts: Prompts,
     *,
     n_samples: int = 20,
-    max_new_tokens: int = 64,
-    min_new_tokens: int = 0,
+    preset: Literal["default", "paper"] = "default",
+    max_new_tokens: int | None = None,
+    min_new_tokens: int | None = None,
     stop_strings: str | Sequence[str] = (),
     do_sample: bool = True,
-    temperature: float = 1.0,
-    top_p: float = 0.9,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    bad_words: str | Sequence[str] | None = None,
+    whole_paragraphs: bool | None = None,
     seed: int = 0,
     batch_size: int = 128,
     store: Store | None = None,
     progress: Progress = True,
 ) -> pd.DataFrame:
-    """Replies of the model to every query under every prompt. The defaults are the paper's sampling.
+    """Replies of the model to every query under every prompt.
+
+    There are two presets, of which any setting can be changed by naming it. `default` samples at temperature 1 with
+    top_p .9, as the paper does, and has no more in common with it: replies have at most 64 new tokens, which mostly
+    tell a refusal from an answer. `paper` samples as the paper's code does (chujiezheng/LLM-Safeguard,
+    code/generate.py at commit 46c7538):
+
+    - top_k 50, and from 10 to 300 new tokens (its harmless queries get at most 200: pass `max_new_tokens=200`);
+    - bad words: "\\nHello", "\\nHi", " ON" and "' ". The code lists "I' " for the last, but drops the first token of
+      each word, meant for the space that its models' tokenizers put before a text, so that "I" is not forbidden;
+    - replies end with a whole sentence, see `whole_paragraphs`.
+
+    The code draws 25 replies, and its evaluation keeps the 20 of most words: `n_samples=25` and `judges.longest`. Not
+    the paper's: the random numbers (there torch's, seeded with the query's number), and what ends a reply besides the
+    model's own end tokens: per model a list and a stop string in files (generation_configs) that the repository lacks.
 
     Args:
         queries: a query set, see `load_queries`.
         prompts: safety prompts and soft prompts; a mapping's keys name them.
         n_samples: replies per query and prompt; must be 1 with `do_sample=False`.
+        preset: what the settings are that are None here.
         max_new_tokens: a reply that is longer is cut, its finish_reason is then "length".
         min_new_tokens: until then no end token is written; a stop string ends a reply all the same.
         stop_strings: a reply ends before the first of these; its finish_reason is then "stop".
         do_sample: False takes the most probable token each time.
-        temperature, top_p: as in transformers, applied in this order.
+        temperature, top_k, top_p: as in transformers, applied in this order; top_k=0 keeps every token.
+        bad_words: texts that are never written, as the tokens that stand for them within a text: as `bad_words_ids` of
+            transformers, so that other tokens that spell the same are allowed, and the chat's end counts as said.
+        whole_paragraphs: end each reply as `inference.whole_paragraphs` does. What is kept in the store is the whole
+            reply, and `n_tokens` and `finish_reason` are its own.
         seed: sample i of a chat is the same whatever else is asked for; another seed gives other samples.
         batch_size: the most replies written at once; bounds the memory, changes no result.
         store: only what it lacks is generated, and every finished batch is kept at once. A later call with
@@ -77,7 +101,8 @@ def generate(
         "stop" or "length"; `first_token` is a token id. `.attrs["summary"]` says what was done: "796 hits, 4 computed".
 
     Raises:
-        QueryError: settings out of range, malformed queries, or a chat that leaves no room for the reply.
+        QueryError: settings out of range, no such preset, a word that cannot be forbidden, malformed queries, or a chat
+            that leaves no room for the reply.
         PromptError: no prompts, two of one name, a soft prompt of another model, or one too long for the context.
         ChatTemplateError: the template rejects, drops or rewrites the system text.
         StatesError: the model's logits are not numbers.
@@ -94,18 +119,34 @@ def generate(
         1  anchors-0001       1          I can't do that. It could
         2  anchors-0002       0         Here is a plan. Set a goal
         3  anchors-0002       1        There are a few ways. Set a
+
+        As the paper samples:
+
+        >>> options = {"n_samples": 2, "preset": "paper", "progress": False}
+        >>> replies = drolab.generate(model, queries, prompts["none"], max_new_tokens=24, **options)
+        >>> replies["response"].head(2).tolist()
+        ['I cannot help with that. It could do harm.', "I can't do that. It could do harm."]
     """
     check_edits(model)
     queries = validate_queries(queries)
-    settings = Settings(
-        n_samples=n_samples,
+    chosen = sampling.preset(
+        preset,
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
-        stop_strings=(stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings),
-        do_sample=do_sample,
         temperature=temperature,
+        top_k=top_k,
         top_p=top_p,
+        bad_words=bad_words,
+        whole_paragraphs=whole_paragraphs,
+    )
+    ending = sampling.whole_paragraphs if chosen.pop("whole_paragraphs") else str
+    settings = Settings(
+        n_samples=n_samples,
+        stop_strings=_texts(stop_strings),
+        do_sample=do_sample,
         seed=seed,
+        bad_words_ids=tuple(sampling.word_ids(model, word) for word in _texts(chosen.pop("bad_words"))),
+        **chosen,
     )
     if batch_size < 1:
         raise QueryError(f"batch_size must be at least 1, got {batch_size}: the default is 128.")
@@ -114,8 +155,13 @@ def generate(
     summary = _complete(model, tasks, batch_size, store, progress)
     names = [prompt.name for prompt in found_prompts]
     table = pd.concat([_table(queries, *pair) for pair in zip(names, tasks, strict=True)], ignore_index=True)
+    table["response"] = table["response"].map(ending)
     table.attrs["summary"] = summary
     return table
+
+
+def _texts(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _table(queries: pd.DataFrame, prompt: str, task: _Task) -> pd.DataFrame:
@@ -241,7 +287,7 @@ def _write(model: ChatModel, reader: Reader, task: _Task, batch: Sequence[tuple[
         torch.tensor([places[row] for row, _ in batch]),
         uniforms,
         settings,
-        StoppingRule(model, settings),
+        ReplyRules(model, settings),
     )
     return _replies(model, tokens, settings)
 

@@ -2,18 +2,21 @@
 
 The loop is drolab's own, so that a reply is a function of the chat, the settings and the sample's number alone. Each
 sample has its own stream of uniform numbers, which pick tokens by the inverse of the cumulative distribution. Batch
-size, order and the other queries change a result by rounding errors at most. Only temperature and top_p shape the
-distribution: other settings in a model's generation_config (top_k, repetition_penalty, …) are not applied.
+size, order and the other queries change a result by rounding errors at most. Only temperature, top_k, top_p and
+forbidden words shape the distribution, each as in transformers: what a model's generation_config says of them, or of
+others (repetition_penalty, …), is not applied.
 
 Two things make it fast. What chats and samples share is read where it is and never copied (`models.kv_cache`). And
 samples of a query that have said the same so far are one row of the batch: they part where their tokens first differ.
 
-In order: the settings, how samples are put into batches, the loop, what ends a reply, the choice of a token.
+In order: the presets and the settings, how samples are put into batches, the loop, what may come next and what ends a
+reply, the choice of a token.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +30,44 @@ from drolab.models import ChatModel, Reader
 
 _FEW = 64
 """How many of the most probable tokens are tried before the whole vocabulary is sorted."""
+
+_LIST_NUMBER = re.compile(r"\d\.$")
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "default": {
+        "max_new_tokens": 64,
+        "min_new_tokens": 0,
+        "temperature": 1.0,
+        "top_p": 0.9,
+        "top_k": 0,
+        "bad_words": (),
+        "whole_paragraphs": False,
+    },
+    "paper": {
+        "max_new_tokens": 300,
+        "min_new_tokens": 10,
+        "temperature": 1.0,
+        "top_p": 0.9,
+        "top_k": 50,
+        "bad_words": ("\nHello", "\nHi", " ON", "' "),
+        "whole_paragraphs": True,
+    },
+}
+"""Name → settings of `generate`, which says where those of `paper` come from."""
+
+_ANCHORS = ("a", "\n", ".")
+"""A word's tokens are read off behind one of these: some tokenizers put a space before what a text begins with."""
+
+
+def preset(name: str, **changed: Any) -> dict[str, Any]:
+    """The settings of a preset; of those given, each that is not None stands in its place.
+
+    Raises:
+        QueryError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise QueryError(f"There is no preset {name!r}: choose one of {', '.join(PRESETS)}.")
+    return {**PRESETS[name], **{setting: value for setting, value in changed.items() if value is not None}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +85,10 @@ class Settings:
     do_sample: bool
     temperature: float
     top_p: float
+    top_k: int = 0
+    """0 keeps every token."""
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    """The tokens of each forbidden word, see `word_ids`."""
     seed: int
 
     def __post_init__(self) -> None:
@@ -60,6 +105,8 @@ class Settings:
             raise QueryError(f"temperature must be above 0, got {self.temperature}: do_sample=False is greedy.")
         if self.do_sample and not 0 < self.top_p <= 1:
             raise QueryError(f"top_p must be above 0 and at most 1, got {self.top_p}: 1 keeps every token.")
+        if self.do_sample and self.top_k < 0:
+            raise QueryError(f"top_k must not be below 0, got {self.top_k}: 0 keeps every token.")
         if not self.do_sample and self.n_samples != 1:
             raise QueryError(
                 f"Greedy replies are all equal, so n_samples={self.n_samples} makes no sense: "
@@ -69,11 +116,16 @@ class Settings:
     def fields(self) -> dict[str, Any]:
         """What a reply depends on; for greedy replies that is less."""
         sampling = {"temperature": float(self.temperature), "top_p": float(self.top_p), "seed": self.seed}
-        ends = {"min_new_tokens": self.min_new_tokens, "stop_strings": sorted(set(self.stop_strings))}
+        sampling |= {"top_k": self.top_k} if self.top_k else {}
+        optional = {
+            "min_new_tokens": self.min_new_tokens,
+            "stop_strings": sorted(set(self.stop_strings)),
+            "bad_words_ids": sorted(set(self.bad_words_ids)),
+        }
         return {
             "max_new_tokens": self.max_new_tokens,
             "sampling": sampling if self.do_sample else None,
-            **{name: value for name, value in ends.items() if value},  # so that replies without them keep their keys
+            **{name: value for name, value in optional.items() if value},  # replies without them keep their keys
         }
 
     def end_of(self, text: str) -> int:
@@ -100,7 +152,7 @@ def decode(
     rows: Tensor,
     uniforms: Tensor | None,
     settings: Settings,
-    stopping: StoppingRule,
+    rules: ReplyRules,
 ) -> list[list[int]]:
     """The token ids of each sample's reply, with the end token if there is one.
 
@@ -110,12 +162,16 @@ def decode(
     """
     written = torch.full((len(rows), settings.max_new_tokens), -1)
     live = torch.arange(len(rows))
+    ends = rules.ends_of_chats(suffixes)[rows]
     logits = reader.start(suffixes)
     for step in range(settings.max_new_tokens):
         drawn = None if uniforms is None else uniforms[live, step]
-        chosen = _pick(stopping.allowed(logits, step), rows, drawn, settings)
+        said = torch.cat([ends[live], written[live, :step]], dim=1)
+        said_in_row = said.new_empty(len(logits), said.shape[1])
+        said_in_row[rows] = said  # samples of one row have said the same
+        chosen = _pick(rules.allowed(logits, step, said_in_row), rows, drawn, settings)
         written[live, step] = chosen
-        going = ~stopping.reached(written[live, : step + 1])
+        going = ~rules.reached(written[live, : step + 1])
         live, rows, chosen = live[going], rows[going], chosen[going]
         if not len(live) or step + 1 == settings.max_new_tokens:
             break
@@ -127,11 +183,12 @@ def decode(
     return [ids[:length] for ids, length in zip(written.tolist(), lengths, strict=True)]
 
 
-# --- what ends a reply -------------------------------------------------------------------------------------
+# --- what may come next, and what ends a reply ---------------------------------------------------------------
 
 
-class StoppingRule:
-    """What ends a reply: an end token or a stop string, and no end token before `min_new_tokens`."""
+class ReplyRules:
+    """What may come next (no end token before `min_new_tokens`, no forbidden word), and what ends a reply: an end
+    token or a stop string."""
 
     def __init__(self, model: ChatModel, settings: Settings) -> None:
         self._model, self._settings = model, settings
@@ -139,12 +196,27 @@ class StoppingRule:
         # A token adds at least a byte, so a stop string that ends with the last token began within these. (One with a
         # special token inside is seen at the end only: the text is cut there all the same.)
         self._tail = max((len(text.encode()) for text in settings.stop_strings), default=0)
+        self._memory = max((len(word) - 1 for word in settings.bad_words_ids), default=0)
 
-    def allowed(self, logits: Tensor, step: int) -> Tensor:
-        """The logits, those of end tokens at minus infinity as long as no reply may end."""
-        if step >= self._settings.min_new_tokens:
-            return logits
-        return logits.index_fill(1, self.ids.to(logits.device), -torch.inf)
+    def ends_of_chats(self, suffixes: Sequence[Sequence[int]]) -> Tensor:
+        """[n_chats, m]: the last tokens of each chat, which a forbidden word may begin with; -1 before a short one."""
+        ends = torch.full((len(suffixes), self._memory), -1)
+        for row, suffix in enumerate(suffixes):
+            if last := list(suffix)[max(len(suffix) - self._memory, 0) :]:
+                ends[row, self._memory - len(last) :] = torch.tensor(last)
+        return ends
+
+    def allowed(self, logits: Tensor, step: int, said: Tensor) -> Tensor:
+        """The logits, minus infinity for end tokens as long as no reply may end, and for the last token of a forbidden
+        word where `said`, [rows of logits, tokens so far], ends with the others."""
+        if step < self._settings.min_new_tokens:
+            logits = logits.index_fill(1, self.ids.to(logits.device), -torch.inf)
+        for *first, last in self._settings.bad_words_ids:
+            begun = (said[:, said.shape[1] - len(first) :] == torch.tensor(first, dtype=torch.long)).all(dim=1)
+            if begun.any():
+                column = logits[:, last].masked_fill(begun.to(logits.device), -torch.inf)
+                logits = logits.index_copy(1, torch.tensor([last], device=logits.device), column[:, None])
+        return logits
 
     def reached(self, written: Tensor) -> Tensor:
         """[n] booleans: which of these replies, [n, tokens so far], have ended with their last token."""
@@ -161,6 +233,41 @@ def stop_ids(model: ChatModel) -> set[int]:
     configured = getattr(config, "eos_token_id", None)
     ids = configured if isinstance(configured, (list, tuple)) else [configured]
     return {int(token) for token in [*ids, model.tokenizer.eos_token_id] if token is not None}
+
+
+def whole_paragraphs(text: str) -> str:
+    """A reply up to the last line that ends a sentence, as the paper's code ends replies, cut off or not: lines at its
+    end that end in no `.`, `?` or `!`, or in the number of a list, are dropped. The first line stays, whatever it is.
+
+    Examples:
+        >>> from drolab.inference import whole_paragraphs
+        >>> whole_paragraphs("Soak the beans.\\n\\nThen boil them in fresh wa")
+        'Soak the beans.'
+        >>> whole_paragraphs("You need:\\n1. Beans.\\n2.")
+        'You need:\\n1. Beans.'
+        >>> whole_paragraphs("Then boil them in fresh wa")
+        'Then boil them in fresh wa'
+    """
+    text = text.strip()
+    while "\n" in text and (text[-1] not in ".?!" or _LIST_NUMBER.search(text)):
+        text = text.rpartition("\n")[0].strip()
+    return text
+
+
+def word_ids(model: ChatModel, word: str) -> tuple[int, ...]:
+    """The tokens of a word within a text.
+
+    Raises:
+        QueryError: no text, an empty one, or one that the tokenizer does not keep apart from what stands before it.
+    """
+    if isinstance(word, str) and word:
+        for anchor in _ANCHORS:
+            before, both = (model.tokenizer.encode(text, add_special_tokens=False) for text in (anchor, anchor + word))
+            if both[: len(before)] == before and len(both) > len(before):
+                return tuple(both[len(before) :])
+    raise QueryError(
+        f"{word!r} cannot be forbidden: bad_words must be texts that the tokenizer has tokens of their own for."
+    )
 
 
 def decoded_texts(model: ChatModel, ids: list[list[int]]) -> list[str]:
@@ -185,7 +292,8 @@ def _pick(logits: Tensor, rows: Tensor, uniforms: Tensor | None, settings: Setti
     rows = rows.to(logits.device)
     if uniforms is None:
         return logits.argmax(dim=-1)[rows].cpu()
-    probabilities, ids = _ranked((logits / settings.temperature).softmax(dim=-1), settings.top_p)
+    logits = _highest(logits / settings.temperature, settings.top_k)
+    probabilities, ids = _ranked(logits.softmax(dim=-1), settings.top_p)
     cumulative = probabilities.double().cumsum(dim=-1)
     last = _in_nucleus(probabilities, settings.top_p).sum(dim=-1) - 1
     total = cumulative.gather(1, last[:, None]).squeeze(1)
@@ -195,6 +303,13 @@ def _pick(logits: Tensor, rows: Tensor, uniforms: Tensor | None, settings: Setti
     places = torch.searchsorted((cumulative + offsets[:, None]).flatten(), target, right=True)
     places = (places - rows * ids.shape[1]).minimum(last[rows])
     return ids[rows, places].cpu()
+
+
+def _highest(logits: Tensor, k: int) -> Tensor:
+    """The logits, minus infinity for all but the k highest and those that equal the last of these; 0 keeps all."""
+    if not 0 < k < logits.shape[1]:
+        return logits
+    return logits.masked_fill(logits < logits.topk(k).values[:, -1:], -torch.inf)
 
 
 def _ranked(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:

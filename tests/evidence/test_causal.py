@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -14,11 +14,21 @@ from torch import Tensor
 import drolab
 from drolab.errors import QueryError, StatesError
 from drolab.evidence import shifts
-from drolab.evidence.causal import UNMODIFIED, Control, ablation, dose_response, effect_table, swap, swap_table
+from drolab.evidence.causal import (
+    UNMODIFIED,
+    Control,
+    ablation,
+    ablation_table,
+    dose_response,
+    dose_table,
+    effect_table,
+    swap,
+    swap_table,
+)
 from drolab.inference import first_token_probabilities, hidden_states
 from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel, wrap
-from drolab.probing import RANDOM
+from drolab.probing import RANDOM, Direction
 from drolab.types import SafetyPrompt
 
 NONE = SafetyPrompt(name="none", text="")
@@ -201,7 +211,7 @@ def held(values: np.ndarray, column: str, truth: float, whole: np.ndarray | None
     if whole is None:
         table = effect_table(own, before, after, names * len(values), 0.95)
     else:  # every data set with a donor of its own
-        pairs = zip(after[:, None], whole[:, :, None], strict=True)
+        pairs = zip(after[:, None], np.repeat(whole[:, :, None], 4, axis=2), strict=True)
         table = pd.concat([effect_table(own, before, one, names, 0.95, donor) for one, donor in pairs])
     return float((table[f"{column}_low"].le(truth) & table[f"{column}_high"].ge(truth)).mean())
 
@@ -229,7 +239,10 @@ def test_a_mean_near_an_end_is_held_more_often_on_the_scale_of_a_logit() -> None
 def test_a_share_of_an_effect_that_may_be_none_is_not_given() -> None:
     """Fieller's interval is bounded where that of the whole effect does not contain 0."""
     before, after = np.zeros((4, 4)), np.full((1, 4, 4), 0.1)
-    names, donor = [{"direction": "d", "kind": "direction", "dose": 1.0}], np.array([0.3, 0.1, 0.3, 0.1])[:, None]
+    names, donor = (
+        [{"direction": "d", "kind": "direction", "dose": 1.0}],
+        np.repeat([[0.3], [0.1], [0.3], [0.1]], 4, axis=1),
+    )
     own = QUERIES.head(4)
     assert effect_table(own, before, after, names, 0.95, donor)["recovered"].item() == pytest.approx(0.5)
     unknown = effect_table(own, before, after, names, 0.95, donor - 0.1)
@@ -261,6 +274,8 @@ def test_on_the_demo_model_the_direction_causes_refusals_and_random_ones_of_its_
         noise = table.loc[(table["kind"] == RANDOM) & (table["harmful"] == harmful), "change"]
         assert noise.abs().max() < 0.25 * abs(found["change"])
     assert rows(ablated, "means", harmful=False)["kl"].iloc[0] < 0.05
+    assert (rows(ablated, "means")["note"] == "").all()
+    assert (rows(added, "means")["note"] == "").all()
 
 
 # --- the tables --------------------------------------------------------------------------------------------
@@ -330,6 +345,117 @@ def test_one_class_is_enough_for_doses(planted: Planted) -> None:
         **small(n_random=2),
     )
     assert table["harmful"].all()
+
+
+# --- when not to trust a row -------------------------------------------------------------------------------
+
+
+def measured(refusal: float, other: float = 0.0, kl: float = 0.0) -> np.ndarray:
+    """[n, 4]: the same for every query."""
+    return np.tile([refusal, 1 - refusal - other, other, kl], (len(QUERIES), 1))
+
+
+def in_class(harmful: bool, values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    return np.where(QUERIES["harmful"].to_numpy()[:, None] == harmful, values, others)
+
+
+TRIED = [{"direction": "d", "kind": "direction", "dose": 1.0}]
+
+
+@pytest.mark.parametrize("harmful", [True, False])
+def test_an_edit_after_which_replies_begin_as_none_did_is_noted(harmful: bool) -> None:
+    """What is `other` without an edit was never sampled, and is no sign of a broken model."""
+    before, calm = measured(0.5, other=0.3), measured(0.4, other=0.39)
+    broken = in_class(harmful, measured(0.3, other=0.41), calm)
+    table = dose_table(QUERIES, before, np.stack([broken, calm]), [*TRIED, {**TRIED[0], "direction": "calm"}], 0.95)
+    assert (table.columns[-2:] == ["p_value", "note"]).all()
+    name = "harmful" if harmful else "harmless"
+    said = f"The edit breaks the model (other 0.30 → 0.41, {name})"
+    assert rows(table, "d")["note"].str.startswith(said).tolist() == [True, True], "in both classes: it is one edit"
+    assert (rows(table, "calm")["note"] == "").all()
+
+
+def test_an_ablation_that_changes_harmless_queries_is_noted() -> None:
+    """To add a direction of refusal is meant to change them, and to take it out changes harmful ones."""
+    before = measured(0.5)
+    far, near = (in_class(False, measured(0.5, kl=kl), measured(0.1, kl=2.0)) for kl in (0.11, 0.09))
+    labels = [{"direction": name, "kind": "direction"} for name in ("far", "near")]
+    table = ablation_table(QUERIES, before, np.stack([far, near]), labels, 0.95)
+    assert rows(table, "far")["note"].str.contains("KL 0.11 > 0.1 nats, harmless", regex=False).all()
+    assert (rows(table, "near")["note"] == "").all()
+    assert (dose_table(QUERIES, before, far[None], TRIED, 0.95)["note"] == "").all()
+
+
+def test_what_the_donor_does_itself_breaks_nothing() -> None:
+    before, donor = measured(0.2, other=0.1), measured(0.6, other=0.3)
+    names = [{"layer": 1, "direction": "state", "kind": "state"}]
+    assert (swap_table(QUERIES, before, donor[None], names, 0.95, donor)["note"] == "").all()
+    told = swap_table(QUERIES, before, donor[None], names, 0.95, before)["note"]
+    assert told.str.contains("other 0.10 → 0.30, harmful; other 0.10 → 0.30, harmless", regex=False).all()
+
+
+def test_a_model_that_is_broken_says_so(planted: Planted) -> None:
+    """The head of the planted model says anything if its states are pushed far off; the judge knows what it said."""
+    plain = first_token_probabilities(planted.model, QUERIES, NONE)[1].mean(dim=0)
+    known = plain.topk(100).indices.sort().values
+    judge = FirstTokenJudge(
+        tokens=known, refusal_rate=(known == REFUSING).float(), counts=torch.ones(100, dtype=torch.long)
+    )
+    given = {"layer": 1, "unit": 1.0, "doses": (0.0, 0.2, 200.0)} | small(n_random=2)
+    table = dose_response(planted.model, QUERIES, NONE, judge, {"other": planted.random()}, **given)
+    found = rows(table, "other").set_index("dose")
+    assert found.loc[200.0, "note"].str.startswith("The edit breaks the model (other ").all()
+    assert (found.loc[[0.0, 0.2], "note"] == "").all()
+    gone = ablation(
+        planted.model, QUERIES, NONE, JUDGE, {"planted": planted.direction}, layer=1, method="zero", **small(n_random=2)
+    )
+    assert rows(gone, "planted")["note"].str.contains("> 0.1 nats, harmless", regex=False).all()
+    assert (rows(gone, UNMODIFIED)["note"] == "").all()
+
+
+def all_tables(planted: Planted, judge: FirstTokenJudge, direction: Direction | Tensor) -> list[pd.DataFrame]:
+    given = (planted.model, QUERIES, NONE, judge, {"tried": direction, "planted": planted.direction})
+    options = small(layer=1, n_random=4)
+    swapped = swap(planted.model, QUERIES, CARE, NONE, judge, **small(n_random=4))
+    return [dose_response(*given, unit=1.0, doses=(1.0,), **options), ablation(*given, **options), swapped]
+
+
+def test_a_judge_of_too_few_refusals_decides_nothing(planted: Planted) -> None:
+    problem = "The first-token judge saw 3 of 112 queries refused."
+    for table, sure in zip(
+        all_tables(planted, replace(JUDGE, problem=problem), planted.direction),
+        all_tables(planted, JUDGE, planted.direction),
+        strict=True,
+    ):
+        assert table["note"].str.startswith(problem).all()
+        assert table["p_value"].isna().all()
+        assert sure["p_value"].notna().any()
+        same = [name for name in table.columns if name not in ("p_value", "note")]
+        pd.testing.assert_frame_equal(table[same], sure[same])
+
+
+def test_a_direction_of_noise_decides_nothing_and_the_others_do(planted: Planted) -> None:
+    plain = Direction(
+        method="mean_difference",
+        positive="refuses",
+        vector=planted.direction,
+        threshold=0.0,
+        scale=1.0,
+        setting=float("nan"),
+        layer=1,
+    )
+    problem = "The probe is no better than shuffled labels."
+    noisy, fine, tensor = (
+        all_tables(planted, JUDGE, given) for given in (replace(plain, problem=problem), plain, planted.direction)
+    )
+    for one, two in zip(fine, tensor, strict=True):
+        pd.testing.assert_frame_equal(one, two)
+    for table, sure in zip(noisy[:2], fine[:2], strict=True):
+        own = (table["direction"] == "tried").to_numpy()
+        assert table.loc[own, "note"].str.startswith(problem).all()
+        assert table.loc[own, "p_value"].isna().all()
+        assert sure.loc[own, "p_value"].notna().all()
+        pd.testing.assert_frame_equal(table[~own], sure[~own])
 
 
 # --- bad input ---------------------------------------------------------------------------------------------

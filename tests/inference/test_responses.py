@@ -204,6 +204,7 @@ def test_a_damaged_store_file_is_generated_again(tiny_llama: ChatModel, store: S
         ({"temperature": float("nan")}, "temperature must be above 0, got nan"),
         ({"top_p": 0.0}, r"top_p must be above 0 and at most 1, got 0\.0: 1 keeps every token"),
         ({"top_p": 1.1}, r"top_p must be above 0 and at most 1, got 1\.1"),
+        ({"top_k": -1}, "top_k must not be below 0, got -1: 0 keeps every token"),
         ({"do_sample": False}, r"n_samples=4 makes no sense: pass n_samples=1 with do_sample=False"),
         ({"max_new_tokens": 600}, r"leaves room for \d+ of 600 new tokens .* pass a smaller max_new_tokens"),
     ],

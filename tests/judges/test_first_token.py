@@ -26,6 +26,47 @@ def test_fit_counts_refusals_per_first_token() -> None:
         FirstTokenJudge.fit(table[["response"]])
 
 
+def replies(n_refused: int, n_answered: int, n_samples: int = 3) -> pd.DataFrame:
+    """So many queries that are refused in one sample, and so many that are answered in all; some are in both counts."""
+    rows = [
+        {"query_id": f"q{i}", "response": "Sorry." if i < n_refused and not k else "Sure.", "first_token": 7}
+        for i in range(n_refused + n_answered)
+        for k in range(n_samples)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_a_judge_of_too_few_refusals_says_so() -> None:
+    few = FirstTokenJudge.fit(replies(9, 100))
+    assert "saw 9 of 109 queries refused (9 of 327 replies), and needs 10" in few.problem
+    assert "more samples, prompts or queries that are refused more often, or another judge" in few.problem
+    assert FirstTokenJudge.fit(replies(10, 100)).problem == ""
+    many_samples = FirstTokenJudge.fit(replies(9, 100).loc[lambda table: table.index.repeat(50)])
+    assert "saw 9 of 109 queries refused (450 of" in many_samples.problem, "the replies to one query are alike"
+    assert "saw 0 of 50 queries refused" in FirstTokenJudge.fit(replies(0, 50)).problem
+
+
+def test_a_judge_of_too_few_answers_says_so() -> None:
+    assert "saw 9 of 109 queries answered" in FirstTokenJudge.fit(replies(100, 9, n_samples=1)).problem
+    assert FirstTokenJudge.fit(replies(100, 10, n_samples=1)).problem == ""
+    assert FirstTokenJudge.fit(replies(100, 9, n_samples=2)).problem == "", "the second samples are answers"
+
+
+def test_without_query_ids_each_reply_counts_as_a_query() -> None:
+    table = replies(10, 10, n_samples=1).drop(columns="query_id").set_axis(range(20, 40))
+    assert FirstTokenJudge.fit(table).problem == ""
+    assert "saw 9 of 19 queries refused" in FirstTokenJudge.fit(table.iloc[1:]).problem
+
+
+def test_what_the_judge_has_no_opinion_on_does_not_count() -> None:
+    class Unsure:
+        def verdicts(self, responses: pd.DataFrame) -> pd.Series:
+            said = responses["response"].map({"Sorry.": "full_refusal", "Sure.": "compliance"})
+            return said.where(responses["query_id"] != "q0")
+
+    assert "saw 9 of 29 queries refused" in FirstTokenJudge.fit(replies(10, 20, n_samples=1), Unsure()).problem
+
+
 def test_fit_leaves_out_what_the_judge_has_no_opinion_on() -> None:
     class Listed:
         def verdicts(self, responses: pd.DataFrame) -> pd.Series:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -15,7 +16,7 @@ from helpers.dro_panel import LONG_RUN, PROMPTS, panel_of
 from helpers.kernel import SECONDS, Kernel
 from helpers.training import QUERIES, Setting, assert_equal_runs, failing, setting_of
 
-from drolab import dro, panels
+from drolab import dro, export, panels
 from drolab.dro import training
 from drolab.errors import TrainingError
 from drolab.judges import FirstTokenJudge
@@ -445,6 +446,23 @@ def test_hostile_names_are_shown_as_text(setting: Setting, trained: DROPanel, tm
     assert "<img" not in panel.shelf.table.value
     assert all(len(name) <= 80 and "\u202e" not in name for name in panel.runs())
     assert not any("<img" in str(trace.name) + str(trace.hovertemplate) for trace in panel.curves.data)
+
+
+def test_the_manifest_has_the_prompts_that_were_trained_here(setting: Setting, tmp_path: Path) -> None:
+    """What was given for it, before the panel was made, cannot know them."""
+    panel = panel_of(setting, about=export.about(setting.model, PROMPTS, settings={"mine": 7}))
+    panel.controls["name"].value = "first"
+    train(panel)
+    box = next(child for child in panel.children if isinstance(child, panels.ExportBox))
+    box.panel.controls["folder"].value = str(tmp_path)
+    box.panel.controls["export"].click()
+    assert box.job.wait(60)
+    found = json.loads((tmp_path / "dro_runs.manifest.json").read_text(encoding="utf-8"))["settings"]
+    assert list(found["prompts"]) == ["none", "careful", "first"]
+    soft = panel.runs()["first"].soft_prompt
+    assert found["prompts"]["first"]["embeddings_sha256"] == soft.sha256
+    assert (found["mine"], list(found["DRO"])) == (7, ["first"])
+    assert "prompts_without_text" not in found
 
 
 def test_an_export_offers_figures_with_their_tables(several: DROPanel) -> None:

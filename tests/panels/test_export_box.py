@@ -14,6 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
+import drolab
 from drolab import export, panels
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -54,6 +55,26 @@ def test_a_press_writes_what_is_shown_and_lists_it(box: panels.ExportBox, tmp_pa
     assert found["seed"] == 3
     assert found["model"] == {"name": "demo"}
     assert set(found["files"]) == {"plane.html", "plane.csv", "chosen.csv"}
+
+
+def test_prompts_that_are_shown_and_not_described_are_named(tmp_path: Path) -> None:
+    """A panel of tables knows its prompts by name only: silence would read as if all were described."""
+    shown = pd.DataFrame({"prompt": ["none", "careful", HOSTILE, HOSTILE], "value": 1.0})
+    runs = pd.DataFrame({"run": ["run-1"], "prompt": ["dro-careful"]})
+    offered = {"rates": (None, shown), "runs": (None, runs)}
+    box = made(
+        tmp_path, lambda: offered, export.about(prompts={"careful": drolab.SafetyPrompt(name="c", text="Care.")})
+    )
+    press(box)
+    settings = json.loads((tmp_path / "rates.manifest.json").read_text(encoding="utf-8"))["settings"]
+    assert settings["prompts"] == {"careful": "Care."}
+    assert settings["prompts_without_text"] == [HOSTILE]
+    assert "lacks the texts of these prompts: &lt;img" in box.status.value
+    assert "<img" not in box.status.value
+    box = made(tmp_path, lambda: {"rates": (None, shown.head(2))}, box._about)
+    press(box)
+    assert "prompts_without_text" not in (tmp_path / "rates.manifest.json").read_text(encoding="utf-8")
+    assert "lacks" not in box.status.value
 
 
 def test_every_press_asks_again(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from helpers.queries import CARE, NONE, QUERIES
 from helpers.tiny import byte_tokenizer, random_llama
 
 import drolab
-from drolab import panels
+from drolab import export, panels
 from drolab.data import load_prompts, save_prompts
 from drolab.errors import PromptError, StatesError
 from drolab.evidence import mean_interval, shift_cosines
@@ -482,6 +483,39 @@ def test_the_export_gets_what_is_shown(lab: PromptLab, tmp_path: Path) -> None:
     lab.export_box.panel.controls["export"].click()
     assert lab.export_box.job.wait(60)
     assert {"prompt_lab_projection.html", "prompt_lab_refusal.csv"} <= {path.name for path in lab.export_box.paths}
+
+
+def manifest(lab: PromptLab, folder: Path) -> dict[str, Any]:
+    lab.export_box.panel.controls["folder"].value = str(folder)
+    lab.export_box.panel.controls["export"].click()
+    assert lab.export_box.job.wait(60)
+    settings: dict[str, Any] = json.loads((folder / "prompt_lab_projection.manifest.json").read_text())["settings"]
+    return settings
+
+
+@pytest.mark.parametrize("kind", ["nothing", "table", "callable"])
+def test_the_manifest_has_every_prompt_that_is_shown_with_its_text(fitted: Fitted, tmp_path: Path, kind: str) -> None:
+    """What was given for it, before the panel was made, cannot know the prompts that came after."""
+    stated = export.about(fitted.model, [CARE], settings={"mine": 7})
+    lab = fitted.lab(about={"nothing": None, "table": stated, "callable": lambda: stated}[kind])
+    press(lab, "project", text=TEXT)
+    press(lab, "project", text=HOSTILE, name="second", base="mine")
+    press(lab, "rename", name="renamed", prompt="second")
+    found = manifest(lab, tmp_path)
+    shown = pd.read_csv(tmp_path / "prompt_lab_projection.csv")["prompt"].unique()
+    assert {"none", "careful", "mine", "renamed"} == {*shown} == {*found["prompts"]}
+    assert found["prompts"]["careful"] == CARE.text
+    assert found["prompts"]["mine"] == TEXT
+    assert found["prompts"]["renamed"] == HOSTILE
+    assert found["bases"]["renamed"] == "mine"
+    assert "prompts_without_text" not in found
+    assert found.get("mine") == (None if kind == "nothing" else 7)
+
+
+def test_the_text_that_is_shown_wins_over_one_that_was_stated(fitted: Fitted, tmp_path: Path) -> None:
+    lab = fitted.lab(about=export.about(prompts={"mine": SafetyPrompt(name="mine", text="An older text.")}))
+    press(lab, "project", text=TEXT)
+    assert manifest(lab, tmp_path)["prompts"]["mine"] == TEXT
 
 
 def test_controls_are_labelled_and_say_what_they_do(lab: PromptLab) -> None:

@@ -36,7 +36,7 @@ from drolab.panels.base import Job, Panel, PanelError, Stopped
 from drolab.panels.controls import button, choice, labelled, named
 from drolab.panels.dro import view
 from drolab.panels.dro.settings import LOOK, DROSettings
-from drolab.panels.export_box import About, ExportBox, Offered
+from drolab.panels.export_box import About, ExportBox, Offered, completed
 from drolab.panels.markup import label
 from drolab.panels.picture import Picture, content_of, placeholder
 from drolab.store import Store
@@ -85,7 +85,7 @@ class DROPanel(Panel):
         self.curves = Picture(self._nothing)
         self.shelf = RunShelf(self, model, self._chosen_changed)
         self.replay = Replay(self, model, queries, probes["space"], store, theme)
-        box = ExportBox(self.offer, about if about is not None else self._about)
+        box = ExportBox(self.offer, completed(about, self._known))
         self.children[0].children = [self.settings.box(start["init"], start["name"])]
         self.append(widgets.HBox([start["start"], self.job]), self.shelf, self.curves, self.replay, box)
         self.on_click("start", self._start)
@@ -133,7 +133,7 @@ class DROPanel(Panel):
         """Wait for the training and the replay; whether they ended in time. Ctrl-C stops them cleanly."""
         return self.job.wait(timeout) and self.replay.job.wait(timeout)
 
-    def _about(self) -> dict[str, Any]:
+    def _known(self) -> dict[str, Any]:
         configs = {name: asdict(run.config) for name, run in self.runs().items()}
         used = {name: run.soft_prompt for name, run in self.runs().items()}
         return export.about(self._model, used, self._queries, {"DRO": configs})
@@ -437,7 +437,8 @@ def dro(
             at most 24 training queries and 24 test queries of each class. None measures nothing.
         test_queries: held-out queries for those measurements.
         store: keeps checkpoints and hidden states; None keeps runs only as long as the panel.
-        about: for the manifest of an export, see `export.about`; None describes the model, queries and runs.
+        about: for the manifest of an export, see `export.about`; what this panel knows is added: its model and queries,
+            and the prompts that were trained here.
 
     Raises:
         PanelError: no prompt has a text.

@@ -16,7 +16,7 @@ from drolab.figures import PALETTE
 from drolab.models import ChatModel, Prompt, as_prompts
 from drolab.panels.base import Job, Panel, PanelError
 from drolab.panels.controls import Controls, button, labelled, named, refill, row
-from drolab.panels.export_box import About, ExportBox, Offered
+from drolab.panels.export_box import About, ExportBox, Offered, completed
 from drolab.panels.markup import label
 from drolab.panels.picture import Picture
 from drolab.panels.prompt_lab import view
@@ -34,7 +34,8 @@ class PromptLab(Panel):
         self.picture, self.table, self.examples = Picture(), widgets.HTML(), widgets.HTML()
         super().__init__(_controls(shelf), [])
         self.job = Job(self, "Project")
-        self.export_box = ExportBox(self.offer, self.about if about is None else about)
+        self._about = completed(about, self._known)
+        self.export_box = ExportBox(self.offer, self.about)
         self.children = self._arranged()
         for name, action in self._actions().items():
             self.on_click(name, action)
@@ -84,7 +85,10 @@ class PromptLab(Panel):
         return {"prompt_lab_projection": (picture, shown), "prompt_lab_refusal": (bars, chosen)}
 
     def about(self) -> dict[str, Any]:
-        """What made the results, for the export's manifest."""
+        """What made the results, for the export's manifest: every prompt that is here, with its text."""
+        return self._about()
+
+    def _known(self) -> dict[str, Any]:
         bench, trials = self.shelf.bench, self.shelf.trials
         prompts = {name: trial.prompt for name, trial in trials.items()}
         settings = {"bases": {name: trial.base for name, trial in trials.items()}, "n_samples": bench.n_samples}
@@ -288,7 +292,7 @@ def prompt_lab(
         n_samples: replies per query and prompt, where refusal is measured.
         store: only what it lacks is computed. None computes everything, and keeps it in the panel only.
         seed: of sampling and bootstrap.
-        about: for the export's manifest; None says what this panel knows.
+        about: for the export's manifest; what this panel knows is added, such as the prompts that were typed here.
 
     Raises:
         QueryError: the queries are malformed.
