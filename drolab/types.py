@@ -400,6 +400,11 @@ class AnchorSpace:
     """In transformers' count, not negative."""
     residual_variance: float
     """Mean over the anchors of the squared distance to the space: the scale for the residual penalty."""
+    residual_spread: float | None = None
+    """How far held-out anchors lie outside: for 95 % of them, in a space fitted without their queries, the squared
+    distance is below this multiple of `residual_variance`. A `DROStep.residual_drift` beyond it has left the data.
+    None: not known (a space that was made by hand, is of an earlier version, or of too few queries). It follows from
+    the fit and changes nothing, so neither checksum nor key holds it."""
     model_fingerprint: str = ""
     origin: Origin | None = field(default=None, repr=False)
 
@@ -537,7 +542,8 @@ class DROStep:
     """The weighted sum that was differentiated."""
     residual_drift: float
     """Mean squared movement outside the anchor space over the anchors' residual variance: how far the
-    states left the anchor data, in the same units whatever the loss."""
+    states left the anchor data, in the same units whatever the loss. Beyond `AnchorSpace.residual_spread` they are
+    where hardly an anchor is."""
     grad_norm: float
     """Before clipping."""
     embeddings: Tensor
