@@ -567,3 +567,28 @@ class DRORun:
     harmfulness: Probe
     snapshots: dict[int, Tensor]
     """Step → embeddings [n_tokens, d], at a few steps from 0 to the last, to replay the movement."""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why the run is not to be trusted, in plain words; none if nothing of that is known.
+
+        What was measured of the model beside the training is known to `dro.KeptRun.problems`.
+        """
+        found = (self._departure(),)
+        return tuple(text for text in found if text)
+
+    def _departure(self) -> str:
+        """When the states left the anchor data, if they are outside at the end; epochs' means count, not batches."""
+        level = self.space.residual_spread
+        if level is None or self.history.empty:
+            return ""
+        epochs = self.history.groupby("epoch").agg({"step": "max", "residual_drift": "mean"})
+        drift, near = epochs["residual_drift"].iloc[-1], epochs.loc[epochs["residual_drift"] <= level, "step"]
+        if drift <= level:
+            return ""
+        return (
+            f"The states left the anchor data at step {near.max() + 1 if len(near) else 1}: their residual drift is "
+            f"{drift:.3g} in the last epoch, and 95 % of held-out anchors lie within {level:.3g}. The probes know "
+            f"nothing of such states: raise residual_weight (now {self.config.residual_weight:g}) or train for fewer "
+            "epochs, and go by sampled replies."
+        )
