@@ -400,6 +400,11 @@ class AnchorSpace:
     """In transformers' count, not negative."""
     residual_variance: float
     """Mean over the anchors of the squared distance to the space: the scale for the residual penalty."""
+    residual_spread: float | None = None
+    """How far held-out anchors lie outside: for 95 % of them, in a space fitted without their queries, the squared
+    distance is below this multiple of `residual_variance`. A `DROStep.residual_drift` beyond it has left the data.
+    None: not known (a space that was made by hand, is of an earlier version, or of too few queries). It follows from
+    the fit and changes nothing, so neither checksum nor key holds it."""
     model_fingerprint: str = ""
     origin: Origin | None = field(default=None, repr=False)
 
@@ -566,7 +571,8 @@ class DROStep:
     """The weighted sum that was differentiated."""
     residual_drift: float
     """Mean squared movement outside the anchor space over the anchors' residual variance: how far the
-    states left the anchor data, in the same units whatever the loss."""
+    states left the anchor data, in the same units whatever the loss. Beyond `AnchorSpace.residual_spread` they are
+    where hardly an anchor is."""
     grad_norm: float
     """Before clipping."""
     embeddings: Tensor
@@ -590,3 +596,28 @@ class DRORun:
     harmfulness: Probe
     snapshots: dict[int, Tensor]
     """Step → embeddings [n_tokens, d], at a few steps from 0 to the last, to replay the movement."""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why the run is not to be trusted, in plain words; none if nothing of that is known.
+
+        What was measured of the model beside the training is known to `dro.KeptRun.problems`.
+        """
+        found = (self._departure(),)
+        return tuple(text for text in found if text)
+
+    def _departure(self) -> str:
+        """When the states left the anchor data, if they are outside at the end; epochs' means count, not batches."""
+        level = self.space.residual_spread
+        if level is None or self.history.empty:
+            return ""
+        epochs = self.history.groupby("epoch").agg({"step": "max", "residual_drift": "mean"})
+        drift, near = epochs["residual_drift"].iloc[-1], epochs.loc[epochs["residual_drift"] <= level, "step"]
+        if drift <= level:
+            return ""
+        return (
+            f"The states left the anchor data at step {near.max() + 1 if len(near) else 1}: their residual drift is "
+            f"{drift:.3g} in the last epoch, and 95 % of held-out anchors lie within {level:.3g}. The probes know "
+            f"nothing of such states: raise residual_weight (now {self.config.residual_weight:g}) or train for fewer "
+            "epochs, and go by sampled replies."
+        )

@@ -9,6 +9,8 @@ from drolab.dro.objective import Losses, losses
 from drolab.dro.runs import (
     MEASURED_COLUMNS,
     MEASURES,
+    MOST_KL,
+    MOST_UNSEEN,
     MOVEMENT_COLUMNS,
     TRAINING,
     KeptRun,
@@ -28,6 +30,8 @@ __all__ = [
     "HISTORY_COLUMNS",
     "MEASURED_COLUMNS",
     "MEASURES",
+    "MOST_KL",
+    "MOST_UNSEEN",
     "MOVEMENT_COLUMNS",
     "TRAINING",
     "KeptRun",

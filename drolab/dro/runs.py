@@ -1,7 +1,7 @@
 """DRO runs side by side: what the model is about to say under each, how they differ, where they moved the states.
 
-In order: `KeptRun`, which is one of them; what is measured of it in passing; how runs compare; where a run's snapshots
-moved the states; the files that keep runs.
+In order: `KeptRun`, which is one of them; what is measured of it in passing, and whether the model is still itself; how
+runs compare; where a run's snapshots moved the states; the files that keep runs.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -22,18 +23,30 @@ from drolab import store as stores
 from drolab.dro.training import HISTORY_COLUMNS, Training
 from drolab.errors import DrolabError, StatesError, TrainingError
 from drolab.files import plain_name, read_csv, write_file
-from drolab.inference import hidden_states
+from drolab.inference import divergence, first_token_probabilities, hidden_states
 from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel, Prompt
 from drolab.probing import coordinates
 from drolab.progress import Progress
 from drolab.types import AnchorSpace, DROConfig, DRORun, Probe, SoftPrompt
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 TRAINING = "training"
 """What the training queries are called among the query sets."""
-MEASURES = ("refusal", "compliance", "other")
+MEASURES = ("refusal", "compliance", "other", "kl")
 MEASURED_COLUMNS = ("step", "queries", "harmful", *MEASURES)
-"""Columns of `measure_first_tokens`: `queries` names the query set; measures are means over its queries of a class."""
+"""Columns of `measure_first_tokens`: `queries` names the query set; measures are means over its queries of a class.
+`other` is the probability of first tokens that no sampled reply began with. `kl` is the Kullback-Leibler divergence of
+the first token's distribution from that before training, KL(before ‖ now), in nats: what the model's own next token
+costs it now. Harmful queries are meant to change; on harmless ones it should stay small. It is NaN if it was not
+measured, as in files of earlier versions."""
+MOST_UNSEEN = 0.1
+"""A rise of `other` by more says that the model broke: every tenth reply then begins as no reply did before."""
+MOST_KL = 1.0
+"""`kl` of harmless queries by more says that the model broke, without the part that their change of refusal explains:
+the first tokens that it would have said became e times rarer in the (geometric) mean, though it refuses as it did."""
 MOVEMENT_COLUMNS = ("query_id", "harmful", "step", "x", "y", "refusal_logit", "harmfulness_logit", "residual_drift")
 """Columns of `movement`."""
 _TERMS = ["residual_drift", *(name for name in HISTORY_COLUMNS if name.endswith("loss"))]
@@ -46,6 +59,7 @@ _KINDS: dict[str, Callable[[str], Any]] = {
 """How columns are read from a file; the others are numbers, read exactly, as pandas did not before version 3."""
 _ABOUT = "run.json"
 _SPACE = ("mean", "components", "explained_variance_ratio")
+_SPACE_NUMBERS = ("layer", "residual_variance", "residual_spread", "model_fingerprint")
 _PROBES = ("refusal", "harmfulness")
 _READ_ERRORS = (OSError, SafetensorError, KeyError, TypeError, ValueError, DrolabError)
 
@@ -80,15 +94,38 @@ class KeptRun:
         steps = len(self.run.history)
         return self.trouble or ("finished" if steps == self.n_steps else f"stopped at {steps} of {self.n_steps}")
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """`DRORun.problems`, and what the last measurement says of the model itself; none if nothing is known."""
+        return (*self.run.problems, *_signs_of_damage(self.measured))
+
+    @property
+    def unseen(self) -> str:
+        """How much of the first-token probability no sampled reply began with, in words; "" if it was not measured.
+
+        What the text prompt has of it already is simply unseen; only the rise is the training's.
+        """
+        both = _then_and_now(self.measured).groupby("queries", sort=False)[["other_then", "other"]].mean()
+        found = [
+            f"{row.other_then:.2f} before training, {row.other:.2f} now ({row.Index})" for row in both.itertuples()
+        ]
+        return f"Unseen first tokens: {'; '.join(found)}." if found else ""
+
     def unmeasured(self) -> list[int]:
         """The steps that a training has kept and nobody measured, such as those of an earlier session."""
         kept = self.training.done.snapshots if self.training is not None else {}
         return sorted(set(kept) - set(self.measured["step"]))
 
     def measure(self, step: int, model: ChatModel, judge: FirstTokenJudge, queries: Mapping[str, pd.DataFrame]) -> None:
-        """Measure a kept step on each of the query sets, and add it to `measured`."""
-        rows = measure_first_tokens(model, judge, queries, snapshot(self.run, step), step)
-        self.measured = rows if self.measured.empty else pd.concat([self.measured, rows]).sort_values("step")
+        """Measure a kept step on each of the query sets, and step 0 if that is not, and add it to `measured`."""
+        start = snapshot(self.run, 0)
+        steps = dict.fromkeys([step] if (self.measured["step"] == 0).any() else [0, step])
+        found = [
+            measure_first_tokens(model, judge, queries, snapshot(self.run, number), number, start=start)
+            for number in steps
+        ]
+        known = [] if self.measured.empty else [self.measured]
+        self.measured = pd.concat([*known, *found]).sort_values("step", kind="stable")
 
 
 def evenly_spaced(queries: pd.DataFrame, most: int = 24) -> pd.DataFrame:
@@ -101,20 +138,86 @@ def evenly_spaced(queries: pd.DataFrame, most: int = 24) -> pd.DataFrame:
 
 
 def measure_first_tokens(
-    model: ChatModel, judge: FirstTokenJudge, queries: Mapping[str, pd.DataFrame], prompt: Prompt, step: int
+    model: ChatModel,
+    judge: FirstTokenJudge,
+    queries: Mapping[str, pd.DataFrame],
+    prompt: Prompt,
+    step: int,
+    *,
+    start: Prompt | None = None,
 ) -> pd.DataFrame:
-    """What the model is about to say under a prompt: MEASURED_COLUMNS, one row per query set and class."""
+    """What the model is about to say under a prompt: MEASURED_COLUMNS, one row per query set and class.
+
+    Args:
+        start: the prompt before training, which `kl` is measured from; None leaves it NaN.
+    """
     parts = []
     for name, rows in queries.items():
-        means = judge.score(model, rows, prompt).groupby("harmful")[list(MEASURES)].mean().reset_index()
+        index, now = first_token_probabilities(model, rows, prompt)
+        measures: dict[str, Any] = {measure: mass.numpy() for measure, mass in judge.masses(now).items()}
+        measures["kl"] = np.nan if start is None else _divergence(first_token_probabilities(model, rows, start)[1], now)
+        means = index.assign(**measures).groupby("harmful")[list(MEASURES)].mean().reset_index()
         parts.append(means.assign(step=step, queries=name))
     return pd.concat(parts, ignore_index=True)[list(MEASURED_COLUMNS)]
+
+
+def _divergence(before: Tensor, now: Tensor) -> NDArray[np.float64]:
+    """[n, vocabulary] probabilities twice → [n]; what is too small for a float costs 87 nats, not infinitely many."""
+    least = torch.finfo(torch.float32).tiny
+    return divergence(before.clamp(min=least).log(), now.clamp(min=least).log()).numpy()
+
+
+# --- whether the model is still itself ---------------------------------------------------------------------
+
+
+def _then_and_now(measured: pd.DataFrame) -> pd.DataFrame:
+    """What was measured last, beside the same (`…_then`) before training; no rows if one of them was not."""
+    first, last = (measured[measured["step"] == step] for step in (0, measured["step"].max()))
+    return last.merge(first, on=["queries", "harmful"], suffixes=("", "_then"))
+
+
+def _signs_of_damage(measured: pd.DataFrame) -> list[str]:
+    """A sentence for each sign that the model broke, of the query set and class where it is plainest."""
+    both = _then_and_now(measured)
+    found = []
+    rise = both["other"] - both["other_then"]
+    if (rise > MOST_UNSEEN).any():
+        row = both.iloc[int(rise.argmax())]
+        found.append(
+            f"The model broke by step {row['step']}: for {_class(row)} queries ({row['queries']}), {row['other']:.0%} "
+            f"of the first-token probability is on tokens that no reply began with, {row['other_then']:.0%} before "
+            "training. Raise residual_weight, or take an earlier snapshot (dro.snapshot)."
+        )
+    harmless = both[~both["harmful"].astype(bool)]
+    costs = harmless["kl"] - _cost_of_refusals(harmless["refusal_then"], harmless["refusal"])
+    if (costs > MOST_KL).any():
+        row = harmless.iloc[int(costs.argmax())]
+        found.append(
+            f"The model broke by step {row['step']}: on harmless queries ({row['queries']}) the first token is "
+            f"{row['kl']:.2g} nats (KL) from what it was before training, which no change of refusals explains. Raise "
+            "residual_weight, or take an earlier snapshot (dro.snapshot)."
+        )
+    return found
+
+
+def _class(row: Mapping[str, Any] | pd.Series) -> str:
+    return "harmful" if row["harmful"] else "harmless"
+
+
+def _cost_of_refusals(then: pd.Series, now: pd.Series) -> pd.Series:
+    """The divergence of refusing or not: what of `kl` a change of the refusal rate brings with it, at least."""
+    (then, now) = (rate.astype(float).clip(1e-6, 1 - 1e-6) for rate in (then, now))
+    return then * np.log(then / now) + (1 - then) * np.log((1 - then) / (1 - now))
+
+
+# --- how runs compare --------------------------------------------------------------------------------------
 
 
 def compare(kept: Mapping[str, KeptRun]) -> pd.DataFrame:
     """One row per run: where the runs differ (`prompt` and settings), its steps, what was measured last, at step
     `measured_at`, in columns such as `refusal harmful` (query sets other than "training" have their name before it),
-    and the means of the last epoch's drift and losses."""
+    with `other before training` beside `other`, the means of the last epoch's drift and losses, and `note`: why the run
+    is not to be trusted, "" if nothing of that is known."""
     found = {name: one.run for name, one in kept.items()}
     made = [{"prompt": run.soft_prompt.name, **asdict(run.config)} for run in found.values()]
     settings = pd.DataFrame(made, index=list(found))
@@ -123,7 +226,8 @@ def compare(kept: Mapping[str, KeptRun]) -> pd.DataFrame:
     for name, run in found.items():
         epoch = run.history[run.history["epoch"] == run.history["epoch"].max()]
         about = {"run": name, **settings.loc[name, differing], "steps": len(run.history)}
-        rows.append({**about, **_last(kept[name].measured), **epoch[_TERMS].astype(float).mean()})
+        terms = epoch[_TERMS].astype(float).mean()
+        rows.append({**about, **_last(kept[name].measured), **terms, "note": " ".join(kept[name].problems)})
     return pd.DataFrame(rows)
 
 
@@ -131,10 +235,10 @@ def _last(measured: pd.DataFrame) -> dict[str, Any]:
     if measured.empty:
         return {}
     found: dict[str, Any] = {"measured_at": int(measured["step"].max())}
-    for row in measured[measured["step"] == found["measured_at"]].itertuples():
-        place = "" if row.queries == TRAINING else f"{row.queries} "
-        for name in MEASURES:
-            found[f"{place}{name} {'harmful' if row.harmful else 'harmless'}"] = getattr(row, name)
+    for column, step in [(name, found["measured_at"]) for name in MEASURES] + [("other before training", 0)]:
+        for row in measured[measured["step"] == step].to_dict("records"):
+            place = "" if row["queries"] == TRAINING else f"{row['queries']} "
+            found[f"{place}{column} {_class(row)}"] = row[column.split()[0]]
     return found
 
 
@@ -261,7 +365,7 @@ def save_run(folder: str | Path, name: str, kept: KeptRun) -> Path:
         "name": name,
         "steps": len(run.history),
         "config": asdict(run.config),
-        "space": {key: getattr(run.space, key) for key in ("layer", "residual_variance", "model_fingerprint")},
+        "space": {key: getattr(run.space, key) for key in _SPACE_NUMBERS},
         "probes": {
             key: {part: getattr(getattr(run, key), part) for part in ("intercept", "positive")} for key in _PROBES
         },
@@ -269,7 +373,7 @@ def save_run(folder: str | Path, name: str, kept: KeptRun) -> Path:
     }
     write_file(place / "state.safetensors", save(_state(run)))
     write_file(place / "history.csv", run.history.to_csv(index=False))
-    write_file(place / "measured.csv", kept.measured.to_csv(index=False))
+    write_file(place / "measured.csv", kept.measured.to_csv(index=False, na_rep="nan"))
     run.soft_prompt.save_pretrained(place)
     write_file(place / _ABOUT, json.dumps(about, indent=2) + "\n")
     return place
@@ -299,9 +403,13 @@ def _load(place: Path) -> tuple[str, KeptRun]:
     about = json.loads((place / _ABOUT).read_text(encoding="utf-8"))
     state = load_file(place / "state.safetensors")
     history = _read_columns(place / "history.csv", HISTORY_COLUMNS)
-    measured = _read_columns(place / "measured.csv", MEASURED_COLUMNS)
+    measured = _read_columns(place / "measured.csv", [name for name in MEASURED_COLUMNS if name != "kl"])
+    if "kl" not in measured:  # of an earlier version
+        measured["kl"] = np.nan
     if len(history) != about["steps"]:
         raise ValueError(f"its history has {len(history)} steps, not {about['steps']}")
+    spread = about["space"].get("residual_spread")
+    about["space"]["residual_spread"] = None if spread is None else float(spread)
     run = DRORun(
         soft_prompt=SoftPrompt.from_pretrained(place),
         history=history,

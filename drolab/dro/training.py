@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import random
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields
@@ -38,6 +39,8 @@ from drolab.models import (
 )
 from drolab.progress import Progress, resumable_bar
 from drolab.types import AnchorSpace, DROConfig, DRORun, DROStep, Probe, SafetyPrompt, SoftPrompt
+
+_log = logging.getLogger(__name__)
 
 HISTORY_COLUMNS = tuple(part.name for part in fields(DROStep) if part.name != "embeddings")
 """Columns of a run's history."""
@@ -73,7 +76,8 @@ def train_dro(
         progress: show a bar; or a callable, see `drolab.progress`.
 
     Returns:
-        The run; its prompt is called `dro-{init.name}`.
+        The run; its prompt is called `dro-{init.name}`. `run.problems` says why it is not to be trusted, if that is
+        known, and a warning says the same.
 
     Raises:
         QueryError: a class is missing from the queries, or they are malformed.
@@ -128,7 +132,10 @@ def train_dro(
         for step in training.steps():
             counted.note(f"loss {step.loss:.4f}, drift {step.residual_drift:.3f}")
             counted.update()
-    return training.run()
+    run = training.run()
+    for problem in run.problems:
+        _log.warning("%s: %s", run.soft_prompt.name, problem)
+    return run
 
 
 class _PassTooLargeError(Exception):

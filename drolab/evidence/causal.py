@@ -46,7 +46,7 @@ from torch import Tensor
 from drolab.data import validate_queries
 from drolab.errors import StatesError
 from drolab.evidence.shifts import null_directions
-from drolab.inference import hidden_states, next_tokens
+from drolab.inference import divergence, hidden_states, next_tokens
 from drolab.intervals import LOGIT, PLAIN, Scale, interval
 from drolab.judges import FirstTokenJudge
 from drolab.models import (
@@ -311,17 +311,10 @@ class _Chats:
                 if number == 0:
                     reference.update(zip(rows, spoken, strict=True))
                 masses = self.judge.masses(spoken.exp())
-                masses["kl"] = _divergence(torch.stack([reference[row] for row in rows]), spoken)
+                masses["kl"] = divergence(torch.stack([reference[row] for row in rows]), spoken)
                 found[number, rows] = torch.stack([masses[name] for name in _MEASURES], dim=1).numpy()
                 counted.update(len(rows))
         return found[0], found[1:]
-
-
-def _divergence(reference: Tensor, spoken: Tensor) -> Tensor:
-    """[n, vocabulary] log-probabilities twice → [n], nats: KL(reference ‖ spoken)."""
-    weights = reference.double().exp()
-    terms = torch.where(weights > 0, weights * (reference.double() - spoken.double()), 0.0)
-    return terms.sum(dim=1).clamp(min=0.0)
 
 
 # --- directions --------------------------------------------------------------------------------------------

@@ -208,6 +208,7 @@ def training_curves(
     measured: pd.DataFrame | None = None,
     *,
     n_steps: int | None = None,
+    drift_level: float | None = None,
     title: str | None = None,
     theme: str = "light",
 ) -> go.Figure:
@@ -219,6 +220,7 @@ def training_curves(
         history: rows of `DROStep.numbers()`; with a column `run`, one colour per run.
         measured: rows of `dro.measure_first_tokens`, with the same runs.
         n_steps: the last step of the axis, for runs that are not finished; None fits the rows.
+        drift_level: a dashed line in the drift, beyond which the states left the data: `AnchorSpace.residual_spread`.
 
     Raises:
         FigureError: a column is missing, there are no rows, more runs than colours that can be told apart, or no such
@@ -228,14 +230,14 @@ def training_curves(
         figure = make_subplots(
             rows=2, cols=2, subplot_titles=list(_TERMS.values()), vertical_spacing=0.16, horizontal_spacing=0.1
         )
-        _add_terms(figure, history, [(1, 1), (1, 2), (2, 1), (2, 2)], theme)
+        _add_terms(figure, history, [(1, 1), (1, 2), (2, 1), (2, 2)], theme, drift_level)
         return _dressed(figure, n_steps, title, theme, rows=2)
     half, third = [{"colspan": 3}, None, None] * 2, [{"colspan": 2}, None] * 3
     figure = make_subplots(
         rows=3, cols=6, specs=[half, half, third], subplot_titles=[*_TERMS.values(), *_MASSES.values()],
         vertical_spacing=0.11, horizontal_spacing=0.06,
     )  # fmt: skip
-    _add_terms(figure, history, [(1, 1), (1, 4), (2, 1), (2, 4)], theme)
+    _add_terms(figure, history, [(1, 1), (1, 4), (2, 1), (2, 4)], theme, drift_level)
     _add_masses(figure, measured, [(3, 1), (3, 3), (3, 5)], theme)
     return _dressed(figure, n_steps, title, theme, rows=3)
 
@@ -378,7 +380,7 @@ def _add_dose_legend(figure: go.Figure, looks: dict[str, dict[str, Any]], theme:
 # ---------------------------------------------------------------- training
 
 
-def _add_terms(figure: go.Figure, history: pd.DataFrame, cells: _Cells, theme: str) -> None:
+def _add_terms(figure: go.Figure, history: pd.DataFrame, cells: _Cells, theme: str, drift_level: float | None) -> None:
     need_columns(history, ("step", "epoch", *_TERMS), "training curve")
     for name, color, rows in _runs(history, theme):
         epochs = rows.groupby("epoch")[["step", *_TERMS]].mean()
@@ -392,6 +394,13 @@ def _add_terms(figure: go.Figure, history: pd.DataFrame, cells: _Cells, theme: s
                 x=epochs["step"], y=epochs[column], line=thick, hovertemplate="step %{x:.0f}: %{y:.4f}",
                 row=row, col=col, **shared,
             )  # fmt: skip
+    if drift_level is not None:
+        row, col = cells[list(_TERMS).index("residual_drift")]
+        figure.add_scatter(
+            x=[history["step"].min(), history["step"].max()], y=[drift_level] * 2, mode="lines", name="data",
+            line={"color": theme_colors(theme)["grey"], "width": 1, "dash": "dash"}, showlegend=False, row=row, col=col,
+            hovertemplate="beyond %{y:.3g}: outside the anchor data<extra></extra>",
+        )  # fmt: skip
     _add_run_legend(figure, history, theme)
 
 

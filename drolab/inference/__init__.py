@@ -6,11 +6,12 @@ business of `models`.
 """
 
 from drolab.inference.hidden import hidden_states
-from drolab.inference.next_tokens import first_token_probabilities, next_tokens
+from drolab.inference.next_tokens import divergence, first_token_probabilities, next_tokens
 from drolab.inference.responses import generate
 from drolab.inference.sampling import whole_paragraphs
 
 __all__ = [
+    "divergence",
     "first_token_probabilities",
     "generate",
     "hidden_states",

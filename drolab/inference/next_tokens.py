@@ -1,7 +1,8 @@
 """The distribution of a reply's first token: as the model is, and under edits of its hidden states.
 
 `first_token_probabilities` asks for queries under prompts, `next_tokens` for one batch of chats under many plans of
-edits, with what the plans share run once. Nothing is sampled and nothing is kept.
+edits, with what the plans share run once. Nothing is sampled and nothing is kept. `divergence` says how far one
+distribution is from another.
 """
 
 from __future__ import annotations
@@ -217,3 +218,18 @@ def _log_probabilities(model: ChatModel, edits: Sequence[Edit], tokens: Tensor, 
     with steered(model, *edits):
         logits = last_logits(model, inputs_embeds=tokens, past_key_values=cache, use_cache=cache is not None)
     return logits.log_softmax(dim=-1).cpu()
+
+
+def divergence(reference: Tensor, spoken: Tensor) -> Tensor:
+    """[n, vocabulary] log-probabilities twice → [n], nats: KL(reference ‖ spoken).
+
+    Examples:
+        >>> import torch
+        >>> from drolab.inference import divergence
+        >>> even, sure = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[1.0, 0.0]]).log()
+        >>> divergence(sure, even).tolist()  # ln 2
+        [0.6931471824645996]
+    """
+    weights = reference.double().exp()
+    terms = torch.where(weights > 0, weights * (reference.double() - spoken.double()), 0.0)
+    return terms.sum(dim=1).clamp(min=0.0)

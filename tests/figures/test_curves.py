@@ -107,3 +107,14 @@ def test_training_curves_show_steps_thin_and_epoch_means_thick() -> None:
     assert list(thick.y) == [1.5, 3.5, 5.5]
     two = pd.concat([history.assign(run="short"), history.assign(run="default")])
     assert {trace.name for trace in figures.training_curves(two).data} == {"short", "default"}
+
+
+def test_the_level_of_the_drift_is_a_line_in_its_curve() -> None:
+    terms = ("refusal_loss", "harmfulness_loss", "residual_loss", "residual_drift")
+    history = pd.DataFrame([{"step": s, "epoch": 0, **dict.fromkeys(terms, 1.0)} for s in range(1, 4)])
+    plain, drawn = figures.training_curves(history), figures.training_curves(history, drift_level=3.9)
+    assert len(drawn.data) == len(plain.data) + 1
+    line = drawn.data[-1]
+    assert (list(line.x), list(line.y)) == ([1, 3], [3.9, 3.9])
+    drift = drawn.data[len(plain.data) - 1]
+    assert (line.xaxis, line.yaxis) == (drift.xaxis, drift.yaxis)

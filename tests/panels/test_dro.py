@@ -344,6 +344,25 @@ def several(setting: Setting, kept: Store) -> DROPanel:
     return panel
 
 
+def test_what_is_wrong_with_the_chosen_run_is_shown(setting: Setting, kept: Store) -> None:
+    panel = panel_of(setting, kept, judge=JUDGE)
+    train(panel)
+    assert "left the anchor data" not in panel.shelf.note.value + panel.shelf.table.value
+    assert "Unseen first tokens: " in panel.shelf.note.value
+    panel.controls["name"].value = "wild"
+    panel.controls["learning_rate"].value, panel.controls["residual_weight"].value = 0.3, 1e-4
+    train(panel)
+    assert "The states left the anchor data at step" in panel.shelf.note.value
+    assert "The states left the anchor data at step" in panel.shelf.table.value
+    notes = dro.compare(panel.shelf.kept).set_index("run")["note"]
+    assert notes["run-1"] == ""
+    assert notes["wild"].startswith("The states left the anchor data at step")
+    level = setting.space.residual_spread
+    assert any(list(trace.y) == [level, level] for trace in panel.curves.data)
+    panel.controls["run"].value = "run-1"
+    assert "left the anchor data" not in panel.shelf.note.value
+
+
 def test_runs_are_compared_by_what_differs(several: DROPanel) -> None:
     table = dro.compare(several.shelf.kept)
     assert table["run"].tolist() == ["weak", "strong"]

@@ -15,6 +15,7 @@ from helpers.planted import as_states, axis, parity_states, planted_states, stat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from scipy import stats
 
 from drolab.errors import StatesError
 from drolab.probing import coordinates, fit_anchors, umap_view
@@ -190,3 +191,42 @@ def test_settings_that_umap_does_not_take(
     few = replace(states, values=states.values[:n], index=states.index.head(n))
     with pytest.raises(StatesError, match=message):
         umap_view(few, **settings)  # type: ignore[arg-type]
+
+
+# --- how far held-out anchors lie outside -------------------------------------------------------------------
+
+
+def spread_states(n_queries: int = 200, prompts: tuple[str, ...] = ("none",), seed: int = 0) -> HiddenStates:
+    """Two wide axes, and 22 of variance 1 outside the plane; the prompts do nothing."""
+    values = np.random.default_rng(seed).normal(size=(n_queries, 24))
+    values[:, :2] *= 30
+    return as_states(np.concatenate([values] * len(prompts)), state_index(list(prompts), n_queries // 2))
+
+
+def test_the_spread_is_that_of_states_outside() -> None:
+    """Their squared distances are a chi-squared of 22 degrees of freedom, over a residual variance of 22."""
+    spread = fit_anchors(spread_states(), n_components=2).residual_spread
+    assert spread == pytest.approx(stats.chi2.ppf(0.95, 22) / 22, rel=0.08)
+
+
+@pytest.mark.parametrize("prompts", [("none",), ("none", "a", "b", "c")])
+def test_the_spread_is_held_out_by_query(prompts: tuple[str, ...]) -> None:
+    """Few states span a space of their own, in which they lie; other prompts do not make them known to it."""
+    states = spread_states(14, prompts)
+    space = fit_anchors(states, n_components=8)
+    inside = space.residual(states.matrix() - space.mean).square().sum(dim=1).quantile(0.95)
+    assert space.residual_spread is not None
+    assert space.residual_spread > 1.5 * float(inside) / space.residual_variance
+
+
+def test_the_spread_is_no_part_of_what_identifies_a_space(states: HiddenStates) -> None:
+    space = fit_anchors(states)
+    other = replace(space, residual_spread=None)
+    assert (other.sha256, other.identity) == (space.sha256, space.identity)
+    shuffled = replace(states, values=states.values.flip(0), index=states.index.iloc[::-1].reset_index(drop=True))
+    assert fit_anchors(shuffled).residual_spread == pytest.approx(space.residual_spread, rel=1e-3)
+
+
+@pytest.mark.parametrize(("n_queries", "n_components"), [(2, 1), (4, 3), (10, 9), (200, 24)])
+def test_too_little_to_leave_out_is_no_spread(n_queries: int, n_components: int) -> None:
+    assert fit_anchors(spread_states(n_queries), n_components=n_components).residual_spread is None

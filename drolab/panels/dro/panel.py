@@ -121,7 +121,7 @@ class DROPanel(Panel):
         found: Offered = {"dro_runs": (None, compare(self.shelf.kept))}
         history, measured, look = self._shown()
         if len(history):
-            found["dro_curves"] = figures.training_curves(history, **look), history
+            found["dro_curves"] = figures.training_curves(history, **look, drift_level=self._drift_level()), history
         if len(measured):
             found["dro_first_token"] = figures.first_token_curves(measured, **look), measured
         moved = self.replay.shown()
@@ -210,8 +210,11 @@ class DROPanel(Panel):
 
     def draw(self) -> None:
         history, measured, look = self._shown()
-        drawn = figures.training_curves(history, measured, **look) if len(history) else None
-        self.curves.update_to(self._nothing if drawn is None else content_of(drawn))
+        if len(history):
+            drawn = figures.training_curves(history, measured, **look, drift_level=self._drift_level())
+            self.curves.update_to(content_of(drawn))
+        else:
+            self.curves.update_to(self._nothing)
         self.shelf.draw(self.job.state if self.job.running else "")
 
     def _chosen_changed(self) -> None:
@@ -224,6 +227,11 @@ class DROPanel(Panel):
         history, measured = (rows[rows["run"].isin(shown)] for rows in (self.history(), self.measured()))
         n_steps = max((kept.n_steps for kept in shown.values()), default=1)
         return history, measured, {"n_steps": n_steps, "theme": self._theme}
+
+    def _drift_level(self) -> float | None:
+        """Beyond which drift the states left the anchor data, if that is the same for all runs that are shown."""
+        levels = {kept.run.space.residual_spread for kept in self.shelf.shown().values()}
+        return levels.pop() if len(levels) == 1 else None
 
 
 class RunShelf(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
@@ -244,7 +252,7 @@ class RunShelf(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
             "load": button("Load", "Read all runs that were saved in the folder", icon="folder-open"),
             "remove": button("Remove", "Take the chosen run out of this panel; files and the store stay", icon="trash"),
         }
-        self.table = widgets.HTML()
+        self.table, self.note = widgets.HTML(), widgets.HTML()
         panel.controls |= self.controls
         for name, action in (("save", self._save), ("load", self._load), ("remove", self._remove)):
             panel.on_click(name, action)
@@ -253,7 +261,7 @@ class RunShelf(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
             [self.controls[name] for name in names]
             for names in (("run", "remove", "shown"), ("folder", "save", "load"))
         ]
-        super().__init__([*map(widgets.HBox, rows), widgets.Box([self.table], layout={"overflow": "auto"})])
+        super().__init__([*map(widgets.HBox, rows), self.note, widgets.Box([self.table], layout={"overflow": "auto"})])
 
     def chosen(self) -> KeptRun:
         """The chosen run.
@@ -294,9 +302,10 @@ class RunShelf(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
         self._changed()
 
     def draw(self, state: str) -> None:
-        """Fill the table; `state` is that of the run in training."""
+        """Fill the table, and say what is wrong with the chosen run; `state` is that of the run in training."""
         states = [state if kept is self.active and state else kept.status for kept in self.kept.values()]
         self.table.value = view.runs_as_html(self.kept, states) if self.kept else ""
+        self.note.value = view.notes_as_html(self.chosen()) if self.kept else ""
 
     def _save(self) -> None:
         if not self.kept:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from drolab.dro import KeptRun, compare
 from drolab.figures import PlaneLook, movement_content, plane, probe_boundaries
-from drolab.panels.markup import table
+from drolab.panels.markup import paragraph, table
 from drolab.types import DRORun
 
 
@@ -30,10 +30,21 @@ def runs_as_html(kept: Mapping[str, KeptRun], states: Sequence[str]) -> str:
         if kind in ("harmful", "harmless"):
             both = found.reindex(columns=[f"{stem} harmful", f"{stem} harmless"]).itertuples(index=False)
             cells = [" / ".join("–" if pd.isna(value) else f"{value:.2f}" for value in pair) for pair in both]
-            shown[f"{stem.replace('other', 'neither')} harmful/harmless"] = cells
+            shown[f"{_heading(stem)} harmful/harmless"] = cells
         else:
             shown[name.replace("_", " ")] = found[name].map(_rounded)
     return table(pd.DataFrame(shown))
+
+
+def notes_as_html(kept: KeptRun) -> str:
+    """Why a run is not to be trusted, and how much of what it says is unseen."""
+    problems = "".join(map(paragraph, kept.problems))
+    warning = f'<div style="border-left:4px solid #D55E00;padding-left:8px">{problems}</div>' if problems else ""
+    return warning + (paragraph(kept.unseen) if kept.unseen else "")
+
+
+def _heading(stem: str) -> str:
+    return stem.replace("other", "neither").replace("kl", "KL")
 
 
 def _rounded(value: object) -> object:
