@@ -157,7 +157,8 @@ def sites(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per measure, position and site (`first`, `clearest`): `measure, position, token, site, layer, value,
-        low, high, control_high`. The layer is NA where the measure stands out nowhere.
+        low, high, control_high, note`. The layer is NA where the measure stands out nowhere; the note then says why, if
+        the measures do.
 
     Raises:
         StatesError: the table has no measure with its control.
@@ -174,7 +175,7 @@ def sites(table: pd.DataFrame) -> pd.DataFrame:
             rows += _first_and_clearest(line.sort_values("layer"))
     if not rows:
         raise StatesError("The table holds no measure with its control: pass a table of measure_sites, with controls.")
-    columns = ["measure", "position", "token", "site", "layer", "value", "low", "high", "control_high"]
+    columns = ["measure", "position", "token", "site", "layer", "value", "low", "high", "control_high", "note"]
     return pd.DataFrame(rows)[columns].astype({"layer": "Int64"})
 
 
@@ -183,7 +184,8 @@ def _first_and_clearest(line: pd.DataFrame) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = line.to_dict("records")  # type: ignore[assignment]
     if not (margin > 0).any():
         nowhere = dict.fromkeys(("value", "low", "high", "control_high"), np.nan) | {"layer": pd.NA}
-        return [records[0] | nowhere | {"site": name} for name in ("first", "clearest")]
+        why = "; ".join(dict.fromkeys(filter(None, line["note"])))
+        return [records[0] | nowhere | {"site": name, "note": why} for name in ("first", "clearest")]
     places = {"first": int(np.argmax(margin > 0)), "clearest": int(np.nanargmax(margin))}
     return [records[place] | {"site": name} for name, place in places.items()]
 

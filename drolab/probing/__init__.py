@@ -17,7 +17,7 @@ from drolab.probing.crossval import (
 )
 from drolab.probing.directions import METHODS, RANDOM, Direction, direction_cosines, fit_directions
 from drolab.probing.manifold import umap_view
-from drolab.probing.probes import cross_validate, fit_probe
+from drolab.probing.probes import check_table, cross_validate, fit_probe
 from drolab.probing.targets import align_target, grouped_folds
 from drolab.probing.transfer import TRANSFER_COLUMNS, transfer
 
@@ -29,6 +29,7 @@ __all__ = [
     "Direction",
     "align_target",
     "anchor_matrix",
+    "check_table",
     "coordinates",
     "cross_validate",
     "crossval_interval",

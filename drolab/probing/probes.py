@@ -9,6 +9,7 @@ against shuffled targets, and what is built on one that reads nothing says so.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from drolab.intervals import auc, weighted_labels
 from drolab.probing.anchors import anchor_matrix, content, coordinates, fit_key
 from drolab.probing.crossval import check_readout, spread_folds
 from drolab.probing.targets import Target, align_target, check_classes, grouped_folds
-from drolab.types import AnchorSpace, HiddenStates, Origin, Probe
+from drolab.types import AnchorSpace, FitCheck, HiddenStates, Origin, Probe
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -107,6 +108,17 @@ def _refits(
     groups = spread_folds(fractions, states.index["query_id"].to_numpy(), random_state)
     kept = (np.setdiff1d(np.arange(len(points)), group) for group in groups)
     return torch.tensor(np.stack([ridge_logistic(points[rows], fractions[rows], C).coef_[0] for rows in kept])).float()
+
+
+def check_table(probes: Mapping[str, Probe]) -> pd.DataFrame:
+    """What the checks of some probes found: `probe, auc, shuffled` (mean), `shuffled_low, shuffled_high` (the extremes)
+    and `problem`, one row per probe; NaN where there were too few of a class to look, or nobody looked."""
+    rows = []
+    for name, probe in probes.items():
+        found = probe.check or FitCheck(auc=np.nan, null=())
+        null = np.array(found.null or [np.nan])
+        rows.append((name, found.auc, null.mean(), null.min(), null.max(), found.problem))
+    return pd.DataFrame(rows, columns=["probe", "auc", "shuffled", "shuffled_low", "shuffled_high", "problem"])
 
 
 def cross_validate(

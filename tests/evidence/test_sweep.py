@@ -316,6 +316,7 @@ def test_a_turn_to_refusal_where_refusal_cannot_be_read_is_noted_and_not_counted
     table = sweep.measure_sites(states, noise, controls=[CONTROL], n_bootstrap=100, n_shuffles=50)
     found = sweep.sites(table)
     assert found.loc[found["measure"] == "refusal cosine", "layer"].isna().all()
+    assert set(found.loc[found["measure"] == "refusal cosine", "note"]) == {sweep.NO_REFUSAL}
     assert found.loc[found["measure"] == "harmfulness", "layer"].notna().all()
 
 
