@@ -603,7 +603,7 @@ class DRORun:
 
         What was measured of the model beside the training is known to `dro.KeptRun.problems`.
         """
-        found = (self._departure(),)
+        found = (self.refusal.problem, self.harmfulness.problem, self._departure())
         return tuple(text for text in found if text)
 
     def _departure(self) -> str:

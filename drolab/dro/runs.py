@@ -28,7 +28,7 @@ from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel, Prompt
 from drolab.probing import coordinates
 from drolab.progress import Progress
-from drolab.types import AnchorSpace, DROConfig, DRORun, Probe, SoftPrompt
+from drolab.types import AnchorSpace, DROConfig, DRORun, FitCheck, Probe, SoftPrompt
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -366,9 +366,7 @@ def save_run(folder: str | Path, name: str, kept: KeptRun) -> Path:
         "steps": len(run.history),
         "config": asdict(run.config),
         "space": {key: getattr(run.space, key) for key in _SPACE_NUMBERS},
-        "probes": {
-            key: {part: getattr(getattr(run, key), part) for part in ("intercept", "positive")} for key in _PROBES
-        },
+        "probes": {key: _about(getattr(run, key)) for key in _PROBES},
         "snapshots": list(run.snapshots),
     }
     write_file(place / "state.safetensors", save(_state(run)))
@@ -415,10 +413,20 @@ def _load(place: Path) -> tuple[str, KeptRun]:
         history=history,
         config=DROConfig(**about["config"]),
         space=AnchorSpace(**{**about["space"], **{name: state[f"space.{name}"] for name in _SPACE}}),
-        **{name: Probe(coef=state[f"probe.{name}"], **about["probes"][name]) for name in _PROBES},
+        **{name: _probe(state[f"probe.{name}"], **about["probes"][name]) for name in _PROBES},
         snapshots={step: state[f"snapshot.{step}"] for step in about["snapshots"]},
     )
     return str(about["name"]), KeptRun(loaded=run, measured=measured)
+
+
+def _about(probe: Probe) -> dict[str, Any]:
+    """What is kept of a probe beside its coefficients."""
+    check = {} if probe.check is None else {"check": asdict(probe.check)}
+    return {"intercept": probe.intercept, "positive": probe.positive, **check}
+
+
+def _probe(coef: Tensor, check: Mapping[str, Any] | None = None, **about: Any) -> Probe:
+    return Probe(coef=coef, check=None if check is None else FitCheck(**check), **about)
 
 
 def _read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:

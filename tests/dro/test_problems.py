@@ -17,7 +17,7 @@ from drolab import dro
 from drolab.inference import next_tokens
 from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel, encode
-from drolab.types import DROConfig, DRORun, SoftPrompt
+from drolab.types import DROConfig, DRORun, FitCheck, SoftPrompt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -210,3 +210,15 @@ def test_a_run_of_an_earlier_version_is_read(still: DRORun, tmp_path: Path) -> N
     assert found.problems == ()
     again = dro.load_runs(dro.save_run(tmp_path / "again", "new", found))["new"]
     pd.testing.assert_frame_equal(again.measured, found.measured[list(again.measured.columns)])
+
+
+def test_a_probe_that_reads_nothing_is_a_problem_of_the_run_also_in_files(still: DRORun, tmp_path: Path) -> None:
+    check = FitCheck(auc=0.52, null=(0.45, 0.55), problem="A readout of 'refuses' is hardly better than chance here.")
+    run = replace(still, refusal=replace(still.refusal, check=check))
+    assert run.problems[0] == check.problem
+    dro.save_run(tmp_path, "mine", dro.KeptRun(loaded=run))
+    found = dro.load_runs(tmp_path)["mine"].run
+    assert found.problems == run.problems
+    assert found.refusal.check is not None
+    assert tuple(found.refusal.check.null) == check.null
+    assert replace(run, refusal=replace(run.refusal, check=None)).problems == ()

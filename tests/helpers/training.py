@@ -56,7 +56,7 @@ def setting_of(model: ChatModel) -> Setting:
     prompts = [SafetyPrompt(name="none", text=""), CAREFUL]
     states = hidden_states(model, QUERIES, prompts, progress=False)
     space = fit_anchors(states)
-    harmfulness = fit_probe(space, states, QUERIES["harmful"], positive="harmful")
+    harmfulness = fit_probe(space, states, QUERIES["harmful"], positive="harmful", check=False)
     return Setting(model=model, space=space, refusal=replace(harmfulness, positive="refuses"), harmfulness=harmfulness)
 
 
