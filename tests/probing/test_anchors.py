@@ -123,12 +123,14 @@ def test_coordinates_of_foreign_states(states: HiddenStates) -> None:
         coordinates(space, replace(states, values=states.values[..., :10]))
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_umap_is_cached_and_then_not_even_imported(
     states: HiddenStates, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = umap_view(states, n_neighbors=5, store=store)
     assert list(first.columns) == ["query_id", "prompt", "x", "y"]
     assert len(first) == len(states)
+    assert torch.get_num_threads() == 1  # numba's pool would leave torch as many as there are cores
     monkeypatch.setitem(sys.modules, "umap", None)  # an import of it fails
     pd.testing.assert_frame_equal(umap_view(states, n_neighbors=5, store=store), first, check_exact=True)
     with pytest.raises(ImportError, match="umap"):
