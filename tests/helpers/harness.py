@@ -34,7 +34,7 @@ CHROME_ARGS = [
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 ]
 VIEWPORT = {"width": 1280, "height": 900}  # a 13-inch screen
-PATIENCE_S = 120.0  # how long a test waits for what must come; a busy machine is slow
+PATIENCE_S = 240.0  # how long a test waits for what must come; a busy machine is slow
 SCREENSHOTS = Path(os.environ.get("DROLAB_SCREENSHOTS", ROOT / "out" / "screenshots"))
 
 MARKS = [
