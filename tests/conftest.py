@@ -47,6 +47,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def threads_stay() -> Iterator[None]:
+    """No test leaves torch more threads than it found: all that come later would be many times slower."""
+    threads = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == threads
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> drolab.Store:
     return drolab.Store(tmp_path / "store")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -99,11 +101,21 @@ def _check_settings(n: int, n_neighbors: int, min_dist: float) -> None:
         raise StatesError(f"min_dist={min_dist} is out of range: UMAP takes 0 to 1, its spread.")
 
 
+@contextmanager
+def _own_threads() -> Iterator[None]:
+    """Leave torch the number of threads that it has: numba's pool sets OpenMP's for the whole process."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _umap(
     matrices: list[NDArray[np.float32]], n_neighbors: int, min_dist: float, random_state: int
 ) -> NDArray[np.float32]:
     """[rows of all matrices, 2]: a map fitted on the first matrix, the others placed into it."""
-    with warnings.catch_warnings():
+    with _own_threads(), warnings.catch_warnings():
         # umap warns about its own choices (spectral fallbacks, numba, jobs): none of it concerns the user.
         warnings.simplefilter("ignore")
         from umap import UMAP

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from helpers.harness import MARKS, ROOT, VIEWPORT, Watched, browser, check_quiet, free_port, server, until
+from helpers.harness import MARKS, ROOT, Watched, browser, check_quiet, free_port, new_page, server, until
 
 pytest.importorskip("voila")
 pytestmark = MARKS
@@ -47,10 +47,10 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
 @pytest.fixture(scope="module")
 def watched(app: tuple[str, Path]) -> Iterator[Watched]:
     with browser() as opened:
-        page = opened.new_context(viewport=VIEWPORT).new_page()
+        page = new_page(opened)
         found = Watched(page)
         page.goto(f"{app[0]}/?token={TOKEN}", timeout=180_000)
-        page.wait_for_selector(".js-plotly-plot .legend", timeout=120_000)
+        page.wait_for_selector(".js-plotly-plot .legend")
         yield found
 
 
@@ -85,7 +85,7 @@ def test_what_is_shown_is_exported(watched: Watched, app: tuple[str, Path]) -> N
     formats = page.get_by_label("formats")
     formats.select_option(label=formats.locator("option").all_text_contents())
     page.locator("button:visible", has_text="Export").click()
-    page.get_by_text("projection.manifest.json").wait_for(timeout=120_000)
+    page.get_by_text("projection.manifest.json").wait_for()
     watched.screenshot("app_export")
     files = {path.suffix: path for path in (folder / "out" / "export").glob("projection.*")}
     assert set(files) == {".html", ".csv", ".png", ".svg", ".pdf", ".json"}
@@ -125,7 +125,7 @@ def test_an_exported_page_works_offline_and_runs_nothing(watched: Watched, app: 
 def test_every_tab_opens(watched: Watched, name: str) -> None:
     page = watched.page
     open_tab(page, name)
-    page.get_by_text("Export", exact=True).locator("visible=true").first.wait_for(timeout=60_000)
+    page.get_by_text("Export", exact=True).locator("visible=true").first.wait_for()
     assert page.locator("[role=alert]:visible").count() == 0
     until(page, lambda: fills_its_place(page))
     watched.screenshot(f"app_{name.lower().replace(' ', '_')}")

@@ -77,9 +77,7 @@ def test_hover_shows_text(lab: tuple[Any, Watched, Path]) -> None:
     page = lab[1].page
     panel = cell(page, PLANE.splitlines()[0])
     panel.locator(".legend").first.wait_for()
-    page.mouse.move(*harness.first_point(panel))
-    hover = panel.locator(".hovertext").first
-    hover.wait_for()
+    hover = harness.hover(page, panel)
     text = hover.text_content()
     assert "<script>window.hit=1</script>" in text
     assert not re.search("[\x00\u202e]", text)
@@ -120,7 +118,7 @@ def test_the_board_shows_text(lab: tuple[Any, Watched, Path]) -> None:
 @pytest.mark.parametrize("name", ["report.html", "exported/figure.html"])
 def test_written_pages_show_text(lab: tuple[Any, Watched, Path], name: str) -> None:
     opened, _, work = lab
-    page = opened.new_context(viewport=harness.VIEWPORT).new_page()
+    page = harness.new_page(opened)
     found = Watched(page)
     page.goto((work / name).as_uri())
     page.locator(".js-plotly-plot .xtick text").first.wait_for()

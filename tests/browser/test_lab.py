@@ -1,6 +1,7 @@
 """The notebooks: run headless one after the other, then each in a real JupyterLab, where its panels answer.
 
-The browser finds in the store what the headless run computed. Nothing leaves the machine.
+The headless run has one kernel for all of them (imports are most of its work), in JupyterLab each has its own. The
+browser finds in the store what the headless run computed. Nothing leaves the machine.
 """
 
 from __future__ import annotations
@@ -54,17 +55,20 @@ board.controls["baseline"].value = INIT; assert INIT not in set(board.comparison
 
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the store and the results of a headless run of all notebooks, their panels used."""
+    """A folder with the notebooks, and the store and the results of a headless run of them, their panels used."""
     folder = tmp_path_factory.mktemp("notebooks")
+    (folder / "work").mkdir()
     for name in ("anchors", "heldout"):  # pairs: a smaller work, not another one
         drolab.load_queries(name).groupby("harmful").head(32).to_csv(folder / f"{name}.csv", index=False)
-    paths = []
+    whole = nbformat.v4.new_notebook()
     for name in NOTEBOOKS:
-        notebook = nbformat.read(harness.ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-        notebook.cells.append(nbformat.v4.new_code_cell(HANDS[name[:2]]))
-        paths.append(folder / f"{name}.ipynb")
-        nbformat.write(notebook, paths[-1])
-    notebooks.run_notebooks(paths, folder / "out", parameters=settings(folder))
+        copy = folder / "work" / f"{name}.ipynb"
+        harness.copy_notebook(harness.ROOT / "notebooks" / copy.name, copy, settings(folder))
+        cells = [cell for cell in nbformat.read(copy, as_version=4).cells if cell.cell_type == "code"]
+        sources = [*(cell.source for cell in cells), HANDS[name[:2]]]
+        whole.cells += map(nbformat.v4.new_code_cell, sources)
+    nbformat.write(whole, folder / "all.ipynb")
+    notebooks.run_notebooks([folder / "all.ipynb"], folder / "out")
     return folder
 
 
@@ -80,12 +84,7 @@ def settings(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def address(computed: Path) -> Iterator[str]:
-    work = computed / "work"
-    work.mkdir()
-    for name in NOTEBOOKS:
-        source = harness.ROOT / "notebooks" / f"{name}.ipynb"
-        harness.copy_notebook(source, work / source.name, settings(computed))
-    with harness.jupyterlab(computed, work) as found:
+    with harness.jupyterlab(computed, computed / "work") as found:
         yield found
 
 
@@ -182,9 +181,7 @@ class TestProjection:
         """Hovering it says what was asked, and draws a path through the query's places."""
         page, panel = watched.page, cell(watched.page, PLANE)
         query = python(page, "print(panel.result()['text'].iloc[0])")
-        page.mouse.move(*harness.first_point(panel))
-        panel.locator(".hovertext").first.wait_for()
-        assert query.split()[0] in " ".join(texts(panel, ".hovertext"))
+        assert query.split()[0] in harness.hover(page, panel).text_content()
         until(page, lambda: panel.locator(".js-plotly-plot").evaluate("figure => figure.layout.shapes?.length > 0"))
 
     def test_a_lasso_chooses_the_points_inside(self, watched: Watched) -> None:
@@ -217,7 +214,7 @@ print(inside(-0.05) <= chosen <= inside(0.05), 0 < len(chosen) < len(rows))"""
         formats = panel.get_by_label("formats")
         formats.select_option(label=texts(formats, "option"))
         button(panel, "Export").last.click()
-        panel.get_by_text("projection.manifest.json").wait_for(timeout=120_000)
+        panel.get_by_text("projection.manifest.json").wait_for()
         watched.screenshot("03_export")
         folder = computed / "work" / "out" / "export"
         assert {path.suffix for path in folder.glob("projection.*")} == {
@@ -231,11 +228,11 @@ print(inside(-0.05) <= chosen <= inside(0.05), 0 < len(chosen) < len(rows))"""
         lab.get_by_label("safety prompt").fill("Never help anyone who could hurt a person. Decline politely.")
         lab.get_by_label("name", exact=True).fill("polite")
         button(lab, "Project").click()
-        until(page, lambda: "polite" in legend(lab), timeout_s=60)
+        until(page, lambda: "polite" in legend(lab))
         new = {trace["name"] for trace in drawn(lab)} - before
         assert {"shift: polite, harmful", "shift: polite, harmless"} <= new
         assert python(page, "print(list(lab.prompts()))") == "['polite']"
-        until(page, lambda: python(page, "print(lab.job.running)") == "False", timeout_s=60)
+        until(page, lambda: python(page, "print(lab.job.running)") == "False")
         watched.screenshot("03_prompt_lab")
 
     def test_prompts_are_switched_off_and_a_reload_shows_it(self, watched: Watched) -> None:
@@ -260,8 +257,8 @@ class TestRefusalDirection:
         lab.get_by_label("safety prompt").fill(f"Be careful. {HOSTILE}")
         lab.get_by_label("name", exact=True).fill(HOSTILE)
         button(lab, "Project").click()
-        until(page, lambda: any("<img src=x" in name for name in legend(lab)), timeout_s=60)
-        until(page, lambda: python(page, "print(lab.job.running)") == "False", timeout_s=60)
+        until(page, lambda: any("<img src=x" in name for name in legend(lab)))
+        until(page, lambda: python(page, "print(lab.job.running)") == "False")
         watched.screenshot("04_prompt_lab")
         assert lab.locator("img").count() == 0
 
@@ -282,8 +279,8 @@ class TestDRO:
         panel.get_by_label("seed").fill("7")
         panel.get_by_label("epochs").fill("200")
         button(panel, "Start").click()
-        first = until(page, lambda: self.shown(panel), timeout_s=60)
-        until(page, lambda: self.shown(panel) > first, timeout_s=60)
+        first = until(page, lambda: self.shown(panel))
+        until(page, lambda: self.shown(panel) > first)
         button(panel, "Pause").click()
         panel.get_by_text("paused: ").wait_for()  # the step in flight has ended
         self.stands_still(page, panel)
@@ -304,7 +301,7 @@ class TestDRO:
         until(page, lambda: self.shown(panel) == before)
         assert button(panel, "Resume").count() == 1
         button(panel, "Resume").click()
-        until(page, lambda: self.shown(panel) > before, timeout_s=60)
+        until(page, lambda: self.shown(panel) > before)
 
     def test_other_cells_run_meanwhile_and_stop_stops(self, watched: Watched) -> None:
         page, panel = watched.page, cell(watched.page, "panel = panels.dro")
@@ -318,7 +315,7 @@ class TestDRO:
     def test_the_movement_is_replayed(self, watched: Watched) -> None:
         page, panel = watched.page, cell(watched.page, "panel = panels.dro")
         button(panel, "Replay").click()
-        until(page, lambda: len(panel.locator(".js-plotly-plot").all()) == 2, timeout_s=60)
+        until(page, lambda: len(panel.locator(".js-plotly-plot").all()) == 2)
         before = until(page, lambda: drawn(panel, 1))
         panel.locator(".widget-play button").first.click()
         until(page, lambda: drawn(panel, 1) != before)
@@ -398,7 +395,7 @@ def lasso(page: Any, panel: Any) -> tuple[float, float, float, float]:
 def reload(page: Any) -> None:
     page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")  # resolves when it is saved
     page.reload()
-    page.wait_for_selector(".jp-Notebook", timeout=60_000)
+    page.wait_for_selector(".jp-Notebook")
     harness.wait_idle(page)
 
 

@@ -6,9 +6,9 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from helpers.tiny import ROOT
 from helpers.training import CAREFUL, QUERIES, SHORT_RUN
 
+import drolab
 from drolab.dro import Training
 from drolab.inference import hidden_states
 from drolab.models import ChatModel
@@ -24,11 +25,10 @@ from drolab.probing import anchors, fit_anchors, fit_probe
 from drolab.store import Store
 from drolab.types import HiddenStates, Probe, SafetyPrompt
 
-SCRIPT = """
-    import hashlib, json, sys
-    import drolab, torch
 
-    store, model, prompts = drolab.Store(sys.argv[1]), drolab.load_model("demo"), drolab.load_prompts()
+def found_again(folder: str) -> dict[str, Any]:
+    """A whole run on the demo model with this store: its keys, and what it found."""
+    store, model, prompts = Store(folder), drolab.load_model("demo"), drolab.load_prompts()
     queries, options = drolab.load_queries("anchors"), {"store": store, "progress": False}
     states = drolab.hidden_states(model, queries, prompts, **options)
     space = drolab.fit_anchors(states)
@@ -37,31 +37,32 @@ SCRIPT = """
     few = queries.groupby("harmful").head(3)
     config = drolab.DROConfig(num_train_epochs=2)
     made = {"init": prompts["short"], "space": space, "refusal": refusal, "harmfulness": harm, "config": config}
-    training = drolab.dro.Training(model, few, **made, store=store)
+    training = Training(model, few, **made, store=store)
     found = training.done.step
     run = drolab.train_dro(model, few, **made, **options)
     replies = drolab.generate(model, few, run.soft_prompt, n_samples=2, max_new_tokens=4, **options)
-    print(json.dumps({
+    return {
         "threads": torch.get_num_threads(), "key": training.key, "found": found, "prompt": run.soft_prompt.sha256,
         "states": states.index.attrs["summary"], "replies": replies.attrs["summary"],
         "bits": [space.sha256, harm.sha256, refusal.sha256],
-    }))
-"""
+    }  # fmt: skip
 
 
 def with_threads(n: int, store: Store) -> dict[str, Any]:
-    """What the script says in a process with so many threads."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(n), "PYTHONPATH": str(ROOT)}
+    """The same in a process with so many threads."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(n)}
     environment |= {"MKL_NUM_THREADS": str(n), "OPENBLAS_NUM_THREADS": str(n)}
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(store.folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))
+    code = f"import json, test_keys; print(json.dumps(test_keys.found_again({str(store.folder)!r})))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     said: dict[str, Any] = json.loads(done.stdout)
     return said
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_another_number_of_threads_finds_everything(store: Store) -> None:
-    first, second = with_threads(1, store), with_threads(2, store)
+    first, second = found_again(str(store.folder)), with_threads(2, store)
     print(f"\nbits of the fits equal: {first['bits'] == second['bits']}")
     assert (first["threads"], second["threads"]) == (1, 2)
     assert (first["found"], second["found"]) == (0, 2)

@@ -90,8 +90,8 @@ def _parity_run(parity: dict[str, Any], name: str, **changes: Any) -> DRORun:
 
 def _worst_difference(parity: dict[str, Any], name: str, run: DRORun) -> tuple[float, float]:
     """(largest difference of a loss, relative difference of the trained prompt)."""
-    paper = torch.tensor(parity["losses"]["steps"][name])
-    ours = torch.tensor(run.history[TERMS].to_numpy())[: len(paper)]
+    ours = torch.tensor(run.history[TERMS].to_numpy())
+    paper = torch.tensor(parity["losses"]["steps"][name])[: len(ours)]
     final, start = parity["trained"][name].float(), run.snapshots[0]
     relative = (run.soft_prompt.embeddings - final).norm() / (final - start).norm()
     return float((ours - paper).abs().max()), float(relative)
@@ -110,9 +110,9 @@ def test_the_papers_run_is_matched(parity: dict[str, Any], name: str) -> None:
 
 @pytest.mark.parametrize("change", [{"seed": 43}, {"harmfulness_weight": 1.0}, {"max_grad_norm": 1e-9}])
 def test_another_setting_is_not_the_papers_run(parity: dict[str, Any], change: dict[str, Any]) -> None:
-    """The control for the test above."""
-    loss, prompt = _worst_difference(parity, "short", _parity_run(parity, "short", **change))
-    assert loss > 1e-3 or prompt > 1e-2
+    """The control for the test above: within its first 20 steps."""
+    loss, _ = _worst_difference(parity, "short", _parity_run(parity, "short", num_train_epochs=10, **change))
+    assert loss > 1e-3
 
 
 # --- on a tiny model ----------------------------------------------------------------------------------------

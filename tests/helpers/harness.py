@@ -34,6 +34,7 @@ CHROME_ARGS = [
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 ]
 VIEWPORT = {"width": 1280, "height": 900}  # a 13-inch screen
+PATIENCE_S = 240.0  # how long a test waits for what must come; a busy machine is slow
 SCREENSHOTS = Path(os.environ.get("DROLAB_SCREENSHOTS", ROOT / "out" / "screenshots"))
 
 MARKS = [
@@ -85,6 +86,13 @@ def browser() -> Iterator[Any]:
         opened = driver.chromium.launch(executable_path=CHROME, args=CHROME_ARGS)
         yield opened
         opened.close()
+
+
+def new_page(opened: Any) -> Any:
+    """A page of a context of its own."""
+    context = opened.new_context(viewport=VIEWPORT)
+    context.set_default_timeout(1000 * PATIENCE_S)
+    return context.new_page()
 
 
 @contextmanager
@@ -157,11 +165,11 @@ def notebook(opened: Any, address: str, name: str, *, timeout_s: int = 300) -> I
 
     Raises (fails the test): a cell ends in an error, or the time is over.
     """
-    page = opened.new_context(viewport=VIEWPORT).new_page()
+    page = new_page(opened)
     watched = Watched(page)
     # A workspace of its own: JupyterLab would open again what was open in the last one.
     page.goto(f"{address}/lab/workspaces/{Path(name).stem}/tree/{name}?token={TOKEN}")
-    page.wait_for_selector(".jp-Notebook", timeout=60_000)
+    page.wait_for_selector(".jp-Notebook")
     wait_idle(page)
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
     for _ in range(timeout_s * 4):
@@ -201,7 +209,7 @@ def check_quiet(watched: Watched, *, hosts: set[str]) -> None:
 
 
 def wait_idle(page: Any) -> None:
-    page.get_by_text(re.compile(r"\| Idle")).first.wait_for(timeout=120_000)
+    page.get_by_text(re.compile(r"\| Idle")).first.wait_for()
 
 
 def cell(page: Any, text: str) -> Any:
@@ -213,23 +221,35 @@ def cell(page: Any, text: str) -> Any:
         scroll_to_cell(page, text)
         return bool(widget.is_visible())
 
-    until(page, in_view, timeout_s=60)
+    until(page, in_view)
     return found
 
 
-def until(page: Any, condition: Callable[[], Any], *, timeout_s: float = 30) -> Any:
+def until(page: Any, condition: Callable[[], Any]) -> Any:
     """Wait until `condition()` is true, and return it."""
-    end = time.monotonic() + timeout_s
+    end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         if found := condition():
             return found
         page.wait_for_timeout(100)
-    return pytest.fail(f"Still false after {timeout_s} s: {inspect.getsource(condition).strip()}")
+    return pytest.fail(f"Still false after {PATIENCE_S} s: {inspect.getsource(condition).strip()}")
 
 
 def button(place: Any, words: str) -> Any:
     """A button by its words: to the browser the icon is part of its name."""
     return place.locator("button:visible", has_text=words)
+
+
+def hover(page: Any, panel: Any) -> Any:
+    """The text that is shown over a point; the mouse follows the point while the figure finds its place."""
+    shown = panel.locator(".hovertext")
+
+    def over_it() -> bool:
+        page.mouse.move(*first_point(panel))
+        return bool(shown.count())
+
+    until(page, over_it)
+    return shown.first
 
 
 def first_point(panel: Any, *, apart: bool = False) -> tuple[float, float]:
