@@ -47,7 +47,7 @@ from drolab.data import validate_queries
 from drolab.errors import StatesError
 from drolab.evidence.shifts import null_directions
 from drolab.inference import divergence, hidden_states, next_tokens
-from drolab.intervals import LOGIT, PLAIN, Scale, interval
+from drolab.intervals import LOGIT, PLAIN, Scale, check_settings, interval
 from drolab.judges import FirstTokenJudge
 from drolab.models import (
     Ablate,
@@ -150,6 +150,7 @@ def dose_response(
         >>> bool((table.loc[table["kind"] == "direction", "change"] > 0).all())
         True
     """
+    check_settings(level, n_random=n_random)
     if not unit > 0 or not np.isfinite([unit, *doses]).all() or len(doses) == 0:
         raise StatesError(f"unit must be above 0 and doses finite numbers, got unit={unit}, doses={list(doses)}.")
     chats = _Chats.make(model, queries, prompt, judge, token_budget)
@@ -201,6 +202,7 @@ def ablation(
         QueryError: no queries, or a table of another form.
         ModelError: the model cannot be edited, see `steering.steered`.
     """
+    check_settings(level, n_random=n_random)
     chats = _Chats.make(model, queries, prompt, judge, token_budget)
     null = _RandomDirections(n=n_random, control=control, generator=np.random.default_rng(random_state))
     named = _with_random(chats, directions, layer, null)
@@ -254,6 +256,7 @@ def swap(
         QueryError: no queries, or a table of another form.
         ModelError: the model cannot be edited, see `steering.steered`.
     """
+    check_settings(level, n_random=n_random)
     where = resolve_layers(model, range(1, model.num_hidden_layers + 1) if layers is None else layers)
     chats = _Chats.make(model, queries, recipient, judge, token_budget)
     source = _Chats.make(model, queries, donor, judge, token_budget)

@@ -17,7 +17,7 @@ from scipy import stats
 from drolab.errors import QueryError, StatesError
 from drolab.evidence.separability import auc_change, shuffled_aucs
 from drolab.evidence.shifts import Shifts, along, null_directions, probe_directions, shifts, similarity
-from drolab.intervals import FISHER, LOGIT, PLAIN, Scale, holm, interval, percentiles, unit
+from drolab.intervals import FISHER, LOGIT, PLAIN, Scale, check_settings, holm, interval, percentiles, unit
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe
 
 if TYPE_CHECKING:
@@ -195,6 +195,7 @@ def verdict(
         >>> str(rows.loc["queries are separable without a prompt", "verdict"])  # of 20 queries that is hard to say
         'too little data'
     """
+    check_settings(level, n_null=n_null)
     moved = shifts(states, baseline=baseline, layer=space.layer)
     judged, probes, control_sets = _by_name(scores), _by_name(refusal), _control_sets(controls)
     named = {*safety, *(name for _, chosen in control_sets for name in chosen), *(trained or {})}
@@ -244,6 +245,8 @@ def power_table(
     Raises:
         StatesError: an unknown claim, or an effect on the wrong side of the threshold.
     """
+    for share in (power, level):
+        check_settings(share)
     tested = [one for one in result.measured if one.testable]
     texts = list(dict.fromkeys(one.claim.text for one in tested))
     if unknown := [claim for claim in effects or {} if claim not in texts]:

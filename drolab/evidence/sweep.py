@@ -17,7 +17,17 @@ import pandas as pd
 from drolab.errors import StatesError
 from drolab.evidence.shift_products import mean_cosine, mean_direction_cosine
 from drolab.evidence.shifts import shifts
-from drolab.intervals import FISHER, Interval, auc_draws, aucs, drawn_counts, interval, pair_tables, percentiles
+from drolab.intervals import (
+    FISHER,
+    Interval,
+    auc_draws,
+    aucs,
+    check_settings,
+    drawn_counts,
+    interval,
+    pair_tables,
+    percentiles,
+)
 from drolab.models import encode
 from drolab.probing import (
     FLAT,
@@ -110,10 +120,10 @@ def measure_sites(
 
     The readouts are cross-validated in folds grouped by query. Their intervals are of what a readout of as many other
     queries reads: a bootstrap over the held-out queries of each class, widened by how far the value depends on the
-    queries that the readouts were fitted on (see `drolab.probing.crossval`); that of a perfect AUC may have no width,
-    since no draw is ever wrong. Shifts are measured without the bias of noise, and their intervals leave out one query
-    at a time, with all its prompts (see `drolab.evidence.shift_products`); the direction is taken as given. Where all
-    states are equal (layer 0 at a token of the template), readouts are at chance and shifts are NaN.
+    queries that the readouts were fitted on (see `drolab.probing.crossval`). Shifts are measured without the bias of
+    noise, and their intervals leave out one query at a time, with all its prompts (see
+    `drolab.evidence.shift_products`); the direction is taken as given. Where all states are equal (layer 0 at a token
+    of the template), readouts are at chance and shifts are NaN.
 
     Args:
         refusal_rate: by (query_id, prompt), such as `judge(…)["refusal_rate"]`: all queries, under any of the prompts.
@@ -131,6 +141,7 @@ def measure_sites(
         StatesError: no rates, a rate that is missing, a control without states, no safety prompt, or as in `shifts`,
             `fit_probe` and `grouped_folds`.
     """
+    check_settings(level, n_bootstrap=n_bootstrap, n_shuffles=n_shuffles)
     rows: list[dict[str, Any]] = []
     for position in states.index["position"].unique():
         part = states.select(position=int(position))

@@ -20,7 +20,7 @@ import torch
 from scipy import stats
 
 from drolab.errors import StatesError, UnreliableWarning
-from drolab.intervals import jackknife_error, unit, weighted_labels
+from drolab.intervals import check_settings, jackknife_error, unit, weighted_labels
 from drolab.probing.anchors import fit_anchors, one_position
 from drolab.probing.crossval import check_readout
 from drolab.probing.probes import fit_probe, ridge_logistic
@@ -201,6 +201,7 @@ def direction_cosines(
         StatesError: no direction, several layers or widths, one called `random`, a target that is missing, or fewer
             queries per class than groups.
     """
+    check_settings(level)
     names = [*_same_place(directions), RANDOM]
     width = len(next(iter(directions.values())).vector)
     control = np.random.default_rng(random_state).normal(size=width)

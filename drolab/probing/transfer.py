@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from drolab.errors import StatesError
-from drolab.intervals import auc_draws, drawn_counts, pair_tables
+from drolab.intervals import auc_draws, check_settings, drawn_counts, pair_tables
 from drolab.probing.anchors import one_position
 from drolab.probing.crossval import crossval_interval, left_out_groups
 from drolab.probing.directions import Features, checked_methods, fit_direction, select_rows, tune
@@ -112,6 +112,7 @@ def transfer(
         4      True      none         16      1.0
         5      True   default         16      1.0
     """
+    check_settings(level, n_bootstrap=n_bootstrap, n_shuffles=n_shuffles)
     chosen = checked_methods(methods)
     both, part = _joined(states, test_states, across, layer)
     real = align_target(states, target)
@@ -298,7 +299,4 @@ def _limits(value: float, draws: Array, refits: Array, n_queries: int, level: fl
     known = draws[~np.isnan(draws)]
     if not len(known):
         return np.nan, np.nan
-    _, low, high = crossval_interval(value, known, refits[~np.isnan(refits)], n_queries, level, (0.0, 1.0))
-    # All pairs in the right order: a draw cannot show otherwise. Half the queries are trials of which none failed.
-    certain = ((1 - level) / 2) ** (2 / n_queries)
-    return (min(low, certain) if value == 1 else low), (max(high, 1 - certain) if value == 0 else high)
+    return crossval_interval(value, known, refits[~np.isnan(refits)], n_queries, level, (0.0, 1.0))[1:]

@@ -24,7 +24,7 @@ from drolab.models import ChatModel
 from drolab.panels import DROPanel, PanelError
 from drolab.panels.dro.settings import DROSettings
 from drolab.store import Store
-from drolab.types import DROConfig, DRORun
+from drolab.types import DROConfig, DRORun, FitCheck
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,6 +52,20 @@ def trained(setting: Setting) -> DROPanel:
 
 
 # --- settings -----------------------------------------------------------------------------------------------
+
+
+def test_what_the_training_rests_on_is_said_above_it(setting: Setting) -> None:
+    check = FitCheck(auc=0.5, null=(0.4, 0.6), problem="A readout of 'refuses' is no better than chance.")
+    doubtful = replace(setting, refusal=replace(setting.refusal, check=check))
+    assert "no better than chance" in panel_of(doubtful).caution.value
+    few = FirstTokenJudge(
+        tokens=torch.arange(5),
+        refusal_rate=torch.zeros(5),
+        counts=torch.ones(5, dtype=torch.int64),
+        problem="Too <few>.",
+    )
+    assert "Too &lt;few&gt;." in panel_of(setting, judge=few).caution.value
+    assert panel_of(setting).caution.value == ""
 
 
 def test_every_setting_has_a_labelled_control_that_says_what_it_does() -> None:
