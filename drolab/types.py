@@ -522,8 +522,9 @@ class DROConfig:
     """Weight of the harmfulness loss (paper, eq. 4); 0 switches the term off."""
     residual_weight: float = 0.01
     """β, the weight of the movement outside the anchor space (paper, eq. 5); 0 switches the term off. With the
-    default the demo model's states move by almost two residual standard deviations (drift 3 in training), and less
-    than .1 % of the first-token probability leaves refusals and compliance."""
+    default the demo model's states move by almost two residual standard deviations (drift 3 in training), outside what
+    95 % of held-out anchors keep to (`DRORun.problems` says so), and less than .1 % of the first-token probability
+    leaves refusals and compliance."""
     residual_scale: str = "relative"
     """`relative`: squared movement over the anchors' residual variance, so that β means the same at any
     scale. `absolute`: mean square over the d - m dimensions outside the space, as in the paper's code."""
