@@ -369,6 +369,28 @@ def jackknife_error(values: Array) -> Array:
     return np.sqrt((len(values) - 1) * np.var(values, axis=0))
 
 
+def crossval_interval(
+    value: float, draws: Array, refits: Array, n_queries: int, level: float, bounds: tuple[float, float]
+) -> Interval:
+    """The interval of a cross-validated number: value ± √((limit of the bootstrap - value)² + (z · jackknife error)²).
+
+    It depends on the queries that were tested and on those that were fitted on, see `drolab.probing.crossval`.
+
+    Args:
+        draws: the number in resampled held-out queries.
+        refits: the number with each group left out of training; none gives an interval of the fits as they are.
+        bounds: the range of the number. An estimate at its end has an interval with a width all the same: no draw can
+            show otherwise, so half the queries count as trials of which none failed.
+    """
+    low, high = percentiles(draws, widened(level, n_queries))
+    half = stats.norm.ppf((1 + level) / 2) * (jackknife_error(refits) if len(refits) else 0.0)
+    low, high = value - np.hypot(value - low, half), value + np.hypot(high - value, half)
+    unseen = (bounds[1] - bounds[0]) * (1 - ((1 - level) / 2) ** (2 / n_queries))
+    low = min(low, value - unseen) if value == bounds[1] else low
+    high = max(high, value + unseen) if value == bounds[0] else high
+    return Interval(float(value), *(float(np.clip(end, *bounds).round(12)) for end in (low, high)))
+
+
 # ---------------------------------------------------------------- AUCs
 
 

@@ -1,4 +1,4 @@
-"""Query sets: three that ship with drolab, the public benchmarks, and a user's own from a file or a DataFrame.
+"""Query sets: those that ship with drolab, the public benchmarks, and a user's own from a file or a DataFrame.
 
 The result is always a DataFrame with `types.QUERY_COLUMNS` whose index repeats the query ids, so that columns and
 results align by query.

@@ -23,6 +23,7 @@ from drolab.intervals import (
     auc_draws,
     aucs,
     check_settings,
+    crossval_interval,
     drawn_counts,
     interval,
     pair_tables,
@@ -32,7 +33,6 @@ from drolab.models import encode
 from drolab.probing import (
     FLAT,
     align_target,
-    crossval_interval,
     fit_anchors,
     fit_probe,
     grouped_folds,

@@ -32,7 +32,7 @@ _UNBOUNDED = 2**31
 """Context length of families without a limit, and of tokenizers that do not know theirs."""
 
 CHAT_FORMATS: tuple[str, ...] = tuple(sorted(path.stem for path in (_ASSETS / "chat_formats").glob("*.jinja")))
-"""Names of the chat formats that drolab brings: those of the eight models of the paper. A file more is one more."""
+"""Names of the chat formats that drolab brings: one for each file in that folder."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,6 @@ regressions in the anchor space), `directions` (refusal directions by several me
 from drolab.probing.anchors import anchor_matrix, coordinates, fit_anchors, one_position
 from drolab.probing.crossval import (
     FLAT,
-    crossval_interval,
     left_out_groups,
     ridge_predictions,
     root_mean_square,
@@ -32,7 +31,6 @@ __all__ = [
     "check_table",
     "coordinates",
     "cross_validate",
-    "crossval_interval",
     "direction_cosines",
     "fit_anchors",
     "fit_directions",

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy import linalg, stats
 
-from drolab.intervals import Interval, auc, jackknife_error, percentiles, widened
+from drolab.intervals import auc
 from drolab.probing.targets import grouped_folds
 from drolab.types import FitCheck
 
@@ -39,26 +39,6 @@ def left_out_groups(fractions: Array, queries: NDArray[Any], random_state: int) 
     sizes = [np.unique(labels, return_counts=True)[1] for labels in (fractions >= 0.5, fractions > fractions.mean())]
     n_groups = min(N_GROUPS, len(np.unique(queries)), max(min(size) for size in sizes))
     return [rows for _, rows in grouped_folds(fractions, queries, n_groups, random_state)]
-
-
-def crossval_interval(
-    value: float, draws: Array, refits: Array, n_queries: int, level: float, bounds: tuple[float, float]
-) -> Interval:
-    """The interval of a cross-validated number: value ± √((limit of the bootstrap - value)² + (z · jackknife error)²).
-
-    Args:
-        draws: the number in resampled held-out queries.
-        refits: the number with each group left out of training; none gives an interval of the fits as they are.
-        bounds: the range of the number. An estimate at its end has an interval with a width all the same: no draw can
-            show otherwise, so half the queries count as trials of which none failed.
-    """
-    low, high = percentiles(draws, widened(level, n_queries))
-    half = stats.norm.ppf((1 + level) / 2) * (jackknife_error(refits) if len(refits) else 0.0)
-    low, high = value - np.hypot(value - low, half), value + np.hypot(high - value, half)
-    unseen = (bounds[1] - bounds[0]) * (1 - ((1 - level) / 2) ** (2 / n_queries))
-    low = min(low, value - unseen) if value == bounds[1] else low
-    high = max(high, value + unseen) if value == bounds[0] else high
-    return Interval(float(value), *(float(np.clip(end, *bounds).round(12)) for end in (low, high)))
 
 
 # ---------------------------------------------------------------- held-out predictions

@@ -1,4 +1,4 @@
-"""Linear directions of a behaviour in the full space: five ways to find one, how they agree, how far they carry.
+"""Linear directions of a behaviour in the full space: ways to find one, how they agree, how far they carry.
 
 Paper, section 3, reads refusal with a logistic regression in the anchor space. Here its direction stands beside
 those that other methods find on the same states. Each direction is fitted on fractions (soft labels) as the

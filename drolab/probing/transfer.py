@@ -17,9 +17,9 @@ import pandas as pd
 import torch
 
 from drolab.errors import StatesError
-from drolab.intervals import auc_draws, check_settings, drawn_counts, pair_tables
+from drolab.intervals import auc_draws, check_settings, crossval_interval, drawn_counts, pair_tables
 from drolab.probing.anchors import one_position
-from drolab.probing.crossval import crossval_interval, left_out_groups
+from drolab.probing.crossval import left_out_groups
 from drolab.probing.directions import Features, checked_methods, fit_direction, select_rows, tune
 from drolab.probing.targets import Target, align_target, grouped_folds
 from drolab.types import HiddenStates

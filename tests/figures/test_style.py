@@ -109,8 +109,10 @@ def test_template_is_not_registered_and_themes_differ() -> None:
 
 
 def test_too_many_prompts_are_refused() -> None:
-    with pytest.raises(figures.FigureError, match="7 prompts, but only 6 colours"):
-        figures.projection(points(tuple("abcdefg")))
+    with pytest.raises(
+        figures.FigureError, match=f"{len(style.PALETTE) + 1} prompts, but only {len(style.PALETTE)} colours"
+    ):
+        figures.projection(points(tuple("abcdefghijklmnopqrstuvwxyz"[: len(style.PALETTE) + 1])))
 
 
 def test_missing_columns_and_empty_tables_are_named() -> None:

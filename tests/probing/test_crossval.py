@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from drolab.evidence import sweep
-from drolab.intervals import auc_draws, aucs, pair_tables
-from drolab.probing import crossval_interval, left_out_groups
+from drolab.intervals import auc_draws, aucs, crossval_interval, pair_tables
+from drolab.probing import left_out_groups
 from drolab.probing.crossval import N_GROUPS
 
 ANY = (-np.inf, np.inf)
