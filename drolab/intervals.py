@@ -57,13 +57,13 @@ def _bounded(low: float, high: float) -> Callable[[float, float], float]:
     return inside
 
 
-def _plain(low: float, high: float) -> Scale:
+def plain(low: float, high: float) -> Scale:
     """An estimate's own scale, for limits that stay in its range."""
     return Scale(lambda x: x, lambda x: clip(x, low, high), lambda x: 1.0, lambda x, error: x)
 
 
 PLAIN = Scale(lambda x: x, lambda x: x, lambda x: 1.0, lambda x, error: x)
-SHARE, CHANGE = _plain(0.0, 1.0), _plain(-1.0, 1.0)
+SHARE, CHANGE = plain(0.0, 1.0), plain(-1.0, 1.0)
 """Of shares of a whole, and of differences of rates or AUCs."""
 FISHER = Scale(math.atanh, math.tanh, lambda x: 1 / (1 - x**2), _bounded(-1.0, 1.0))
 """Of cosines (Fisher's z)."""

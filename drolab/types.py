@@ -496,13 +496,22 @@ class Probe:
         return coordinates @ self.coef.to(coordinates.device) + self.intercept
 
     def slope(self, space: AnchorSpace) -> Tensor:
-        """[d], float64: how much the logit grows per unit of each dimension of hidden-state space."""
+        """[d], float64: how much the logit grows per unit of each dimension of hidden-state space.
+
+        Raises:
+            StatesError: a space of another number of components.
+        """
+        if len(self.coef) != len(space.components):
+            raise StatesError(
+                f"The probe {self.positive!r} has {len(self.coef)} coefficients, the anchor space "
+                f"{len(space.components)} components: use the space that it was fitted in."
+            )
         return self.coef.double() @ space.components.double()
 
     def direction(self, space: AnchorSpace) -> Tensor:
         """[d], unit norm: the direction of hidden-state space along which the logit grows fastest."""
-        direction = self.coef @ space.components
-        return direction / direction.norm()
+        direction = self.slope(space)
+        return (direction / direction.norm()).float()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -413,7 +413,10 @@ def _load(place: Path) -> tuple[str, KeptRun]:
         history=history,
         config=DROConfig(**about["config"]),
         space=AnchorSpace(**{**about["space"], **{name: state[f"space.{name}"] for name in _SPACE}}),
-        **{name: _probe(state[f"probe.{name}"], **about["probes"][name]) for name in _PROBES},
+        **{
+            name: _probe(state[f"probe.{name}"], state.get(f"refits.{name}"), **about["probes"][name])
+            for name in _PROBES
+        },
         snapshots={step: state[f"snapshot.{step}"] for step in about["snapshots"]},
     )
     return str(about["name"]), KeptRun(loaded=run, measured=measured)
@@ -425,8 +428,9 @@ def _about(probe: Probe) -> dict[str, Any]:
     return {"intercept": probe.intercept, "positive": probe.positive, **check}
 
 
-def _probe(coef: Tensor, check: Mapping[str, Any] | None = None, **about: Any) -> Probe:
-    return Probe(coef=coef, check=None if check is None else FitCheck(**check), **about)
+def _probe(coef: Tensor, refits: Tensor | None, *, check: Mapping[str, Any] | None = None, **about: Any) -> Probe:
+    found = None if check is None else FitCheck(**{**check, "null": tuple(check["null"])})
+    return Probe(coef=coef, refits=refits, check=found, **about)
 
 
 def _read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -438,6 +442,7 @@ def _state(run: DRORun) -> dict[str, Tensor]:
     tensors = {
         **{f"space.{name}": getattr(run.space, name) for name in _SPACE},
         **{f"probe.{name}": getattr(run, name).coef for name in _PROBES},
+        **{f"refits.{name}": refits for name in _PROBES if (refits := getattr(run, name).refits) is not None},
         **{f"snapshot.{step}": value for step, value in run.snapshots.items()},
     }
     return {name: value.clone().contiguous() for name, value in tensors.items()}  # safetensors takes no shared memory

@@ -150,7 +150,7 @@ def dose_response(
         >>> bool((table.loc[table["kind"] == "direction", "change"] > 0).all())
         True
     """
-    check_settings(level, n_random=n_random)
+    check_settings(level)
     if not unit > 0 or not np.isfinite([unit, *doses]).all() or len(doses) == 0:
         raise StatesError(f"unit must be above 0 and doses finite numbers, got unit={unit}, doses={list(doses)}.")
     chats = _Chats.make(model, queries, prompt, judge, token_budget)
@@ -202,7 +202,7 @@ def ablation(
         QueryError: no queries, or a table of another form.
         ModelError: the model cannot be edited, see `steering.steered`.
     """
-    check_settings(level, n_random=n_random)
+    check_settings(level)
     chats = _Chats.make(model, queries, prompt, judge, token_budget)
     null = _RandomDirections(n=n_random, control=control, generator=np.random.default_rng(random_state))
     named = _with_random(chats, directions, layer, null)
@@ -256,7 +256,7 @@ def swap(
         QueryError: no queries, or a table of another form.
         ModelError: the model cannot be edited, see `steering.steered`.
     """
-    check_settings(level, n_random=n_random)
+    check_settings(level)
     where = resolve_layers(model, range(1, model.num_hidden_layers + 1) if layers is None else layers)
     chats = _Chats.make(model, queries, recipient, judge, token_budget)
     source = _Chats.make(model, queries, donor, judge, token_budget)

@@ -40,7 +40,7 @@ from drolab.intervals import (
     sample_interval,
     unit,
 )
-from drolab.probing import RANDOM, anchor_matrix, one_position
+from drolab.probing import RANDOM, Direction, anchor_matrix, one_position
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def shifts(states: HiddenStates, *, baseline: str = NO_PROMPT, layer: int = -1) 
 
 def shift_cosines(
     states: HiddenStates,
-    directions: Mapping[str, Tensor] | None = None,
+    directions: Mapping[str, Tensor | Direction] | None = None,
     *,
     baseline: str = NO_PROMPT,
     layer: int = -1,
@@ -157,18 +157,19 @@ def shift_cosines(
     model's states vary in few of them; that a cosine is not exactly 0 would be too easy to show.
 
     Args:
-        directions: name → [d], such as `{"refusal": refusal.direction(space)}`. They are taken as given: fit them
-            on other queries, their own uncertainty is not in the intervals. A direction drawn at random in d
-            dimensions is always added under the name `random`, as the control.
+        directions: name → `Direction`, such as `{"refusal": as_direction(refusal, space)}`, or a vector [d]. They are
+            taken as given: fit them on other queries, their own uncertainty is not in the intervals. A direction drawn
+            at random in d dimensions is always added under the name `random`, as the control.
         n_null: shuffles.
 
     Returns:
-        One row per pair: `a, b, kind` (`shifts`, `direction` or `control`), `cosine, low, high`; `null_low,
-        null_high`, where the cosines of shifts without meaning lie; `p` (two-sided); `significant`, with at most
-        1 - level of such rows expected to be false (Benjamini and Hochberg 1995, Journal of the Royal Statistical
-        Society B 57). Shifts are called `{prompt} harmful` and `{prompt} harmless`. A
-        cosine is NaN where a mean shift cannot be told from none, its limits with fewer than 4 queries of a class. The
-        interval of what no query changes, such as the cosine of the same shift under two names, has no width.
+        One row per pair: `a, b, kind` (`shifts`, `direction` or `control`), `cosine, low, high`; `null_low, null_high`,
+        where the cosines of shifts without meaning lie; `p` (two-sided); `significant`, with at most 1 - level of such
+        rows expected to be false (Benjamini and Hochberg 1995, Journal of the Royal Statistical Society B 57); `note`,
+        what is wrong with the direction (see `Direction.problem`), in which case nothing is significant. Shifts are
+        called `{prompt} harmful` and `{prompt} harmless`. A cosine is NaN where a mean shift cannot be told from none,
+        its limits with fewer than 4 queries of a class. The interval of what no query changes, such as the cosine of
+        the same shift under two names, has no width.
 
     Raises:
         StatesError: as in `shifts`; a direction of another width, not finite, zero, or called `random`; a `level` that
@@ -190,7 +191,10 @@ def shift_cosines(
     check_settings(level, n_null=n_null)
     moved = shifts(states, baseline=baseline, layer=layer)
     width = moved.deltas.shape[2]
-    named = _checked_directions(directions or {}, width)
+    given = directions or {}
+    vectors = {name: one.vector if isinstance(one, Direction) else one for name, one in given.items()}
+    named = _checked_directions(vectors, width)
+    problems = {name: one.problem for name, one in given.items() if isinstance(one, Direction)}
     generator = np.random.default_rng(random_state)
     moments = moved.moments(np.stack([*named.values(), unit(generator.normal(size=width))]))
     names = [*(_label(prompt, harmful) for prompt, harmful in moved.groups()), *named, RANDOM]
@@ -199,7 +203,9 @@ def shift_cosines(
     table = pd.DataFrame(rows, columns=["a", "b", "kind", "cosine", "low", "high"])
     first, second, _ = zip(*pairs, strict=True)
     chunks = [part[:, first, second] for part in _null_products(moved, moments.directions, n_null, generator)]
-    return table.assign(**_against(table["cosine"].to_numpy(), np.concatenate(chunks), level))
+    table = table.assign(**_against(table["cosine"].to_numpy(), np.concatenate(chunks), level))
+    table["note"] = [problems.get(b, "") if kind == "direction" else "" for b, kind in table[["b", "kind"]].to_numpy()]
+    return table.assign(significant=table["significant"] & (table["note"] == ""))
 
 
 def _pair_cosine(moments: Moments, a: int, b: int, level: float) -> Interval:
@@ -426,8 +432,8 @@ def shift_report(
 
 def probe_directions(space: AnchorSpace, probe: Probe) -> Array:
     """[1 + n_refits, d], unit norm: the probe's direction, then those without each group of queries."""
-    coefs = probe.coef[None] if probe.refits is None else torch.cat([probe.coef[None], probe.refits])
-    return unit((coefs.double() @ space.components.double()).numpy())
+    refits = [] if probe.refits is None else list(probe.refits)
+    return unit(np.stack([replace(probe, coef=coef).slope(space).numpy() for coef in (probe.coef, *refits)]))
 
 
 def along(moments: Moments, groups: Sequence[int]) -> tuple[float, float]:

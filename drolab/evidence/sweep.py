@@ -33,6 +33,9 @@ from drolab.models import encode
 from drolab.probing import (
     FLAT,
     align_target,
+    can_be_spread,
+    check_readout,
+    coordinates,
     fit_anchors,
     fit_probe,
     grouped_folds,
@@ -69,7 +72,7 @@ N_COMPONENTS = 4
 """Of the anchor space in which a site's refusal direction is fitted, as in the paper."""
 
 
-NO_REFUSAL = "refusal is read here no better than shuffled rates"
+NO_REFUSAL = "refusal cannot be read here in four components"
 """The note on what rests on a site's refusal direction, where there is none."""
 
 
@@ -133,23 +136,22 @@ def measure_sites(
 
     Returns:
         SWEEP_COLUMNS, one row per layer, position and measure. `note` says of the measures of refusal that refusals (or
-        answers) are too few, or of a `refusal cosine` that refusal cannot be read at this site, so that its direction
-        is one of noise; `sites` counts no row with a note. Without `controls` their rows are not there, with one safety
-        prompt no `shift cosine`.
+        answers) are too few, or of a `refusal cosine` that refusal cannot be read in the site's four components, so
+        that its direction is one of noise; `sites` counts no row with a note. Without `controls` their rows are not
+        there, with one safety prompt no `shift cosine`.
 
     Raises:
         StatesError: no rates, a rate that is missing, a control without states, no safety prompt, or as in `shifts`,
             `fit_probe` and `grouped_folds`.
     """
-    check_settings(level, n_bootstrap=n_bootstrap, n_shuffles=n_shuffles)
+    check_settings(level, n_bootstrap=n_bootstrap)
     rows: list[dict[str, Any]] = []
     for position in states.index["position"].unique():
         part = states.select(position=int(position))
         plan = Plan.make(part, refusal_rate, controls, baseline, n_splits, n_shuffles, random_state)
         for layer in states.layers:
             site = {"layer": layer, "position": int(position), "token": (tokens or {}).get(int(position), "")}
-            measured = _measures(part.select(layer=layer), plan, n_bootstrap, level)
-            unread = "" if measured["refusal"].low > measured[CONTROLS["refusal"]].high else NO_REFUSAL
+            measured, unread = _measures(part.select(layer=layer), plan, n_bootstrap, level)
             for name, (value, low, high) in measured.items():
                 on_direction = name.startswith("refusal cosine")
                 note = (plan.few or (unread if on_direction else "")) if name.startswith("refusal") else ""
@@ -181,7 +183,7 @@ def sites(table: pd.DataFrame) -> pd.DataFrame:
         if own.empty or other.empty:
             continue
         joined = own.merge(other[[*keys, "high"]].rename(columns={"high": "control_high"}), on=keys)
-        joined.loc[joined["note"] != "", ["low", "control_high"]] = np.nan
+        joined.loc[joined["note"].fillna("") != "", ["low", "control_high"]] = np.nan
         for _, line in joined.groupby("position", sort=False):
             rows += _first_and_clearest(line.sort_values("layer"))
     if not rows:
@@ -195,7 +197,7 @@ def _first_and_clearest(line: pd.DataFrame) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = line.to_dict("records")  # type: ignore[assignment]
     if not (margin > 0).any():
         nowhere = dict.fromkeys(("value", "low", "high", "control_high"), np.nan) | {"layer": pd.NA}
-        why = "; ".join(dict.fromkeys(filter(None, line["note"])))
+        why = "; ".join(dict.fromkeys(filter(None, line["note"].fillna(""))))
         return [records[0] | nowhere | {"site": name, "note": why} for name in ("first", "clearest")]
     places = {"first": int(np.argmax(margin > 0)), "clearest": int(np.nanargmax(margin))}
     return [records[place] | {"site": name} for name, place in places.items()]
@@ -241,7 +243,8 @@ class Plan:
         ordered = grid.reindex(index=scored, columns=moved.queries["query_id"].tolist()).to_numpy()
         labels = moved.queries["harmful"].to_numpy(dtype=np.float64)[None]
         few = too_few(known["rate"].to_numpy(), known["query_id"].to_numpy(), "refuses")
-        strata = np.repeat(labels, len(ordered), axis=0) if few else ordered
+        by_class = few or not can_be_spread(ordered.ravel(), n_splits)
+        strata = np.repeat(labels, len(ordered), axis=0) if by_class else ordered
         return cls(
             few=few, rates=rates, scored=scored, safety=safety, controls=list(controls), baseline=baseline, seed=seed,
             classes=[moved.rows(harmful) for harmful in moved.classes],
@@ -289,14 +292,15 @@ def _roles(
 _NOTHING = Interval(np.nan, np.nan, np.nan)
 
 
-def _measures(site: HiddenStates, plan: Plan, n_bootstrap: int, level: float) -> dict[str, Interval]:
-    """Measure → its interval."""
+def _measures(site: HiddenStates, plan: Plan, n_bootstrap: int, level: float) -> tuple[dict[str, Interval], str]:
+    """Measure → its interval, and what is wrong with the refusal direction."""
     moved = shifts(site, baseline=plan.baseline, layer=site.layers[0])
     start, deltas = moved.baseline.double().numpy(), moved.deltas.double().numpy()
     places = {name: start + deltas[row] for row, name in enumerate(moved.prompts)} | {plan.baseline: start}
     scored = np.concatenate([places[name] for name in plan.scored])
     read = readout_measures(held_out(start, plan.harm), held_out(scored, plan.refusal), plan, n_bootstrap, level)
-    return read | _shift_measures(moved, _refusal_direction(site, plan, scored), plan, level)
+    direction, problem = _refusal_direction(site, plan, scored)
+    return read | _shift_measures(moved, direction, plan, level), problem
 
 
 def readout_measures(
@@ -335,21 +339,24 @@ def _plain_values(harm: Array, refusal: Array, plan: Plan, own: slice) -> list[A
     return [aucs(harm[:, 0], plan.harm.values[own, 0]), *(drawn[:, 0] for drawn in found)]
 
 
-def _refusal_direction(site: HiddenStates, plan: Plan, scored: Array) -> Array:
-    """[d], unit norm, or NaN where all states are equal."""
-    if np.ptp(scored, axis=0).max() <= FLAT * root_mean_square(scored):
-        return np.full(scored.shape[1], np.nan)
-    rated = site.select(prompt=plan.scored)
-    space = fit_anchors(
-        rated, n_components=min(N_COMPONENTS, *(length - 1 for length in scored.shape)), layer=site.layers[0]
-    )
-    return fit_probe(space, rated, plan.rates, positive="refuses", check=False).direction(space).double().numpy()
+def _refusal_direction(site: HiddenStates, plan: Plan, scored: Array) -> tuple[Array, str]:
+    """[d], unit norm, or NaN where all states or all rates are equal; and why it is none."""
+    flat = np.ptp(scored, axis=0).max() <= FLAT * root_mean_square(scored)
+    if flat or np.ptp(plan.refusal.values[0]) < 1e-9:
+        return np.full(scored.shape[1], np.nan), NO_REFUSAL
+    rated, layer = site.select(prompt=plan.scored), site.layers[0]
+    space = fit_anchors(rated, n_components=min(N_COMPONENTS, *(length - 1 for length in scored.shape)), layer=layer)
+    probe = fit_probe(space, rated, plan.rates, positive="refuses", check=False)
+    points, fractions = coordinates(space, rated).double().numpy(), align_target(rated, plan.rates)
+    found = check_readout(points, rated.index, fractions, "refuses", random_state=plan.seed)
+    return probe.direction(space).double().numpy(), NO_REFUSAL if found.problem else ""
 
 
 def _shift_measures(moved: Shifts, direction: Array, plan: Plan, level: float) -> dict[str, Interval]:
     start = moved.baseline.double().numpy()
     floor, spread = FLAT * root_mean_square(start), root_mean_square(start - start.mean(axis=0))
-    still = np.isnan(direction).any() or root_mean_square(moved.deltas.double().numpy()) <= floor
+    still = root_mean_square(moved.deltas.double().numpy()) <= floor
+    nowhere = np.isnan(direction).any()
     moments, groups = moved.moments(direction[None]), moved.groups()
     own, other = ([i for i, (name, _) in enumerate(groups) if name in names] for names in (plan.safety, plan.controls))
     measured: dict[str, Interval] = {}
@@ -363,7 +370,9 @@ def _shift_measures(moved: Shifts, direction: Array, plan: Plan, level: float) -
         if pairs:
             measured[f"shift cosine{suffix}"] = _NOTHING if still else _cosine(moments, pairs, level)
         if members:
-            measured[f"refusal cosine{suffix}"] = _NOTHING if still else _direction_cosine(moments, members, level)
+            measured[f"refusal cosine{suffix}"] = (
+                _NOTHING if still or nowhere else _direction_cosine(moments, members, level)
+            )
     return measured
 
 

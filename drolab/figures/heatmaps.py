@@ -110,7 +110,7 @@ def layer_position_map(
     """
     need_columns(table, ("layer", "position", "measure", "value"), "layer × position map")
     rows = table[table["measure"] == measure]
-    if rows["value"].isna().all():
+    if rows["value"].isna().all() and not _noted(rows):
         known = table.loc[table["value"].notna(), "measure"].unique().tolist()
         raise FigureError(f"The table has no values of {measure!r}: choose one of {known}.")
     rows, control = _beside_control(table, rows, measure)
@@ -119,13 +119,14 @@ def layer_position_map(
     for row in rows.itertuples():
         cell = layers.index(row.layer), positions.index(row.position)
         values[cell], hover[cell] = row.value, _site_hover(row, control)
-        weak[cell] = bool(control) and not getattr(row, "low", math.nan) > getattr(row, "control_high", math.nan)
+        stands_out = getattr(row, "low", math.nan) > getattr(row, "control_high", math.nan)
+        weak[cell] = (bool(control) and not stands_out) or bool(_note(row))
     figure = blank_figure(theme, title or measure, height=max(360, 190 + 44 * len(layers)))
     look = {"textfont": {"size": 12}, **_scale(measure, rows, theme)}
     _add_cells(figure, values, hover, text=_numbers(values, weak), **look)
     _add_dashes(figure, values, hover, theme)
     above = "read position (−1: last token of the chat)"
-    note = f"{_NOT_SIGNIFICANT}: the interval does not lie above that of “{escape(control)}”"
+    note = f"{_NOT_SIGNIFICANT}: the interval does not lie above that of “{escape(control)}”, or see the note on hover"
     texts = rows.drop_duplicates("position").set_index("position")["token"].to_dict() if "token" in rows else {}
     names = [f"−{-position}<br>{token_label(texts.get(position, ''), 14)}" for position in positions]
     figure.update_xaxes(**_ticks(names), title_text=small_print(note if weak[~np.isnan(values)].any() else "", above))
@@ -341,7 +342,18 @@ def _site_hover(row: Any, control: str) -> str:
     lines = [f"layer {row.layer}, position {row.position}{token}", f"{escape(row.measure)}: {_site_value(row)}"]
     if control:
         lines.append(f"{escape(control)}: {_site_value(row, 'control_')}")
+    if note := _note(row):
+        lines.append(wrapped(note))
     return "<br>".join(lines)
+
+
+def _note(row: Any) -> str:
+    note = getattr(row, "note", "")
+    return note if isinstance(note, str) else ""  # a table from a file has NaN for an empty one
+
+
+def _noted(rows: pd.DataFrame) -> bool:
+    return any(map(_note, rows.itertuples()))
 
 
 def _site_value(row: Any, prefix: str = "") -> str:

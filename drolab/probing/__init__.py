@@ -9,15 +9,16 @@ regressions in the anchor space), `directions` (refusal directions by several me
 from drolab.probing.anchors import anchor_matrix, coordinates, fit_anchors, one_position
 from drolab.probing.crossval import (
     FLAT,
+    check_readout,
     left_out_groups,
     ridge_predictions,
     root_mean_square,
     too_few,
 )
-from drolab.probing.directions import METHODS, RANDOM, Direction, direction_cosines, fit_directions
+from drolab.probing.directions import METHODS, RANDOM, Direction, as_direction, direction_cosines, fit_directions
 from drolab.probing.manifold import umap_view
 from drolab.probing.probes import check_table, cross_validate, fit_probe
-from drolab.probing.targets import align_target, grouped_folds
+from drolab.probing.targets import align_target, can_be_spread, grouped_folds
 from drolab.probing.transfer import TRANSFER_COLUMNS, transfer
 
 __all__ = [
@@ -28,6 +29,9 @@ __all__ = [
     "Direction",
     "align_target",
     "anchor_matrix",
+    "as_direction",
+    "can_be_spread",
+    "check_readout",
     "check_table",
     "coordinates",
     "cross_validate",

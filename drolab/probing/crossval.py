@@ -36,8 +36,11 @@ N_GROUPS = 10
 
 def left_out_groups(fractions: Array, queries: NDArray[Any], random_state: int) -> list[Rows]:
     """The rows of each group that is left out in turn, the classes spread evenly."""
-    sizes = [np.unique(labels, return_counts=True)[1] for labels in (fractions >= 0.5, fractions > fractions.mean())]
-    n_groups = min(N_GROUPS, len(np.unique(queries)), max(min(size) for size in sizes))
+    labels = (fractions >= 0.5, fractions > fractions.mean())
+    fewest = max(min(int(label.sum()), int((~label).sum())) for label in labels)
+    n_groups = min(N_GROUPS, len(pd.unique(queries)), fewest)
+    if n_groups < 2:
+        return spread_folds(fractions, queries, random_state)
     return [rows for _, rows in grouped_folds(fractions, queries, n_groups, random_state)]
 
 
@@ -138,12 +141,14 @@ def check_readout(
     if few := too_few(fractions, queries, positive):
         return FitCheck(auc=math.nan, null=(), problem=few)
     alike, generator = _exchangeable(index), np.random.default_rng(random_state)
+    if (alone := sum(len(rows) == 1 for rows in alike)) > len(pd.unique(queries)) / 2:
+        return FitCheck(auc=math.nan, null=(), problem=_alone(alone, positive))
     targets = np.stack([fractions, *(_shuffled(fractions, alike, generator) for _ in range(n_shuffles))])
     folds = spread_folds(fractions, queries, random_state)
     predicted = ridge_predictions(points.astype(np.float64), targets, folds)[0]
     aucs = np.array([auc(*pair) for pair in zip(predicted, targets, strict=True)])
-    by_chance = _p_of_chance(aucs, auc(fractions, fractions), len(np.unique(queries)))
-    problem = _like_chance(aucs, positive) if by_chance > CHANCE else ""
+    by_chance = _p_of_chance(aucs, auc(fractions, fractions), len(pd.unique(queries)))
+    problem = _like_chance(aucs, len(pd.unique(queries)), positive) if by_chance > CHANCE else ""
     return FitCheck(auc=float(aucs[0]), null=tuple(map(float, aucs[1:])), problem=problem)
 
 
@@ -197,14 +202,22 @@ def too_few(fractions: Array, queries: NDArray[Any], positive: str) -> str:
     return ""
 
 
-def _like_chance(aucs: Array, positive: str) -> str:
+def _alone(n: int, positive: str) -> str:
     return (
-        f"A readout of {positive!r} is hardly better than chance here: AUC {aucs[0]:.2f} on held-out queries, "
-        f"{aucs[1:].mean():.2f} ({aucs[1:].min():.2f} to {aucs[1:].max():.2f}) with shuffled targets. {_ADVICE}"
+        f"Whether {positive!r} can be read cannot be checked: {n} queries were asked under prompts that no other query "
+        "was asked under, so that their targets cannot be shuffled. Ask all queries under the same prompts."
+    )
+
+
+def _like_chance(aucs: Array, n_queries: int, positive: str) -> str:
+    return (
+        f"A readout of {positive!r} cannot be told from chance with these {n_queries} queries: AUC {aucs[0]:.2f} on "
+        f"held-out queries, {aucs[1:].mean():.2f} ({aucs[1:].min():.2f} to {aucs[1:].max():.2f}) with shuffled "
+        f"targets. {_ADVICE}"
     )
 
 
 _ADVICE = (
-    "What is built on it says nothing about the model. Sample more replies to each query, add queries or prompts of "
-    "the rarer kind, or choose a stricter query set or another judge."
+    "What is built on it says nothing about the model. Add queries, most of the rarer kind; where the target comes "
+    "from replies, sample more of them, or try other prompts or another judge."
 )

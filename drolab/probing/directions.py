@@ -22,10 +22,10 @@ from scipy import stats
 from drolab.errors import StatesError, UnreliableWarning
 from drolab.intervals import check_settings, jackknife_error, unit, weighted_labels
 from drolab.probing.anchors import fit_anchors, one_position
-from drolab.probing.crossval import check_readout
+from drolab.probing.crossval import check_readout, too_few
 from drolab.probing.probes import fit_probe, ridge_logistic
 from drolab.probing.targets import Target, align_target, check_classes, grouped_folds
-from drolab.types import AnchorSpace, HiddenStates
+from drolab.types import AnchorSpace, HiddenStates, Probe
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -157,16 +157,56 @@ def fit_directions(
         True
     """
     chosen = one_position(states).select(layer=layer)
+    wanted = checked_methods(methods)
     features, fractions = Features(states=chosen, space=space), align_target(states, target)
     check_classes(fractions, positive)
-    problem = check_readout(features.raw, chosen.index, fractions, positive, random_state=random_state).problem
-    if problem:
-        warnings.warn(problem, UnreliableWarning, stacklevel=2)
+    if "anchor_probe" in wanted and space is None:
+        space = fit_anchors(chosen, layer=features.layer)
+        features = replace(features, space=space)
     found = {
         method: fit_direction(method, features, fractions, tune(method, features, fractions, random_state), positive)
-        for method in checked_methods(methods)
+        for method in wanted
     }
-    return {method: replace(direction, problem=problem) for method, direction in found.items()}
+
+    def problem(points: Array) -> str:
+        return check_readout(points, chosen.index, fractions, positive, random_state=random_state).problem
+
+    full = problem(features.raw)
+    problems = dict.fromkeys(wanted, full)
+    if "anchor_probe" in wanted and space is not None:  # it reads what the space holds, and nothing else
+        problems["anchor_probe"] = problem(space.transform(chosen.matrix(features.layer)).double().numpy())
+    for text in dict.fromkeys(filter(None, problems.values())):
+        warnings.warn(text, UnreliableWarning, stacklevel=2)
+    return {method: replace(direction, problem=problems[method]) for method, direction in found.items()}
+
+
+def as_direction(probe: Probe, space: AnchorSpace) -> Direction:
+    """A probe as a direction of the full space, with its problem: for `shift_cosines`, `causal` and the like.
+
+    Examples:
+        >>> import drolab
+        >>> from drolab import directions
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(15)
+        >>> states = drolab.hidden_states(model, queries, prompts, progress=False)
+        >>> space = drolab.fit_anchors(states)
+        >>> harm = drolab.fit_probe(space, states, queries["harmful"], positive="harmful")
+        >>> directions.as_direction(harm, space)
+        Direction('anchor_probe', positive='harmful', layer=4, d=256, n_coordinates=256, setting=nan)
+    """
+    slope = probe.slope(space)
+    length = float(slope.norm())
+    return Direction(
+        method="anchor_probe",
+        positive=probe.positive,
+        vector=probe.direction(space),
+        threshold=(float(slope @ space.mean.double()) - probe.intercept) / length,
+        scale=length,
+        setting=math.nan,
+        layer=space.layer,
+        model_fingerprint=space.model_fingerprint,
+        problem=probe.problem,
+    )
 
 
 def direction_cosines(
@@ -420,6 +460,8 @@ def _penalty(
 ) -> float:
     """The smallest C of the grid whose log loss on held-out queries is within one standard error of the best's."""
     queries = pd.factorize(features.states.index["query_id"])[0]
+    if too_few(fractions, queries, ""):
+        return grid[0]  # there is nothing to choose by
     losses = np.empty((len(grid), len(points)))
     for train, test in grouped_folds(fractions, queries, INNER_FOLDS, random_state):
         for number, C in enumerate(grid):

@@ -68,7 +68,7 @@ def fit_probe(
     Examples:
         >>> import drolab
         >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
-        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(8)
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(20)
         >>> states = drolab.hidden_states(model, queries, prompts, progress=False)
         >>> space = drolab.fit_anchors(states)
         >>> harm = drolab.fit_probe(space, states, queries["harmful"], positive="harmful")

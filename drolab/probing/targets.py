@@ -56,9 +56,7 @@ def grouped_folds(
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    labels = fractions >= 0.5
-    if min(np.count_nonzero(labels), np.count_nonzero(~labels)) < n_splits:
-        labels = fractions > fractions.mean()
+    labels = next((part for part in _halves(fractions) if _fewest(part) >= n_splits), fractions > fractions.mean())
     fewest = min(len(np.unique(groups)), *np.unique(labels, return_counts=True)[1])
     if not 2 <= n_splits <= fewest:
         raise StatesError(
@@ -70,6 +68,19 @@ def grouped_folds(
         yield from StratifiedKFold(**folds).split(fractions, labels)
     else:
         yield from StratifiedGroupKFold(**folds).split(fractions, labels, groups)
+
+
+def can_be_spread(fractions: Array, n_splits: int) -> bool:
+    """Whether there are enough rows of both kinds for `grouped_folds`."""
+    return any(_fewest(part) >= n_splits for part in _halves(fractions))
+
+
+def _halves(fractions: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    return fractions >= 0.5, fractions > fractions.mean()
+
+
+def _fewest(labels: NDArray[np.bool_]) -> int:
+    return int(min(labels.sum(), (~labels).sum()))
 
 
 def _aligned_series(states: HiddenStates, target: pd.Series) -> Array:

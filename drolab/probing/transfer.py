@@ -112,7 +112,7 @@ def transfer(
         4      True      none         16      1.0
         5      True   default         16      1.0
     """
-    check_settings(level, n_bootstrap=n_bootstrap, n_shuffles=n_shuffles)
+    check_settings(level, n_bootstrap=n_bootstrap)
     chosen = checked_methods(methods)
     both, part = _joined(states, test_states, across, layer)
     real = align_target(states, target)
@@ -136,7 +136,9 @@ def transfer(
 def _notes(table: pd.DataFrame) -> pd.Series:
     """Of the rows whose interval does not lie above that of the same with shuffled targets."""
     same = ["method", "fitted_on", "tested_on"]
-    control = table[table["shuffled"]].set_index(same)["high"]
+    control = table[table["shuffled"]].set_index(same)["high"].fillna(np.inf)
+    if control.empty:
+        return pd.Series("", index=table.index)
     reached = pd.Series(pd.MultiIndex.from_frame(table[same]).map(control.to_dict()), index=table.index, dtype=float)
     like_chance = ~table["shuffled"] & (table["low"] <= reached)
     return pd.Series(np.where(like_chance, NO_BETTER, ""), index=table.index)

@@ -213,12 +213,15 @@ def test_a_run_of_an_earlier_version_is_read(still: DRORun, tmp_path: Path) -> N
 
 
 def test_a_probe_that_reads_nothing_is_a_problem_of_the_run_also_in_files(still: DRORun, tmp_path: Path) -> None:
-    check = FitCheck(auc=0.52, null=(0.45, 0.55), problem="A readout of 'refuses' is hardly better than chance here.")
-    run = replace(still, refusal=replace(still.refusal, check=check))
+    check = FitCheck(auc=0.52, null=(0.45, 0.55), problem="A readout of 'refuses' cannot be told from chance.")
+    refits = torch.randn(10, len(still.refusal.coef))
+    run = replace(still, refusal=replace(still.refusal, check=check, refits=refits))
     assert run.problems[0] == check.problem
     dro.save_run(tmp_path, "mine", dro.KeptRun(loaded=run))
     found = dro.load_runs(tmp_path)["mine"].run
     assert found.problems == run.problems
     assert found.refusal.check is not None
-    assert tuple(found.refusal.check.null) == check.null
+    assert found.refusal.check.null == check.null
+    assert found.refusal.refits is not None
+    assert torch.equal(found.refusal.refits, refits)
     assert replace(run, refusal=replace(run.refusal, check=None)).problems == ()

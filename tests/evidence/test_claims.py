@@ -260,7 +260,7 @@ def test_figures_know_every_verdict() -> None:
 
 def test_a_probe_of_noise_decides_nothing_and_says_why() -> None:
     states = states_of()
-    with pytest.warns(UnreliableWarning, match="hardly better than chance"):
+    with pytest.warns(UnreliableWarning, match="cannot be told from chance"):
         space, refusal = noise(states_of(seed=1))
     result = claims.verdict(states, rates(states), safety=SAFETY, space=space, refusal=refusal, n_null=50)
     row = result.table.set_index("claim").loc[ALONG.text]
@@ -309,3 +309,28 @@ def test_several_judges_and_controls_show_where_the_decision_depends_on_them() -
     summary = result.summary().set_index("claim")["verdict"]
     assert summary[HARMFUL.text] == "supported (strict); not supported (blind)"
     assert summary[ALIKE.text] == claims.SUPPORTED
+
+
+def test_equal_changes_are_equal_also_in_floating_point() -> None:
+    """.1 to .2 and .2 to .3 differ by 1e-17, which is no spread; and the mean of three times .1 is not .1."""
+    states = states_of(n=6)
+    index = states.index
+    start = np.where(index["query_id"].str[-1].astype(int) % 2, 0.1, 0.2)
+    rises = rates(states).assign(refusal_rate=start + 0.1 * (index["prompt"] != "none").to_numpy())
+    row = reach(states, rises, n_null=50).table.set_index("claim").loc[HARMFUL.text]
+    assert row["estimate"] == pytest.approx(0.1)
+    assert row["high"] - row["low"] > 0.1
+    never = rates(states).assign(refusal_rate=np.where(index["query_id"] == "q1", 0.1, 0.2))
+    row = reach(states, never, n_null=50).table.set_index("claim").loc[HARMFUL.text]
+    assert row["estimate"] == 0
+    assert row["verdict"] == claims.TOO_LITTLE
+
+
+def test_a_verdict_without_a_shift_is_drawn_and_asked_for_its_power() -> None:
+    states = states_of({name: 0 * shift for name, shift in SHIFTS.items()}, apart=0.0)
+    result = reach(states, rates(states).assign(refusal_rate=0.0))
+    figures.forest(result.table)
+    assert claims.power_table(result, {HARMLESS.text: [0.1]}).empty
+    doubled = pd.concat([rates(states)] * 2)
+    with pytest.raises(QueryError, match="twice: pass each judge's once"):
+        reach(states, doubled)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from drolab import evidence
 from drolab.errors import StatesError, UnreliableWarning
-from drolab.probing import fit_anchors, fit_probe
+from drolab.probing import as_direction, fit_anchors, fit_probe
 from drolab.types import AnchorSpace, HiddenStates, Probe
 
 SAFE = 3 * axis(1)
@@ -81,7 +81,7 @@ def test_cosines_with_directions_and_with_a_random_one(states: HiddenStates) -> 
     table = evidence.shift_cosines(states, {"refusal": REFUSAL}, n_null=300)
     assert list(table.columns) == [
         *("a", "b", "kind", "cosine", "low", "high"),
-        *("null_low", "null_high", "p", "significant"),
+        *("null_low", "null_high", "p", "significant", "note"),
     ]
     assert table["kind"].value_counts().to_dict() == {"shifts": 15, "direction": 6, "control": 6}
     assert row(table, "long harmful", "long harmless")["low"] > 0.9
@@ -246,7 +246,7 @@ def test_the_interval_along_refusal_holds_the_uncertainty_of_the_direction() -> 
 def test_a_probe_with_a_problem_decides_nothing() -> None:
     states = planted_states({"long": 3 * axis(2)})
     space = fit_anchors(states)
-    with pytest.warns(UnreliableWarning, match="hardly better than chance"):
+    with pytest.warns(UnreliableWarning, match="cannot be told from chance"):
         noise = fit_probe(
             space, states, np.random.default_rng(0).binomial(10, 0.1, len(states)) / 10, positive="refuses"
         )
@@ -258,3 +258,16 @@ def test_a_probe_with_a_problem_decides_nothing() -> None:
     )  # the control: as if it were one
     assert given["safety_shift"].notna().all()
     assert set(given["note"]) == {""}
+
+
+def test_a_direction_with_a_problem_is_never_significant(states: HiddenStates) -> None:
+    space, refusal = planted_refusal(states)
+    good = as_direction(refusal, space)
+    bad = replace(good, problem="A readout of 'refuses' cannot be told from chance.")
+    table = evidence.shift_cosines(states, {"good": good, "bad": bad}, n_null=100)
+    assert row(table, "long harmful", "good")["significant"]
+    assert not row(table, "long harmful", "bad")["significant"]
+    assert row(table, "long harmful", "bad")["note"] == bad.problem
+    assert row(table, "long harmful", "good")["cosine"] == row(table, "long harmful", "bad")["cosine"]
+    with pytest.raises(StatesError, match="has 3 coefficients, the anchor space"):
+        as_direction(replace(refusal, coef=torch.ones(3)), space)

@@ -14,7 +14,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold
 
 import drolab
-from drolab import sweep
+from drolab import figures, sweep
 from drolab.errors import StatesError
 from drolab.evidence import shift_cosines
 from drolab.models import ChatModel, wrap
@@ -332,3 +332,15 @@ def test_one_refusal_is_too_few_and_the_rest_is_measured_all_the_same(planted: p
     same = ["harmfulness", "shift size", "shift cosine"]
     for measure in same:
         assert cell(table, 2, measure)["value"] == cell(planted, 2, measure)["value"]
+
+
+@pytest.mark.parametrize("refused", [0, 7])
+def test_few_refusals_leave_what_needs_none(planted: pd.DataFrame, refused: int) -> None:
+    states, rate = planted_layers()
+    few = pd.Series(0.0, index=rate.index)
+    few.iloc[:refused] = 0.1
+    table = sweep.measure_sites(states, few, controls=[CONTROL], n_bootstrap=50, n_shuffles=20)
+    for measure in ("harmfulness", "shift size", "shift cosine"):
+        assert cell(table, 2, measure)["value"] == cell(planted, 2, measure)["value"]
+    assert (table.loc[table["measure"] == "refusal cosine", "note"] != "").all()
+    figures.layer_position_map(table, measure="refusal cosine")

@@ -190,7 +190,7 @@ def test_a_boundary_that_says_nothing_is_drawn_and_named(states: HiddenStates) -
     panel = panels.projection(states, anchors=ANCHORS, scores=noise)
     assert "refuses = 0" in {trace.name for trace in panel.picture.data}
     words = panel.picture.layout.xaxis.title.text.replace("<br>", " ")
-    assert "A readout of 'refuses' is hardly better than chance here" in words
+    assert "A readout of 'refuses' cannot be told from chance" in words
 
 
 def test_hover_shows_rate_and_first_response(panel: ProjectionPanel) -> None:

@@ -55,7 +55,9 @@ def fitted(tiny_llama: ChatModel) -> Fitted:
     states = drolab.hidden_states(tiny_llama, QUERIES, [NONE, CARE], progress=False)
     space = drolab.fit_anchors(states)
     harmful = QUERIES["harmful"]
-    refusal, harmfulness = (drolab.fit_probe(space, states, harmful, positive=kind) for kind in ("refuses", "harmful"))
+    refusal, harmfulness = (
+        drolab.fit_probe(space, states, harmful, positive=kind, check=False) for kind in ("refuses", "harmful")
+    )
     return Fitted(tiny_llama, space, refusal, harmfulness)
 
 

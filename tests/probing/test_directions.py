@@ -240,8 +240,32 @@ def test_errors_that_say_what_to_do(states: HiddenStates) -> None:
 def test_directions_of_noise_say_so() -> None:
     states = planted_states({"long": 3 * axis(1)})
     noise = np.random.default_rng(0).binomial(10, 0.1, len(states)) / 10
-    with pytest.warns(UnreliableWarning, match="'refuses' is hardly better than chance"):
+    with pytest.warns(UnreliableWarning, match="'refuses' cannot be told from chance"):
         found = fit_directions(states, noise, positive="refuses", methods=["mean_difference", "leace"])
     assert len({one.problem for one in found.values()} - {""}) == 1
     harm = fit_directions(states, states.index["harmful"].to_numpy(), positive="harmful", methods=["mean_difference"])
     assert harm["mean_difference"].problem == ""
+
+
+def test_the_anchor_probe_answers_for_its_four_components_only() -> None:
+    """Refusal lies on an axis that the space does not hold: the other methods read it, the anchor probe does not."""
+    rng = np.random.default_rng(0)
+    states = planted_states({"long": 3 * axis(1)}, n_per_class=60)
+    values = states.values[:, 0].double().numpy()
+    values[:, 23] = np.tile(0.3 * rng.normal(size=120), 2)
+    target = rng.binomial(10, 1 / (1 + np.exp(-12 * values[:, 23]))) / 10
+    with pytest.warns(UnreliableWarning, match="cannot be told from chance"):
+        found = fit_directions(
+            as_states(values, states.index), target, positive="refuses", methods=["anchor_probe", "leace"]
+        )
+    assert found["anchor_probe"].problem != ""
+    assert found["leace"].problem == ""
+
+
+def test_one_refusal_gives_directions_with_a_problem() -> None:
+    states = planted_states({"long": 3 * axis(1)})
+    target = np.zeros(len(states))
+    target[0] = 0.1
+    with pytest.warns(UnreliableWarning, match="Only 1 of 60 queries"):
+        found = fit_directions(states, target, positive="refuses")
+    assert all(one.problem for one in found.values())

@@ -18,7 +18,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 
 from drolab.errors import StatesError, UnreliableWarning
 from drolab.intervals import auc
-from drolab.probing import align_target, coordinates, cross_validate, fit_anchors, fit_probe
+from drolab.probing import align_target, check_table, coordinates, cross_validate, fit_anchors, fit_probe
 from drolab.probing.crossval import RIDGE, spread_folds
 from drolab.types import AnchorSpace, HiddenStates
 
@@ -236,7 +236,7 @@ def test_what_the_prompt_alone_does_is_no_reading_of_the_queries(states: HiddenS
     """All queries are refused more often under the prompt, which the states show: any probe finds the prompt."""
     rate = np.where(states.index["prompt"] == "long", 0.6, 0.2)
     target = np.random.default_rng(0).binomial(10, rate) / 10
-    with pytest.warns(UnreliableWarning, match="hardly better than chance here: AUC 0.[67]"):
+    with pytest.warns(UnreliableWarning, match="cannot be told from chance with these 60 queries: AUC 0.[67]"):
         probe = fit_probe(space, states, target, positive="refuses")
     assert probe.check is not None
     assert min(probe.check.null) > 0.55  # shuffled queries keep the prompt
@@ -245,7 +245,9 @@ def test_what_the_prompt_alone_does_is_no_reading_of_the_queries(states: HiddenS
 def test_hardly_any_refusals_are_counted(states: HiddenStates, space: AnchorSpace) -> None:
     rare = pd.Series(0.0, index=by_query(states).index)
     rare.iloc[[3, 40]] = 0.1
-    with pytest.warns(UnreliableWarning, match="Only 2 of 60 queries have anything of 'refuses'.*Sample more replies"):
+    with pytest.warns(
+        UnreliableWarning, match="Only 2 of 60 queries have anything of 'refuses'.*Add queries, most of the rarer kind"
+    ):
         probe = fit_probe(space, states, rare, positive="refuses")
     assert probe.check is not None
     assert np.isnan(probe.check.auc)
@@ -288,3 +290,20 @@ def test_the_auc_of_soft_labels_is_that_of_scikit_learn() -> None:
         expected = roc_auc_score(twice, np.tile(scores, 2), sample_weight=weights)
         assert auc(scores, fractions) == pytest.approx(expected)
     assert np.isnan(auc(np.arange(3.0), np.ones(3)))
+
+
+def test_queries_that_share_no_prompt_cannot_be_shuffled() -> None:
+    states = planted_states({"long": 3 * axis(1)}).select(prompt="none")
+    alone = replace(states, index=states.index.assign(prompt=states.index["query_id"]))
+    with pytest.warns(
+        UnreliableWarning, match="60 queries were asked under prompts that no other query was asked under"
+    ):
+        fit_probe(fit_anchors(alone), alone, by_query(alone), positive="harmful")
+    assert fit_probe(fit_anchors(states), states, by_query(states), positive="harmful").problem == ""
+
+
+def test_a_table_of_checks(states: HiddenStates, space: AnchorSpace) -> None:
+    harm = fit_probe(space, states, by_query(states), positive="harmful")
+    table = check_table({"harm": harm, "by hand": replace(harm, check=None)}).set_index("probe")
+    assert table.loc["harm", "auc"] > table.loc["harm", "shuffled_high"] > table.loc["harm", "shuffled"]
+    assert table.loc["by hand"].drop("problem").isna().all()

@@ -42,7 +42,8 @@ class PromptLab(Panel):
         self.on_change(self.draw, "compare", "x", "y")
         self.on_change(self._draw_examples, "prompt")
         self._choose(shelf.trials)
-        self.warn(shelf.bench.refusal.problem)
+        self._caution = " ".join(filter(None, dict.fromkeys(probe.problem for probe in (shelf.bench.refusal, *probes))))
+        self.warn(self._caution)
         self.guarded(self.draw)()
 
     # --- what it gives back
@@ -92,6 +93,7 @@ class PromptLab(Panel):
         bench, trials = self.shelf.bench, self.shelf.trials
         prompts = {name: trial.prompt for name, trial in trials.items()}
         settings = {"bases": {name: trial.base for name, trial in trials.items()}, "n_samples": bench.n_samples}
+        settings |= {"caution": self._caution} if self._caution else {}
         return export.about(bench.model, prompts, bench.queries, settings=settings, seed=bench.seed)
 
     # --- what the buttons do
