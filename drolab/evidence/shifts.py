@@ -256,7 +256,7 @@ def shift_similarity(
     random_state: int = 0,
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """Do safety prompts share one shift, and is it more than what any system message does?
+    """Do safety prompts share one shift, and is it more than what the controls do?
 
     Args:
         safety: the prompts that should be alike.
