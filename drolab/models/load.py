@@ -138,10 +138,10 @@ def load_model(
         >>> import drolab
         >>> drolab.load_model("demo")
         ChatModel('demo', llama, d=256, layers=4, float32, cpu)
-        >>> drolab.load_model("demo", chat_template="llama-3-chat")
+        >>> drolab.load_model("demo", chat_template="no-format")
         Traceback (most recent call last):
         ...
-        drolab.errors.ChatTemplateError: No chat format is called 'llama-3-chat', and it is no Jinja text: pass one ...
+        drolab.errors.ChatTemplateError: No chat format is called 'no-format', and it is no Jinja text: pass one ...
     """
     name = str(name_or_path)
     template = None if chat_template is None else chat_format(chat_template)

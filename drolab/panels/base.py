@@ -21,6 +21,7 @@ import traitlets
 from IPython.core.getipython import get_ipython
 
 from drolab.errors import DrolabError
+from drolab.figures import PALETTE
 from drolab.panels.controls import STYLE, button, row
 
 T = TypeVar("T")
@@ -121,7 +122,7 @@ def alert(error: Exception) -> str:
         last = traceback.extract_tb(error.__traceback__)[-1]
         words = next(iter(words.strip().splitlines()), "")[:300]  # plotly's go on for pages
         words = f"{type(error).__name__}: {words} (in {last.name}, line {last.lineno})"
-    return f'<div role="alert" style="color:#D55E00;padding:4px 0">Not done: {html.escape(words)}</div>'
+    return f'<div role="alert" style="color:{PALETTE[5]};padding:4px 0">Not done: {html.escape(words)}</div>'
 
 
 class Job(widgets.HBox):  # type: ignore[misc]

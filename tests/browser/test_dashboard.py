@@ -14,6 +14,8 @@ import psutil
 import pytest
 from helpers.harness import MARKS, ROOT, Watched, browser, check_quiet, free_port, new_page, server, until
 
+from drolab import export
+
 pytest.importorskip("voila")
 pytestmark = MARKS
 
@@ -88,7 +90,7 @@ def test_what_is_shown_is_exported(watched: Watched, app: tuple[str, Path]) -> N
     page.get_by_text("projection.manifest.json").wait_for()
     watched.screenshot("app_export")
     files = {path.suffix: path for path in (folder / "out" / "export").glob("projection.*")}
-    assert set(files) == {".html", ".csv", ".png", ".svg", ".pdf", ".json"}
+    assert set(files) == {*(f".{kind}" for kind in export.BUNDLE_FORMATS), ".json"}
     found = json.loads(files[".json"].read_text(encoding="utf-8"))
     assert set(found["settings"]["prompts"]) >= {"none", "default"}
     assert files[".pdf"].read_bytes().startswith(b"%PDF-")

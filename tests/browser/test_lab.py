@@ -18,7 +18,7 @@ from helpers import harness
 from helpers.harness import Watched, button, cell, python, until
 
 import drolab
-from drolab import notebooks
+from drolab import export, notebooks
 
 pytestmark = harness.MARKS
 
@@ -218,7 +218,8 @@ print(inside(-0.05) <= chosen <= inside(0.05), 0 < len(chosen) < len(rows))"""
         watched.screenshot("03_export")
         folder = computed / "work" / "out" / "export"
         assert {path.suffix for path in folder.glob("projection.*")} == {
-            *(".html", ".csv", ".png", ".svg", ".pdf", ".json")
+            *(f".{kind}" for kind in export.BUNDLE_FORMATS),
+            ".json",
         }
         assert {"component 1", "harmful", "harmless", "none"} <= words_of(folder / "projection.pdf")
 

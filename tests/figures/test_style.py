@@ -90,7 +90,7 @@ def closest(colors: list[str], matrix: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("vision", [np.eye(3), PROTANOPIA, DEUTERANOPIA], ids=["normal", "protanopia", "deuteranopia"])
-@pytest.mark.parametrize("grey", ["#595959", "#BDBDBD"])
+@pytest.mark.parametrize("grey", [colors["grey"] for colors in style.THEMES.values()])
 def test_palette_is_told_apart(vision: np.ndarray, grey: str) -> None:
     assert closest([*style.PALETTE, grey], vision) > 8
 

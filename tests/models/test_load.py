@@ -147,14 +147,14 @@ def test_a_checkpoint_that_lacks_weights(folder: Path, tmp_path: Path) -> None:
 
 
 def test_no_chat_template(bare: Path) -> None:
-    with pytest.raises(ChatTemplateError, match=r"no chat template.*chat_template=…, one of chatml, llama-2-chat"):
+    with pytest.raises(ChatTemplateError, match=r"no chat template.*chat_template=…, one of .*llama-2-chat"):
         load_model(bare)
     assert load_model(bare, chat_template="vicuna").tokenizer.chat_template == chat_format("vicuna")
 
 
 def test_an_unknown_chat_format(folder: Path) -> None:
-    with pytest.raises(ChatTemplateError, match=r"No chat format is called 'alpaca'.*pass one of chatml, llama-2-chat"):
-        load_model(folder, chat_template="alpaca")
+    with pytest.raises(ChatTemplateError, match=r"No chat format is called 'no-such'.*pass one of .*llama-2-chat"):
+        load_model(folder, chat_template="no-such")
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float", "bfloat", "nn"])

@@ -14,6 +14,7 @@ from helpers.planted import as_states, axis, planted_states
 
 from drolab import panels
 from drolab.errors import StatesError
+from drolab.figures import THEMES
 from drolab.panels import ProjectionPanel
 from drolab.panels.projection import view
 from drolab.panels.projection.view import FrozenSpaces, point_table, refusal_changes, sample_queries
@@ -201,7 +202,7 @@ def test_hover_shows_rate_and_first_response(panel: ProjectionPanel) -> None:
 
 def test_dark_theme(panel: ProjectionPanel) -> None:
     panel.controls["theme"].value = "dark"
-    assert panel.picture.layout.template.layout.paper_bgcolor == "#161616"
+    assert panel.picture.layout.template.layout.paper_bgcolor == THEMES["dark"]["paper"]
     assert panel.message.value == ""
 
 

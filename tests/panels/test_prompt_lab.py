@@ -21,6 +21,7 @@ from drolab import export, panels
 from drolab.data import load_prompts, save_prompts
 from drolab.errors import PromptError, StatesError
 from drolab.evidence import mean_interval, shift_cosines
+from drolab.figures import THEMES
 from drolab.models import ChatModel, Prompt, wrap
 from drolab.panels import PromptLab
 from drolab.panels.prompt_lab import view
@@ -526,7 +527,7 @@ def test_controls_are_labelled_and_say_what_they_do(lab: PromptLab) -> None:
 
 def test_a_dark_theme(fitted: Fitted) -> None:
     dark, light = (fitted.lab(theme=theme).picture.layout.template.layout for theme in ("dark", "light"))
-    assert (dark.paper_bgcolor, light.paper_bgcolor) == ("#161616", "#FFFFFF")
+    assert (dark.paper_bgcolor, light.paper_bgcolor) == tuple(THEMES[theme]["paper"] for theme in ("dark", "light"))
 
 
 # --- the numbers behind it: equal to those made by hand, paired, and known only where sampled

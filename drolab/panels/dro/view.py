@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from drolab.dro import KeptRun, compare
-from drolab.figures import PlaneLook, movement_content, plane, probe_boundaries
+from drolab.figures import PALETTE, PlaneLook, movement_content, plane, probe_boundaries
 from drolab.panels.markup import paragraph, table
 from drolab.types import DRORun
 
@@ -39,7 +39,7 @@ def runs_as_html(kept: Mapping[str, KeptRun], states: Sequence[str]) -> str:
 def notes_as_html(kept: KeptRun) -> str:
     """Why a run is not to be trusted, and how much of what it says is unseen."""
     problems = "".join(map(paragraph, kept.problems))
-    warning = f'<div style="border-left:4px solid #D55E00;padding-left:8px">{problems}</div>' if problems else ""
+    warning = f'<div style="border-left:4px solid {PALETTE[5]};padding-left:8px">{problems}</div>' if problems else ""
     return warning + (paragraph(kept.unseen) if kept.unseen else "")
 
 
