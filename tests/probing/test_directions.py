@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -184,7 +186,7 @@ def test_cosines_with_intervals_and_a_random_control(states: HiddenStates) -> No
     fitted = fit_directions(states, labels, positive="harmful")
     table = direction_cosines(fitted, states, {"harmful": labels})
     assert list(table.columns) == ["a", "b", "kind", "cosine", "low", "high", "correlation"]
-    assert len(table) == 15
+    assert len(table) == math.comb(len(METHODS) + 1, 2)
     assert (table["low"] <= table["cosine"]).all()
     assert (table["cosine"] <= table["high"]).all()
     real, control = table[table["kind"] == "direction"], table[table["b"] == "random"]
@@ -193,7 +195,7 @@ def test_cosines_with_intervals_and_a_random_control(states: HiddenStates) -> No
     assert control["cosine"].abs().max() < 0.6
     row = real.iloc[0]
     assert row["cosine"] == pytest.approx(float(fitted[row["a"]].vector @ fitted[row["b"]].vector), abs=1e-6)
-    assert len(figures.cosine_heatmap(table).data[0].z) == 6
+    assert len(figures.cosine_heatmap(table).data[0].z) == len(METHODS) + 1
 
 
 def test_directions_of_two_targets_and_of_none(states: HiddenStates) -> None:
