@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 import torch
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 from drolab.inference import generate
-from drolab.models import ChatModel, wrap
+from drolab.models import ChatModel, render, wrap
 from drolab.types import SafetyPrompt
 from helpers.tiny import byte_tokenizer, random_llama
 
@@ -45,6 +46,16 @@ def queries(*texts: str) -> pd.DataFrame:
 
 
 QUERIES = queries("How to boil an egg?", "How to sing?", "How to plan a trip?", "How to swim?", "What?")
+
+
+def greedy_by_transformers(model: ChatModel, text: str, prompt: SafetyPrompt, **settings: Any) -> torch.Tensor:
+    """[n]: the tokens of the greedy reply to one query, as transformers' own loop writes them."""
+    ids = torch.tensor([render(model, text, prompt).input_ids])
+    written = model.model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24, pad_token_id=0, **settings
+    )
+    reply: torch.Tensor = written[0, ids.shape[1] :]
+    return reply
 
 
 def texts(table: pd.DataFrame) -> dict[tuple[str, str, int], str]:

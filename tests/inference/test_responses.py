@@ -13,12 +13,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from helpers.replies import CAREFUL, FAMILIES, NONE, QUERIES, queries, small, texts, writer
+from helpers.replies import CAREFUL, FAMILIES, NONE, QUERIES, greedy_by_transformers, queries, small, texts, writer
 from helpers.tiny import byte_tokenizer, random_llama
 
 from drolab.errors import PromptError, QueryError, StatesError
 from drolab.inference import generate, responses
-from drolab.models import ChatModel, kv_cache, prompt_token_ids, render, wrap
+from drolab.models import ChatModel, kv_cache, prompt_token_ids, wrap
 from drolab.store import Store
 from drolab.types import RESPONSE_COLUMNS, SoftPrompt
 
@@ -36,11 +36,7 @@ def test_greedy_replies_equal_those_of_transformers(family: ChatModel) -> None:
     assert tuple(table.columns) == RESPONSE_COLUMNS
     assert list(table.prompt) == ["none"] * 5 + ["careful"] * 5
     for row in table.itertuples():
-        prompt = NONE if row.prompt == "none" else CAREFUL
-        ids = torch.tensor([render(family, row.text, prompt).input_ids])
-        written = family.model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24, pad_token_id=0
-        )[0, ids.shape[1] :]
+        written = greedy_by_transformers(family, row.text, NONE if row.prompt == "none" else CAREFUL)
         assert row.response == family.tokenizer.decode(written, skip_special_tokens=True)
         assert row.first_token == written[0]
         assert row.n_tokens == len(written)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers.replies import CAREFUL, NONE, QUERIES, small, texts
+from helpers.replies import CAREFUL, NONE, QUERIES, greedy_by_transformers, small, texts
 from helpers.tiny import random_llama
 from scipy import stats
 from tokenizers import Tokenizer, models, normalizers
@@ -187,16 +187,8 @@ def test_a_stop_string_is_where_transformers_stops(tiny_llama: ChatModel) -> Non
         tiny_llama, QUERIES, NONE, n_samples=1, do_sample=False, max_new_tokens=24, stop_strings=stop, progress=False
     )
     row = cut.iloc[place]
-    ids = torch.tensor([render(tiny_llama, row.text, NONE).input_ids])
-    written = tiny_llama.model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=24,
-        pad_token_id=0,
-        stop_strings=[stop],
-        tokenizer=tiny_llama.tokenizer,
-    )[0, ids.shape[1] :]
+    settings = {"stop_strings": [stop], "tokenizer": tiny_llama.tokenizer}
+    written = greedy_by_transformers(tiny_llama, row.text, NONE, **settings)
     assert row.n_tokens == len(written)
     assert tiny_llama.tokenizer.decode(written, skip_special_tokens=True).startswith(row.response + stop)
 
@@ -257,16 +249,8 @@ def test_greedy_replies_without_forbidden_words_are_those_of_transformers(
     table = small(tiny_llama, QUERIES, [NONE, CAREFUL], **greedy, bad_words=words, min_new_tokens=10)
     forbidden = [list(sampling.word_ids(tiny_llama, word)) for word in words]
     for row in table.itertuples():
-        ids = torch.tensor([render(tiny_llama, row.text, NONE if row.prompt == "none" else CAREFUL).input_ids])
-        written = tiny_llama.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=24,
-            min_new_tokens=10,
-            bad_words_ids=forbidden,
-            pad_token_id=0,
-        )[0, ids.shape[1] :]
+        prompt = NONE if row.prompt == "none" else CAREFUL
+        written = greedy_by_transformers(tiny_llama, row.text, prompt, min_new_tokens=10, bad_words_ids=forbidden)
         ended = int(written[-1]) in (2, stop)
         assert row.response == tiny_llama.tokenizer.decode(written[:-1] if ended else written, skip_special_tokens=True)
         assert row.n_tokens == len(written)
