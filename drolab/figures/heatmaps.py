@@ -25,6 +25,7 @@ from drolab.figures.style import (
     need_columns,
     short_name,
     small_print,
+    text_of,
     theme_colors,
     token_label,
     value_text,
@@ -120,7 +121,7 @@ def layer_position_map(
         cell = layers.index(row.layer), positions.index(row.position)
         values[cell], hover[cell] = row.value, _site_hover(row, control)
         stands_out = getattr(row, "low", math.nan) > getattr(row, "control_high", math.nan)
-        weak[cell] = (bool(control) and not stands_out) or bool(_note(row))
+        weak[cell] = (bool(control) and not stands_out) or bool(text_of(row, "note"))
     figure = blank_figure(theme, title or measure, height=max(360, 190 + 44 * len(layers)))
     look = {"textfont": {"size": 12}, **_scale(measure, rows, theme)}
     _add_cells(figure, values, hover, text=_numbers(values, weak), **look)
@@ -342,18 +343,13 @@ def _site_hover(row: Any, control: str) -> str:
     lines = [f"layer {row.layer}, position {row.position}{token}", f"{escape(row.measure)}: {_site_value(row)}"]
     if control:
         lines.append(f"{escape(control)}: {_site_value(row, 'control_')}")
-    if note := _note(row):
+    if note := text_of(row, "note"):
         lines.append(wrapped(note))
     return "<br>".join(lines)
 
 
-def _note(row: Any) -> str:
-    note = getattr(row, "note", "")
-    return note if isinstance(note, str) else ""  # a table from a file has NaN for an empty one
-
-
 def _noted(rows: pd.DataFrame) -> bool:
-    return any(map(_note, rows.itertuples()))
+    return any(text_of(row, "note") for row in rows.itertuples())
 
 
 def _site_value(row: Any, prefix: str = "") -> str:

@@ -36,6 +36,7 @@ from drolab.figures.style import (
     prompt_colors,
     short_name,
     template_content,
+    text_of,
     theme_colors,
     value_text,
     wrapped,
@@ -378,12 +379,12 @@ def _add_claim(figure: go.Figure, row: Any, number: int, limits: list[float], lo
 
 
 def _claim_name(row: Any) -> str:
-    under = getattr(row, "under", "")
+    under = text_of(row, "under")
     return f"{row.claim} ({under})" if under else str(row.claim)
 
 
 def _why(row: Any) -> str:
-    reason = getattr(row, "reason", "")
+    reason = text_of(row, "reason")
     return f"<br>{wrapped(reason)}" if reason else ""
 
 

@@ -102,6 +102,12 @@ def token_label(token: str, limit: int | None = None) -> str:
     return escape(token.replace(" ", "␣").replace("\n", "⏎"), limit=limit)
 
 
+def text_of(row: Any, name: str) -> str:
+    """A text of a row; empty if there is no such column, or NaN in it, as a table from a file has for an empty text."""
+    text = getattr(row, name, "")
+    return text if isinstance(text, str) else ""
+
+
 def value_text(row: Any, name: str = "value", prefix: str = "") -> str:
     """A number of a row with its interval: 0.512 [0.41, 0.61]."""
     return f"{getattr(row, name):.3f}{interval_text(row, prefix)}"

@@ -125,6 +125,8 @@ def test_what_a_claim_depends_on_and_why_it_cannot_be_tested_is_said() -> None:
     assert second.startswith("Separable as well (text &lt;judge&gt;)<br><b>cannot be tested here</b>")
     assert second.endswith("Only 1 of 96 queries was ever refused.")
     assert "(text &lt;judge&gt;)" in figure.layout.annotations[1].text
+    of_file = figures.forest(table.replace("", NAN).assign(verdict="supported"))  # pandas reads an empty text as NaN
+    assert next(trace.customdata[0] for trace in of_file.data if trace.customdata is not None) == first
 
 
 def test_a_forest_of_one_claim_without_a_null_is_drawn() -> None:
