@@ -62,7 +62,7 @@ from drolab.models import (
     encode,
     resolve_layers,
 )
-from drolab.probing import RANDOM, Direction
+from drolab.probing import RANDOM, Directions, taken_apart
 from drolab.progress import Progress, bar
 from drolab.types import HiddenStates
 
@@ -75,9 +75,6 @@ UNMODIFIED = "unmodified"
 """Direction and kind of the row without an edit."""
 
 Control = Literal["contrasts", "dealt", "isotropic"]
-
-Directions = Mapping[str, Direction | Tensor]
-"""Name → what `directions.fit_directions` found, or [d]."""
 
 BROKEN_KL = 0.1
 """Nats. Arditi et al. (2024, appendix C) discard directions whose ablation changes the next token of harmless queries
@@ -345,8 +342,8 @@ def _with_random(
     chats: _Chats, directions: Directions, layer: int, null: _RandomDirections
 ) -> list[tuple[str, str, Tensor]]:
     """(kind, name, [d] of length one): the directions given, then random ones of the layer."""
-    vectors = {name: given.vector if isinstance(given, Direction) else given for name, given in directions.items()}
-    given = [("direction", name, _checked(vector, name, chats.model.hidden_size)) for name, vector in vectors.items()]
+    width = chats.model.hidden_size
+    given = [("direction", name, _checked(one, name, width)) for name, one in taken_apart(directions)[0].items()]
     drawn = null.draw(chats.states((layer,)), layer)
     return given + [(RANDOM, f"{RANDOM} {i + 1}", vector) for i, vector in enumerate(drawn)]
 
@@ -455,7 +452,7 @@ def _noted_last(table: pd.DataFrame) -> pd.DataFrame:
 
 def _with_problems(table: pd.DataFrame, judge: FirstTokenJudge, directions: Directions) -> pd.DataFrame:
     """The problems of the judge, and of a direction in its own rows, before what else is noted; no p-value there."""
-    problems = {name: given.problem for name, given in directions.items() if isinstance(given, Direction)}
+    problems = taken_apart(directions)[1]
     wrong = [
         " ".join(filter(None, (judge.problem, problems.get(name, "") if kind == "direction" else "")))
         for name, kind in zip(table["direction"], table["kind"], strict=True)

@@ -16,7 +16,7 @@ from scipy import stats
 
 from drolab.errors import QueryError, StatesError
 from drolab.evidence.separability import auc_change, shuffled_aucs
-from drolab.evidence.shifts import Shifts, along, null_directions, probe_directions, shifts, similarity
+from drolab.evidence.shifts import Shifts, cosine_along, null_directions, probe_directions, shifts, similarity
 from drolab.intervals import FISHER, LOGIT, PLAIN, Scale, check_settings, holm, interval, percentiles, plain, unit
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe
 
@@ -100,9 +100,8 @@ class Measured:
         claim = self.claim
         limits = interval(self.estimate, self.error, self.n, level, claim.scale)
         p_support = p_against = 1.0 if self.testable else math.nan
-        if (
-            self.testable and self.estimate == self.estimate
-        ):  # not NaN: a cosine of shifts that cannot be told from none says nothing
+        # A cosine of shifts that cannot be told from none is NaN, and says nothing.
+        if self.testable and not math.isnan(self.estimate):
             ratio = claim.distance(self.estimate, self.error) / self.scaled_error
             p_support, p_against = stats.t.sf(ratio, self.n - 1), stats.t.cdf(ratio, self.n - 1)
         measured = (claim.text, self.under, *limits, *self.null, claim.threshold, claim.side, self.n, claim.unit)
@@ -207,15 +206,18 @@ def verdict(
     found = _separable(states, space, safety, baseline, random_state, nulls)
     found += _alike(moved, safety, control_sets, nulls)
     for name, probe in probes.items():
-        found.append(replace(_along(moved.select(safety), space, probe, nulls), under=name))
+        found += _under(name, [_along(moved.select(safety), space, probe, nulls)])
     for name, rates in judged.items():
         read = _Rates(rates, column, moved)
-        found += [replace(one, under=name) for one in _refusals(read, safety, baseline, nulls)]
-        found += [replace(one, under=name) for one in _apart(read, trained or {}, nulls)]
+        found += _under(name, [*_refusals(read, safety, baseline, nulls), *_apart(read, trained or {}, nulls)])
     for name, probe in probes.items():
-        found += [replace(one, under=name) for one in _logits_apart(moved, probe, space, trained or {}, nulls)]
+        found += _under(name, _logits_apart(moved, probe, space, trained or {}, nulls))
     table = pd.DataFrame([one.row(level) for one in found])
     return Verdict(table=_decided(table, 1 - level)[list(COLUMNS)], measured=tuple(found))
+
+
+def _under(name: str, found: Sequence[Measured]) -> list[Measured]:
+    return [replace(one, under=name) for one in found]
 
 
 def _by_name(given: Any) -> dict[str, Any]:
@@ -346,7 +348,7 @@ def _alike(
 
 def _along(moved: Shifts, space: AnchorSpace, refusal: Probe, nulls: _Nulls) -> Measured:
     moments = moved.moments(probe_directions(space, refusal))
-    value, error = along(moments, range(len(moments.parts)))
+    value, error = cosine_along(moments, range(len(moments.parts)))
     means = unit(np.stack([part.mean(axis=0) for part in moments.parts]))
     random = null_directions(moved.baseline, moved.queries["harmful"], nulls.n, nulls.generator)
     null = nulls.limits((random @ means.T).mean(axis=1))

@@ -40,7 +40,7 @@ from drolab.intervals import (
     sample_interval,
     unit,
 )
-from drolab.probing import RANDOM, Direction, anchor_matrix, one_position
+from drolab.probing import RANDOM, Directions, anchor_matrix, one_position, taken_apart
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def shifts(states: HiddenStates, *, baseline: str = NO_PROMPT, layer: int = -1) 
 
 def shift_cosines(
     states: HiddenStates,
-    directions: Mapping[str, Tensor | Direction] | None = None,
+    directions: Directions | None = None,
     *,
     baseline: str = NO_PROMPT,
     layer: int = -1,
@@ -191,10 +191,8 @@ def shift_cosines(
     check_settings(level, n_null=n_null)
     moved = shifts(states, baseline=baseline, layer=layer)
     width = moved.deltas.shape[2]
-    given = directions or {}
-    vectors = {name: one.vector if isinstance(one, Direction) else one for name, one in given.items()}
+    vectors, problems = taken_apart(directions or {})
     named = _checked_directions(vectors, width)
-    problems = {name: one.problem for name, one in given.items() if isinstance(one, Direction)}
     generator = np.random.default_rng(random_state)
     moments = moved.moments(np.stack([*named.values(), unit(generator.normal(size=width))]))
     names = [*(_label(prompt, harmful) for prompt, harmful in moved.groups()), *named, RANDOM]
@@ -416,7 +414,7 @@ def shift_report(
     moments = moved.moments(probe_directions(space, refusal))
     cosines, logits = [], []
     for a, part in enumerate(moments.parts):
-        cosines.append(interval(*along(moments, [a]), moments.n_queries, level, FISHER))
+        cosines.append(interval(*cosine_along(moments, [a]), moments.n_queries, level, FISHER))
         logits.append(sample_interval(part @ slope, level))
     means = np.stack([part.mean(axis=0) for part in moments.parts])
     null = np.abs(null_directions(moved.baseline, moved.queries["harmful"], n_null, generator) @ unit(means).T)
@@ -436,7 +434,7 @@ def probe_directions(space: AnchorSpace, probe: Probe) -> Array:
     return unit(np.stack([replace(probe, coef=coef).slope(space).numpy() for coef in (probe.coef, *refits)]))
 
 
-def along(moments: Moments, groups: Sequence[int]) -> tuple[float, float]:
+def cosine_along(moments: Moments, groups: Sequence[int]) -> tuple[float, float]:
     """The mean cosine of some groups' mean shifts with the first direction, and its standard error.
 
     The others are the first one without each group of the queries that it was fitted on. These are not the queries of

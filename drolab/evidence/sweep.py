@@ -33,13 +33,13 @@ from drolab.models import encode
 from drolab.probing import (
     FLAT,
     align_target,
-    can_be_spread,
     check_readout,
     coordinates,
     fit_anchors,
     fit_probe,
     grouped_folds,
     left_out_groups,
+    n_of_rarer_kind,
     ridge_predictions,
     root_mean_square,
     too_few,
@@ -243,7 +243,7 @@ class Plan:
         ordered = grid.reindex(index=scored, columns=moved.queries["query_id"].tolist()).to_numpy()
         labels = moved.queries["harmful"].to_numpy(dtype=np.float64)[None]
         few = too_few(known["rate"].to_numpy(), known["query_id"].to_numpy(), "refuses")
-        by_class = few or not can_be_spread(ordered.ravel(), n_splits)
+        by_class = few or n_of_rarer_kind(ordered) < n_splits
         strata = np.repeat(labels, len(ordered), axis=0) if by_class else ordered
         return cls(
             few=few, rates=rates, scored=scored, safety=safety, controls=list(controls), baseline=baseline, seed=seed,

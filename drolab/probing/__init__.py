@@ -15,10 +15,19 @@ from drolab.probing.crossval import (
     root_mean_square,
     too_few,
 )
-from drolab.probing.directions import METHODS, RANDOM, Direction, as_direction, direction_cosines, fit_directions
+from drolab.probing.directions import (
+    METHODS,
+    RANDOM,
+    Direction,
+    Directions,
+    as_direction,
+    direction_cosines,
+    fit_directions,
+    taken_apart,
+)
 from drolab.probing.manifold import umap_view
 from drolab.probing.probes import check_table, cross_validate, fit_probe
-from drolab.probing.targets import align_target, can_be_spread, grouped_folds
+from drolab.probing.targets import align_target, grouped_folds, n_of_rarer_kind
 from drolab.probing.transfer import TRANSFER_COLUMNS, transfer
 
 __all__ = [
@@ -27,10 +36,10 @@ __all__ = [
     "RANDOM",
     "TRANSFER_COLUMNS",
     "Direction",
+    "Directions",
     "align_target",
     "anchor_matrix",
     "as_direction",
-    "can_be_spread",
     "check_readout",
     "check_table",
     "coordinates",
@@ -41,9 +50,11 @@ __all__ = [
     "fit_probe",
     "grouped_folds",
     "left_out_groups",
+    "n_of_rarer_kind",
     "one_position",
     "ridge_predictions",
     "root_mean_square",
+    "taken_apart",
     "too_few",
     "transfer",
     "umap_view",

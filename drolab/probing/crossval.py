@@ -21,7 +21,7 @@ import pandas as pd
 from scipy import linalg, stats
 
 from drolab.intervals import auc
-from drolab.probing.targets import grouped_folds
+from drolab.probing.targets import grouped_folds, n_of_rarer_kind
 from drolab.types import FitCheck
 
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ N_GROUPS = 10
 
 def left_out_groups(fractions: Array, queries: NDArray[Any], random_state: int) -> list[Rows]:
     """The rows of each group that is left out in turn, the classes spread evenly."""
-    labels = (fractions >= 0.5, fractions > fractions.mean())
-    fewest = max(min(int(label.sum()), int((~label).sum())) for label in labels)
-    n_groups = min(N_GROUPS, len(pd.unique(queries)), fewest)
+    n_groups = min(N_GROUPS, len(pd.unique(queries)), n_of_rarer_kind(fractions))
     if n_groups < 2:
         return spread_folds(fractions, queries, random_state)
     return [rows for _, rows in grouped_folds(fractions, queries, n_groups, random_state)]
@@ -119,12 +117,13 @@ CHANCE = 1e-4
 """A readout counts as better than chance if shuffled targets do as well with less than this probability. Strict,
 because many decisions rest on one probe: one of noise must not pass in a thousand models."""
 
+N_SHUFFLES = 100
 FEWEST = 5
 """Queries that must have some of each class in their target."""
 
 
 def check_readout(
-    points: Array, index: pd.DataFrame, fractions: Array, positive: str, *, n_shuffles: int = 100, random_state: int = 0
+    points: Array, index: pd.DataFrame, fractions: Array, positive: str, *, random_state: int = 0
 ) -> FitCheck:
     """Whether a ridge regression reads more of a target from held-out queries than of shuffled targets.
 
@@ -143,7 +142,7 @@ def check_readout(
     alike, generator = _exchangeable(index), np.random.default_rng(random_state)
     if (alone := sum(len(rows) == 1 for rows in alike)) > len(pd.unique(queries)) / 2:
         return FitCheck(auc=math.nan, null=(), problem=_alone(alone, positive))
-    targets = np.stack([fractions, *(_shuffled(fractions, alike, generator) for _ in range(n_shuffles))])
+    targets = np.stack([fractions, *(_shuffled(fractions, alike, generator) for _ in range(N_SHUFFLES))])
     folds = spread_folds(fractions, queries, random_state)
     predicted = ridge_predictions(points.astype(np.float64), targets, folds)[0]
     aucs = np.array([auc(*pair) for pair in zip(predicted, targets, strict=True)])

@@ -21,7 +21,7 @@ from scipy import stats
 
 from drolab.errors import StatesError, UnreliableWarning
 from drolab.intervals import check_settings, jackknife_error, unit, weighted_labels
-from drolab.probing.anchors import fit_anchors, one_position
+from drolab.probing.anchors import coordinates, fit_anchors, one_position
 from drolab.probing.crossval import check_readout, too_few
 from drolab.probing.probes import fit_probe, ridge_logistic
 from drolab.probing.targets import Target, align_target, check_classes, grouped_folds
@@ -92,6 +92,10 @@ class Direction:
                 f"pass states.matrix({self.layer}) of the model that the direction was fitted on."
             )
         return (matrix.float() @ self.vector.to(matrix.device) - self.threshold) * self.scale
+
+
+Directions = Mapping[str, Direction | torch.Tensor]
+"""Name → what `fit_directions` found, or [d]."""
 
 
 def fit_directions(
@@ -174,10 +178,16 @@ def fit_directions(
     full = problem(features.raw)
     problems = dict.fromkeys(wanted, full)
     if "anchor_probe" in wanted and space is not None:  # it reads what the space holds, and nothing else
-        problems["anchor_probe"] = problem(space.transform(chosen.matrix(features.layer)).double().numpy())
+        problems["anchor_probe"] = problem(coordinates(space, chosen).double().numpy())
     for text in dict.fromkeys(filter(None, problems.values())):
         warnings.warn(text, UnreliableWarning, stacklevel=2)
     return {method: replace(direction, problem=problems[method]) for method, direction in found.items()}
+
+
+def taken_apart(directions: Directions) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Name → vector, and name → problem; a bare vector has none that is known."""
+    vectors = {name: given.vector if isinstance(given, Direction) else given for name, given in directions.items()}
+    return vectors, {name: given.problem for name, given in directions.items() if isinstance(given, Direction)}
 
 
 def as_direction(probe: Probe, space: AnchorSpace) -> Direction:

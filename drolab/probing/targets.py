@@ -70,9 +70,9 @@ def grouped_folds(
         yield from StratifiedGroupKFold(**folds).split(fractions, labels, groups)
 
 
-def can_be_spread(fractions: Array, n_splits: int) -> bool:
-    """Whether there are enough rows of both kinds for `grouped_folds`."""
-    return any(_fewest(part) >= n_splits for part in _halves(fractions))
+def n_of_rarer_kind(fractions: Array) -> int:
+    """How many rows there are of the rarer kind: of as many folds `grouped_folds` can spread both kinds over."""
+    return max(map(_fewest, _halves(fractions)))
 
 
 def _halves(fractions: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
