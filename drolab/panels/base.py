@@ -105,10 +105,12 @@ class Panel(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
 
         return call
 
-    def warn(self, text: str) -> None:
-        """A line above the figure that stays, in plain text; empty text takes it away."""
+    def warn(self, *texts: str) -> str:
+        """A line above the figure that stays, of all that is not empty, in plain text; returns the text."""
+        text = " ".join(filter(None, dict.fromkeys(texts)))
         line = f'<div role="note" style="padding:4px 0"><b>Caution.</b> {html.escape(text)}</div>'
         self.caution.value = line if text else ""
+        return text
 
     def say(self, text: str) -> None:
         """A line above the figure, in plain text."""

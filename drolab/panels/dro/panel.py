@@ -88,8 +88,7 @@ class DROPanel(Panel):
         box = ExportBox(self.offer, completed(about, self._known))
         self.children[0].children = [self.settings.box(start["init"], start["name"])]
         self.append(widgets.HBox([start["start"], self.job]), self.shelf, self.curves, self.replay, box)
-        problems = (probes["refusal"].problem, probes["harmfulness"].problem, judge.problem if judge else "")
-        self.warn(" ".join(filter(None, problems)))
+        self.warn(probes["refusal"].problem, probes["harmfulness"].problem, judge.problem if judge else "")
         self.on_click("start", self._start)
         self.job.observe(lambda _: self._job_changed(), "state")
         self.guarded(self.draw)()

@@ -42,8 +42,7 @@ class PromptLab(Panel):
         self.on_change(self.draw, "compare", "x", "y")
         self.on_change(self._draw_examples, "prompt")
         self._choose(shelf.trials)
-        self._caution = " ".join(filter(None, dict.fromkeys(probe.problem for probe in (shelf.bench.refusal, *probes))))
-        self.warn(self._caution)
+        self._caution = self.warn(*(probe.problem for probe in (shelf.bench.refusal, *probes)))
         self.guarded(self.draw)()
 
     # --- what it gives back
