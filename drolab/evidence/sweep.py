@@ -345,7 +345,8 @@ def _refusal_direction(site: HiddenStates, plan: Plan, scored: Array) -> tuple[A
     if flat or np.ptp(plan.refusal.values[0]) < 1e-9:
         return np.full(scored.shape[1], np.nan), NO_REFUSAL
     rated, layer = site.select(prompt=plan.scored), site.layers[0]
-    space = fit_anchors(rated, n_components=min(N_COMPONENTS, *(length - 1 for length in scored.shape)), layer=layer)
+    n_components = min(N_COMPONENTS, *(length - 1 for length in scored.shape))
+    space = fit_anchors(rated, n_components=n_components, layer=layer, spread=False)
     probe = fit_probe(space, rated, plan.rates, positive="refuses", check=False)
     points, fractions = coordinates(space, rated).double().numpy(), align_target(rated, plan.rates)
     found = check_readout(points, rated.index, fractions, "refuses", random_state=plan.seed)

@@ -27,13 +27,14 @@ _N_GROUPS = 5
 """Groups of queries left out in turn; odd, since classes often take turns in a query set."""
 
 
-def fit_anchors(states: HiddenStates, *, n_components: int = 4, layer: int = -1) -> AnchorSpace:
+def fit_anchors(states: HiddenStates, *, n_components: int = 4, layer: int = -1, spread: bool = True) -> AnchorSpace:
     """Fit the anchor space: a PCA of one layer's states, all queries under all prompts together.
 
     Args:
         states: n states of one read position. The order of the rows and repeated rows do not matter.
         n_components: m, from 1 to min(n - 1, d). The paper takes 4.
         layer: in transformers' count; -1 is the last one kept.
+        spread: False leaves out `residual_spread`, which takes five more fits: for spaces that no DRO run moves in.
 
     Returns:
         The space. Each component's sign is chosen so that its largest loading (by size) is positive. Its
@@ -68,7 +69,9 @@ def fit_anchors(states: HiddenStates, *, n_components: int = 4, layer: int = -1)
         explained_variance_ratio=_tensor(pca.explained_variance_ratio_),
         layer=states.select(layer=layer).layers[0],
         residual_variance=residual_variance,
-        residual_spread=_residual_spread(matrix, states.index["query_id"].to_numpy(), n_components, residual_variance),
+        residual_spread=_residual_spread(matrix, states.index["query_id"].to_numpy(), n_components, residual_variance)
+        if spread
+        else None,
         model_fingerprint=states.model_fingerprint,
     )
     inputs = fit_key("anchor space", states=content(matrix), layer=space.layer, n_components=n_components)

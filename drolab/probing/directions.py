@@ -165,7 +165,7 @@ def fit_directions(
     features, fractions = Features(states=chosen, space=space), align_target(states, target)
     check_classes(fractions, positive)
     if "anchor_probe" in wanted and space is None:
-        space = fit_anchors(chosen, layer=features.layer)
+        space = fit_anchors(chosen, layer=features.layer, spread=False)
         features = replace(features, space=space)
     found = {
         method: fit_direction(method, features, fractions, tune(method, features, fractions, random_state), positive)
@@ -402,7 +402,7 @@ _Linear = tuple["Array", float]
 
 
 def _anchor_probe(features: Features, fractions: Array, setting: float) -> _Linear:
-    space = features.space or fit_anchors(features.states, layer=features.layer)
+    space = features.space or fit_anchors(features.states, layer=features.layer, spread=False)
     probe = fit_probe(space, features.states, fractions.tolist(), positive="positive", check=False)
     slope = (probe.coef @ space.components).double().numpy()
     return slope, float(probe.intercept - slope @ space.mean.double().numpy())

@@ -222,3 +222,10 @@ def test_the_spread_is_no_part_of_what_identifies_a_space(states: HiddenStates) 
 @pytest.mark.parametrize(("n_queries", "n_components"), [(2, 1), (4, 3), (10, 9), (200, 24)])
 def test_too_little_to_leave_out_is_no_spread(n_queries: int, n_components: int) -> None:
     assert fit_anchors(spread_states(n_queries), n_components=n_components).residual_spread is None
+
+
+def test_without_the_spread_the_space_is_the_same() -> None:
+    states = spread_states()
+    whole, plain = (fit_anchors(states, n_components=2, spread=spread) for spread in (True, False))
+    assert plain.residual_spread is None
+    assert plain.identity == whole.identity

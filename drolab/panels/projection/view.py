@@ -79,7 +79,8 @@ class FrozenSpaces:
         """
         if layer not in self._placed:
             states = self.states.select(layer=layer)
-            space = fit_anchors(states.select(prompt=list(self.anchors)), n_components=self.n_components, layer=layer)
+            anchors = states.select(prompt=list(self.anchors))
+            space = fit_anchors(anchors, n_components=self.n_components, layer=layer, spread=False)
             self._placed[layer] = Placed(space=space, coordinates=coordinates(space, states).numpy())
         return self._placed[layer]
 
