@@ -40,10 +40,11 @@ FAST = replace(SHORT_RUN, num_train_epochs=2)
 
 
 @contextmanager
-def steered_elsewhere(model: ChatModel) -> Iterator[None]:
+def steered_elsewhere(model: ChatModel, *, at_once: bool = True) -> Iterator[None]:
     """From the first pass in the block on, until it ends, the model is edited by a thread of its own.
 
-    That thread enters its context when the pass has begun, and the pass goes on when the context is in force.
+    That thread enters its context when the pass has begun, and the pass goes on when the context is in force. It runs
+    the edited model before that and, `at_once`, beside the pass as well.
     """
     begun, entered, done = threading.Event(), threading.Event(), threading.Event()
     found: list[torch.Tensor] = []
@@ -51,8 +52,10 @@ def steered_elsewhere(model: ChatModel) -> Iterator[None]:
     def steer() -> None:
         assert begun.wait(SECONDS)
         with steered(model, PUSH) as changed:
-            entered.set()
             found.append(all_states(changed))
+            entered.set()
+            if at_once:
+                found.append(all_states(changed))
             done.wait(SECONDS)
 
     other = threading.Thread(target=steer)
@@ -72,7 +75,9 @@ def steered_elsewhere(model: ChatModel) -> Iterator[None]:
         done.set()
         other.join(SECONDS)
         hook.remove()
-    assert not torch.allclose(found[0], all_states(model), atol=0.1)  # its own states were edited
+    assert len(found) == 1 + at_once
+    for own in found:
+        assert not torch.allclose(own, all_states(model), atol=0.1)
     assert hooks(model) == 0
 
 
@@ -132,11 +137,11 @@ def kind(request: pytest.FixtureRequest, setting: Setting) -> Kind:
     }[request.param]
 
 
-def meanwhile(kind: Kind, store: Store, alone: Store) -> tuple[Any, Any, Any]:
+def meanwhile(kind: Kind, store: Store, alone: Store, *, at_once: bool = True) -> tuple[Any, Any, Any]:
     """What is computed while another thread steers, the same from the store afterwards, and as it is without others."""
     model = fresh()
     expected = kind.work(fresh(), alone)
-    with steered_elsewhere(model):
+    with steered_elsewhere(model, at_once=at_once):
         found = kind.work(model, store)
     return found, kind.work(model, store), expected
 
@@ -150,14 +155,17 @@ def test_what_is_kept_while_another_thread_steers_is_the_models_own(kind: Kind, 
 def test_edits_of_all_threads_would_be_found_out(
     kind: Kind, store: Store, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control: edits that act on whoever runs the model, as they once did, and nobody who looks again."""
+    """The control: edits that act on whoever runs the model, as they once did, and nobody who looks again.
+
+    The other thread runs the model only while this one waits: here a pass of each would undo the other's edits.
+    """
     monkeypatch.setattr(
         interventions, "_here", SimpleNamespace(active=WeakKeyDictionary(), entering=WeakKeyDictionary())
     )
     for place in ("inference.hidden", "inference.responses", "inference.next_tokens", "models.passes"):
         monkeypatch.setattr(import_module(f"drolab.{place}"), "check_edits", lambda model: None)
     monkeypatch.setattr(interventions, "check_edits", lambda model, **_: None)
-    found, _, expected = meanwhile(kind, store, Store(tmp_path / "alone"))
+    found, _, expected = meanwhile(kind, store, Store(tmp_path / "alone"), at_once=False)
     with pytest.raises(AssertionError):
         kind.equal(found, expected)
 
