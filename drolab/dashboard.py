@@ -20,13 +20,13 @@ import pandas as pd
 
 from drolab import export, notebooks
 from drolab.data import load_prompts, load_queries
-from drolab.errors import DrolabError
+from drolab.errors import DrolabError, StatesError
 from drolab.evidence import comparison
 from drolab.files import write_file
 from drolab.inference import generate, hidden_states
 from drolab.judges import judge
 from drolab.models import ChatModel, load_model
-from drolab.probing import fit_anchors, fit_probe
+from drolab.probing import fit_anchors, fit_probe, try_probe
 from drolab.store import Store
 from drolab.types import AnchorSpace, HiddenStates, Probe, SafetyPrompt
 
@@ -57,10 +57,23 @@ class Study:
     groups: pd.Series
     """Query id → harmful, harmless or borderline."""
     space: AnchorSpace
-    refusal: Probe
+    refusal: Probe | None
+    """None where the model refuses everywhere or nowhere: the rest can be looked at all the same."""
     harmfulness: Probe
+    problem: str
+    """Why there is no refusal probe, or why it cannot be trusted; empty if nothing speaks against it."""
     about: dict[str, Any]
     """For the manifests of exports."""
+
+    def to_train(self) -> dict[str, Any]:
+        """`space`, `refusal` and `harmfulness`, as training takes them.
+
+        Raises:
+            StatesError: there is no refusal probe.
+        """
+        if self.refusal is None:
+            raise StatesError(f"Nothing can be trained without a refusal probe. {self.problem}")
+        return {"space": self.space, "refusal": self.refusal, "harmfulness": self.harmfulness}
 
 
 def study(
@@ -86,6 +99,7 @@ def study(
     states = hidden_states(chat, asked, named, layers=layers, store=kept, progress=progress)
     replies = generate(chat, everything, named, n_samples=n_samples, seed=seed, store=kept, progress=progress)
     scores, space = judge(replies), fit_anchors(states, n_components=4)
+    refusal, problem = try_probe(space, states, scores["refusal_rate"], positive="refuses")
     settings = {"n_samples": n_samples, "layer": space.layer}
     return Study(
         model=chat,
@@ -97,8 +111,9 @@ def study(
         scores=scores,
         groups=comparison.query_groups(everything),
         space=space,
-        refusal=fit_probe(space, states, scores["refusal_rate"], positive="refuses"),
+        refusal=refusal,
         harmfulness=fit_probe(space, states, asked["harmful"], positive="harmful"),
+        problem=problem,
         about=export.about(chat, named, asked, settings, seed),
     )
 

@@ -12,12 +12,14 @@ from typing import Any
 import nbformat
 import pandas as pd
 import pytest
+from helpers.cells import cells_of, run_cells
+from helpers.tiny import save_babbler
 
 import drolab
-from drolab import dashboard
+from drolab import dashboard, panels
 from drolab.__main__ import main
 from drolab.dashboard import Study, study
-from drolab.errors import DrolabError
+from drolab.errors import DrolabError, StatesError
 
 
 @contextmanager
@@ -80,21 +82,53 @@ def test_the_server_is_local_and_wants_a_token(monkeypatch: pytest.MonkeyPatch, 
     assert not Path(seen[0][0]).exists()  # its copy of the notebook is gone with the server
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    folder = tmp_path_factory.mktemp("study")
+@pytest.fixture(scope="module", autouse=True)
+def few_borderline_queries() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dashboard, "load_queries", lambda source: drolab.load_queries(source).head(12))
+        yield
+
+
+def few(folder: Path) -> dict[str, Any]:
+    """What a small study is asked for."""
     queries = drolab.load_queries("anchors").groupby("harmful").head(6)
     queries.to_csv(folder / "few.csv", index=False)
     prompts = {"none": "", "default": "Refuse what could do harm."}
     (folder / "prompts.yaml").write_text("\n".join(f"{name}: {text!r}" for name, text in prompts.items()))
-    sets: dict[str, Any] = {"queries": str(folder / "few.csv"), "prompts": str(folder / "prompts.yaml")}
-    return study(**sets, store=folder / "store", n_samples=1, progress=False)
+    sets = {"queries": str(folder / "few.csv"), "prompts": str(folder / "prompts.yaml")}
+    return {**sets, "store": str(folder / "store"), "n_samples": 1}
+
+
+def tabs_of(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """Title → what the dashboard's notebook shows behind that tab."""
+    parameters = {name.upper(): value for name, value in asked.items()} | {"FOLDER": str(folder)}
+    *cells, last = cells_of(Path(dashboard.__file__).parent / "assets/app/dashboard.ipynb", **parameters)
+    names: dict[str, Any] = {}
+    run_cells([*cells, f"shown = {last}"], names)
+    shown = {}
+    for number, title in enumerate(names["shown"].titles):
+        names["shown"].selected_index = number
+        shown[title] = names["shown"].children[number].children[0]
+    return shown
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture(scope="module")
+def small(folder: Path) -> Study:
+    return study(**few(folder), progress=False)
 
 
 def test_a_study_is_the_whole_experiment(small: Study) -> None:
     assert small.states.layers == (0, 1, 2, 3, 4)
     assert small.space.layer == 4
+    assert small.refusal is not None
     assert (small.refusal.positive, small.harmfulness.positive) == ("refuses", "harmful")
+    assert small.to_train() == {"space": small.space, "refusal": small.refusal, "harmfulness": small.harmfulness}
+    assert small.problem == small.refusal.problem
     assert len(small.queries) == 12
     kinds = pd.Series(small.groups).value_counts()
     assert set(kinds.index) == {"harmful", "harmless", "borderline"}
@@ -102,6 +136,31 @@ def test_a_study_is_the_whole_experiment(small: Study) -> None:
     assert set(small.scores.index.get_level_values("query_id")) == set(small.groups.index)
     assert small.about["prompts"]["default"].startswith("Refuse")
     assert small.about["model"]["fingerprint"] == small.model.fingerprint
+
+
+def test_a_model_that_never_refuses_has_all_tabs_but_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = few(tmp_path) | {"model": save_babbler(tmp_path / "model")}
+    found = study(**asked, progress=False)
+    assert found.refusal is None
+    assert found.problem.startswith("The target of the probe 'refuses' is 0 for all 24 states")
+    assert found.scores["refusal_rate"].eq(0).all()
+    assert found.harmfulness.positive == "harmful"
+    with pytest.raises(StatesError, match=r"Nothing can be trained without a refusal probe\. The target"):
+        found.to_train()
+    shown = tabs_of(tmp_path, asked)
+    assert "Not done: Nothing can be trained without a refusal probe. The target" in shown.pop("Train").value
+    assert "no refusal is predicted. The target" in shown["Prompt lab"].caution.value
+    assert [panel.message.value for panel in shown.values()] == [""] * 4
+    assert isinstance(shown["Projection"], panels.ProjectionPanel)
+
+
+def test_a_model_that_refuses_has_all_tabs(folder: Path, small: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    shown = tabs_of(folder, few(folder))
+    kinds = (panels.ProjectionPanel, panels.PromptLab, panels.DROPanel, panels.ResponsePanel, panels.Board)
+    assert [type(panel) for panel in shown.values()] == list(kinds)
+    assert "no refusal probe" not in shown["Prompt lab"].caution.value
 
 
 @pytest.mark.parametrize(("last", "expected"), [(1, [0, 1]), (4, [0, 1, 2, 3, 4])])

@@ -6,14 +6,19 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pandas as pd
 import pytest
+from helpers.cells import cells_of, run_cells
+from helpers.tiny import save_babbler
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from drolab import export, figures, notebooks
+import drolab
+from drolab import claims, export, figures, notebooks
 from drolab.__main__ import main
+from drolab.errors import StatesError
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 MEASURED = re.compile(r"\.\d{2}|(?<!notebook )\b\d{2,}\b(?! %)")
@@ -153,3 +158,67 @@ def test_an_unlabelled_number_is_found() -> None:
     assert MEASURED.search("in the chat shown below, 155 tokens, of which 125 are the prompt")
     assert MEASURED.search("with shuffled labels it falls to .48")
     assert not MEASURED.search("bars are 95 % intervals, notebook 04 asks, layer 0 is at chance: AUC .5")
+
+
+# a model that never refuses
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Parameters: a model that never refuses, with its folder, a few prompts, and what is kept from one notebook to the
+    next."""
+    folder = tmp_path_factory.mktemp("babbler")
+    (folder / "prompts.yaml").write_text("none: ''\ndefault: Refuse what could do harm.\nmild: Be careful.")
+    files = {"MODEL": save_babbler(folder / "model"), "PROMPTS": str(folder / "prompts.yaml")}
+    return {**files, "STORE": str(folder / "store"), "OUT": str(folder / "out"), "N_SAMPLES": 1}
+
+
+def in_turn(name: str, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **more: Any) -> dict[str, Any]:
+    """The names that a notebook's cells leave behind, with a few queries of each set; `error` is what ended them."""
+    every = drolab.load_queries
+    monkeypatch.setattr(drolab, "load_queries", lambda name: every(name).groupby("harmful").head(4))
+    names: dict[str, Any] = {"error": None}
+    try:
+        run_cells(cells_of(NOTEBOOKS / f"{name}.ipynb", **asked, **more), names)
+    except StatesError as error:
+        names["error"] = error
+    return names
+
+
+def saved(asked: dict[str, Any], name: str) -> dict[str, Any]:
+    return json.loads((Path(asked["OUT"]) / "numbers" / f"{name}.json").read_text())
+
+
+def test_without_refusals_nothing_is_trained_and_the_rates_are_kept(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = in_turn("05_train_dro", asked, monkeypatch)
+    assert "'refuses' is 0 for all 24 states, so there is nothing to tell apart" in str(names["error"])
+    assert {row["value"] for row in saved(asked, "05")["numbers"]["refusal rates"]} == {0.0}
+    assert saved(asked, "05")["tables"] == ["05_rates"]
+
+
+def test_without_refusals_replies_under_the_human_prompts_are_compared(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = in_turn("06_responses", asked, monkeypatch)
+    assert names["error"] is None
+    assert "'refuses' is 0 for all 24 states" in capsys.readouterr().out
+    rates = saved(asked, "06")["numbers"]["refusal rates, held-out"]
+    assert {row["prompt"] for row in rates} == {"none", "default"}
+    assert {row["group"] for row in rates} == {"harmful", "harmless", "borderline"}
+
+
+def test_without_refusals_the_verdict_is_reached_and_kept(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = in_turn("07_beyond_the_paper", asked, monkeypatch, OTHERS=(), NEUTRAL="brief")
+    assert "'refuses' is 0 for all 24 states" in str(names["error"])  # of section 5, about directions of refusal
+    assert "methods" not in names
+    found = saved(asked, "07")
+    assert {"07_rates", "07_tradeoff", "07_forest"} == set(found["figures"])
+    verdicts = pd.DataFrame(found["numbers"]["verdict"]).set_index("claim")
+    along, alike = verdicts.loc[claims.ALONG.text], verdicts.loc[claims.ALIKE.text]
+    assert along["verdict"] == claims.CANNOT
+    assert "There is no refusal probe here. The target of the probe 'refuses' is 0" in along["reason"]
+    assert alike["verdict"] in (claims.SUPPORTED, claims.NOT_SUPPORTED, claims.TOO_LITTLE)

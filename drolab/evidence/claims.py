@@ -105,7 +105,7 @@ class Measured:
             ratio = claim.distance(self.estimate, self.error) / self.scaled_error
             p_support, p_against = stats.t.sf(ratio, self.n - 1), stats.t.cdf(ratio, self.n - 1)
         measured = (claim.text, self.under, *limits, *self.null, claim.threshold, claim.side, self.n, claim.unit)
-        undecided = BY_DESIGN if claim.trained_for else CANNOT if self.reason else ""
+        undecided = CANNOT if self.reason else BY_DESIGN if claim.trained_for else ""
         return dict(zip(COLUMNS, (*measured, p_support, p_against, undecided, self.reason), strict=True))
 
 
@@ -133,6 +133,7 @@ class Verdict:
 def _in_words(row: Mapping[Hashable, Any]) -> str:
     under = f" ({row['under']})" if row["under"] else ""
     found = f"{row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}] {row['unit']}"
+    found = "no estimate" if math.isnan(row["estimate"]) else found
     return f"{row['verdict']:>21}: {row['claim']}{under}: {found}" + (f". {row['reason']}" if row["reason"] else "")
 
 
@@ -142,7 +143,8 @@ def verdict(
     *,
     safety: Sequence[str],
     space: AnchorSpace,
-    refusal: Probe | Mapping[str, Probe],
+    refusal: Probe | Mapping[str, Probe | None] | None,
+    problem: str = "",
     controls: Sequence[str] | Mapping[str, Sequence[str]] = (),
     trained: Mapping[str, str] | None = None,
     baseline: str = NO_PROMPT,
@@ -159,15 +161,17 @@ def verdict(
         scores: from `judge`, of the same queries under the baseline, the safety prompts and the trained ones. Several
             judges as name → scores: each claim about refusals then has a row for each.
         safety: the prompts that the claims are about, two at least.
-        refusal: the probe; or name → probe, such as one fitted with each judge.
+        refusal: the probe; or name → probe, such as one fitted with each judge. None where none could be fitted, see
+            `probing.try_probe`.
+        problem: why there is none: the reason that stands beside the claims that need it.
         controls: system messages without a message of safety; or name → such a set.
         trained: prompt trained by DRO → the prompt that it started from. Whether it moves the classes apart is judged
             by their refusals. The probe's logit, which DRO trains, stands beside them and is not decided.
         column: of the scores: the rate of refusals.
         n_null: draws of each null.
 
-    A claim cannot be tested here, and is not, if it rests on a probe that has a problem (see `fit_probe`), or on rates
-    that are the same for all queries under all prompts.
+    A claim cannot be tested here, and is not, if it rests on a probe that has a problem (see `fit_probe`) or is not
+    there, or on rates that are the same for all queries under all prompts.
 
     Raises:
         StatesError: fewer than 4 queries of a class; states or prompts are missing, see `shifts`,
@@ -197,6 +201,7 @@ def verdict(
     check_settings(level, n_null=n_null)
     moved = shifts(states, baseline=baseline, layer=space.layer)
     judged, probes, control_sets = _by_name(scores), _by_name(refusal), _control_sets(controls)
+    lacking = f"There is no refusal probe here. {problem}".strip()
     named = {*safety, *(name for _, chosen in control_sets for name in chosen), *(trained or {})}
     if unknown := sorted((named | {*(trained or {}).values()}) - set(moved.prompts)):
         raise StatesError(f"No states under {unknown}: compute them with hidden_states(model, queries, prompts).")
@@ -206,12 +211,12 @@ def verdict(
     found = _separable(states, space, safety, baseline, random_state, nulls)
     found += _alike(moved, safety, control_sets, nulls)
     for name, probe in probes.items():
-        found += _under(name, [_along(moved.select(safety), space, probe, nulls)])
+        found += _under(name, [_along(moved.select(safety), space, probe or lacking, nulls)])
     for name, rates in judged.items():
         read = _Rates(rates, column, moved)
         found += _under(name, [*_refusals(read, safety, baseline, nulls), *_apart(read, trained or {}, nulls)])
     for name, probe in probes.items():
-        found += _under(name, _logits_apart(moved, probe, space, trained or {}, nulls))
+        found += _under(name, _logits_apart(moved, probe or lacking, space, trained or {}, nulls))
     table = pd.DataFrame([one.row(level) for one in found])
     return Verdict(table=_decided(table, 1 - level)[list(COLUMNS)], measured=tuple(found))
 
@@ -346,7 +351,10 @@ def _alike(
     return found
 
 
-def _along(moved: Shifts, space: AnchorSpace, refusal: Probe, nulls: _Nulls) -> Measured:
+def _along(moved: Shifts, space: AnchorSpace, refusal: Probe | str, nulls: _Nulls) -> Measured:
+    """`refusal`: the probe, or why there is none."""
+    if isinstance(refusal, str):
+        return _unmeasured(ALONG, moved, refusal)
     moments = moved.moments(probe_directions(space, refusal))
     value, error = cosine_along(moments, range(len(moments.parts)))
     means = unit(np.stack([part.mean(axis=0) for part in moments.parts]))
@@ -414,8 +422,10 @@ def _all_alike(*rates: Array) -> str:
 
 
 def _logits_apart(
-    moved: Shifts, refusal: Probe, space: AnchorSpace, trained: Mapping[str, str], nulls: _Nulls
+    moved: Shifts, refusal: Probe | str, space: AnchorSpace, trained: Mapping[str, str], nulls: _Nulls
 ) -> list[Measured]:
+    if isinstance(refusal, str):
+        return [_unmeasured(_of(LOGIT_APART, prompt, trained), moved, refusal) for prompt in trained]
     slope = refusal.slope(space).numpy()
     found = []
     for prompt, init in trained.items():
@@ -425,6 +435,10 @@ def _logits_apart(
         )
         found.append(_mean(_of(LOGIT_APART, prompt, trained), [up, -down], nulls))
     return found
+
+
+def _unmeasured(claim: Claim, moved: Shifts, reason: str) -> Measured:
+    return Measured(claim, math.nan, math.nan, len(moved.queries), (math.nan, math.nan), reason=reason)
 
 
 def _of(claim: Claim, prompt: str, trained: Mapping[str, str]) -> Claim:

@@ -26,7 +26,7 @@ from drolab.probing.directions import (
     taken_apart,
 )
 from drolab.probing.manifold import umap_view
-from drolab.probing.probes import check_table, cross_validate, fit_probe
+from drolab.probing.probes import check_table, cross_validate, fit_probe, try_probe
 from drolab.probing.targets import align_target, grouped_folds, n_of_rarer_kind
 from drolab.probing.transfer import TRANSFER_COLUMNS, transfer
 
@@ -57,5 +57,6 @@ __all__ = [
     "taken_apart",
     "too_few",
     "transfer",
+    "try_probe",
     "umap_view",
 ]

@@ -63,7 +63,8 @@ def fit_probe(
         UnreliableWarning: the probe has a problem.
 
     Raises:
-        StatesError: the target lacks a state, is NaN or outside [0, 1], or is the same for all states.
+        StatesError: the target lacks a state, is NaN or outside [0, 1], or is the same for all states: then
+            `try_probe` says why and goes on.
 
     Examples:
         >>> import drolab
@@ -99,6 +100,43 @@ def fit_probe(
         warnings.warn(checked.problem, UnreliableWarning, stacklevel=2)
     enough = len(checked.null) > 0
     return replace(probe, check=checked, refits=_refits(points, states, fractions, C, random_state) if enough else None)
+
+
+def try_probe(
+    space: AnchorSpace, states: HiddenStates, target: Target, *, positive: str, random_state: int = 0
+) -> tuple[Probe | None, str]:
+    """The probe of `fit_probe` and its `problem`; or None and why, where the target is the same for all states.
+
+    So it is with a model that never refuses: then there is no such probe, but all else can still be looked at.
+
+    Args: as `fit_probe` takes them.
+
+    Warns:
+        UnreliableWarning: the probe has a problem.
+
+    Raises:
+        StatesError: the target lacks a state, is NaN or outside [0, 1].
+
+    Examples:
+        >>> import drolab
+        >>> from drolab.probing import try_probe
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> queries = drolab.load_queries("anchors").groupby("harmful").head(20)
+        >>> states = drolab.hidden_states(model, queries, prompts, progress=False)
+        >>> space = drolab.fit_anchors(states)
+        >>> probe, problem = try_probe(space, states, queries["harmful"], positive="harmful")
+        >>> probe.positive, problem
+        ('harmful', '')
+        >>> try_probe(space, states, 0.0 * queries["harmful"], positive="refuses")
+        (None, "The target of the probe 'refuses' is 0 for all 160 states, so there is nothing to tell apart: ...")
+    """
+    fractions = align_target(states, target)
+    try:
+        check_classes(fractions, positive)
+    except StatesError as error:
+        return None, str(error)
+    probe = fit_probe(space, states, target, positive=positive, random_state=random_state)
+    return probe, probe.problem
 
 
 def _refits(

@@ -74,9 +74,9 @@ def rates(
 
 def reach(states: HiddenStates, scores: pd.DataFrame | None = None, **options: object) -> Verdict:
     space, refusal = probe(states)
-    settings = {"controls": CONTROLS, "trained": {"trained": "long"}, "n_null": 200} | options
+    settings = {"refusal": refusal, "controls": CONTROLS, "trained": {"trained": "long"}, "n_null": 200} | options
     scores = rates(states) if scores is None else scores
-    return claims.verdict(states, scores, safety=SAFETY, space=space, refusal=refusal, **settings)  # type: ignore[arg-type]
+    return claims.verdict(states, scores, safety=SAFETY, space=space, **settings)  # type: ignore[arg-type]
 
 
 def said(result: Verdict) -> dict[str, str]:
@@ -153,18 +153,14 @@ def test_few_queries_are_too_little_data() -> None:
 
 
 def test_claims_without_their_prompts_are_left_out() -> None:
-    result = reach(states_of(), controls=(), trained=None)
+    result = reach(states_of(n=4), controls=(), trained=None)
     assert BEYOND.text not in said(result)
     assert APART.text not in said(result)
-    two = reach(states_of(), trained={"trained": "long", "short": "long"})
+    two = reach(states_of(n=4), trained={"trained": "long", "short": "long"})
     assert [claim for claim in said(two) if claim.startswith(APART.text)] == [
         f"{APART.text} (trained)",
         f"{APART.text} (short)",
     ]
-
-
-def test_a_verdict_is_repeatable(planted: Verdict) -> None:
-    pd.testing.assert_frame_equal(reach(states_of()).table, planted.table)
 
 
 def test_missing_scores_and_prompts_are_named() -> None:
@@ -276,6 +272,24 @@ def test_a_probe_of_noise_decides_nothing_and_says_why() -> None:
     assert given.table.set_index("claim").loc[ALONG.text, "p_against"] < 1
 
 
+def test_without_a_refusal_probe_the_other_claims_are_decided(planted: Verdict) -> None:
+    """Beside the control, a judge that gives one: with it everything is as before, to the last digit."""
+    states, why = states_of(), "The target is 0 for all 400 states."
+    result = reach(states, refusal={"blind": None, "strict": probe(states)[1]}, problem=why)
+    rows = result.table.set_index(["claim", "under"])
+    for claim in (ALONG, LOGIT_APART):
+        lacking = rows.loc[claim.text, "blind"]
+        assert (lacking["verdict"], lacking["reason"]) == (claims.CANNOT, f"There is no refusal probe here. {why}")
+        assert lacking[["estimate", "low", "p_support"]].isna().all()
+    assert rows.loc[(ALONG.text, "strict"), "verdict"] == claims.SUPPORTED
+    others = result.table[result.table["under"] != "blind"].replace({"under": "strict"}, "")
+    pd.testing.assert_frame_equal(others.reset_index(drop=True), planted.table)
+    words = f"cannot be tested here: {ALONG.text} (blind): no estimate. There is no refusal probe here. {why}"
+    assert words in str(result)
+    assert "blind" not in set(claims.power_table(result)["under"])
+    assert sum("no estimate" in note.text for note in figures.forest(result.table).layout.annotations) == 2
+
+
 def test_rates_that_never_change_decide_nothing() -> None:
     states = states_of()
     never = rates(states).assign(refusal_rate=0.0)
@@ -327,7 +341,7 @@ def test_equal_changes_are_equal_also_in_floating_point() -> None:
 
 
 def test_a_verdict_without_a_shift_is_drawn_and_asked_for_its_power() -> None:
-    states = states_of({name: 0 * shift for name, shift in SHIFTS.items()}, apart=0.0)
+    states = states_of({name: 0 * shift for name, shift in SHIFTS.items()}, n=4, apart=0.0)
     result = reach(states, rates(states).assign(refusal_rate=0.0))
     figures.forest(result.table)
     assert claims.power_table(result, {HARMLESS.text: [0.1]}).empty

@@ -8,6 +8,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from drolab.models import chat_format
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -44,3 +46,12 @@ def random_llama(seed: int = 0) -> LlamaForCausalLM:
     model = LlamaForCausalLM(config)
     torch.set_rng_state(generator_state)
     return model
+
+
+def save_babbler(folder: Path) -> str:
+    """A chat model that never refuses, on disk: its replies are random bytes."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = chat_format("chatml")
+    random_llama().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)

@@ -162,6 +162,25 @@ def test_more_prompts_than_colours_show_the_last_ones(lab: PromptLab, tmp_path: 
     assert "show fewer prompts at once" in lab.message.value
 
 
+def test_without_a_refusal_probe_shifts_are_shown_and_replies_are_counted(fitted: Fitted) -> None:
+    lab = fitted.lab(refusal=None, problem="It <b>never</b> refuses.")
+    assert "no refusal is predicted. It &lt;b&gt;never&lt;/b&gt; refuses." in lab.caution.value
+    press(lab, "project", text=TEXT, name="shop")
+    assert {"shift: shop, harmful", "shift: shop, harmless"} <= set(traces(lab))
+    rows = lab.result()
+    assert rows[["predicted", "predicted_change", "cosine", "measured"]].isna().all(axis=None)
+    assert "nan" not in lab.table.value
+    assert "not known before its replies" in lab.examples.value
+    assert "measured refusal rate" in lab.offer()["prompt_lab_refusal"][0].layout.yaxis.title.text
+    press(lab, "sample")
+    assert lab.result()["measured"].notna().all()
+    assert "(measured): none" in lab.examples.value
+    assert lab.per_query("shop")["measured_change"].eq(0).all()
+    assert "never" in lab.about()["caution"]
+    # The control: with a probe, whose absence nobody speaks of.
+    assert "no refusal probe" not in fitted.lab(problem="It never refuses.").caution.value
+
+
 # --- sampling
 
 

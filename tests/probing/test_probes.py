@@ -18,7 +18,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 
 from drolab.errors import StatesError, UnreliableWarning
 from drolab.intervals import auc
-from drolab.probing import align_target, check_table, coordinates, cross_validate, fit_anchors, fit_probe
+from drolab.probing import align_target, check_table, coordinates, cross_validate, fit_anchors, fit_probe, try_probe
 from drolab.probing.crossval import RIDGE, spread_folds
 from drolab.types import AnchorSpace, HiddenStates
 
@@ -218,6 +218,19 @@ def refusals(states: HiddenStates, slope: float, seed: int = 0) -> np.ndarray:
 def test_a_target_that_is_the_same_everywhere(states: HiddenStates, space: AnchorSpace, value: float) -> None:
     with pytest.raises(StatesError, match=rf"is {value} for all 120 states, so there is nothing to tell apart"):
         fit_probe(space, states, np.full(len(states), value), positive="refuses")
+
+
+def test_where_no_probe_can_be_fitted_the_reason_is_given(states: HiddenStates, space: AnchorSpace) -> None:
+    probe, problem = try_probe(space, states, np.zeros(len(states)), positive="refuses")
+    assert probe is None
+    assert problem.startswith("The target of the probe 'refuses' is 0 for all 120 states")
+    target = refusals(states, 3.0)
+    found, problem = try_probe(space, states, target, positive="refuses")
+    assert found is not None
+    assert found.identity == fit_probe(space, states, target, positive="refuses").identity
+    assert problem == found.problem == ""
+    with pytest.raises(StatesError, match="must lie in"):  # a mistake is no property of the model
+        try_probe(space, states, 10 * target, positive="refuses")
 
 
 def test_noise_does_not_pass_and_what_is_there_does() -> None:

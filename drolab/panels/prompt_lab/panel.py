@@ -28,7 +28,9 @@ from drolab.types import NO_PROMPT, AnchorSpace, Probe, SafetyPrompt
 class PromptLab(Panel):
     """See `prompt_lab`."""
 
-    def __init__(self, shelf: PromptShelf, probes: Sequence[Probe], theme: str, about: About | None) -> None:
+    def __init__(
+        self, shelf: PromptShelf, probes: Sequence[Probe], problem: str, theme: str, about: About | None
+    ) -> None:
         self.shelf = shelf
         self._view, self._theme = LabView(shelf, probes, theme), theme
         self.picture, self.table, self.examples = Picture(), widgets.HTML(), widgets.HTML()
@@ -42,7 +44,7 @@ class PromptLab(Panel):
         self.on_change(self.draw, "compare", "x", "y")
         self.on_change(self._draw_examples, "prompt")
         self._choose(shelf.trials)
-        self._caution = self.warn(*(probe.problem for probe in (shelf.bench.refusal, *probes)))
+        self._caution = self.warn(problem, *(probe.problem for probe in probes))
         self.guarded(self.draw)()
 
     # --- what it gives back
@@ -78,7 +80,7 @@ class PromptLab(Panel):
         with self.lock:
             chosen, points = self.selection(), self._view.points(self._plane())
             picture = go.Figure(self._view.content(self._plane(), self._chosen()))
-        measure = view.best_known(chosen["measured"])
+        measure = view.best_known(chosen["measured"], chosen["predicted"])
         rates = chosen.rename(columns={measure: "value", f"{measure}_low": "low", f"{measure}_high": "high"})
         bars = figures.rate_bars(rates, y_title=f"{measure} refusal rate", theme=self._theme)
         shown = points[points["prompt"].isin(chosen["prompt"])].drop(columns="hover")
@@ -267,8 +269,9 @@ def prompt_lab(
     *,
     prompts: Mapping[str, Prompt] | Sequence[Prompt],
     space: AnchorSpace,
-    refusal: Probe,
+    refusal: Probe | None,
     harmfulness: Probe | None = None,
+    problem: str = "",
     scores: pd.DataFrame | None = None,
     n_samples: int = 10,
     store: Store | None = None,
@@ -287,8 +290,10 @@ def prompt_lab(
         prompts: those to compare with, soft prompts too; `none` is added. Their states are computed before this
             returns, unless the store has them.
         space: the anchor space in which the probes were fitted.
-        refusal: positive for "refuses".
+        refusal: positive for "refuses". None where none could be fitted (see `probing.try_probe`): then nothing is
+            predicted and there is no cosine; shifts are drawn and replies sampled all the same.
         harmfulness: its boundary is drawn too.
+        problem: why there is no refusal probe; stands above the figure.
         scores: of `judge`: measured refusal rates of `prompts`, which need not be sampled here then.
         n_samples: replies per query and prompt, where refusal is measured.
         store: only what it lacks is computed. None computes everything, and keeps it in the panel only.
@@ -337,8 +342,9 @@ def prompt_lab(
     given = view.project(bench, everything | {prompt.name: prompt for prompt in as_prompts(prompts)})
     if scores is not None:
         given = {name: trial.scored(scores) for name, trial in given.items()}
-    probes = [refusal] if harmfulness is None else [refusal, harmfulness]
-    return PromptLab(PromptShelf(bench, given), probes, theme, about)
+    probes = [probe for probe in (refusal, harmfulness) if probe is not None]
+    lacking = f"There is no refusal probe, so no refusal is predicted. {problem}" if refusal is None else ""
+    return PromptLab(PromptShelf(bench, given), probes, lacking, theme, about)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -36,6 +36,7 @@ from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe, SafetyProm
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     Array = NDArray[np.float64]
 
@@ -63,8 +64,8 @@ class Bench:
     model: ChatModel
     queries: pd.DataFrame
     space: AnchorSpace
-    refusal: Probe
-    """Positive for "refuses"."""
+    refusal: Probe | None
+    """Positive for "refuses"; without one nothing is predicted, and there is no direction of refusal."""
     store: Store | None = None
     """Only what it lacks is computed; None keeps nothing."""
     n_samples: int = 10
@@ -74,7 +75,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "queries", validate_queries(self.queries))
-        if self.refusal.positive != "refuses":
+        if self.refusal is not None and self.refusal.positive != "refuses":
             raise StatesError(
                 f"The refusal probe is positive for {self.refusal.positive!r}: fit it with positive='refuses'."
             )
@@ -97,7 +98,7 @@ class Trial:
     places: Array
     """[n, m]: coordinates in the anchor space."""
     predicted: Array
-    """[n]: probability of a refusal by the probe."""
+    """[n]: probability of a refusal by the probe; NaN without one."""
     n_tokens: int
     """Of the prompt's text on its own."""
     measured: Array | None = None
@@ -143,10 +144,16 @@ def project(
             base=base,
             states=own,
             places=places.double().numpy(),
-            predicted=torch.sigmoid(bench.refusal.decision_function(places).double()).numpy(),
+            predicted=_predicted(bench.refusal, places),
             n_tokens=len(prompt) if isinstance(prompt, SoftPrompt) else len(prompt_token_ids(bench.model, prompt.text)),
         )
     return trials
+
+
+def _predicted(refusal: Probe | None, places: Tensor) -> Array:
+    if refusal is None:
+        return np.full(len(places), np.nan)
+    return torch.sigmoid(refusal.decision_function(places).double()).numpy()
 
 
 def with_replies(bench: Bench, trial: Trial, *, progress: Progress = False) -> Trial:
@@ -205,14 +212,16 @@ def _difference(a: Array | None, b: Array | None) -> Array | None:
 
 
 def _mean(bench: Bench, values: Array | None, chosen: NDArray[np.bool_], bounds: tuple[float, float]) -> Interval:
-    if values is None:
+    if values is None or np.isnan(values).any():
         return _UNKNOWN
     own = pd.Series(values[chosen]), bench.queries["query_id"][chosen]
     return mean_interval(*own, bounds=bounds, random_state=bench.seed)
 
 
 def _cosines(bench: Bench, trial: Trial, base: Trial) -> dict[bool, Interval]:
-    """Per class, of the mean shift from the base with the direction of refusal."""
+    """Per class, of the mean shift from the base with the direction of refusal, if there is one."""
+    if bench.refusal is None:
+        return {}
     both = replace(
         base.states,
         values=torch.cat([base.states.values, trial.states.values]),
@@ -388,9 +397,9 @@ class LabView:
         return pd.concat(arrows, ignore_index=True) if arrows else None
 
 
-def best_known(measured: pd.Series) -> str:
-    """Which rates to show: the measured ones, if all of these are known."""
-    return "predicted" if measured.isna().any() else "measured"
+def best_known(measured: pd.Series, predicted: pd.Series) -> str:
+    """Which rates to show: the measured ones, if all of these are known, or if nothing is predicted."""
+    return "predicted" if measured.isna().any() and predicted.notna().any() else "measured"
 
 
 def effects_as_html(found: pd.DataFrame) -> str:
@@ -426,12 +435,14 @@ def raised_as_html(shelf: PromptShelf, name: str) -> str:
     if trial is base:
         return ""
     queries = per_query(shelf.bench, trial, base)
-    measure = best_known(queries["measured_change"])
+    measure = best_known(queries["measured_change"], queries["predicted_change"])
     after, change = queries[measure], queries[f"{measure}_change"]
     shown = pd.DataFrame({"query": queries["text"], "before": after - change, "after": after})
     shown = shown[~queries["harmful"] & (change > 0)].head(N_EXAMPLES)
     names = [label(prompt, NAME_LIMIT) for prompt in (name, base.name)]
     words = f"Harmless queries that {names[0]!r} makes refused more than {names[1]!r} ({measure}): "
+    if change.isna().all():
+        return f"<p>{visible(words)}not known before its replies, and those under its base, are sampled.</p>"
     if shown.empty:
         return f"<p>{visible(words)}none.</p>"
     for column in ("before", "after"):
