@@ -14,21 +14,18 @@ from dataclasses import dataclass
 from importlib import resources
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from drolab import export, notebooks
-from drolab.data import load_prompts, load_queries
 from drolab.errors import DrolabError, StatesError
-from drolab.evidence import comparison
 from drolab.files import write_file
-from drolab.inference import generate, hidden_states
-from drolab.judges import judge
-from drolab.models import ChatModel, load_model
-from drolab.probing import fit_anchors, fit_probe, try_probe
-from drolab.store import Store
-from drolab.types import AnchorSpace, HiddenStates, Probe, SafetyPrompt
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from drolab.models import ChatModel
+    from drolab.store import Store
+    from drolab.types import AnchorSpace, HiddenStates, Probe, SafetyPrompt
 
 PORT = 8866
 _HOST = "127.0.0.1"
@@ -92,6 +89,16 @@ def study(
         model, queries, prompts: as `load_model`, `load_queries` and `load_prompts` take them.
         n_samples: replies per query and prompt.
     """
+    import pandas as pd  # here, since the server needs none of it, and what it says at once comes seconds sooner
+
+    from drolab.data import load_prompts, load_queries
+    from drolab.evidence import comparison
+    from drolab.inference import generate, hidden_states
+    from drolab.judges import judge
+    from drolab.models import load_model
+    from drolab.probing import fit_anchors, fit_probe, try_probe
+    from drolab.store import Store
+
     chat, kept = load_model(model), Store(store)
     asked, named = load_queries(queries), load_prompts(prompts)
     everything = pd.concat([asked, load_queries("borderline")]).drop_duplicates("query_id")

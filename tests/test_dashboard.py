@@ -49,7 +49,7 @@ def test_without_voila_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
 
 def test_errors_and_deaths_of_the_preparing_process_are_told() -> None:
     with pytest.raises(DrolabError, match="nowhere"):
-        dashboard._in_a_process(dashboard._fill_store, {"MODEL": "/nowhere/at all"})
+        dashboard._in_a_process(drolab.load_prompts, "/nowhere/at all")
     with pytest.raises(dashboard.AppError, match="was killed"):
         dashboard._in_a_process(os._exit, 1)
 
@@ -85,7 +85,8 @@ def test_the_server_is_local_and_wants_a_token(monkeypatch: pytest.MonkeyPatch, 
 @pytest.fixture(scope="module", autouse=True)
 def few_borderline_queries() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dashboard, "load_queries", lambda source: drolab.load_queries(source).head(12))
+        whole = drolab.load_queries
+        patch.setattr("drolab.data.load_queries", lambda source: whole(source).head(12))
         yield
 
 

@@ -24,7 +24,7 @@ from drolab.dro.runs import (
     trajectories,
 )
 from drolab.dro.token_drift import as_embeddings, drift_from_text, token_drift
-from drolab.dro.training import HISTORY_COLUMNS, Training, train_dro
+from drolab.dro.training import HISTORY_COLUMNS, Training, check_probes, train_dro
 
 __all__ = [
     "HISTORY_COLUMNS",
@@ -38,6 +38,7 @@ __all__ = [
     "Losses",
     "Training",
     "as_embeddings",
+    "check_probes",
     "compare",
     "drift_from_text",
     "evenly_spaced",

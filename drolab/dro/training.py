@@ -183,8 +183,7 @@ class Training:
         self.queries = validate_queries(self.queries)
         _check_queries(self.queries)
         _check_space(self.model, self.space)
-        _check_probe(self.space, self.refusal, "refusal", "refuses")
-        _check_probe(self.space, self.harmfulness, "harmfulness", "harmful")
+        check_probes(self.space, self.refusal, self.harmfulness)
         if not any(weights(self.config).values()):
             raise TrainingError("All three terms of the loss have weight 0: give one of them a weight.")
         first = _initial_embeddings(self.model, self.init)
@@ -469,7 +468,15 @@ def _check_space(model: ChatModel, space: AnchorSpace) -> None:
         )
 
 
-def _check_probe(space: AnchorSpace, probe: Probe, name: str, positive: str) -> None:
+def check_probes(space: AnchorSpace, refusal: Probe | None, harmfulness: Probe | None) -> None:
+    """Raise StatesError unless these are probes of the space for "refuses" and "harmful"."""
+    _check_probe(space, refusal, "refusal", "refuses")
+    _check_probe(space, harmfulness, "harmfulness", "harmful")
+
+
+def _check_probe(space: AnchorSpace, probe: Probe | None, name: str, positive: str) -> None:
+    if probe is None:
+        raise StatesError(f"There is no {name} probe, so nothing can be trained: fit_probe says why.")
     if len(probe.coef) != len(space.components):
         raise StatesError(
             f"The {name} probe has {len(probe.coef)} coefficients, the anchor space has {len(space.components)} "

@@ -59,7 +59,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Watched
     with (
         harness.jupyterlab(folder, work) as address,
         harness.browser() as opened,
-        harness.notebook(opened, address, "hostile.ipynb") as watched,
+        harness.notebook(harness.new_context(opened), address, "hostile.ipynb") as watched,
     ):
         yield opened, watched, work
 

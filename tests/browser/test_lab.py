@@ -1,7 +1,6 @@
-"""The notebooks: run headless one after the other, then each in a real JupyterLab, where its panels answer.
+"""The notebooks in a real JupyterLab, in their order: all cells run, and the panels answer.
 
-The headless run has one kernel for all of them (imports are most of its work), in JupyterLab each has its own. The
-browser finds in the store what the headless run computed. Nothing leaves the machine.
+One finds in the store what those before it computed. Nothing leaves the machine.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
 from helpers import harness
 from helpers.harness import Watched, button, cell, python, until
@@ -22,7 +20,6 @@ from drolab import export, notebooks
 
 pytestmark = harness.MARKS
 
-NOTEBOOKS = notebooks.DEMO_NOTEBOOKS
 MINE = "Refuse what could do harm."
 HOSTILE = "<img src=x onerror=window.hit=1>\u202e😀<b>"
 FOUR_STEPS = """some = queries.groupby("harmful").head(16)
@@ -32,73 +29,39 @@ print(len(other.history))"""
 PLANE, LAB = "panel = panels.projection", "refusal = drolab.fit_probe(space, anchors"
 
 
-# What a hand would do in each notebook's panels, and what must come of it: run as a last cell, without a browser.
-HANDS = {
-    "01": """before = panel.result()[1]; panel.controls["prompt"].value = "short"
-assert panel.result()[1] != before and not panel.message.value""",
-    "02": """before = panel.picture.data[0].x[0]; panel.controls["layer"].value = 1
-assert panel.picture.data[0].x[0] != before and not panel.message.value""",
-    "03": """panel.controls["layer"].value = 1; assert not panel.message.value
-panel.controls["find"].click(); assert (panel.selection()["change"] >= 0.3).all()
-lab.controls["text"].value = "Be kind."; lab.controls["name"].value = "kind"; lab.controls["project"].click()
-assert lab.job.wait(120) and list(lab.prompts()) == ["kind"] and lab.result()["cosine"].notna().any()""",
-    "04": """lab.controls["text"].value = "Be kind."; lab.controls["project"].click()
-assert lab.job.wait(120) and len(lab.prompts()) == 1 and "alert" not in lab.message.value""",
-    "05": """panel.controls["num_train_epochs"].value = 2; panel.controls["start"].click(); assert panel.wait(300)
-assert len(panel.result().history) == 4 and set(panel.measured()["step"]) == {0, 4}""",
-    "06": """before = panel.selection()["text"].iloc[0]; panel.controls["query"].index = 3
-assert panel.selection()["text"].iloc[0] != before; panel.label("refusal"); assert len(panel.result()) == 1
-board.controls["baseline"].value = INIT; assert INIT not in set(board.comparisons()["prompt"])""",
-    "07": """board.controls["baseline"].value = "none"; assert "none" not in set(board.comparisons()["prompt"])""",
-}
-
-
 @pytest.fixture(scope="module")
-def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the notebooks, and the store and the results of a headless run of them, their panels used."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the notebooks are, and what they keep and save."""
     folder = tmp_path_factory.mktemp("notebooks")
     (folder / "work").mkdir()
     for name in ("anchors", "heldout"):  # pairs: a smaller work, not another one
         drolab.load_queries(name).groupby("harmful").head(32).to_csv(folder / f"{name}.csv", index=False)
-    whole = nbformat.v4.new_notebook()
-    for name in NOTEBOOKS:
+    files = {"OUT": "out", "STORE": "store", "QUERIES": "anchors.csv", "HELDOUT": "heldout.csv"}
+    settings = {name: str(folder / file) for name, file in files.items()}
+    settings |= {"MY_PROMPT": MINE, "N_SAMPLES": 2, "N_RANDOM": 3}
+    for name in notebooks.DEMO_NOTEBOOKS:
         copy = folder / "work" / f"{name}.ipynb"
-        harness.copy_notebook(harness.ROOT / "notebooks" / copy.name, copy, settings(folder))
-        cells = [cell for cell in nbformat.read(copy, as_version=4).cells if cell.cell_type == "code"]
-        sources = [*(cell.source for cell in cells), HANDS[name[:2]]]
-        whole.cells += map(nbformat.v4.new_code_cell, sources)
-    nbformat.write(whole, folder / "all.ipynb")
-    notebooks.run_notebooks([folder / "all.ipynb"], folder / "out")
+        harness.copy_notebook(harness.ROOT / "notebooks" / copy.name, copy, settings)
     return folder
 
 
-def settings(folder: Path) -> dict[str, Any]:
-    files = {"OUT": "out", "STORE": "store", "QUERIES": "anchors.csv", "HELDOUT": "heldout.csv"}
-    return {
-        **{name: str(folder / file) for name, file in files.items()},
-        "MY_PROMPT": MINE,
-        "N_SAMPLES": 2,
-        "N_RANDOM": 3,
-    }
-
-
 @pytest.fixture(scope="module")
-def address(computed: Path) -> Iterator[str]:
-    with harness.jupyterlab(computed, computed / "work") as found:
+def address(folder: Path) -> Iterator[str]:
+    with harness.jupyterlab(folder, folder / "work") as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def opened() -> Iterator[Any]:
-    with harness.browser() as found:
-        yield found
+def context() -> Iterator[Any]:
+    with harness.browser() as opened:
+        yield harness.new_context(opened)
 
 
 @pytest.fixture(scope="class")
-def watched(request: pytest.FixtureRequest, opened: Any, address: str) -> Iterator[Watched]:
+def watched(request: pytest.FixtureRequest, context: Any, address: str) -> Iterator[Watched]:
     """The notebook whose number the class has, after all its cells have run."""
-    name = next(name for name in NOTEBOOKS if name.startswith(request.cls.NUMBER))
-    with harness.notebook(opened, address, f"{name}.ipynb") as found:
+    name = next(name for name in notebooks.DEMO_NOTEBOOKS if name.startswith(request.cls.NUMBER))
+    with harness.notebook(context, address, f"{name}.ipynb") as found:
         yield found
 
 
@@ -126,18 +89,19 @@ def choose(place: Any, control: str, which: str | list[str]) -> None:
     place.get_by_label(control, exact=True).select_option(label=which)
 
 
-def test_every_notebook_ran_and_saved_what_it_found(computed: Path) -> None:
-    listings = notebooks.collect(computed / "out")
-    assert list(listings) == [name[:2] for name in NOTEBOOKS]
-    assert all(listing["figures"] for listing in listings.values())
-    saved = json.loads((computed / "out" / "figures" / "03_projection.json").read_text())
-    assert "shift: mine, harmful" in {trace.get("name") for trace in saved["data"]}
-    front = listings["07"]["numbers"]["trade-off"]
-    assert {row["prompt"] for row in front} >= {"none", "default", "dro-default"}
-    assert any(row["on_front"] for row in front)
+class Notebook:
+    """What holds for each of them."""
+
+    NUMBER: str
+
+    def saved(self, folder: Path) -> dict[str, Any]:
+        return notebooks.collect(folder / "out")[self.NUMBER]
+
+    def test_it_saved_what_it_found(self, watched: Watched, folder: Path) -> None:
+        assert self.saved(folder)["figures"]
 
 
-class TestWhatTheModelReads:
+class TestWhatTheModelReads(Notebook):
     NUMBER = "01"
 
     def test_another_prompt_draws_other_tokens(self, watched: Watched) -> None:
@@ -148,7 +112,7 @@ class TestWhatTheModelReads:
         watched.screenshot("01_tokens")
 
 
-class TestHiddenStates:
+class TestHiddenStates(Notebook):
     NUMBER = "02"
 
     def test_another_layer_shows_other_points(self, watched: Watched) -> None:
@@ -161,13 +125,15 @@ class TestHiddenStates:
         watched.screenshot("02_layers")
 
 
-class TestProjection:
+class TestProjection(Notebook):
     NUMBER = "03"
 
-    def test_own_prompt_is_there(self, watched: Watched) -> None:
+    def test_own_prompt_is_there(self, watched: Watched, folder: Path) -> None:
         panel = cell(watched.page, PLANE)
         assert {"none", "default", "mine", "harmful", "harmless"} <= set(until(watched.page, lambda: legend(panel)))
         watched.screenshot("03_projection")
+        saved = json.loads((folder / "out" / "figures" / "03_projection.json").read_text())
+        assert "shift: mine, harmful" in {trace.get("name") for trace in saved["data"]}
 
     def test_another_layer_shows_other_points(self, watched: Watched) -> None:
         panel = cell(watched.page, PLANE)
@@ -208,7 +174,7 @@ print(inside(-0.05) <= chosen <= inside(0.05), 0 < len(chosen) < len(rows))"""
         button(panel, "Clear").click()
         until(page, lambda: python(page, "print(len(panel.selection()))") == "0")
 
-    def test_what_is_shown_is_exported(self, watched: Watched, computed: Path) -> None:
+    def test_what_is_shown_is_exported(self, watched: Watched, folder: Path) -> None:
         panel = cell(watched.page, PLANE)
         panel.get_by_text("Export", exact=True).first.click()
         formats = panel.get_by_label("formats")
@@ -216,12 +182,12 @@ print(inside(-0.05) <= chosen <= inside(0.05), 0 < len(chosen) < len(rows))"""
         button(panel, "Export").last.click()
         panel.get_by_text("projection.manifest.json").wait_for()
         watched.screenshot("03_export")
-        folder = computed / "work" / "out" / "export"
-        assert {path.suffix for path in folder.glob("projection.*")} == {
+        exported = folder / "work" / "out" / "export"
+        assert {path.suffix for path in exported.glob("projection.*")} == {
             *(f".{kind}" for kind in export.BUNDLE_FORMATS),
             ".json",
         }
-        assert {"component 1", "harmful", "harmless", "none"} <= words_of(folder / "projection.pdf")
+        assert {"component 1", "harmful", "harmless", "none"} <= words_of(exported / "projection.pdf")
 
     def test_a_typed_prompt_gets_an_arrow(self, watched: Watched) -> None:
         page, lab = watched.page, cell(watched.page, LAB)
@@ -250,7 +216,7 @@ print(inside(-0.05) <= chosen <= inside(0.05), 0 < len(chosen) < len(rows))"""
         assert panel.get_by_label("layer").input_value() == python(page, "print(panel.controls['layer'].label)")
 
 
-class TestRefusalDirection:
+class TestRefusalDirection(Notebook):
     NUMBER = "04"
 
     def test_a_prompt_with_a_hostile_name_gets_an_arrow(self, watched: Watched) -> None:
@@ -264,7 +230,7 @@ class TestRefusalDirection:
         assert lab.locator("img").count() == 0
 
 
-class TestDRO:
+class TestDRO(Notebook):
     NUMBER = "05"
 
     def steps(self, page: Any) -> int:
@@ -323,7 +289,7 @@ class TestDRO:
         watched.screenshot("05_replay")
 
 
-class TestResponses:
+class TestResponses(Notebook):
     NUMBER = "06"
 
     def test_another_row_shows_its_responses(self, watched: Watched) -> None:
@@ -356,8 +322,13 @@ class TestResponses:
         assert "dro-default" in board.inner_text()
 
 
-class TestBoard:
+class TestBoard(Notebook):
     NUMBER = "07"
+
+    def test_the_prompts_are_compared(self, watched: Watched, folder: Path) -> None:
+        front = self.saved(folder)["numbers"]["trade-off"]
+        assert {row["prompt"] for row in front} >= {"none", "default", "dro-default"}
+        assert any(row["on_front"] for row in front)
 
     def test_another_baseline_makes_other_tests(self, watched: Watched) -> None:
         page, board = watched.page, cell(watched.page, "about = export.about")

@@ -319,6 +319,7 @@ def wrong_cases(setting: Setting) -> dict[str, tuple[dict[str, Any], type[Except
         "probe width": ({"refusal": replace(refusal, coef=torch.ones(3))}, StatesError, "3 coefficients.*fit_probe"),
         "probe sign": ({"refusal": replace(refusal, positive="complies")}, StatesError, "must be for 'refuses': fit"),
         "swapped": ({"harmfulness": refusal}, StatesError, "harmfulness probe is positive for 'refuses'"),
+        "missing": ({"refusal": None}, StatesError, "no refusal probe, so nothing can be trained: fit_probe"),
         "no text": ({"init": SafetyPrompt(name="none", text="")}, PromptError, "'none' has none: pass a prompt"),
         "foreign prompt": ({"init": foreign}, PromptError, "made for the model with fingerprint other"),
         "all off": (
@@ -330,7 +331,7 @@ def wrong_cases(setting: Setting) -> dict[str, tuple[dict[str, Any], type[Except
 
 
 CASES = """one class, other class, foreign space, deep layer, no residual, probe width, probe sign, swapped, no text,
-foreign prompt, all off""".replace("\n", " ").split(", ")
+missing, foreign prompt, all off""".replace("\n", " ").split(", ")
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -115,8 +115,7 @@ def dosed(planted: Planted, directions: dict[str, Tensor], **changed: object) ->
 # --- what is planted is found, and what is random is not ---------------------------------------------------
 
 
-@pytest.mark.parametrize("control", ["contrasts", "isotropic"])
-@pytest.mark.parametrize("positions", ["read", "all"])
+@pytest.mark.parametrize(("positions", "control"), [("read", "isotropic"), ("all", "contrasts")])
 def test_adding_the_planted_direction_raises_refusals_and_adding_a_random_one_does_not(
     planted: Planted, positions: str, control: Control
 ) -> None:
@@ -183,8 +182,9 @@ def test_false_positives_of_the_p_value_are_as_rare_as_it_says(planted: Planted)
     """A direction that is itself one of the random kind is found at level .1 in one case of ten, not more."""
     generator = torch.Generator().manual_seed(0)
     directions = {str(i): torch.randn(WIDTH, generator=generator) for i in range(200)}
-    table = dosed(planted, directions, doses=(1.0,), control="isotropic", n_random=199)
-    p_values = table.loc[(table["kind"] == "direction") & table["harmful"], "p_value"]
+    given = {"layer": 1, "unit": 3.0, "doses": (1.0,)} | small(control="isotropic", n_random=199)
+    table = dose_response(planted.model, QUERIES[QUERIES["harmful"]], NONE, JUDGE, directions, **given)
+    p_values = table.loc[table["kind"] == "direction", "p_value"]
     assert 0.03 < (p_values <= 0.1).mean() < 0.17
     assert 0.4 < p_values.mean() < 0.6
 

@@ -18,11 +18,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import drolab
-from drolab import comparison, judges, published
+from drolab import comparison, judges, notebooks, published
 from drolab.errors import PromptError, QueryError
 from drolab.evidence.release_tables import Release
 from drolab.models import ChatModel
-from drolab.notebooks import run_notebooks
 from drolab.types import SoftPrompt
 
 ROOT = Path(__file__).parents[2]
@@ -328,17 +327,36 @@ def test_tokens_of_both_trainings_are_compared(release: Release) -> None:
 # The notebook
 
 
-def run_notebook(out: Path, **parameters: str) -> tuple[str, dict]:
-    """Run notebook 08 with few own replies: what it printed, and what it saved."""
-    settings = {"N_QUERIES": 2, "N_SAMPLES": 2, "OUT": str(out), "STORE": str(out / "store"), **parameters}
-    (copy,) = run_notebooks([ROOT / "notebooks" / "08_published_results.ipynb"], out, parameters=settings)
-    outputs = [found for cell in nbformat.read(copy, as_version=4).cells for found in cell.get("outputs", [])]
-    printed = "".join(found.get("text", "") for found in outputs)
-    return printed, json.loads((out / "numbers" / "08.json").read_text())
+@pytest.fixture(scope="module")
+def notebook_08(tmp_path_factory: pytest.TempPathFactory, reference: Path) -> dict[str, tuple[str, dict]]:
+    """Notebook 08 with few own replies, without and with clones: what it printed, and what it saved.
+
+    One kernel runs both: imports are most of its work.
+    """
+    folder, cells = tmp_path_factory.mktemp("08"), []
+    clones = {"RELEASE": str(reference / "published"), "XSTEST": str(reference / "xstest")}
+    for name, parameters in {"without": {}, "with": clones}.items():
+        opened = nbformat.read(ROOT / "notebooks" / "08_published_results.ipynb", as_version=4)
+        settings = {"N_QUERIES": 2, "N_SAMPLES": 2, "OUT": str(folder / name), "STORE": str(folder / "store")}
+        notebooks.inject(opened, settings | parameters, "08")
+        sources = [cell.source for cell in opened.cells if cell.cell_type == "code"]
+        cells += [
+            *map(nbformat.v4.new_code_cell, sources),
+            nbformat.v4.new_code_cell("%reset -sf", metadata={"end of": name}),
+        ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "both.ipynb")
+    (copy,) = notebooks.run_notebooks([folder / "both.ipynb"], folder)
+    found, printed = {}, ""
+    for cell in nbformat.read(copy, as_version=4).cells:
+        printed += "".join(output.get("text", "") for output in cell.get("outputs", []))
+        if name := cell.metadata.get("end of"):
+            found[name] = printed, json.loads((folder / name / "numbers" / "08.json").read_text())
+            printed = ""
+    return found
 
 
-def test_the_notebook_without_a_clone_says_how_to_get_one_and_runs(tmp_path: Path) -> None:
-    printed, saved = run_notebook(tmp_path)
+def test_the_notebook_without_a_clone_says_how_to_get_one_and_runs(notebook_08: dict[str, tuple[str, dict]]) -> None:
+    printed, saved = notebook_08["without"]
     assert published.CLONE in printed
     assert published.XSTEST_CLONE in printed
     assert "08_grid_heldout_harmful" in saved["figures"]
@@ -346,8 +364,8 @@ def test_the_notebook_without_a_clone_says_how_to_get_one_and_runs(tmp_path: Pat
     assert "08_people" not in saved["figures"]
 
 
-def test_the_notebook_with_clones_shows_the_papers_numbers(tmp_path: Path, reference: Path) -> None:
-    printed, saved = run_notebook(tmp_path, RELEASE=str(reference / "published"), XSTEST=str(reference / "xstest"))
+def test_the_notebook_with_clones_shows_the_papers_numbers(notebook_08: dict[str, tuple[str, dict]]) -> None:
+    printed, saved = notebook_08["with"]
     assert "git clone" not in printed
     averages = {(row["dataset"], row["prompt"]): row["any"] for row in saved["numbers"]["averages"]}
     assert averages["malicious", "default"] == pytest.approx(0.0975)

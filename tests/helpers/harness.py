@@ -88,11 +88,16 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-def new_page(opened: Any) -> Any:
-    """A page of a context of its own."""
+def new_context(opened: Any) -> Any:
+    """A user's profile: its pages share what they have loaded from a server."""
     context = opened.new_context(viewport=VIEWPORT)
     context.set_default_timeout(1000 * PATIENCE_S)
-    return context.new_page()
+    return context
+
+
+def new_page(opened: Any) -> Any:
+    """A page of a context of its own."""
+    return new_context(opened).new_page()
 
 
 @contextmanager
@@ -159,13 +164,14 @@ def copy_notebook(source: Path, target: Path, parameters: Mapping[str, Any]) -> 
 
 
 @contextmanager
-def notebook(opened: Any, address: str, name: str, *, timeout_s: int = 300) -> Iterator[Watched]:
-    """Open a notebook in a page of its own and run all its cells; the kernel ends with the block, and the page must
-    have been quiet, see `check_quiet`.
+def notebook(context: Any, address: str, name: str, *, timeout_s: int = 600) -> Iterator[Watched]:
+    """Open a notebook in a page of its own and run all its cells; when the block ends, the page must have been quiet,
+    see `check_quiet`. The kernel is the last notebook's, without its names and widgets: imports are most of a start.
 
     Raises (fails the test): a cell ends in an error, or the time is over.
     """
-    page = new_page(opened)
+    _pass_kernel_on(address, name)
+    page = context.new_page()
     watched = Watched(page)
     # A workspace of its own: JupyterLab would open again what was open in the last one.
     page.goto(f"{address}/lab/workspaces/{Path(name).stem}/tree/{name}?token={TOKEN}")
@@ -184,8 +190,21 @@ def notebook(opened: Any, address: str, name: str, *, timeout_s: int = 300) -> I
     wait_idle(page)
     yield watched
     check_quiet(watched, hosts={"127.0.0.1"})
-    page.evaluate("() => window.jupyterapp.serviceManager.sessions.shutdownAll()")
-    page.context.close()
+    assert python(page, "import ipywidgets; ipywidgets.Widget.close_all()\n%reset -sf") == ""
+    page.close()
+
+
+def _pass_kernel_on(address: str, name: str) -> None:
+    """Make this notebook the one that the running kernel belongs to, if there is one."""
+
+    def asked(path: str, **request: Any) -> Any:
+        headers = {"Authorization": f"token {TOKEN}", "Content-Type": "application/json"}
+        with urllib.request.urlopen(urllib.request.Request(address + path, headers=headers, **request)) as answer:
+            return json.load(answer)
+
+    for session in asked("/api/sessions"):
+        content = json.dumps({"path": name, "name": name}).encode()
+        asked(f"/api/sessions/{session['id']}", data=content, method="PATCH")
 
 
 _PROGRESS = """() => {

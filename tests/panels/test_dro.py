@@ -18,7 +18,7 @@ from helpers.training import QUERIES, Setting, assert_equal_runs, failing, setti
 
 from drolab import dro, export, panels
 from drolab.dro import training
-from drolab.errors import TrainingError
+from drolab.errors import StatesError, TrainingError
 from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel
 from drolab.panels import DROPanel, PanelError
@@ -95,6 +95,11 @@ def test_a_term_is_switched_off_by_its_tick() -> None:
     assert settings.controls["residual_weight"].disabled
     settings.controls["residual_term"].value = True
     assert settings.config().residual_weight == DROConfig().residual_weight
+
+
+def test_a_panel_needs_both_probes(setting: Setting) -> None:
+    with pytest.raises(StatesError, match="There is no refusal probe, so nothing can be trained"):
+        panel_of(replace(setting, refusal=None))
 
 
 def test_only_prompts_with_a_text_can_be_started_from(setting: Setting) -> None:

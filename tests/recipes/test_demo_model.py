@@ -25,7 +25,7 @@ def space_and_probe(demo: ChatModel) -> tuple[AnchorSpace, Probe]:
     anchors, prompts = load_queries("anchors"), load_prompts()
     states = hidden_states(demo, anchors, prompts, progress=False)
     # The directions of one to ten samples have an unseen cosine of .66 to .76 and a neutral ratio of .28 to .30.
-    replies = generate(demo, anchors, prompts, n_samples=4, max_new_tokens=12, progress=False)
+    replies = generate(demo, anchors, prompts, n_samples=2, max_new_tokens=12, progress=False)
     space = fit_anchors(states)
     return space, fit_probe(space, states, judge(replies)["refusal_rate"], positive="refuses")
 

@@ -533,17 +533,17 @@ def assert_sound(store: Store, name: str, n: int) -> int:
 
 
 def test_processes_write_and_read_at_once(store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    writers = [start_writer(store.folder, name, 25) for name in ("same", "same", "other")]
+    writers = [start_writer(store.folder, name, 10) for name in ("same", "same", "other")]
     seen = []
     while any(writer.poll() is None for writer in writers):
-        seen.append(assert_sound(store, "same", 25))  # the same open store sees what the others add
+        seen.append(assert_sound(store, "same", 10))  # the same open store sees what the others add
     assert [writer.wait() for writer in writers] == [0, 0, 0]
     for writer in writers:
         assert writer.stdout is not None
         writer.stdout.close()
     assert seen == sorted(seen)
-    assert assert_sound(store, "same", 25) == 25
-    assert assert_sound(store, "other", 25) == 25
+    assert assert_sound(store, "same", 10) == 10
+    assert assert_sound(store, "other", 10) == 10
     assert (store.check().status == "ok").all()
     assert not caplog.records
 

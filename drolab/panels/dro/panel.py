@@ -24,6 +24,7 @@ from drolab.dro import (
     TRAINING,
     KeptRun,
     Training,
+    check_probes,
     compare,
     evenly_spaced,
     load_runs,
@@ -479,6 +480,7 @@ def dro(
         >>> panel.result().soft_prompt.name
         'dro-default'
     """
+    check_probes(space, refusal, harmfulness)
     texts = {name: prompt for name, prompt in prompts.items() if not isinstance(prompt, SafetyPrompt) or prompt.text}
     if not texts:
         raise PanelError("None of the prompts has a text to start from: give one, such as load_prompts()['default'].")
