@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from drolab import store as stores
+from drolab.data import validate_queries
 from drolab.dro.training import HISTORY_COLUMNS, Training
 from drolab.errors import DrolabError, StatesError, TrainingError
 from drolab.files import plain_name, read_csv, write_file
@@ -74,6 +75,8 @@ class KeptRun:
     measured: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(MEASURED_COLUMNS)))
     trouble: str = ""
     """Why the training failed, in words."""
+    _start: dict[tuple[Any, ...], tuple[pd.DataFrame, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    """Model and queries → the first tokens before training, as long as there are steps to measure."""
 
     @property
     def run(self) -> DRORun:
@@ -118,14 +121,25 @@ class KeptRun:
 
     def measure(self, step: int, model: ChatModel, judge: FirstTokenJudge, queries: Mapping[str, pd.DataFrame]) -> None:
         """Measure a kept step on each of the query sets, and step 0 if that is not, and add it to `measured`."""
-        start = snapshot(self.run, 0)
-        steps = dict.fromkeys([step] if (self.measured["step"] == 0).any() else [0, step])
-        found = [
-            measure_first_tokens(model, judge, queries, snapshot(self.run, number), number, start=start)
-            for number in steps
-        ]
-        known = [] if self.measured.empty else [self.measured]
-        self.measured = pd.concat([*known, *found]).sort_values("step", kind="stable")
+        found = [] if self.measured.empty else [self.measured]
+        for number in dict.fromkeys([step] if (self.measured["step"] == 0).any() else [0, step]):
+            for name, rows in queries.items():
+                index, now = self._first_tokens(model, rows, number)
+                means = _means(judge, index, now, self._first_tokens(model, rows, 0)[1])
+                found.append(means.assign(step=number, queries=name)[list(MEASURED_COLUMNS)])
+        self.measured = pd.concat(found).sort_values("step", kind="stable")
+        if step == self.n_steps:
+            self._start.clear()  # with a large vocabulary many MB for each run
+
+    def _first_tokens(self, model: ChatModel, queries: pd.DataFrame, step: int) -> tuple[pd.DataFrame, Tensor]:
+        """As from `first_token_probabilities`; the prompt before training is run once for all steps."""
+        if step:
+            return first_token_probabilities(model, queries, snapshot(self.run, step))
+        asked = validate_queries(queries)[["query_id", "text", "harmful"]]
+        key = (model.fingerprint, *asked.itertuples(index=False, name=None))
+        if key not in self._start:
+            self._start[key] = first_token_probabilities(model, queries, snapshot(self.run, 0))
+        return self._start[key]
 
 
 def evenly_spaced(queries: pd.DataFrame, most: int = 24) -> pd.DataFrame:
@@ -153,12 +167,17 @@ def measure_first_tokens(
     """
     parts = []
     for name, rows in queries.items():
-        index, now = first_token_probabilities(model, rows, prompt)
-        measures: dict[str, Any] = {measure: mass.numpy() for measure, mass in judge.masses(now).items()}
-        measures["kl"] = np.nan if start is None else _divergence(first_token_probabilities(model, rows, start)[1], now)
-        means = index.assign(**measures).groupby("harmful")[list(MEASURES)].mean().reset_index()
+        before = None if start is None else first_token_probabilities(model, rows, start)[1]
+        means = _means(judge, *first_token_probabilities(model, rows, prompt), before)
         parts.append(means.assign(step=step, queries=name))
     return pd.concat(parts, ignore_index=True)[list(MEASURED_COLUMNS)]
+
+
+def _means(judge: FirstTokenJudge, index: pd.DataFrame, now: Tensor, before: Tensor | None) -> pd.DataFrame:
+    """`harmful` and MEASURES, one row per class."""
+    measures: dict[str, Any] = {measure: mass.numpy() for measure, mass in judge.masses(now).items()}
+    measures["kl"] = np.nan if before is None else _divergence(before, now)
+    return index.assign(**measures).groupby("harmful")[list(MEASURES)].mean().reset_index()
 
 
 def _divergence(before: Tensor, now: Tensor) -> NDArray[np.float64]:
