@@ -6,7 +6,9 @@ runs compare; where a run's snapshots moved the states; the files that keep runs
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,6 +36,8 @@ from drolab.types import AnchorSpace, DROConfig, DRORun, FitCheck, Probe, SoftPr
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_log = logging.getLogger(__name__)
+
 TRAINING = "training"
 """What the training queries are called among the query sets."""
 MEASURES = ("refusal", "compliance", "other", "kl")
@@ -58,7 +62,8 @@ _KINDS: dict[str, Callable[[str], Any]] = {
     "harmful": {"True": True, "False": False}.__getitem__,
 }
 """How columns are read from a file; the others are numbers, read exactly, as pandas did not before version 3."""
-_ABOUT = "run.json"
+_ABOUT, _SUMS = "run.json", "SHA256SUMS"
+_FILES = ("state.safetensors", "history.csv", "measured.csv", "soft_prompt.safetensors", _ABOUT)
 _SPACE = ("mean", "components", "explained_variance_ratio")
 _SPACE_NUMBERS = ("layer", "residual_variance", "residual_spread", "model_fingerprint")
 _PROBES = ("refusal", "harmfulness")
@@ -374,7 +379,8 @@ def snapshot(run: DRORun, step: int) -> SoftPrompt:
 def save_run(folder: str | Path, name: str, kept: KeptRun) -> Path:
     """Write a run into a folder of its own inside `folder`, and return that: `soft_prompt.safetensors` (see
     `SoftPrompt.save_pretrained`), `state.safetensors` (snapshots, anchor space, probes), `history.csv`,
-    `measured.csv` and `run.json`. A run of this name that is there already is replaced.
+    `measured.csv`, `run.json`, and `SHA256SUMS` of all these (`sha256sum -c SHA256SUMS` checks them). A run of this
+    name that is there already is replaced.
 
     Raises:
         ExportError: the folder cannot be written.
@@ -393,11 +399,19 @@ def save_run(folder: str | Path, name: str, kept: KeptRun) -> Path:
     write_file(place / "measured.csv", kept.measured.to_csv(index=False, na_rep="nan"))
     run.soft_prompt.save_pretrained(place)
     write_file(place / _ABOUT, json.dumps(about, indent=2) + "\n")
+    write_file(place / _SUMS, _checksums(place))
     return place
+
+
+def _checksums(place: Path) -> str:
+    return "".join(f"{hashlib.sha256((place / name).read_bytes()).hexdigest()}  {name}\n" for name in _FILES)
 
 
 def load_runs(folder: str | Path) -> dict[str, KeptRun]:
     """Name → run, of all runs that `save_run` wrote into `folder` (or into a run's own folder).
+
+    What is read is what was saved: the checksums must match. A warning says so if a run has none, because an earlier
+    drolab wrote it.
 
     Raises:
         TrainingError: there is none, or one cannot be read.
@@ -417,6 +431,10 @@ def load_runs(folder: str | Path) -> dict[str, KeptRun]:
 
 
 def _load(place: Path) -> tuple[str, KeptRun]:
+    if not (place / _SUMS).exists():
+        _log.warning("%s has no %s, as an earlier drolab wrote it: look at the run and save it again.", place, _SUMS)
+    elif (place / _SUMS).read_bytes() != _checksums(place).encode():
+        raise ValueError(f"its files are not those that were saved: see `sha256sum -c {_SUMS}`")
     about = json.loads((place / _ABOUT).read_text(encoding="utf-8"))
     state = load_file(place / "state.safetensors")
     history = _read_columns(place / "history.csv", HISTORY_COLUMNS)

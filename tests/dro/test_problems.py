@@ -231,15 +231,17 @@ def test_a_saved_run_still_says_it(still: DRORun, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(found.measured, kept.measured)
 
 
-def test_a_run_of_an_earlier_version_is_read(still: DRORun, tmp_path: Path) -> None:
-    """Its space has no level, its measurements no divergence."""
+def test_a_run_of_an_earlier_version_is_read(still: DRORun, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its space has no level, its measurements no divergence, its files no checksums."""
     place = dro.save_run(tmp_path, "old", dro.KeptRun(loaded=with_drifts(still, 5.0, level=None)))
+    (place / "SHA256SUMS").unlink()
     columns = [name for name in dro.MEASURED_COLUMNS if name != "kl"]
     CASES["no longer itself"][0][columns].to_csv(place / "measured.csv", index=False)
     about = (place / "run.json").read_text()
     assert '"residual_spread": null,' in about
     (place / "run.json").write_text(about.replace('"residual_spread": null,', ""))
     found = dro.load_runs(tmp_path)["old"]
+    assert f"{place} has no SHA256SUMS, as an earlier drolab wrote it" in caplog.text
     assert found.measured["kl"].isna().all()
     assert found.problems == ()
     again = dro.load_runs(dro.save_run(tmp_path / "again", "new", found))["new"]
