@@ -441,7 +441,8 @@ def _check_store(found: Any) -> None:
 # ---------------------------------------------------------------- runs, notebooks
 
 
-def _write_run(folder: Path) -> None:
+@cache
+def _run() -> DRORun:
     soft = SoftPrompt(
         name="mine", embeddings=torch.arange(8.0).reshape(2, 4), init_text="Be kind.", model_fingerprint="f"
     )
@@ -464,7 +465,7 @@ def _write_run(folder: Path) -> None:
         layer=2,
         residual_variance=0.1,
     )
-    run = DRORun(
+    return DRORun(
         soft_prompt=soft,
         history=history,
         config=DROConfig(),
@@ -473,7 +474,28 @@ def _write_run(folder: Path) -> None:
         harmfulness=probe,
         snapshots={0: soft.embeddings * 2, 2: soft.embeddings},
     )
-    save_run(folder, "mine", KeptRun(loaded=run))
+
+
+def _write_run(folder: Path) -> None:
+    save_run(folder, "mine", KeptRun(loaded=_run()))
+
+
+def _run_is_the_saved_one(_: Path, runs: dict[str, KeptRun]) -> bool:
+    return list(runs) == ["mine"] and repr(_plain(runs["mine"].run)) == repr(_plain(_run()))
+
+
+def _plain(value: Any) -> Any:
+    """All that is in it, in lists and numbers."""
+    if isinstance(value, (torch.Tensor, pd.DataFrame)):
+        return value.tolist() if isinstance(value, torch.Tensor) else value.to_numpy().tolist()
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    return _plain(vars(value)) if hasattr(value, "__dict__") else value
+
+
+def _write_older_run(folder: Path) -> None:
+    _write_run(folder)
+    next(folder.glob("*/SHA256SUMS")).unlink()
 
 
 def _runs_hold(folder: Path, runs: dict[str, KeptRun]) -> bool:
@@ -539,7 +561,8 @@ READERS: dict[str, Reader] = {
         write=_write_labels, read=lambda folder: HandJudge.load(folder / "labels.csv"), law=_labels_hold
     ),
     "store": Reader(write=_write_store, read=_read_store),
-    "run folders": Reader(write=_write_run, read=load_runs, law=_runs_hold),
+    "run folders": Reader(write=_write_run, read=load_runs, law=_run_is_the_saved_one),
+    "older run folders": Reader(write=_write_older_run, read=load_runs, law=_runs_hold),
     "notebook parameters": Reader(write=_write_notebook, read=_read_notebook, law=_notebook_holds),
 }
 

@@ -127,6 +127,15 @@ def sample_interval(values: NDArray[np.floating], level: float) -> Interval:
     return interval(float(values.mean()), error, len(values), level)
 
 
+def bounded_interval(values: NDArray[np.floating], level: float, scale: Scale) -> Interval:
+    """Of the mean of independent values, by Student's t on a scale, to whose ends they are bound; as wide as that of
+    `mean_interval` where hardly any value differs from the rest. NaN of one value."""
+    n, bounds = len(values), (scale.back(-math.inf), scale.back(math.inf))
+    error = float(stats.sem(values)) if n > 1 else math.nan
+    found = interval(float(values.mean()), error, n, level, scale)
+    return _around(found, _unseen_bound(values, level, bounds) if nearly_alike(values, level) else None)
+
+
 # ---------------------------------------------------------------- rates and means
 
 
@@ -266,12 +275,17 @@ def unseen_share(n: int, level: float) -> float:
 
 
 def _unseen_bound(values: NDArray[np.floating], level: float, bounds: tuple[float, float] | None) -> Interval:
-    """What the interval of a mean of nearly equal values holds at least: the share of queries that was not seen may
-    have any possible value (Manski 1989, Journal of Human Resources 24). Without bounds it is Student's t."""
+    """What the interval of a mean of nearly equal values holds at least. Without bounds it is Student's t."""
     if bounds is None:
         return sample_interval(values, level)
-    (low, high), mean, share = bounds, float(values.mean()), unseen_share(len(values), level)
-    return Interval(mean, mean - share * (mean - low), mean + share * (high - mean))
+    return unseen_interval(float(values.mean()), len(values), level, bounds)
+
+
+def unseen_interval(value: float, n: int, level: float, bounds: tuple[float, float]) -> Interval:
+    """How far a mean over n queries goes if the share of them that was not seen has any possible value (Manski 1989,
+    Journal of Human Resources 24)."""
+    (low, high), share = bounds, unseen_share(n, level)
+    return Interval(value, value - share * (value - low), value + share * (high - value))
 
 
 def _around(found: Interval, least: Interval | None) -> Interval:
@@ -379,15 +393,17 @@ def crossval_interval(
     Args:
         draws: the number in resampled held-out queries.
         refits: the number with each group left out of training; none gives an interval of the fits as they are.
-        bounds: the range of the number. An estimate at its end has an interval with a width all the same: no draw can
-            show otherwise, so half the queries count as trials of which none failed.
+        bounds: the range of the number. An estimate at its end, or one that is the same in all draws, has an interval
+            with a width all the same: no draw can show otherwise, so half the queries count as trials of which none
+            failed.
     """
     low, high = percentiles(draws, widened(level, n_queries))
     half = stats.norm.ppf((1 + level) / 2) * (jackknife_error(refits) if len(refits) else 0.0)
     low, high = value - np.hypot(value - low, half), value + np.hypot(high - value, half)
-    unseen = (bounds[1] - bounds[0]) * (1 - ((1 - level) / 2) ** (2 / n_queries))
-    low = min(low, value - unseen) if value == bounds[1] else low
-    high = max(high, value + unseen) if value == bounds[0] else high
+    unseen = 1 - ((1 - level) / 2) ** (2 / n_queries)
+    still = high - low < 1e-9
+    low = min(low, value - unseen * (value - bounds[0])) if still or value == bounds[1] else low
+    high = max(high, value + unseen * (bounds[1] - value)) if still or value == bounds[0] else high
     return Interval(float(value), *(float(np.clip(end, *bounds).round(12)) for end in (low, high)))
 
 

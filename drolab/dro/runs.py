@@ -6,7 +6,9 @@ runs compare; where a run's snapshots moved the states; the files that keep runs
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from drolab import store as stores
+from drolab.data import validate_queries
 from drolab.dro.training import HISTORY_COLUMNS, Training
 from drolab.errors import DrolabError, StatesError, TrainingError
 from drolab.files import plain_name, read_csv, write_file
@@ -32,6 +35,8 @@ from drolab.types import AnchorSpace, DROConfig, DRORun, FitCheck, Probe, SoftPr
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_log = logging.getLogger(__name__)
 
 TRAINING = "training"
 """What the training queries are called among the query sets."""
@@ -57,7 +62,8 @@ _KINDS: dict[str, Callable[[str], Any]] = {
     "harmful": {"True": True, "False": False}.__getitem__,
 }
 """How columns are read from a file; the others are numbers, read exactly, as pandas did not before version 3."""
-_ABOUT = "run.json"
+_ABOUT, _SUMS = "run.json", "SHA256SUMS"
+_FILES = ("state.safetensors", "history.csv", "measured.csv", "soft_prompt.safetensors", _ABOUT)
 _SPACE = ("mean", "components", "explained_variance_ratio")
 _SPACE_NUMBERS = ("layer", "residual_variance", "residual_spread", "model_fingerprint")
 _PROBES = ("refusal", "harmfulness")
@@ -74,6 +80,8 @@ class KeptRun:
     measured: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(MEASURED_COLUMNS)))
     trouble: str = ""
     """Why the training failed, in words."""
+    _start: dict[tuple[Any, ...], tuple[pd.DataFrame, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    """Model and queries → the first tokens before training, as long as there are steps to measure."""
 
     @property
     def run(self) -> DRORun:
@@ -118,14 +126,25 @@ class KeptRun:
 
     def measure(self, step: int, model: ChatModel, judge: FirstTokenJudge, queries: Mapping[str, pd.DataFrame]) -> None:
         """Measure a kept step on each of the query sets, and step 0 if that is not, and add it to `measured`."""
-        start = snapshot(self.run, 0)
-        steps = dict.fromkeys([step] if (self.measured["step"] == 0).any() else [0, step])
-        found = [
-            measure_first_tokens(model, judge, queries, snapshot(self.run, number), number, start=start)
-            for number in steps
-        ]
-        known = [] if self.measured.empty else [self.measured]
-        self.measured = pd.concat([*known, *found]).sort_values("step", kind="stable")
+        found = [] if self.measured.empty else [self.measured]
+        for number in dict.fromkeys([step] if (self.measured["step"] == 0).any() else [0, step]):
+            for name, rows in queries.items():
+                index, now = self._first_tokens(model, rows, number)
+                means = _means(judge, index, now, self._first_tokens(model, rows, 0)[1])
+                found.append(means.assign(step=number, queries=name)[list(MEASURED_COLUMNS)])
+        self.measured = pd.concat(found).sort_values("step", kind="stable")
+        if step == self.n_steps:
+            self._start.clear()  # with a large vocabulary many MB for each run
+
+    def _first_tokens(self, model: ChatModel, queries: pd.DataFrame, step: int) -> tuple[pd.DataFrame, Tensor]:
+        """As from `first_token_probabilities`; the prompt before training is run once for all steps."""
+        if step:
+            return first_token_probabilities(model, queries, snapshot(self.run, step))
+        asked = validate_queries(queries)[["query_id", "text", "harmful"]]
+        key = (model.fingerprint, *asked.itertuples(index=False, name=None))
+        if key not in self._start:
+            self._start[key] = first_token_probabilities(model, queries, snapshot(self.run, 0))
+        return self._start[key]
 
 
 def evenly_spaced(queries: pd.DataFrame, most: int = 24) -> pd.DataFrame:
@@ -153,12 +172,17 @@ def measure_first_tokens(
     """
     parts = []
     for name, rows in queries.items():
-        index, now = first_token_probabilities(model, rows, prompt)
-        measures: dict[str, Any] = {measure: mass.numpy() for measure, mass in judge.masses(now).items()}
-        measures["kl"] = np.nan if start is None else _divergence(first_token_probabilities(model, rows, start)[1], now)
-        means = index.assign(**measures).groupby("harmful")[list(MEASURES)].mean().reset_index()
+        before = None if start is None else first_token_probabilities(model, rows, start)[1]
+        means = _means(judge, *first_token_probabilities(model, rows, prompt), before)
         parts.append(means.assign(step=step, queries=name))
     return pd.concat(parts, ignore_index=True)[list(MEASURED_COLUMNS)]
+
+
+def _means(judge: FirstTokenJudge, index: pd.DataFrame, now: Tensor, before: Tensor | None) -> pd.DataFrame:
+    """`harmful` and MEASURES, one row per class."""
+    measures: dict[str, Any] = {measure: mass.numpy() for measure, mass in judge.masses(now).items()}
+    measures["kl"] = np.nan if before is None else _divergence(before, now)
+    return index.assign(**measures).groupby("harmful")[list(MEASURES)].mean().reset_index()
 
 
 def _divergence(before: Tensor, now: Tensor) -> NDArray[np.float64]:
@@ -355,7 +379,8 @@ def snapshot(run: DRORun, step: int) -> SoftPrompt:
 def save_run(folder: str | Path, name: str, kept: KeptRun) -> Path:
     """Write a run into a folder of its own inside `folder`, and return that: `soft_prompt.safetensors` (see
     `SoftPrompt.save_pretrained`), `state.safetensors` (snapshots, anchor space, probes), `history.csv`,
-    `measured.csv` and `run.json`. A run of this name that is there already is replaced.
+    `measured.csv`, `run.json`, and `SHA256SUMS` of all these (`sha256sum -c SHA256SUMS` checks them). A run of this
+    name that is there already is replaced.
 
     Raises:
         ExportError: the folder cannot be written.
@@ -374,11 +399,19 @@ def save_run(folder: str | Path, name: str, kept: KeptRun) -> Path:
     write_file(place / "measured.csv", kept.measured.to_csv(index=False, na_rep="nan"))
     run.soft_prompt.save_pretrained(place)
     write_file(place / _ABOUT, json.dumps(about, indent=2) + "\n")
+    write_file(place / _SUMS, _checksums(place))
     return place
+
+
+def _checksums(place: Path) -> str:
+    return "".join(f"{hashlib.sha256((place / name).read_bytes()).hexdigest()}  {name}\n" for name in _FILES)
 
 
 def load_runs(folder: str | Path) -> dict[str, KeptRun]:
     """Name → run, of all runs that `save_run` wrote into `folder` (or into a run's own folder).
+
+    What is read is what was saved: the checksums must match. A warning says so if a run has none, because an earlier
+    drolab wrote it.
 
     Raises:
         TrainingError: there is none, or one cannot be read.
@@ -398,6 +431,10 @@ def load_runs(folder: str | Path) -> dict[str, KeptRun]:
 
 
 def _load(place: Path) -> tuple[str, KeptRun]:
+    if not (place / _SUMS).exists():
+        _log.warning("%s has no %s, as an earlier drolab wrote it: look at the run and save it again.", place, _SUMS)
+    elif (place / _SUMS).read_bytes() != _checksums(place).encode():
+        raise ValueError(f"its files are not those that were saved: see `sha256sum -c {_SUMS}`")
     about = json.loads((place / _ABOUT).read_text(encoding="utf-8"))
     state = load_file(place / "state.safetensors")
     history = _read_columns(place / "history.csv", HISTORY_COLUMNS)

@@ -23,7 +23,8 @@ where the edited model has forgotten what it would have said, and is the form us
 Columns of every table: `harmful, n` (queries), `refusal, refusal_low, refusal_high, change, change_low, change_high,
 compliance, other, kl`; `change` is the refusal under the edit minus that of the same queries without it. Intervals are
 over queries, the edits as given: Student's t, for `refusal` on the scale of a logit, on which a mean near an end has
-its longer side inwards. docs/evidence.md has the simulations of both.
+its longer side inwards. docs/evidence.md has the simulations of both. Where hardly any query differs from the rest,
+also where nothing is edited, they allow for queries that were not seen, as `evidence.mean_interval` does.
 
 The last column, `note`, says why a row should not be trusted; it is empty if nothing speaks against it. An edit breaks
 the model where `other` rises by more than BROKEN_OTHER, and an ablation also where the `kl` of harmless queries is
@@ -47,7 +48,7 @@ from drolab.data import validate_queries
 from drolab.errors import StatesError
 from drolab.evidence.shifts import null_directions
 from drolab.inference import divergence, hidden_states, next_tokens
-from drolab.intervals import LOGIT, PLAIN, Scale, check_settings, interval
+from drolab.intervals import CHANGE, LOGIT, Scale, bounded_interval, check_settings
 from drolab.judges import FirstTokenJudge
 from drolab.models import (
     Ablate,
@@ -416,7 +417,7 @@ def effect_table(
         rows = np.flatnonzero(harmful == kind)
         change = after[:, rows, 0] - before[rows, 0]
         columns = _with_interval("refusal", after[:, rows, 0], level, LOGIT)
-        columns |= _with_interval("change", change, level, PLAIN)
+        columns |= _with_interval("change", change, level, CHANGE)
         columns |= dict(zip(_MEASURES[1:], after[:, rows, 1:].mean(axis=1).T, strict=True))
         start = before[rows, _OTHER].mean()
         if whole is not None:
@@ -463,11 +464,8 @@ def _with_problems(table: pd.DataFrame, judge: FirstTokenJudge, directions: Dire
 
 def _with_interval(name: str, values: Array, level: float, scale: Scale) -> dict[str, Array]:
     """Columns of the means of values, [n_plans, n], and of their limits."""
-    n, means = values.shape[1], values.mean(axis=1)
-    errors = values.std(axis=1, ddof=1) / np.sqrt(n) if n > 1 else np.full(len(values), np.nan)
-    limits = [interval(*both, n, level, scale) for both in zip(means, errors, strict=True)]
-    low, high = np.array([(one.low, one.high) for one in limits]).reshape(-1, 2).T.round(12)
-    return {name: means.round(12), f"{name}_low": low, f"{name}_high": high}
+    found = np.array([bounded_interval(row, level, scale) for row in values]).reshape(-1, 3).T.round(12)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
 
 
 def _recovered(change: Array, total: Array, level: float) -> dict[str, Any]:
@@ -476,7 +474,8 @@ def _recovered(change: Array, total: Array, level: float) -> dict[str, Any]:
 
         (c - ρ t)² ≤ q² (s²_c - 2 ρ s_ct + ρ² s²_t) / n,    with means c, t, (co)variances s, and Student's quantile q.
 
-    It is bounded where the interval of the total does not contain 0.
+    It is bounded where the interval of the total does not contain 0. A share that is the same for every query has no
+    limits: nothing tells what it would be for others.
     """
     n, top, bottom = len(total), change.mean(axis=1), total.mean()
     columns = dict.fromkeys(("recovered", "recovered_low", "recovered_high"), np.nan)
@@ -488,6 +487,7 @@ def _recovered(change: Array, total: Array, level: float) -> dict[str, Any]:
         if (square := bottom**2 - reach * spread) > 0:
             middle, last = top * bottom - reach * both, top**2 - reach * own
             half = np.sqrt(np.clip(middle**2 - square * last, 0, None))
+            half[np.ptp(change - np.outer(top / bottom, total), axis=1) < 1e-12] = np.nan
             found = top / bottom, (middle - half) / square, (middle + half) / square
             columns = dict(zip(columns, (values.round(12) for values in found), strict=True))
     return {"total": bottom, **columns}

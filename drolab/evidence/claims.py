@@ -62,6 +62,8 @@ VERDICTS = (SUPPORTED, NOT_SUPPORTED, TOO_LITTLE, CANNOT, BY_DESIGN)
 
 FEWEST = 5
 """Queries that a power table asks for at least."""
+FEWEST_OF_A_CLASS = 4
+"""Queries that a claim about a class rests on at least."""
 
 COLUMNS = (
     *("claim", "under", "estimate", "low", "high", "null_low", "null_high", "threshold", "side", "n", "unit"),
@@ -159,7 +161,9 @@ def verdict(
         states: of queries of both classes on which neither `space` nor `refusal` was fitted, under the baseline and
             all prompts named below.
         scores: from `judge`, of the same queries under the baseline, the safety prompts and the trained ones. Several
-            judges as name → scores: each claim about refusals then has a row for each.
+            judges as name → scores: each claim about refusals then has a row for each. A claim rests on the queries
+            that the judge has an opinion of under all prompts which the claim compares (`n` says how many): others
+            are missing from its scores, or have a rate of NaN.
         safety: the prompts that the claims are about, two at least.
         refusal: the probe; or name → probe, such as one fitted with each judge. None where none could be fitted, see
             `probing.try_probe`.
@@ -171,12 +175,13 @@ def verdict(
         n_null: draws of each null.
 
     A claim cannot be tested here, and is not, if it rests on a probe that has a problem (see `fit_probe`) or is not
-    there, or on rates that are the same for all queries under all prompts.
+    there, on rates that are the same for all queries under all prompts, or on fewer than 4 queries of a class with an
+    opinion of the judge.
 
     Raises:
         StatesError: fewer than 4 queries of a class; states or prompts are missing, see `shifts`,
             `shift_similarity` and `auc_change`.
-        QueryError: a query or prompt without a score.
+        QueryError: a query and prompt with two scores of one judge.
 
     Examples:
         >>> import drolab
@@ -205,8 +210,8 @@ def verdict(
     named = {*safety, *(name for _, chosen in control_sets for name in chosen), *(trained or {})}
     if unknown := sorted((named | {*(trained or {}).values()}) - set(moved.prompts)):
         raise StatesError(f"No states under {unknown}: compute them with hidden_states(model, queries, prompts).")
-    if min((moved.queries["harmful"] == kind).sum() for kind in (True, False)) < 4:
-        raise StatesError("A verdict needs at least 4 queries of each class: pass more queries.")
+    if min(len(moved.rows(kind)) for kind in (True, False)) < FEWEST_OF_A_CLASS:
+        raise StatesError(f"A verdict needs at least {FEWEST_OF_A_CLASS} queries of each class: pass more queries.")
     nulls = _Nulls(n=n_null, level=level, generator=np.random.default_rng(random_state))
     found = _separable(states, space, safety, baseline, random_state, nulls)
     found += _alike(moved, safety, control_sets, nulls)
@@ -305,9 +310,11 @@ class _Nulls:
         return float(low), float(high)
 
     def sign_flips(self, samples: Sequence[Array]) -> tuple[float, float]:
-        """Of a sum of means whose samples get random signs."""
+        """Of a sum of means whose samples get random signs. A value of NaN gets one, too, and counts for nothing: what
+        is drawn for other judges does not depend on what this one has an opinion of."""
         flips = (self.generator.integers(0, 2, size=(self.n, len(values))) * 2.0 - 1 for values in samples)
-        means = [signs @ values / len(values) for signs, values in zip(flips, samples, strict=True)]
+        known = [max(np.isfinite(values).sum(), 1) for values in samples]
+        means = [signs @ np.nan_to_num(own) / n for signs, own, n in zip(flips, samples, known, strict=True)]
         return self.limits(np.sum(means, axis=0))
 
 
@@ -354,7 +361,7 @@ def _alike(
 def _along(moved: Shifts, space: AnchorSpace, refusal: Probe | str, nulls: _Nulls) -> Measured:
     """`refusal`: the probe, or why there is none."""
     if isinstance(refusal, str):
-        return _unmeasured(ALONG, moved, refusal)
+        return _unmeasured(ALONG, len(moved.queries), refusal)
     moments = moved.moments(probe_directions(space, refusal))
     value, error = cosine_along(moments, range(len(moments.parts)))
     means = unit(np.stack([part.mean(axis=0) for part in moments.parts]))
@@ -371,28 +378,23 @@ class _Rates:
     column: str
     moved: Shifts
 
-    def of(self, harmful: bool, prompt: str) -> Array:
-        """[n]: the rates of a class's queries under a prompt."""
+    def of(self, harmful: bool, prompts: Sequence[str]) -> Array:
+        """[n_prompts, n]: the rates of a class's queries; NaN under all prompts if there is no opinion under one."""
         if not self.scores.index.is_unique:
             first = self.scores.index[self.scores.index.duplicated()][0]
             raise QueryError(f"The scores have {first} twice: pass each judge's once, several judges by name.")
         queries = self.moved.queries.loc[self.moved.rows(harmful), "query_id"]
-        wanted = pd.MultiIndex.from_product([queries, [prompt]])
-        rates: Array = self.scores[self.column].reindex(wanted).to_numpy(dtype=np.float64)
-        if np.isnan(rates).any():
-            raise QueryError(
-                f"{int(np.isnan(rates).sum())} queries have no {self.column} under {prompt!r} (first: "
-                f"{queries[np.isnan(rates)].iloc[0]!r}): judge replies of the same queries under the same prompts. "
-                "A query that the judge has no opinion of is not among its scores: leave it out of the states, too."
-            )
-        return rates
+        wanted = pd.MultiIndex.from_product([prompts, queries]).swaplevel()
+        found = self.scores[self.column].reindex(wanted).to_numpy(dtype=np.float64, na_value=np.nan)
+        rates: Array = found.reshape(len(prompts), -1)
+        return np.where(np.isnan(rates).any(axis=0), np.nan, rates)
 
 
 def _refusals(rates: _Rates, safety: Sequence[str], baseline: str, nulls: _Nulls) -> list[Measured]:
     found = []
     for claim, harmful in ((HARMFUL, True), (HARMLESS, False)):
-        before, after = rates.of(harmful, baseline), np.stack([rates.of(harmful, prompt) for prompt in safety])
-        found.append(_mean(claim, [after.mean(axis=0) - before], nulls, _all_alike(before, after)))
+        own = rates.of(harmful, [baseline, *safety])
+        found.append(_mean(claim, [own[1:].mean(axis=0) - own[0]], nulls, _all_alike(own)))
     return found
 
 
@@ -400,23 +402,19 @@ def _apart(rates: _Rates, trained: Mapping[str, str], nulls: _Nulls) -> list[Mea
     """Per trained prompt, by what DRO did not train: the refusals of harmful queries less those of harmless ones."""
     found = []
     for prompt, init in trained.items():
-        pairs = [(rates.of(harmful, prompt), rates.of(harmful, init)) for harmful in (True, False)]
-        up, down = (after - before for after, before in pairs)
-        found.append(
-            _mean(
-                _of(APART, prompt, trained), [up, -down], nulls, _all_alike(*(rate for pair in pairs for rate in pair))
-            )
-        )
+        both = [rates.of(harmful, [prompt, init]) for harmful in (True, False)]
+        up, down = (after - before for after, before in both)
+        found.append(_mean(_of(APART, prompt, trained), [up, -down], nulls, _all_alike(*both)))
     return found
 
 
 def _all_alike(*rates: Array) -> str:
     """In words, if there is nothing to compare."""
-    first = rates[0].flat[0]
-    if any((part.round(12) != first.round(12)).any() for part in rates):
+    found = np.unique(np.concatenate(rates, axis=None).round(12))
+    if len(known := found[~np.isnan(found)]) != 1:
         return ""
     return (
-        f"The rate is {first:g} for every query under every prompt: take queries that the model treats differently, "
+        f"The rate is {known[0]:g} for every query under every prompt: take queries that the model treats differently, "
         "more samples, or another judge."
     )
 
@@ -425,7 +423,7 @@ def _logits_apart(
     moved: Shifts, refusal: Probe | str, space: AnchorSpace, trained: Mapping[str, str], nulls: _Nulls
 ) -> list[Measured]:
     if isinstance(refusal, str):
-        return [_unmeasured(_of(LOGIT_APART, prompt, trained), moved, refusal) for prompt in trained]
+        return [_unmeasured(_of(LOGIT_APART, prompt, trained), len(moved.queries), refusal) for prompt in trained]
     slope = refusal.slope(space).numpy()
     found = []
     for prompt, init in trained.items():
@@ -437,8 +435,8 @@ def _logits_apart(
     return found
 
 
-def _unmeasured(claim: Claim, moved: Shifts, reason: str) -> Measured:
-    return Measured(claim, math.nan, math.nan, len(moved.queries), (math.nan, math.nan), reason=reason)
+def _unmeasured(claim: Claim, n: int, reason: str) -> Measured:
+    return Measured(claim, math.nan, math.nan, n, (math.nan, math.nan), reason=reason)
 
 
 def _of(claim: Claim, prompt: str, trained: Mapping[str, str]) -> Claim:
@@ -446,11 +444,19 @@ def _of(claim: Claim, prompt: str, trained: Mapping[str, str]) -> Claim:
 
 
 def _mean(claim: Claim, samples: Sequence[Array], nulls: _Nulls, reason: str = "") -> Measured:
-    """A claim about the sum of the means of independent samples."""
+    """A claim about the sum of the means of independent samples; NaN is no value."""
     samples = [values.round(12) for values in samples]  # differences of equal fractions must be equal numbers
+    null = nulls.sign_flips(samples)
+    samples = [values[~np.isnan(values)] for values in samples]
+    n = sum(map(len, samples))
+    if (fewest := min(map(len, samples))) < FEWEST_OF_A_CLASS:
+        reason = (
+            f"The judge has an opinion of {fewest} queries of a class under all prompts compared, and "
+            f"{FEWEST_OF_A_CLASS} are needed: sample more or longer replies, or take another judge."
+        )
+        return _unmeasured(claim, n, reason)
     error = float(np.sqrt(sum(_error(values) ** 2 for values in samples)))
-    estimate, n = float(sum(values.mean() for values in samples)), sum(map(len, samples))
-    return Measured(claim, estimate, error, n, nulls.sign_flips(samples), reason=reason)
+    return Measured(claim, float(sum(values.mean() for values in samples)), error, n, null, reason=reason)
 
 
 def _error(values: Array) -> float:

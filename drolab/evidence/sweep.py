@@ -126,7 +126,7 @@ def measure_sites(
     queries that the readouts were fitted on (see `drolab.probing.crossval`). Shifts are measured without the bias of
     noise, and their intervals leave out one query at a time, with all its prompts (see
     `drolab.evidence.shift_products`); the direction is taken as given. Where all states are equal (layer 0 at a token
-    of the template), readouts are at chance and shifts are NaN.
+    of the template), readouts are at chance, give or take what so few queries can show, and shifts are NaN.
 
     Args:
         refusal_rate: by (query_id, prompt), such as `judge(…)["refusal_rate"]`: all queries, under any of the prompts.

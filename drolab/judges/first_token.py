@@ -13,7 +13,7 @@ from torch import Tensor
 
 from drolab.errors import QueryError
 from drolab.inference import first_token_probabilities
-from drolab.intervals import check_settings
+from drolab.intervals import check_settings, unseen_interval
 from drolab.judges.base import AnyJudge, check_responses, refused
 from drolab.judges.string_rule import is_refusal
 from drolab.models import ChatModel, Prompt, split_reply
@@ -147,8 +147,8 @@ def score_agreement(
 
     Returns:
         Rows pearson, spearman, mean_absolute_error; columns value, low, high (95 % bootstrap over queries; NaN with
-        fewer than 4 queries: two points always lie on a line), n (pairs). A correlation is NaN where one side is
-        constant.
+        fewer than 4 queries: two points always lie on a line; where all resamples agree, as far as unseen queries may
+        lead, see `evidence.mean_interval`), n (pairs). A correlation is NaN where one side is constant.
 
     Raises:
         QueryError: no pair of query and prompt is in both, or one is there twice.
@@ -162,8 +162,11 @@ def score_agreement(
     draws = generator.integers(len(rows_of_query), size=(n_bootstrap, len(rows_of_query)))
     resampled = [_agreement(values[np.concatenate([rows_of_query[number] for number in draw])]) for draw in draws]
     limits = pd.DataFrame(resampled).quantile([0.025, 0.975])  # leaves out resamples with a constant side
-    low, high = limits.to_numpy() if len(rows_of_query) >= 4 else np.full((2, 3), np.nan)
-    table = pd.DataFrame({"value": _agreement(values), "low": low, "high": high, "n": len(pairs)})
+    low, high = limits.to_numpy(copy=True) if len(rows_of_query) >= 4 else np.full((2, 3), np.nan)
+    found = _agreement(values)
+    for row in np.flatnonzero(high - low < 1e-9):
+        _, low[row], high[row] = unseen_interval(found[row], len(rows_of_query), 0.95, (0 if row == 2 else -1, 1))
+    table = pd.DataFrame({"value": found, "low": low, "high": high, "n": len(pairs)})
     return table.set_index(pd.Index(["pearson", "spearman", "mean_absolute_error"], name="measure"))
 
 

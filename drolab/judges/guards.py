@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import pandas as pd
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -56,6 +57,7 @@ class _ModelGuard:
         Raises:
             QueryError: no responses, a column (text, response) is missing, or a value is no text.
             ModelError: a query is longer than the guard can read. Of a long response it reads the beginning.
+            ChatTemplateError: the guard's template drops the query or the response.
         """
         return self.scores(responses, progress=progress)["unsafe"]
 
@@ -126,7 +128,11 @@ class LlamaGuard(_ModelGuard):
         return cls(_load(name_or_path, "llama-guard", options))
 
     def prompt(self, query: str, response: str) -> str:
-        """The text that the guard reads."""
+        """The text that the guard reads.
+
+        Raises:
+            ChatTemplateError: the template drops the query or the response.
+        """
         return _render(self.model, query, response)
 
     def scores(self, responses: pd.DataFrame, *, progress: Progress = False) -> pd.DataFrame:
@@ -187,7 +193,11 @@ class ShieldGemma(_ModelGuard):
         return cls(_load(name_or_path, "shieldgemma", options))
 
     def prompt(self, query: str, response: str, policy: str) -> str:
-        """The text that the guard reads about one of the policies."""
+        """The text that the guard reads about one of the policies.
+
+        Raises:
+            ChatTemplateError: the template drops the query or the response.
+        """
         guideline = f'* "{policy}": The chatbot shall not generate content that {self.policies[policy]}.'
         return _render(self.model, query, response, guideline=guideline)
 
@@ -440,8 +450,32 @@ def _load(name_or_path: str | Path, template: str, options: dict[str, Any]) -> C
         return load_model(name_or_path, **options | {"chat_template": jinja})
 
 
+_MARKERS = ("DROLAB0QUERY", "DROLAB0RESPONSE")
+
+
 def _render(model: ChatModel, query: str, response: str, **values: str) -> str:
-    messages = [{"role": "user", "content": query}, {"role": "assistant", "content": response}]
+    """The chat of both; as parts of text where the template reads nothing else, as those of models that see images."""
+    problems = []
+    for parts in (False, True):
+        try:
+            text = _chat(model, *_MARKERS, parts, values)
+            written = "'type': 'text'" in text  # parts as Python writes them
+            if all(marker in text for marker in _MARKERS) and not written:
+                return _chat(model, query, response, parts, values)
+            problems.append("drops the query or the response")
+        except (TemplateError, TypeError) as error:
+            problems.append(f"cannot render a query and a response ({error})")
+    raise ChatTemplateError(
+        f"The chat template of the guard {model.name!r} {problems[0]}: load it with chat_template=…, Jinja text that "
+        "writes both."
+    )
+
+
+def _chat(model: ChatModel, query: str, response: str, parts: bool, values: Mapping[str, str]) -> str:
+    messages: list[Any] = [
+        {"role": role, "content": [{"type": "text", "text": text}] if parts else text}
+        for role, text in (("user", query), ("assistant", response))
+    ]
     options: dict[str, Any] = {"tokenize": False, **values}
     return str(model.tokenizer.apply_chat_template(messages, **options))
 

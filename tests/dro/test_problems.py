@@ -14,7 +14,7 @@ import torch
 from helpers.training import CAREFUL, QUERIES, SHORT_RUN, Setting, setting_of
 
 from drolab import dro
-from drolab.inference import next_tokens
+from drolab.inference import first_token_probabilities, next_tokens
 from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel, encode
 from drolab.types import DROConfig, DRORun, FitCheck, SoftPrompt
@@ -114,6 +114,40 @@ def test_the_baseline_is_measured_with_any_step(setting: Setting, still: DRORun)
     assert rows["kl"].iloc[1] > 0.01
 
 
+def test_the_baseline_is_run_once_for_each_query_set(
+    setting: Setting, still: DRORun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And again for other queries under the same name, and where the last step is measured nothing is held any more."""
+    ran: list[str] = []
+
+    def counted(model: ChatModel, queries: pd.DataFrame, prompt: SoftPrompt) -> tuple[pd.DataFrame, torch.Tensor]:
+        ran.append(prompt.name)
+        return first_token_probabilities(model, queries, prompt)
+
+    monkeypatch.setattr("drolab.dro.runs.first_token_probabilities", counted)
+    kept, steps = dro.KeptRun(loaded=still), sorted(still.snapshots)[1:]
+    assert len(steps) > 1
+    sets = {dro.TRAINING: QUERIES, "others": QUERIES.iloc[::2]}
+    for step in steps:
+        kept.measure(step, setting.model, JUDGE, sets)
+    assert sum(name.endswith("@0") for name in ran) == len(sets)
+    assert len(ran) == len(sets) * (1 + len(steps))
+    assert not kept._start
+    start = dro.snapshot(still, 0)
+    for step, rows in kept.measured.groupby("step"):
+        number = int(step)  # type: ignore[arg-type]
+        alone = dro.measure_first_tokens(setting.model, JUDGE, sets, dro.snapshot(still, number), number, start=start)
+        pd.testing.assert_frame_equal(rows.reset_index(drop=True), alone, check_exact=True)
+    other = dro.KeptRun(loaded=still)
+    other.measure(steps[0], setting.model, JUDGE, {"mine": QUERIES.iloc[::2]})
+    other.measure(steps[1], setting.model, JUDGE, {"mine": QUERIES})
+    alone = dro.measure_first_tokens(
+        setting.model, JUDGE, {"mine": QUERIES}, dro.snapshot(still, steps[1]), steps[1], start=start
+    )
+    found = other.measured[other.measured["step"] == steps[1]]
+    pd.testing.assert_frame_equal(found.reset_index(drop=True), alone, check_exact=True)
+
+
 def log_probabilities(model: ChatModel, run: DRORun, step: int) -> torch.Tensor:
     batch = encode(model, QUERIES["text"].tolist(), dro.snapshot(run, step))
     found = torch.empty(len(QUERIES), 0)
@@ -197,15 +231,17 @@ def test_a_saved_run_still_says_it(still: DRORun, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(found.measured, kept.measured)
 
 
-def test_a_run_of_an_earlier_version_is_read(still: DRORun, tmp_path: Path) -> None:
-    """Its space has no level, its measurements no divergence."""
+def test_a_run_of_an_earlier_version_is_read(still: DRORun, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its space has no level, its measurements no divergence, its files no checksums."""
     place = dro.save_run(tmp_path, "old", dro.KeptRun(loaded=with_drifts(still, 5.0, level=None)))
+    (place / "SHA256SUMS").unlink()
     columns = [name for name in dro.MEASURED_COLUMNS if name != "kl"]
     CASES["no longer itself"][0][columns].to_csv(place / "measured.csv", index=False)
     about = (place / "run.json").read_text()
     assert '"residual_spread": null,' in about
     (place / "run.json").write_text(about.replace('"residual_spread": null,', ""))
     found = dro.load_runs(tmp_path)["old"]
+    assert f"{place} has no SHA256SUMS, as an earlier drolab wrote it" in caplog.text
     assert found.measured["kl"].isna().all()
     assert found.problems == ()
     again = dro.load_runs(dro.save_run(tmp_path / "again", "new", found))["new"]

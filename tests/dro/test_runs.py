@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,42 @@ def test_a_table_without_its_columns_is_no_run(
 ) -> None:
     path = dro.save_run(tmp_path, "mine", dro.KeptRun(loaded=finished)) / file
     assert dro.load_runs(tmp_path)["mine"].run.history.equals(finished.history)
+    (path.parent / "SHA256SUMS").unlink()
     path.write_text(path.read_text().replace(*change, 1))
     with pytest.raises(TrainingError, match=f"{file} (must have the columns|cannot be read as .csv)"):
         dro.load_runs(tmp_path)
+
+
+def test_every_flipped_bit_is_found(finished: DRORun, tmp_path: Path) -> None:
+    """Some of each file; without the checksums many are read as another value."""
+    place = dro.save_run(tmp_path, "mine", dro.KeptRun(loaded=finished))
+    sums = place / "SHA256SUMS"
+    said = dict(reversed(line.split("  ")) for line in sums.read_text().splitlines())  # as sha256sum -c reads it
+    assert said == {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in place.iterdir() if path != sums
+    }
+    draw, unseen = random.Random(0), 0
+    for path in sorted(place.iterdir()):
+        sound = path.read_bytes()
+        for bit in draw.sample(range(8 * len(sound)), 60):
+            flipped = bytearray(sound)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            with pytest.raises(TrainingError, match=r"The run in .*mine cannot be read \("):
+                dro.load_runs(tmp_path)
+            if path != sums:
+                unseen += read_without(sums, tmp_path)
+        path.write_bytes(sound)
+    assert dro.load_runs(tmp_path)["mine"].run.history.equals(finished.history)
+    assert unseen > 30
+
+
+def read_without(sums: Path, folder: Path) -> bool:
+    """The control: whether the run is read if it has no checksums."""
+    kept = sums.rename(folder / "aside")
+    try:
+        return bool(dro.load_runs(folder))
+    except TrainingError:
+        return False
+    finally:
+        kept.rename(sums)

@@ -301,7 +301,7 @@ def test_dose_zero_is_the_unmodified_model(planted: Planted) -> None:
     table = dosed(planted, {"planted": planted.direction}, n_random=2)
     plain = JUDGE.masses(first_token_probabilities(planted.model, QUERIES, NONE)[1])["refusal"]
     still = table[table["dose"] == 0]
-    assert (still[["change", "change_low", "change_high", "kl"]].abs() < 1e-12).all(axis=None)
+    assert (still[["change", "kl"]].abs() < 1e-12).all(axis=None)
     assert still["p_value"].isna().all()
     for harmful, part in still.groupby("harmful"):
         expected = float(plain[torch.tensor(QUERIES["harmful"].to_numpy() == harmful)].mean())

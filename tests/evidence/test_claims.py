@@ -163,12 +163,8 @@ def test_claims_without_their_prompts_are_left_out() -> None:
     ]
 
 
-def test_missing_scores_and_prompts_are_named() -> None:
+def test_missing_prompts_are_named() -> None:
     states = states_of()
-    with pytest.raises(
-        QueryError, match=r"1 queries have no refusal_rate under 'short' \(first: 'q3'\): judge replies"
-    ):
-        reach(states, rates(states).drop(("q3", "short")))
     for options in ({"controls": ("neutral",)}, {"trained": {"neutral": "long"}}, {"trained": {"long": "neutral"}}):
         with pytest.raises(StatesError, match=r"No states under \['neutral'\]: compute them"):
             reach(states, **options)
@@ -323,6 +319,54 @@ def test_several_judges_and_controls_show_where_the_decision_depends_on_them() -
     summary = result.summary().set_index("claim")["verdict"]
     assert summary[HARMFUL.text] == "supported (strict); not supported (blind)"
     assert summary[ALIKE.text] == claims.SUPPORTED
+
+
+REFUSALS = [HARMFUL.text, HARMLESS.text, APART.text]
+
+
+def test_a_claim_rests_on_the_queries_that_the_judge_has_an_opinion_of() -> None:
+    """As if there were no others: whether they are missing or NaN, and only where they are compared."""
+    states = states_of()
+    sound = rates(states)
+    gone = [("q3", "short"), ("q4", "trained"), ("q60", "none")]
+    unsure = sound.astype({"refusal_rate": "Float64"})
+    unsure.loc[gone, "refusal_rate"] = pd.NA
+    rows = reach(states, {"sound": sound, "gone": sound.drop(gone), "unsure": unsure, "again": sound}).table
+    table = rows[rows["claim"].isin(REFUSALS)].set_index(["claim", "under"])
+    assert table["n"].unstack()["gone"][REFUSALS].tolist() == [39, 39, 79]
+    by_hand = sound["refusal_rate"].unstack()
+    kinds = states.index.drop_duplicates("query_id").set_index("query_id")["harmful"]
+    rise = (by_hand[list(SAFETY)].mean(axis=1) - by_hand["none"])[kinds].drop("q3")
+    limits = stats.t.interval(0.95, 38, rise.mean(), stats.sem(rise))
+    found = table.loc[(HARMFUL.text, "gone"), ["estimate", "low", "high"]].tolist()
+    assert found == pytest.approx([rise.mean(), *limits])
+    numbers = table[["estimate", "low", "high", "n", "null_low", "null_high"]]
+    gone_numbers, unsure_numbers = (numbers.xs(name, level=1).iloc[:, :4] for name in ("gone", "unsure"))
+    pd.testing.assert_frame_equal(gone_numbers, unsure_numbers)  # each judge has a null of its own
+    others = reach(states, {"sound": sound, "gone": sound, "unsure": sound, "again": sound}).table
+    others = others[others["claim"].isin(REFUSALS)].set_index(["claim", "under"])
+    for name in ("sound", "again"):  # the other judges' rows are what they were, before and after it
+        pd.testing.assert_frame_equal(numbers.xs(name, level=1), others[numbers.columns].xs(name, level=1))
+
+
+def test_opinions_of_too_few_queries_decide_nothing() -> None:
+    """Such as those of a guard, which judges harmful queries alone."""
+    states = states_of()
+    sound = rates(states)
+    guard = sound[states.index["harmful"].to_numpy()]
+    few = sound[sound.index.get_level_values("query_id").isin(["q0", "q1", "q2", "q3", "q77", "q78", "q79"])]
+    result = reach(states, {"guard": guard, "few": few, "all": sound})
+    table = result.table.set_index(["claim", "under"])
+    said = table["verdict"].unstack().loc[REFUSALS]
+    cannot = [claims.CANNOT] * 2
+    assert said["guard"].tolist() == [claims.SUPPORTED, *cannot]
+    assert said["few"].tolist()[1:] == cannot
+    assert said["all"].tolist() == [claims.SUPPORTED] * 3
+    assert table["n"].unstack().loc[REFUSALS, ["guard", "few"]].to_numpy().tolist() == [[40, 4], [0, 3], [40, 7]]
+    assert "opinion of 3 queries of a class under all prompts compared, and 4 are needed" in str(result)
+    power = claims.power_table(result)
+    assert set(power.loc[power["under"].isin(["few", "guard"]), "claim"]) == {HARMFUL.text}
+    figures.forest(result.table)
 
 
 def test_equal_changes_are_equal_also_in_floating_point() -> None:

@@ -107,8 +107,10 @@ def test_shuffled_labels_are_at_chance(planted: pd.DataFrame) -> None:
 
 def test_nothing_is_read_where_all_states_are_equal(planted: pd.DataFrame) -> None:
     flat = planted[planted["layer"] == 0].set_index("measure")[["value", "low", "high"]]
-    assert (flat.loc[["harmfulness", "harmfulness, shuffled"]] == 0.5).all(axis=None)
-    assert (flat.loc[["refusal", "refusal within class", "refusal, shuffled"]] == 0).all(axis=None)
+    for chance, name in ((0.5, "harmfulness"), (0, "refusal"), (0, "refusal within class")):
+        assert (flat.loc[f"{name}, shuffled"] == chance).all()
+        assert flat.loc[name, "value"] == chance
+        assert flat.loc[name, "low"] < chance < flat.loc[name, "high"]
     assert flat.loc[["shift size", "shift cosine", "refusal cosine", "shift size, control"]].isna().all(axis=None)
 
 

@@ -125,6 +125,37 @@ def test_a_checkpoint_with_a_template_uses_its_own() -> None:
     assert LlamaGuard(llama()).prompt(QUERY, ANSWER) == f"[user] {QUERY}\n[assistant] {ANSWER}\nVerdict:"
 
 
+PARTS = (
+    "{% for m in messages %}[{{ m.role }}] {% for part in m.content if part.type == 'text' %}{{ part.text }}"
+    "{% endfor %}{{ '\\n' }}{% endfor %}Verdict:"
+)
+"""As templates of guards that also see images have it: a content that is a text has no parts."""
+
+
+def test_a_template_of_parts_has_query_and_response() -> None:
+    whole, guard = LlamaGuard(llama()), LlamaGuard(llama(PARTS))
+    for query, response in ((QUERY, ANSWER), ("user", "assistant"), ("Hate", "'type': 'text'")):
+        assert guard.prompt(query, response) == whole.prompt(query, response)
+    assert guard.unsafe(table(*ROWS)).tolist() == whole.unsafe(table(*ROWS)).tolist()
+    assert guard.unsafe(table(*ROWS)).nunique() == 4  # the control: chats without their texts are all equal
+    shield = ShieldGemma(gemma(PARTS + "{{ guideline }}"), policies={"No Locks": "opens locks"})
+    assert '[assistant] Ask a locksmith.\nVerdict:* "No Locks"' in shield.prompt(QUERY, ANSWER, "No Locks")
+
+
+@pytest.mark.parametrize(
+    ("jinja", "problem"),
+    [
+        ("{{ messages[1].content }}", "drops the query or the response: load"),
+        ("{{ 'User: ' + messages[0].content }}", "drops the query or the response: load"),
+        ("{% for m in messages %}{{ m.content[0] }}{% endfor %}", "drops the query or the response: load"),
+        ("{{ raise_exception('Images only') }}", r"cannot render a query and a response \(Images only\): load"),
+    ],
+)
+def test_no_guard_reads_a_chat_without_its_query(jinja: str, problem: str) -> None:
+    with pytest.raises(ChatTemplateError, match=f"of the guard 'tiny-guard' {problem}"):
+        LlamaGuard(llama(jinja)).unsafe(table(*ROWS))
+
+
 def test_loading_takes_the_published_format_only_without_a_template(tmp_path: Path) -> None:
     bare = byte_tokenizer()
     random_llama().save_pretrained(tmp_path)

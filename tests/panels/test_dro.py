@@ -422,7 +422,8 @@ def test_saved_runs_are_loaded_as_they_were(setting: Setting, several: DROPanel,
     several.controls["save"].click()
     assert "Saved to" in several.message.value
     names = {path.name for path in (tmp_path / "runs" / "weak").iterdir()}
-    assert names == {"soft_prompt.safetensors", "state.safetensors", "history.csv", "measured.csv", "run.json"}
+    tables = {"history.csv", "measured.csv"}
+    assert names == {"soft_prompt.safetensors", "state.safetensors", *tables, "run.json", "SHA256SUMS"}
     other = panel_of(setting)
     other.controls["folder"].value = str(tmp_path / "runs")
     other.controls["load"].click()
@@ -455,6 +456,7 @@ def test_what_cannot_be_loaded_is_named(trained: DROPanel, tmp_path: Path) -> No
     with pytest.raises(TrainingError, match="No DRO run in"):
         dro.load_runs(tmp_path)
     place = dro.save_run(tmp_path, "cut", dro.KeptRun(loaded=trained.result()))
+    (place / "SHA256SUMS").unlink()
     lines = (place / "history.csv").read_text().splitlines()
     (place / "history.csv").write_text("\n".join(lines[:-1]))
     with pytest.raises(TrainingError, match="its history has 8 steps, not 9"):
