@@ -187,8 +187,12 @@ def _lines(path: Path) -> list[str]:
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
+    import pyarrow.parquet
+
     content = read_bytes(path, QueryError)
     try:
+        # Otherwise a text that is no UTF-8 is found only where it is looked at.
+        pyarrow.parquet.read_table(io.BytesIO(content)).validate(full=True)
         return pd.read_parquet(io.BytesIO(content))
     except Exception as error:  # of pandas' own notes in the file, pyarrow takes for granted that they are whole
         raise ValueError(f"{type(error).__name__}: {error}") from error

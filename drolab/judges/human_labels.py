@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ LABEL_COLUMNS = ("query_id", "prompt", "sample", "response_sha256", "label")
 """Columns of a table of hand labels; `label` is refusal or compliance."""
 LABELS = ("refusal", "compliance")
 _PLACE = ["query_id", "prompt", "sample"]
+_SAMPLE = re.compile("[0-9]{1,18}")
 
 
 def _no_labels() -> pd.DataFrame:
@@ -63,7 +65,7 @@ class HandJudge:
         labels = []
         for number, row in enumerate(rows[1:], start=2):
             query_id, prompt, sample, digest, label = map(_unguarded, row)
-            if label not in LABELS or not (sample.isascii() and sample.isdigit()):
+            if label not in LABELS or not _SAMPLE.fullmatch(sample):
                 raise QueryError(
                     f"{path}, row {number}: the sample must be a number and the label refusal or compliance, got "
                     f"{sample[:40]!r} and {label[:40]!r}. Correct the row or remove it."

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -181,6 +183,14 @@ def test_bad_files_say_what_to_do(tmp_path: Path, name: str, content: bytes, mes
     path.write_bytes(content)
     with pytest.raises(QueryError, match=message):
         load_queries(path)
+
+
+def test_a_text_in_a_sound_parquet_file_may_be_no_text(tmp_path: Path) -> None:
+    texts = pyarrow.array([b"How\xff?", b"Why?"], pyarrow.binary()).view(pyarrow.string())
+    table = pyarrow.table({"text": texts, "harmful": [True, False]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(QueryError, match=r"a\.parquet cannot be read as \.parquet .*Invalid UTF8"):
+        load_queries(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.json", '["one?", "two?"]'), ("a.txt", "one?\r\n\n  two?  \r\n")])

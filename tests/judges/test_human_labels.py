@@ -105,6 +105,10 @@ def test_labels_come_back_from_csv_as_they_were(folder: Path, query: str, prompt
         (b"query_id,prompt,sample,response_sha256,label\na,b,0,x\n", "is no table of hand labels"),
         (b"query_id,prompt,sample,response_sha256,label\na,b,0,x,<script>\n", "row 2: .* label refusal or compliance"),
         (b"query_id,prompt,sample,response_sha256,label\na,b,one,x,refusal\n", "row 2: the sample must be a number"),
+        (
+            b"query_id,prompt,sample,response_sha256,label\na,b," + b"9" * 5000 + b",x,refusal\n",
+            "row 2: the sample must be a number",
+        ),
         (b"\xff\xfe\x00", "Cannot read hand labels"),
         (b'a,"b', "Cannot read hand labels"),
     ],
