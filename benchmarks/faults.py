@@ -508,11 +508,14 @@ def trained() -> tuple[ChatModel, dict[str, Any], DRORun]:
     return model, inputs, drolab.train_dro(model, **inputs, progress=False)
 
 
-def train_on(folder: Path, report: int) -> None:
-    """One byte of report for each finished step, after its checkpoint if it has one."""
+def train_on(folder: Path, report: int, most: int) -> None:
+    """One byte of report for each finished step, after its checkpoint if it has one. After so many it waits for its
+    end: a busy machine may let the run be over before the signal comes."""
     model, inputs, _ = trained()
-    for _ in Training(model, **inputs, store=Store(folder)).steps():
+    for finished, _ in enumerate(Training(model, **inputs, store=Store(folder)).steps(), start=1):
         os.write(report, b".")
+        if finished == most:
+            signal.pause()
 
 
 def resumed(folder: Path, finished: int, checkpointed: int, told: bool = True) -> Outcome:
@@ -536,8 +539,9 @@ def resumed(folder: Path, finished: int, checkpointed: int, told: bool = True) -
 def end_training(how: signal.Signals) -> Callable[[Path, random.Random], Outcome]:
     def fault(folder: Path, rng: random.Random) -> Outcome:
         inputs = trained()[1]  # before the fork: a try is no longer than it must be
-        process, reading = start(lambda report: train_on(folder, report))
-        finished = wait_for(reading, rng.randrange(1, 12))
+        first = rng.randrange(1, 12)
+        process, reading = start(lambda report: train_on(folder, report, first + 1))
+        finished = wait_for(reading, first)
         time.sleep(rng.uniform(0.0, 0.03))
         finished += end(process, reading, how)
         every = inputs["config"].checkpoint_every if how == signal.SIGKILL else 1
