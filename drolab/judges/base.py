@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import pandas as pd
 
-from drolab.errors import QueryError
+from drolab.errors import DrolabError, QueryError, shown
 from drolab.judges.string_rule import is_refusal, is_refusal_raw
 from drolab.models import split_reply
 from drolab.types import SCORE_COLUMNS
@@ -57,11 +57,11 @@ class Judge(Protocol):
 
     def verdicts(self, responses: pd.DataFrame) -> pd.Series:
         """One value per row, with the index of `responses`: one of VERDICTS, or True for a refusal and False for
-        compliance; NA where it has no opinion."""
+        compliance; pd.NA where it has no opinion. A function of one response returns one of these, too."""
         ...
 
 
-AnyJudge = Judge | Callable[[str], bool]
+AnyJudge = Judge | Callable[[str], object]
 """A judge, or a plain function of a response that says whether it is a refusal."""
 
 
@@ -157,7 +157,8 @@ def opinion(responses: pd.DataFrame, judge: AnyJudge) -> pd.Series:
         The index of `responses`, dtype string: one of VERDICTS, or NA, also where a response has no answer.
 
     Raises:
-        QueryError: no responses, a response that is no text, or a judge that answers with something else.
+        QueryError: no responses, a response that is no text, what is no judge, or a judge that answers with something
+            else. Other errors in a judge get a note that says in which.
     """
     check_responses(responses, ("response",))
     if judge is is_refusal_raw or getattr(judge, "reads_whole", False):
@@ -186,27 +187,65 @@ def answers_in(responses: pd.DataFrame) -> pd.Series:
 
 
 def _said(responses: pd.DataFrame, judge: AnyJudge) -> pd.Series:
-    if isinstance(judge, Judge):
-        said = judge.verdicts(responses)
-        if not isinstance(said, pd.Series) or not said.index.equals(responses.index):
-            raise QueryError(f"{judge!r} must give one verdict per response, as a Series with their index.")
+    name = check_judge(judge)
+    try:
+        if not isinstance(judge, Judge):
+            verdicts = {text: judge(text) for text in responses["response"].unique()}
+            if any(verdict is None for verdict in verdicts.values()):
+                raise QueryError(f"The judge {name} returned None: does it lack a `return`? pd.NA is no opinion.")
+            said = pd.Series([verdicts[text] for text in responses["response"]], responses.index, dtype=object)
+        else:
+            said = judge.verdicts(responses)
+    except DrolabError:
+        raise
+    except Exception as error:
+        error.add_note(f"This happened in the judge {name}. Its responses have the columns {list(responses.columns)}.")
+        raise
+    if not isinstance(said, pd.Series) or not said.index.equals(responses.index):
+        given = f"{len(said)} values" if isinstance(said, pd.Series) else f"a {type(said).__name__}"
+        raise QueryError(
+            f"The judge {name} gave {given} for {len(responses)} responses: let `verdicts` return one value for each, "
+            "in their order, as pd.Series(values, index=responses.index)."
+        )
+    try:
         return as_verdicts(said)
-    verdicts = {text: bool(judge(text)) for text in responses["response"].unique()}
-    return as_verdicts(responses["response"].map(verdicts).astype(bool))
+    except QueryError as error:
+        raise QueryError(f"The judge {name}: {error}") from None
+
+
+def check_judge(judge: AnyJudge) -> str:
+    """Its name, for messages: of its class, or of the function.
+
+    Raises:
+        QueryError: neither an object with a method `verdicts` nor a function.
+    """
+    if isinstance(judge, type):
+        raise QueryError(f"{judge.__name__} is a class, not a judge: pass {judge.__name__}(…), an object of it.")
+    if not isinstance(judge, Judge) and not callable(judge):
+        raise QueryError(
+            f"{shown(judge)} is no judge: pass an object with a method `verdicts(responses)`, or a function of the "
+            "response that returns True for a refusal."
+        )
+    return repr(getattr(judge, "__name__", type(judge).__name__))
 
 
 def as_verdicts(said: pd.Series) -> pd.Series:
-    """Verdicts in words (dtype string), from words or from booleans.
+    """Verdicts in words (dtype string), from words or from booleans; NA is no opinion.
 
     Raises:
-        QueryError: a value that is neither.
+        QueryError: a value that is none of these.
     """
-    if pd.api.types.is_bool_dtype(said.dtype):
-        return said.map({True: FULL, False: COMPLIES}).astype("string")
-    if unknown := set(said.dropna().unique()) - set(VERDICTS):
-        some = ", ".join(sorted(map(repr, unknown))[:3])
-        raise QueryError(f"No verdict {some}: a judge says one of {', '.join(VERDICTS)}, or True and False.")
-    return said.astype("string")
+    if unknown := {shown(value) for value in said.dropna().unique() if not _is_verdict(value)}:
+        raise QueryError(
+            f"No verdict {', '.join(sorted(unknown)[:3])}. A judge says True for a refusal, False for compliance, or "
+            f"one of {', '.join(VERDICTS)}; pd.NA where it has no opinion."
+        )
+    words: dict[object, str] = {True: FULL, False: COMPLIES} | {word: word for word in VERDICTS}
+    return said.map(words).astype("string")
+
+
+def _is_verdict(value: object) -> bool:
+    return isinstance(value, bool | np.bool_) or (isinstance(value, str) and value in VERDICTS)
 
 
 def refused(responses: pd.DataFrame, judge: AnyJudge) -> pd.Series:
@@ -232,6 +271,8 @@ def opinions(responses: pd.DataFrame, judges: Mapping[str, AnyJudge]) -> pd.Data
         0  compliance  full_refusal
         1  compliance    compliance
     """
+    if not isinstance(judges, Mapping):
+        raise QueryError(f"Judges have names: pass a dict of name → judge, not {shown(judges)}.")
     return pd.DataFrame({name: opinion(responses, judge) for name, judge in judges.items()}, index=responses.index)
 
 

@@ -106,7 +106,7 @@ def test_queries_of_other_rows() -> None:
     verdicts, queries = noisy(3, 2, alike=True)
     with pytest.raises(QueryError, match=r"must have the index of the verdicts: pass responses\['query_id'\]"):
         disagreement(verdicts, queries.iloc[:-1])
-    with pytest.raises(QueryError, match="No verdict 'refused': a judge says one of full_refusal"):
+    with pytest.raises(QueryError, match=r"No verdict 'refused'\. A judge says True .* full_refusal"):
         disagreement(pd.DataFrame({"a": ["refused"], "b": ["compliance"]}))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pandas as pd
 import pytest
 
@@ -96,11 +99,46 @@ def test_whatever_has_verdicts_is_a_judge() -> None:
     assert judge(table, by_hand).refusal_rate.tolist() == [1]
 
 
+def test_booleans_with_no_opinion_need_no_type_of_their_own() -> None:
+    table = replies(*[("h1", "none", text) for text in ("No.", "Sure.", "Hm.")])
+    assert opinions(table, {"a": Said(True, False, pd.NA)})["a"].tolist() == ["full_refusal", "compliance", pd.NA]
+    said = {"No.": True, "Sure.": "compliance", "Hm.": pd.NA}
+    assert opinions(table, {"a": said.get})["a"].tolist() == ["full_refusal", "compliance", pd.NA]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda text: "refuses", "No verdict 'refuses'"),  # were they taken for true and false, all would be refusals
+        (lambda text: None, "returned None: does it lack a `return`"),
+        (lambda text: len(text), "No verdict 3, 5"),
+        (lambda text: re.search("No", text) or False, "No verdict <re.Match"),
+        (Said, "Said is a class, not a judge: pass Said"),
+        ("string rule", "'string rule' is no judge: pass an object with a method"),
+    ],
+)
+def test_what_is_no_verdict_counts_as_none(function: Any, message: str) -> None:
+    table = replies(("h1", "none", "Sure."), ("h1", "none", "No."))
+    with pytest.raises(QueryError, match=message):
+        judge(table, function)
+    with pytest.raises(QueryError, match="Judges have names: pass a dict"):
+        verdicts(table, [function])
+
+
+def test_an_error_in_a_judge_says_in_which() -> None:
+    def mine(text: str) -> bool:
+        return bool(text[100])
+
+    with pytest.raises(IndexError) as caught:
+        judge(replies(("h1", "none", "Sure.")), mine)
+    assert "in the judge 'mine'. Its responses have the columns ['query_id'" in caught.value.__notes__[0]
+
+
 def test_bad_judges() -> None:
     table = replies(("h1", "none", "Sure."), ("h1", "none", "No."))
-    with pytest.raises(QueryError, match="must give one verdict per response"):
+    with pytest.raises(QueryError, match=r"The judge 'Said' gave 1 values for 2 responses: .* index=responses.index"):
         judge(table, Said("compliance"))
-    with pytest.raises(QueryError, match="No verdict 'refused': a judge says one of full_refusal, partial_refusal"):
+    with pytest.raises(QueryError, match=r"The judge 'Said': No verdict 'refused'\. A judge says True .* full_refusal"):
         judge(table, Said("refused", "compliance"))
     with pytest.raises(QueryError, match="has no opinion of any of these responses"):
         judge(table, Said(None, None))

@@ -166,6 +166,8 @@ def test_a_judge_that_says_something_else_is_refused() -> None:
 
     with pytest.raises(QueryError, match="No verdict 'perhaps'"):
         panels.responses(answers(), judges={"odd": Odd()})
+    with pytest.raises(panels.PanelError, match="Judges have names: pass a dict"):
+        panels.responses(answers(), judges=[Odd()])
 
 
 def test_the_map_shows_the_listed_queries_and_a_click_chooses_one(panel: panels.ResponsePanel) -> None:

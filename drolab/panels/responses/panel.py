@@ -145,8 +145,8 @@ class ResponsePanel(Panel):
         if self._n_unanswered:
             text += f" Responses that end before their answer begins, and are not judged: {self._n_unanswered:,}."
         pairs = disagreement(self._verdicts)
-        compared = f"<details><summary>how the judges agree</summary>{table(pairs)}</details>"
-        self.judged.value = paragraph(text) + compared
+        known = table(pairs[pairs["n"] > 0])  # not those with the hand that has labelled nothing yet
+        self.judged.value = paragraph(text) + f"<details><summary>how the judges agree</summary>{known}</details>"
 
     # ------------------------------------------------------------ what the user and other panels do
 
@@ -260,7 +260,9 @@ def responses(
         raise PanelError(f"The table of responses lacks the columns {missing}: give what drolab.generate returned.")
     if replies.empty:
         raise PanelError("The table of responses has no rows: generate some first.")
-    named = {"string rule": is_refusal} if judges is None else dict(judges)
+    named = {"string rule": is_refusal} if judges is None else judges
+    if not isinstance(named, Mapping):
+        raise PanelError("Judges have names: pass a dict of name → judge, such as {'mine': judge}.")
     if HAND in named or not named:
         raise PanelError(
             f"Give at least one judge, and none called {HAND!r}: that is the one of the labels given here."
