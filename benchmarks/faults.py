@@ -511,6 +511,7 @@ def trained() -> tuple[ChatModel, dict[str, Any], DRORun]:
 def train_on(folder: Path, report: int, most: int) -> None:
     """One byte of report for each finished step, after its checkpoint if it has one. After so many it waits for its
     end: a busy machine may let the run be over before the signal comes."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs behind it deaf to Ctrl-C
     model, inputs, _ = trained()
     for finished, _ in enumerate(Training(model, **inputs, store=Store(folder)).steps(), start=1):
         os.write(report, b".")

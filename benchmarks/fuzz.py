@@ -266,7 +266,7 @@ def _csv_rows(content: bytes) -> list[dict[str, str]]:
         for record in records
         if record not in ([], [""]) and "".join(record).strip(" \t") + "," * (len(record) - 1)
     ]
-    header = [name.strip() for name in records[0]]
+    header = [name.replace(_RETURN, "\r").strip() for name in records[0]]
     return [dict(zip(header, [*record, *[""] * len(header)], strict=False)) for record in records[1:]]
 
 
