@@ -262,11 +262,11 @@ def _csv_rows(content: bytes) -> list[dict[str, str]]:
     else:
         records = list(csv.reader(io.StringIO(text, newline="")))
     records = [
-        record
+        [cell.replace(_RETURN, "\r") for cell in record]
         for record in records
         if record not in ([], [""]) and "".join(record).strip(" \t") + "," * (len(record) - 1)
     ]
-    header = [name.replace(_RETURN, "\r").strip() for name in records[0]]
+    header = [name.strip() for name in records[0]]
     return [dict(zip(header, [*record, *[""] * len(header)], strict=False)) for record in records[1:]]
 
 
@@ -280,7 +280,7 @@ _RETURN = "\ue00d"
 
 
 def _csv_texts(content: bytes) -> list[str]:
-    return [text.replace(_RETURN, "\r") for text in _column(_csv_rows(content))]
+    return _column(_csv_rows(content))
 
 
 def _txt_lines(content: bytes) -> list[str]:
@@ -352,7 +352,7 @@ def _release_holds(folder: Path, found: tuple[published.Release, pd.DataFrame]) 
         same = np.logical_and.reduce(
             [responses[name] == value for name, value in place._asdict().items() if name != "measure"]
         )
-        if [row["output"].replace(_RETURN, "\r") for row in rows] != responses.loc[same, "response"].tolist():
+        if [row["output"] for row in rows] != responses.loc[same, "response"].tolist():
             return False
     counts = release.counts
     return bool(counts["count"].between(0, counts["n_queries"]).all()) and bool(
@@ -367,7 +367,7 @@ def _xstest_holds(folder: Path, table: pd.DataFrame) -> bool:
         "2_full_refusal": "full_refusal",
     }
     rows = [row for path in sorted(folder.glob("*.csv")) for row in _csv_rows(path.read_bytes())]
-    said = sorted((row["completion"].replace(_RETURN, "\r"), labels[row["final_label"]]) for row in rows)
+    said = sorted((row["completion"], labels[row["final_label"]]) for row in rows)
     return said == sorted(zip(table["response"], table["label"], strict=True))
 
 

@@ -25,7 +25,7 @@ from drolab import store as stores
 from drolab.data import validate_queries
 from drolab.dro.training import HISTORY_COLUMNS, Training
 from drolab.errors import DrolabError, StatesError, TrainingError
-from drolab.files import plain_name, read_csv, write_file
+from drolab.files import plain_name, read_csv, read_json, write_file
 from drolab.inference import divergence, first_token_probabilities, hidden_states
 from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel, Prompt
@@ -435,7 +435,7 @@ def _load(place: Path) -> tuple[str, KeptRun]:
         _log.warning("%s has no %s, as an earlier drolab wrote it: look at the run and save it again.", place, _SUMS)
     elif (place / _SUMS).read_bytes() != _checksums(place).encode():
         raise ValueError(f"its files are not those that were saved: see `sha256sum -c {_SUMS}`")
-    about = json.loads((place / _ABOUT).read_text(encoding="utf-8"))
+    about = read_json(place / _ABOUT, TrainingError)
     state = load_file(place / "state.safetensors")
     history = _read_columns(place / "history.csv", HISTORY_COLUMNS)
     measured = _read_columns(place / "measured.csv", [name for name in MEASURED_COLUMNS if name != "kl"])

@@ -75,6 +75,14 @@ def test_a_table_without_its_columns_is_no_run(
         dro.load_runs(tmp_path)
 
 
+def test_an_older_run_whose_description_has_no_end_is_refused(finished: DRORun, tmp_path: Path) -> None:
+    place = dro.save_run(tmp_path, "mine", dro.KeptRun(loaded=finished))
+    (place / "SHA256SUMS").unlink()
+    (place / "run.json").write_text("[" * 100_000)
+    with pytest.raises(TrainingError, match=r"run\.json cannot be read as \.json"):
+        dro.load_runs(tmp_path)
+
+
 def test_every_flipped_bit_is_found(finished: DRORun, tmp_path: Path) -> None:
     """Some of each file; without the checksums many are read as another value."""
     place = dro.save_run(tmp_path, "mine", dro.KeptRun(loaded=finished))
