@@ -36,6 +36,7 @@ from drolab.models import (
     halve_pass_tokens,
     plan_passes,
     prefix_embeddings,
+    threads_for,
 )
 from drolab.progress import Progress, resumable_bar
 from drolab.types import AnchorSpace, DROConfig, DRORun, DROStep, Probe, SafetyPrompt, SoftPrompt
@@ -253,7 +254,8 @@ class Training:
             batch = encode(self.model, self.queries["text"].tolist(), self._prompt(self.done))
             soft, optimizer = self._resumed()
             for step, epoch, rows in self._schedule():
-                numbers = self._update(step, soft, optimizer, batch, start, rows)
+                with threads_for(self.model.model):
+                    numbers = self._update(step, soft, optimizer, batch, start, rows)
                 self.done = self._after(step, epoch, soft, optimizer, numbers)
                 if step % self.config.checkpoint_every == 0:
                     self.save()

@@ -62,6 +62,7 @@ from drolab.models import (
     check_direction,
     encode,
     resolve_layers,
+    threads_for,
 )
 from drolab.probing import RANDOM, Directions, taken_apart
 from drolab.progress import Progress, bar
@@ -305,7 +306,8 @@ class _Chats:
         """[n, 4] without an edit and [n_plans, n, 4] under each plan: _MEASURES of every query."""
         found = np.empty((1 + len(plans), len(self.queries), len(_MEASURES)))
         reference: dict[int, Tensor] = {}
-        with bar(progress, total=found.shape[0] * found.shape[1], desc="edited chats", unit="chat") as counted:
+        counting = bar(progress, total=found.shape[0] * found.shape[1], desc="edited chats", unit="chat")
+        with counting as counted, threads_for(self.model.model):
             for number, rows, spoken in next_tokens(
                 self.model, self.batch, [(), *plans], token_budget=self.token_budget
             ):

@@ -35,6 +35,7 @@ from drolab.models import (
     resolve_layers,
     run_prefix,
     states_by_pass,
+    threads_for,
 )
 from drolab.progress import Progress, resumable_bar
 from drolab.store import Store, key
@@ -275,7 +276,7 @@ def _complete(
             model.model.config.model_type,
         )
     keeper = _Keeper(store=store, note=f"hidden states, {model.name}")
-    with resumable_bar(
+    bar = resumable_bar(
         progress,
         total=total,
         initial=hits,
@@ -283,7 +284,8 @@ def _complete(
         unit="chat",
         units="chats",
         kept=store is not None,
-    ) as counted:
+    )
+    with bar as counted, threads_for(model.model):
         counted.note(f"{hits} hits, 0 computed")
         try:
             for task, prefix in _with_prefixes(model, [task for task in tasks if task.missing()]):

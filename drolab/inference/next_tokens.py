@@ -35,6 +35,7 @@ from drolab.models import (
     prefix_embeddings,
     reader_for,
     steered,
+    threads_for,
 )
 from drolab.progress import Progress, bar
 
@@ -83,7 +84,8 @@ def first_token_probabilities(
     if token_budget < 1:
         raise QueryError(f"token_budget must be at least 1, got {token_budget}: the default is 16384.")
     found, tables = as_prompts(prompts), []
-    with bar(progress, total=len(found) * len(queries), desc="first tokens", unit="chat") as counted:
+    counting = bar(progress, total=len(found) * len(queries), desc="first tokens", unit="chat")
+    with counting as counted, threads_for(model.model):
         for prompt in found:
             batch = encode(model, queries["text"].tolist(), prompt)
             rows: dict[int, Tensor] = {}

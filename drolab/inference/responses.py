@@ -23,7 +23,18 @@ from drolab.data import validate_queries
 from drolab.errors import QueryError
 from drolab.inference import sampling
 from drolab.inference.sampling import ReplyRules, Settings, batches, decode, decoded_texts, stop_ids, uniform_numbers
-from drolab.models import ChatModel, EncodedBatch, Prompt, Prompts, Reader, as_prompts, check_edits, encode, reader_for
+from drolab.models import (
+    ChatModel,
+    EncodedBatch,
+    Prompt,
+    Prompts,
+    Reader,
+    as_prompts,
+    check_edits,
+    encode,
+    reader_for,
+    threads_for,
+)
 from drolab.progress import Progress, resumable_bar
 from drolab.store import Store, key
 from drolab.types import RESPONSE_COLUMNS
@@ -237,7 +248,7 @@ def _complete(
     total = sum(len(keys) for task in tasks for keys in task.keys)
     hits = total - sum(len(samples) for task in tasks for samples in task.missing().values())
     tokens, began = 0, time.monotonic()
-    with resumable_bar(
+    bar = resumable_bar(
         progress,
         total=total,
         initial=hits,
@@ -245,7 +256,8 @@ def _complete(
         unit="reply",
         units="replies",
         kept=store is not None,
-    ) as counted:
+    )
+    with bar as counted, threads_for(model.model):
         for replies in (new for task in tasks for new in _compute(model, task, batch_size, store)):
             tokens += sum(reply.n_tokens for reply in replies)
             rate = tokens / (time.monotonic() - began)

@@ -29,7 +29,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from drolab.errors import ChatTemplateError, ModelError, QueryError
 from drolab.judges.base import COMPLIES, FULL, NEITHER, answers_in, check_responses, of_answers, unanswered_in_words
 from drolab.judges.string_rule import is_refusal
-from drolab.models import ChatModel, load_model, loading, model_source
+from drolab.models import ChatModel, load_model, loading, model_source, threads_for
 from drolab.progress import Progress, bar
 
 _FORMATS = Path(__file__).parents[1] / "assets" / "guard_formats"
@@ -321,7 +321,8 @@ class Classifier(_ModelGuard):
         parts = []
         for start in range(0, len(pairs), self.batch_size):
             batch = pairs[start : start + self.batch_size]
-            logits = self.model(**self._encode(batch)).logits.cpu().double()
+            with threads_for(self.model):
+                logits = self.model(**self._encode(batch)).logits.cpu().double()
             parts.append(logits.sigmoid() if several else logits.softmax(dim=-1))
             done(len(batch))
         table = pd.DataFrame(torch.cat(parts).numpy(), columns=_labels(self.model))
@@ -512,7 +513,8 @@ class _Question:
         found = torch.zeros(len(chats), 2, dtype=torch.float64)
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            logits = _last_logits(self.model, [chats[row] for row in rows], len(lead) + 1)
+            with threads_for(self.model.model):
+                logits = _last_logits(self.model, [chats[row] for row in rows], len(lead) + 1)
             found[rows] = torch.stack([_mass(logits, ids, lead) for ids in (yes, no)], dim=1)
             done(len(rows))
         answered = found.sum(dim=1)

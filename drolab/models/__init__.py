@@ -2,8 +2,8 @@
 
 In order: `fingerprint` (what a model computes, as a hash), `load` (`ChatModel`), `chat` (query and prompt → tokens),
 `layers` (where the blocks are), `interventions` (edits while the model runs), `passes` (states of a batch behind a
-shared prefix), `kv_cache` (reading a batch token by token), `reasoning` (a reply taken apart). What runs many queries
-and keeps the results is `inference`.
+shared prefix), `kv_cache` (reading a batch token by token), `threads` (how many on a CPU), `reasoning` (a reply taken
+apart). What runs many queries and keeps the results is `inference`.
 """
 
 from drolab.models import chat, interventions, passes
@@ -50,6 +50,7 @@ from drolab.models.passes import (
     states_by_pass,
 )
 from drolab.models.reasoning import Reply, split_reply
+from drolab.models.threads import n_threads, threads_for
 
 __all__ = [
     "CHAT_FORMATS",
@@ -88,6 +89,7 @@ __all__ = [
     "load_model",
     "loading",
     "model_source",
+    "n_threads",
     "passes",
     "plan_passes",
     "prefix_cache",
@@ -100,5 +102,6 @@ __all__ = [
     "split_reply",
     "states_by_pass",
     "steered",
+    "threads_for",
     "wrap",
 ]

@@ -1,0 +1,51 @@
+"""How many threads run a model on the CPU: as many as it can use, and one core left for whatever else runs.
+
+All threads of a matrix product wait for the slowest. Where another program has one of the cores, that is often, and
+each wait is as long as a turn of the scheduler, which in a small model is many times the product. On two cores beside
+one or two busy processes, two threads take up to five times as long as one (docs/performance.md, "Threads").
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+WEIGHTS_PER_THREAD = 30_000_000
+"""Below this, a second thread brings hardly anything, even on an idle machine."""
+
+
+def n_threads(model: nn.Module) -> int:
+    """How many threads to run a model with: as many as you said, if you did (`torch.set_num_threads`, OMP_NUM_THREADS).
+
+    Examples:
+        >>> import drolab
+        >>> from drolab.models import n_threads
+        >>> n_threads(drolab.load_model("demo").model)
+        1
+    """
+    given, weights = torch.get_num_threads(), list(model.parameters())
+    elsewhere = any(part.device.type != "cpu" for part in weights)
+    if elsewhere or "OMP_NUM_THREADS" in os.environ or given not in _torchs_own():
+        return given
+    return max(1, min(given - 1, sum(part.numel() for part in weights) // WEIGHTS_PER_THREAD))
+
+
+def _torchs_own() -> set[int]:
+    """What torch begins with: the number of cores that it may use, of which the system may count each twice."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {usable, max(1, usable // 2)}
+
+
+@contextmanager
+def threads_for(model: nn.Module) -> Iterator[None]:
+    """Run the model with `n_threads(model)` threads; afterwards there are as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads(model))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

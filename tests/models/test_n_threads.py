@@ -1,0 +1,104 @@
+"""A model on the CPU runs with one thread less than there are cores, and with no more than it can use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from helpers.families import fresh
+from helpers.replies import QUERIES
+from helpers.steering import CARE, vector
+from helpers.training import setting_of
+from torch import nn
+
+from drolab.evidence.causal import ablation
+from drolab.inference import first_token_probabilities, generate, hidden_states
+from drolab.judges import FirstTokenJudge
+from drolab.models import ChatModel, n_threads, threads, threads_for
+
+JUDGE = FirstTokenJudge(
+    tokens=torch.arange(4, 200), refusal_rate=torch.linspace(0, 1, 196), counts=torch.ones(196, dtype=torch.int64)
+)
+
+
+def of_size(n_weights: int) -> nn.Module:
+    model = nn.Module()
+    model.register_parameter("weight", nn.Parameter(torch.zeros(1).expand(n_weights)))
+    return model
+
+
+@pytest.fixture
+def cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Sets how many cores there are, as torch begins with them."""
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def begin(n: int) -> None:
+        monkeypatch.setattr(threads, "_torchs_own", lambda: {n})
+        torch.set_num_threads(n)
+
+    yield begin
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("n_cores", "n_weights", "expected"),
+    [(2, 3_000_000, 1), (2, 10**9, 1), (8, 3_000_000, 1), (8, 135_000_000, 4), (8, 10**9, 7), (1, 10**9, 1)],
+)
+def test_one_core_is_left_and_small_models_take_few(
+    cores: Callable[[int], None], n_cores: int, n_weights: int, expected: int
+) -> None:
+    cores(n_cores)
+    model = of_size(n_weights)
+    assert n_threads(model) == expected
+    with threads_for(model):
+        assert torch.get_num_threads() == expected
+        assert n_threads(model) == expected  # also within
+    assert torch.get_num_threads() == n_cores
+
+
+def test_what_the_user_chose_stays(cores: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    cores(8)
+    torch.set_num_threads(3)
+    assert n_threads(of_size(10)) == 3
+    torch.set_num_threads(8)
+    assert n_threads(of_size(10)) == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert n_threads(of_size(10)) == 8
+
+
+def test_models_that_run_elsewhere_are_left_alone(cores: Callable[[int], None]) -> None:
+    cores(8)
+    assert n_threads(nn.Linear(3, 3, device="meta")) == 8
+
+
+def states(model: ChatModel) -> None:
+    hidden_states(model, QUERIES, CARE, progress=False)
+
+
+def replies(model: ChatModel) -> None:
+    generate(model, QUERIES, CARE, n_samples=2, max_new_tokens=3, progress=False)
+
+
+def first_tokens(model: ChatModel) -> None:
+    first_token_probabilities(model, QUERIES, CARE)
+
+
+def edits(model: ChatModel) -> None:
+    ablation(model, QUERIES, CARE, JUDGE, {"one": vector(1)}, layer=1, n_random=1, progress=False)
+
+
+def training(model: ChatModel) -> None:
+    setting_of(model).train()
+
+
+@pytest.mark.parametrize("work", [states, replies, first_tokens, edits, training])
+def test_all_work_runs_the_model_so(cores: Callable[[int], None], work: Callable[[ChatModel], None]) -> None:
+    cores(2)
+    model, seen = fresh(), set()
+    work(model)  # what is tried once for a model is done
+    model.base_model.register_forward_pre_hook(lambda *_: seen.add(torch.get_num_threads()))
+    work(model)
+    assert seen == {1}
+    assert torch.get_num_threads() == 2
