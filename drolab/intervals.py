@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -131,7 +132,7 @@ def bounded_interval(values: NDArray[np.floating], level: float, scale: Scale) -
     """Of the mean of independent values, by Student's t on a scale, to whose ends they are bound; as wide as that of
     `mean_interval` where hardly any value differs from the rest. NaN of one value."""
     n, bounds = len(values), (scale.back(-math.inf), scale.back(math.inf))
-    error = float(stats.sem(values)) if n > 1 else math.nan
+    error = float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
     found = interval(float(values.mean()), error, n, level, scale)
     return _around(found, _unseen_bound(values, level, bounds) if nearly_alike(values, level) else None)
 
@@ -367,6 +368,7 @@ def percentiles(draws: Array, level: float) -> tuple[Array, Array]:
     return low, high
 
 
+@cache
 def widened(level: float, n: int) -> float:
     """The level at which a bootstrap's percentiles are as wide as Student's t: few draws' spread is too small
     (Hesterberg 2015, The American Statistician 69)."""

@@ -249,21 +249,21 @@ class Training:
         if self.done.step == self.n_steps:
             return
         saved = self.done.step
-        try:
-            start = self._start_states()
-            batch = encode(self.model, self.queries["text"].tolist(), self._prompt(self.done))
-            soft, optimizer = self._resumed()
-            for step, epoch, rows in self._schedule():
-                with threads_for(self.model.model):
+        with threads_for(self.model.model):
+            try:
+                start = self._start_states()
+                batch = encode(self.model, self.queries["text"].tolist(), self._prompt(self.done))
+                soft, optimizer = self._resumed()
+                for step, epoch, rows in self._schedule():
                     numbers = self._update(step, soft, optimizer, batch, start, rows)
-                self.done = self._after(step, epoch, soft, optimizer, numbers)
-                if step % self.config.checkpoint_every == 0:
+                    self.done = self._after(step, epoch, soft, optimizer, numbers)
+                    if step % self.config.checkpoint_every == 0:
+                        self.save()
+                        saved = step
+                    yield DROStep(**self.done.history[-1], embeddings=self.done.embeddings)  # type: ignore[arg-type]
+            finally:
+                if self.done.step > saved:
                     self.save()
-                    saved = step
-                yield DROStep(**self.done.history[-1], embeddings=self.done.embeddings)  # type: ignore[arg-type]
-        finally:
-            if self.done.step > saved:
-                self.save()
 
     def _start_states(self) -> Tensor:
         """[n, d]: x0, the states under `init`, in the order of the queries."""

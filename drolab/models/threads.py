@@ -43,8 +43,11 @@ def _torchs_own() -> set[int]:
 @contextmanager
 def threads_for(model: nn.Module) -> Iterator[None]:
     """Run the model with `n_threads(model)` threads; afterwards there are as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n_threads(model))
+    before, wanted = torch.get_num_threads(), n_threads(model)
+    if wanted == before:  # setting a number costs what torch has prepared for its products, even if it is the same
+        yield
+        return
+    torch.set_num_threads(wanted)
     try:
         yield
     finally:
