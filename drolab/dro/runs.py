@@ -434,7 +434,7 @@ def _load(place: Path) -> tuple[str, KeptRun]:
     if not (place / _SUMS).exists():
         _log.warning("%s has no %s, as an earlier drolab wrote it: look at the run and save it again.", place, _SUMS)
     elif (place / _SUMS).read_bytes() != _checksums(place).encode():
-        raise ValueError(f"its files are not those that were saved: see `sha256sum -c {_SUMS}`")
+        raise ValueError(f"it is not as it was saved, or {_SUMS} was written again: see `sha256sum -c {_SUMS}`")
     about = read_json(place / _ABOUT, TrainingError)
     state = load_file(place / "state.safetensors")
     history = _read_columns(place / "history.csv", HISTORY_COLUMNS)

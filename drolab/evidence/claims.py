@@ -6,15 +6,16 @@ The rules (docs/evidence.md) were written down before the first verdict was comp
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from drolab.errors import QueryError, StatesError
+from drolab.errors import QueryError, StatesError, shown
 from drolab.evidence.separability import auc_change, shuffled_aucs
 from drolab.evidence.shifts import Shifts, cosine_along, null_directions, probe_directions, shifts, similarity
 from drolab.intervals import FISHER, LOGIT, PLAIN, Scale, check_settings, holm, interval, percentiles, plain, unit
@@ -207,6 +208,9 @@ def verdict(
     moved = shifts(states, baseline=baseline, layer=space.layer)
     judged, probes, control_sets = _by_name(scores), _by_name(refusal), _control_sets(controls)
     lacking = f"There is no refusal probe here. {problem}".strip()
+    for name, probe in probes.items():
+        if not isinstance(probe, Probe | None):
+            raise StatesError(f"The refusal probe {name!r} is {shown(probe)}: pass what fit_probe returns, or None.")
     named = {*safety, *(name for _, chosen in control_sets for name in chosen), *(trained or {})}
     if unknown := sorted((named | {*(trained or {}).values()}) - set(moved.prompts)):
         raise StatesError(f"No states under {unknown}: compute them with hidden_states(model, queries, prompts).")
@@ -216,12 +220,13 @@ def verdict(
     found = _separable(states, space, safety, baseline, random_state, nulls)
     found += _alike(moved, safety, control_sets, nulls)
     for name, probe in probes.items():
-        found += _under(name, [_along(moved.select(safety), space, probe or lacking, nulls)])
+        found += _under(name, [_along(moved.select(safety), space, lacking if probe is None else probe, nulls)])
     for name, rates in judged.items():
         read = _Rates(rates, column, moved)
+        read.check([baseline, *safety, *chain.from_iterable((trained or {}).items())])
         found += _under(name, [*_refusals(read, safety, baseline, nulls), *_apart(read, trained or {}, nulls)])
     for name, probe in probes.items():
-        found += _under(name, _logits_apart(moved, probe or lacking, space, trained or {}, nulls))
+        found += _under(name, _logits_apart(moved, lacking if probe is None else probe, space, trained or {}, nulls))
     table = pd.DataFrame([one.row(level) for one in found])
     return Verdict(table=_decided(table, 1 - level)[list(COLUMNS)], measured=tuple(found))
 
@@ -377,6 +382,12 @@ class _Rates:
     scores: pd.DataFrame
     column: str
     moved: Shifts
+
+    def check(self, prompts: Iterable[str]) -> None:
+        """Raise QueryError if they are of other queries, or lack a prompt: that is no lack of opinions."""
+        known = self.scores[self.scores.index.isin(self.moved.queries["query_id"], level="query_id")]
+        if lost := sorted(set(prompts) - set(known.index.get_level_values("prompt"))):
+            raise QueryError(f"The scores have none of these queries under {lost}: judge the replies to them.")
 
     def of(self, harmful: bool, prompts: Sequence[str]) -> Array:
         """[n_prompts, n]: the rates of a class's queries; NaN under all prompts if there is no opinion under one."""

@@ -235,13 +235,20 @@ def as_verdicts(said: pd.Series) -> pd.Series:
     Raises:
         QueryError: a value that is none of these.
     """
-    if unknown := {shown(value) for value in said.dropna().unique() if not _is_verdict(value)}:
+    words: dict[object, str] = {True: FULL, False: COMPLIES} | {word: word for word in VERDICTS}
+    if pd.api.types.is_bool_dtype(said.dtype):
+        return said.map(words).astype("string")
+    # One by one: among the unique values 1 is hidden behind True, and a list is not even one.
+    if unknown := {shown(value) for value in said.astype(object) if not (_is_verdict(value) or _is_missing(value))}:
         raise QueryError(
             f"No verdict {', '.join(sorted(unknown)[:3])}. A judge says True for a refusal, False for compliance, or "
             f"one of {', '.join(VERDICTS)}; pd.NA where it has no opinion."
         )
-    words: dict[object, str] = {True: FULL, False: COMPLIES} | {word: word for word in VERDICTS}
     return said.map(words).astype("string")
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value))
 
 
 def _is_verdict(value: object) -> bool:

@@ -15,7 +15,18 @@ import torch
 from torch import nn
 
 WEIGHTS_PER_THREAD = 30_000_000
-"""Below this, a second thread brings hardly anything, even on an idle machine."""
+"""Below this, a second thread brings little, even on an idle machine."""
+
+
+def _torchs_own() -> int | None:
+    """What torch began with: the number of cores that it may use, of which the system may count each twice; None if
+    this is another number, which then is the user's."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = torch.get_num_threads()
+    return given if given in (usable, usable // 2) else None
+
+
+_BEGAN_WITH = _torchs_own()
 
 
 def n_threads(model: nn.Module) -> int:
@@ -29,15 +40,9 @@ def n_threads(model: nn.Module) -> int:
     """
     given, weights = torch.get_num_threads(), list(model.parameters())
     elsewhere = any(part.device.type != "cpu" for part in weights)
-    if elsewhere or "OMP_NUM_THREADS" in os.environ or given not in _torchs_own():
+    if elsewhere or "OMP_NUM_THREADS" in os.environ or given != _BEGAN_WITH:
         return given
     return max(1, min(given - 1, sum(part.numel() for part in weights) // WEIGHTS_PER_THREAD))
-
-
-def _torchs_own() -> set[int]:
-    """What torch begins with: the number of cores that it may use, of which the system may count each twice."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {usable, max(1, usable // 2)}
 
 
 @contextmanager

@@ -163,8 +163,14 @@ def test_claims_without_their_prompts_are_left_out() -> None:
     ]
 
 
-def test_missing_prompts_are_named() -> None:
+def test_missing_prompts_and_scores_are_named() -> None:
     states = states_of()
+    sound = rates(states)
+    for scores in (sound.drop("short", level="prompt"), sound.rename(lambda name: f"other-{name}", level="query_id")):
+        with pytest.raises(QueryError, match=r"none of these queries under \[.*'short'.*\]: judge the replies"):
+            reach(states, scores)
+    with pytest.raises(StatesError, match="The refusal probe '' is 'x': pass what fit_probe returns, or None"):
+        reach(states, refusal="x")
     for options in ({"controls": ("neutral",)}, {"trained": {"neutral": "long"}}, {"trained": {"long": "neutral"}}):
         with pytest.raises(StatesError, match=r"No states under \['neutral'\]: compute them"):
             reach(states, **options)

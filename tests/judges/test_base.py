@@ -112,6 +112,8 @@ def test_booleans_with_no_opinion_need_no_type_of_their_own() -> None:
         (lambda text: "refuses", "No verdict 'refuses'"),  # were they taken for true and false, all would be refusals
         (lambda text: None, "returned None: does it lack a `return`"),
         (lambda text: len(text), "No verdict 3, 5"),
+        (lambda text: text == "Sure." or 1, "No verdict 1"),
+        (lambda text: re.findall("No", text), "No verdict .*'No'"),
         (lambda text: re.search("No", text) or False, "No verdict <re.Match"),
         (Said, "Said is a class, not a judge: pass Said"),
         ("string rule", "'string rule' is no judge: pass an object with a method"),
