@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from drolab.errors import ExportError
 from drolab.figures import BIDIRECTIONAL, CONFIG, Sheet, caption, sheet
-from drolab.files import expanded, safe_path, write_file
+from drolab.files import expanded, file_sha256, safe_path, write_file
 from drolab.progress import Progress, bar
 from drolab.types import SafetyPrompt, SoftPrompt
 
@@ -333,7 +333,7 @@ def manifest(
         "model": dict(model),
         "seed": seed,
         "settings": dict(settings),
-        "files": {_inside(root, path): _sha256(path) for path in listed},
+        "files": {_inside(root, path): file_sha256(path) for path in listed},
     }
     return save_numbers(root, name, content)
 
@@ -372,11 +372,6 @@ def _inside(root: Path, path: Path) -> str:
         return path.resolve().relative_to(root.resolve()).as_posix()
     except ValueError:
         raise ExportError(f"{path} is not in {root}: a manifest lists the files of its own folder.") from None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 # ---------------------------------------------------------------- images

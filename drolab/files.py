@@ -230,6 +230,12 @@ def expanded(path: str | Path, error: type[DrolabError], otherwise: str = "give 
         raise error(f"There is no home folder for {shown(str(path))}: {otherwise}.") from reason
 
 
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 # ---------------------------------------------------------------- writing
 
 

@@ -6,7 +6,6 @@ runs compare; where a run's snapshots moved the states; the files that keep runs
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from drolab import store as stores
 from drolab.data import validate_queries
 from drolab.dro.training import HISTORY_COLUMNS, Training
 from drolab.errors import DrolabError, StatesError, TrainingError
-from drolab.files import plain_name, read_csv, read_json, write_file
+from drolab.files import file_sha256, plain_name, read_csv, read_json, write_file
 from drolab.inference import divergence, first_token_probabilities, hidden_states
 from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel, Prompt
@@ -404,7 +403,7 @@ def save_run(folder: str | Path, name: str, kept: KeptRun) -> Path:
 
 
 def _checksums(place: Path) -> str:
-    return "".join(f"{hashlib.sha256((place / name).read_bytes()).hexdigest()}  {name}\n" for name in _FILES)
+    return "".join(f"{file_sha256(place / name)}  {name}\n" for name in _FILES)
 
 
 def load_runs(folder: str | Path) -> dict[str, KeptRun]:
