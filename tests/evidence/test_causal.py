@@ -13,7 +13,7 @@ from torch import Tensor
 
 import drolab
 from drolab.errors import QueryError, StatesError
-from drolab.evidence import shifts
+from drolab.evidence import rate_interval, shifts
 from drolab.evidence.causal import (
     UNMODIFIED,
     Control,
@@ -302,6 +302,9 @@ def test_dose_zero_is_the_unmodified_model(planted: Planted) -> None:
     plain = JUDGE.masses(first_token_probabilities(planted.model, QUERIES, NONE)[1])["refusal"]
     still = table[table["dose"] == 0]
     assert (still[["change", "kl"]].abs() < 1e-12).all(axis=None)
+    for row in still.itertuples():  # what so few queries can show
+        unseen = rate_interval(0, row.n).high
+        assert (-row.change_low, row.change_high) == pytest.approx((unseen, unseen))
     assert still["p_value"].isna().all()
     for harmful, part in still.groupby("harmful"):
         expected = float(plain[torch.tensor(QUERIES["harmful"].to_numpy() == harmful)].mean())

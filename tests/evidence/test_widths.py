@@ -61,7 +61,9 @@ def test_what_an_edit_does(n: int, values: tuple[float, float, float], odd: int)
     after[:odd] = 1 - after[:odd]
     queries, plans = queries_of(n), np.stack([after, before])
     labels = [{"direction": name, "kind": "direction", "dose": 1.0, "layer": 1} for name in ("moved", "still")]
-    assert_widths(causal.dose_table(queries, before, plans, labels, 0.95))
+    dosed = causal.dose_table(queries, before, plans, labels, 0.95)
+    assert_widths(dosed)
+    assert dosed[["refusal_low", "change_low"]].notna().all(axis=None)
     assert_widths(causal.ablation_table(queries, before, plans, labels, 0.95))
     swapped = causal.swap_table(queries, before, plans, labels, 0.95, whole)
     assert_widths(swapped)
