@@ -16,13 +16,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from drolab import export, notebooks
 from drolab.errors import DrolabError, StatesError
 from drolab.files import write_file
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from drolab.models import ChatModel
     from drolab.store import Store
     from drolab.types import AnchorSpace, HiddenStates, Probe, SafetyPrompt
@@ -89,8 +89,7 @@ def study(
         model, queries, prompts: as `load_model`, `load_queries` and `load_prompts` take them.
         n_samples: replies per query and prompt.
     """
-    import pandas as pd  # here, since the server needs none of it, and what it says at once comes seconds sooner
-
+    # Here, since the server needs none of these, and what it has to say comes seconds sooner.
     from drolab.data import load_prompts, load_queries
     from drolab.evidence import comparison
     from drolab.inference import generate, hidden_states

@@ -131,10 +131,10 @@ def sample_interval(values: NDArray[np.floating], level: float) -> Interval:
 def bounded_interval(values: NDArray[np.floating], level: float, scale: Scale) -> Interval:
     """Of the mean of independent values, by Student's t on a scale, to whose ends they are bound; as wide as that of
     `mean_interval` where hardly any value differs from the rest. NaN of one value."""
-    n, bounds = len(values), (scale.back(-math.inf), scale.back(math.inf))
+    n, mean, bounds = len(values), float(values.mean()), (scale.back(-math.inf), scale.back(math.inf))
     error = float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    found = interval(float(values.mean()), error, n, level, scale)
-    return _around(found, _unseen_bound(values, level, bounds) if nearly_alike(values, level) else None)
+    least = unseen_interval(mean, n, level, bounds) if nearly_alike(values, level) else None
+    return _around(interval(mean, error, n, level, scale), least)
 
 
 # ---------------------------------------------------------------- rates and means

@@ -384,16 +384,16 @@ class _Rates:
     moved: Shifts
 
     def check(self, prompts: Iterable[str]) -> None:
-        """Raise QueryError if they are of other queries, or lack a prompt: that is no lack of opinions."""
+        """Raise QueryError if they are of other queries, lack a prompt (that is no lack of opinions), or repeat one."""
+        if not self.scores.index.is_unique:
+            first = self.scores.index[self.scores.index.duplicated()][0]
+            raise QueryError(f"The scores have {first} twice: pass each judge's once, several judges by name.")
         known = self.scores[self.scores.index.isin(self.moved.queries["query_id"], level="query_id")]
         if lost := sorted(set(prompts) - set(known.index.get_level_values("prompt"))):
             raise QueryError(f"The scores have none of these queries under {lost}: judge the replies to them.")
 
     def of(self, harmful: bool, prompts: Sequence[str]) -> Array:
         """[n_prompts, n]: the rates of a class's queries; NaN under all prompts if there is no opinion under one."""
-        if not self.scores.index.is_unique:
-            first = self.scores.index[self.scores.index.duplicated()][0]
-            raise QueryError(f"The scores have {first} twice: pass each judge's once, several judges by name.")
         queries = self.moved.queries.loc[self.moved.rows(harmful), "query_id"]
         wanted = pd.MultiIndex.from_product([prompts, queries]).swaplevel()
         found = self.scores[self.column].reindex(wanted).to_numpy(dtype=np.float64, na_value=np.nan)

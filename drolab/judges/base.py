@@ -189,13 +189,7 @@ def answers_in(responses: pd.DataFrame) -> pd.Series:
 def _said(responses: pd.DataFrame, judge: AnyJudge) -> pd.Series:
     name = check_judge(judge)
     try:
-        if not isinstance(judge, Judge):
-            verdicts = {text: judge(text) for text in responses["response"].unique()}
-            if any(verdict is None for verdict in verdicts.values()):
-                raise QueryError(f"The judge {name} returned None: does it lack a `return`? pd.NA is no opinion.")
-            said = pd.Series([verdicts[text] for text in responses["response"]], responses.index, dtype=object)
-        else:
-            said = judge.verdicts(responses)
+        said = judge.verdicts(responses) if isinstance(judge, Judge) else _one_by_one(responses, judge, name)
     except DrolabError:
         raise
     except Exception as error:
@@ -211,6 +205,14 @@ def _said(responses: pd.DataFrame, judge: AnyJudge) -> pd.Series:
         return as_verdicts(said)
     except QueryError as error:
         raise QueryError(f"The judge {name}: {error}") from None
+
+
+def _one_by_one(responses: pd.DataFrame, judge: Callable[[str], object], name: str) -> pd.Series:
+    """What a function says of each response; each text is asked of once."""
+    verdicts = {text: judge(text) for text in responses["response"].unique()}
+    if any(verdict is None for verdict in verdicts.values()):
+        raise QueryError(f"The judge {name} returned None: does it lack a `return`? pd.NA is no opinion.")
+    return pd.Series([verdicts[text] for text in responses["response"]], responses.index, dtype=object)
 
 
 def check_judge(judge: AnyJudge) -> str:

@@ -319,12 +319,12 @@ class Classifier(_ModelGuard):
     def _classify(self, pairs: Sequence[tuple[str, str]], done: Callable[[int], None]) -> pd.DataFrame:
         several = self.model.config.problem_type == "multi_label_classification"
         parts = []
-        for start in range(0, len(pairs), self.batch_size):
-            batch = pairs[start : start + self.batch_size]
-            with threads_for(self.model):
+        with threads_for(self.model):
+            for start in range(0, len(pairs), self.batch_size):
+                batch = pairs[start : start + self.batch_size]
                 logits = self.model(**self._encode(batch)).logits.cpu().double()
-            parts.append(logits.sigmoid() if several else logits.softmax(dim=-1))
-            done(len(batch))
+                parts.append(logits.sigmoid() if several else logits.softmax(dim=-1))
+                done(len(batch))
         table = pd.DataFrame(torch.cat(parts).numpy(), columns=_labels(self.model))
         own = table[list(self.labels)]
         table.insert(0, "unsafe", own.max(axis=1) if several else own.sum(axis=1))
@@ -511,12 +511,12 @@ class _Question:
         chats = [self._encode(query, response, prompt, len(lead)) + lead for query, response in pairs]
         order = sorted(range(len(chats)), key=lambda row: len(chats[row]))
         found = torch.zeros(len(chats), 2, dtype=torch.float64)
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            with threads_for(self.model.model):
+        with threads_for(self.model.model):
+            for start in range(0, len(order), self.batch_size):
+                rows = order[start : start + self.batch_size]
                 logits = _last_logits(self.model, [chats[row] for row in rows], len(lead) + 1)
-            found[rows] = torch.stack([_mass(logits, ids, lead) for ids in (yes, no)], dim=1)
-            done(len(rows))
+                found[rows] = torch.stack([_mass(logits, ids, lead) for ids in (yes, no)], dim=1)
+                done(len(rows))
         answered = found.sum(dim=1)
         unsafe = torch.where(answered > 0, found[:, 0] / answered, 0.5)
         return pd.DataFrame({"unsafe": unsafe.numpy(), "answered": answered.numpy()})
