@@ -53,6 +53,17 @@ class StatesError(DrolabError, ValueError):
     """Hidden states are missing, not finite, or do not match what they are used with."""
 
 
+class TooFewError(StatesError):
+    """Hardly any query is of one of the two kinds (refused, say), or none is, so that nothing can be fitted or tested.
+
+    What the user did is right, the model has nothing to measure: a notebook shows the sentence without a traceback, and
+    `notebooks.run_notebooks` goes on with the next notebook.
+    """
+
+    def _render_traceback_(self) -> list[str]:  # IPython asks for it
+        return [f"Cannot be tested here: {self}"]
+
+
 class StoreError(DrolabError, OSError):
     """The store cannot be read or written."""
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special, stats
 
 from drolab.errors import StatesError, shown
 
@@ -70,7 +70,7 @@ FISHER = Scale(math.atanh, math.tanh, lambda x: 1 / (1 - x**2), _bounded(-1.0, 1
 """Of cosines (Fisher's z)."""
 LOGIT = Scale(
     lambda x: math.log(x / (1 - x)),
-    lambda x: 1 / (1 + math.exp(-x)),
+    lambda x: float(special.expit(x)),  # of any size
     lambda x: 1 / (x * (1 - x)),
     _bounded(0.0, 1.0),
 )

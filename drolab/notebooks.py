@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drolab import export
-from drolab.errors import DrolabError, shown
+from drolab.errors import DrolabError, TooFewError, shown
 from drolab.figures import CONFIG
 from drolab.files import read_text, write_file
 
@@ -110,7 +110,7 @@ def run_notebooks(
     """Run notebooks in order, each in a fresh kernel of this Python, and keep the executed copies.
 
     The kernel starts in the notebook's own folder and talks over local sockets only. A failing notebook is never
-    tried again, and stops the run.
+    tried again, and stops the run; but one that finds nothing to measure (a TooFewError) just ends there.
 
     Args:
         out: the copies go to `out/notebooks`, without widget state.
@@ -130,9 +130,9 @@ def run_notebooks(
             # The next notebook's kernel gets ready while this one runs: imports are most of a run from a full store.
             for manager, (soon, _) in list(zip(managers, opened, strict=True))[number : number + 2]:
                 _start(manager, soon.parent)
-            copy = Path(out) / "notebooks" / path.name
-            written.append(_run(path, notebook, copy, timeout, managers[number]))
-            print(f"{path.stem}: {time.perf_counter() - started:.0f} s", flush=True)
+            written.append(Path(out) / "notebooks" / path.name)
+            ending = _run(path, notebook, written[-1], timeout, managers[number])
+            print(f"{path.stem}: {time.perf_counter() - started:.0f} s{ending}", flush=True)
     return written
 
 
@@ -168,7 +168,8 @@ def _read(path: Path) -> NotebookNode:
     return notebook
 
 
-def _run(path: Path, notebook: NotebookNode, copy: Path, timeout: int, manager: AsyncKernelManager) -> Path:
+def _run(path: Path, notebook: NotebookNode, copy: Path, timeout: int, manager: AsyncKernelManager) -> str:
+    """Where it ended, in words, if it was not at its end, since nothing was left to measure."""
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellControlSignal, DeadKernelError
@@ -177,11 +178,14 @@ def _run(path: Path, notebook: NotebookNode, copy: Path, timeout: int, manager: 
     try:
         client.execute(cleanup_kc=True)  # by default a client leaves a kernel that it was given running
     except (CellControlSignal, DeadKernelError) as error:
+        if getattr(error, "ename", "") == TooFewError.__name__:
+            reason = getattr(error, "evalue", "")
+            return f", up to cell {_failed_cell(notebook)[0]}. What follows cannot be tested here: {reason}"
         raise NotebookError(_failure(path, notebook, copy, error)) from None
     finally:
         notebook.metadata.pop("widgets", None)
         write_file(copy, nbformat.writes(notebook))
-    return copy
+    return ""
 
 
 def _start(manager: AsyncKernelManager, folder: Path) -> None:

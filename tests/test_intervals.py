@@ -55,7 +55,7 @@ def test_intervals_stay_in_their_range_and_hold_the_estimate(value: float, error
         inside = (value + 1) / 2 if low == 0 else value
         limits = interval(inside, error, n, 0.95, scale)
         assert low <= limits.low <= limits.value <= limits.high <= high
-        wider = interval(inside, error, n, 0.99, scale)
+        wider = interval(inside, error, n, 0.9999, scale)
         assert wider.low <= limits.low
         assert limits.high <= wider.high
 

@@ -18,7 +18,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 import drolab
 from drolab import claims, export, figures, notebooks
 from drolab.__main__ import main
-from drolab.errors import StatesError
+from drolab.errors import TooFewError
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 MEASURED = re.compile(r"\.\d{2}|(?<!notebook )\b\d{2,}\b(?! %)")
@@ -68,6 +68,19 @@ def test_a_failing_cell_is_named_and_the_copy_kept(tmp_path: Path) -> None:
     assert str(copy) in str(caught.value)
     assert outputs(copy) == "before\n"
     assert not (tmp_path / "out" / "notebooks" / "02_next.ipynb").exists()
+
+
+def test_a_notebook_ends_where_nothing_is_left_to_measure_and_the_next_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = "from drolab.errors import TooFewError\nprint('before')\nraise TooFewError('Nobody refuses: ask others.')"
+    paths = [write(tmp_path, "01_few", few, "print('after')"), write(tmp_path, "02_next", "print('next')")]
+    first, second = notebooks.run_notebooks(paths, tmp_path / "out")
+    assert (outputs(first), outputs(second)) == ("before\n", "next\n")
+    assert "up to cell 3. What follows cannot be tested here: Nobody refuses: ask others." in capsys.readouterr().out
+    cells = nbformat.read(first, as_version=4).cells
+    (error,) = (out for cell in cells for out in cell.get("outputs", []) if out.output_type == "error")
+    assert error.traceback == ["Cannot be tested here: Nobody refuses: ask others."]
 
 
 def test_a_cell_that_takes_too_long_is_named(tmp_path: Path) -> None:
@@ -173,20 +186,38 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {**files, "STORE": str(folder / "store"), "OUT": str(folder / "out"), "N_SAMPLES": 1}
 
 
-def in_turn(name: str, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **more: Any) -> dict[str, Any]:
-    """The names that a notebook's cells leave behind, with a few queries of each set; `error` is what ended them."""
+def in_turn(
+    name: str, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, n: int = 4, **more: Any
+) -> dict[str, Any]:
+    """The names that a notebook leaves behind, with n queries of each class and set; `error` is what ended it."""
     every = drolab.load_queries
-    monkeypatch.setattr(drolab, "load_queries", lambda name: every(name).groupby("harmful").head(4))
+    monkeypatch.setattr(drolab, "load_queries", lambda name: every(name).groupby("harmful").head(n))
     names: dict[str, Any] = {"error": None}
     try:
         run_cells(cells_of(NOTEBOOKS / f"{name}.ipynb", **asked, **more), names)
-    except StatesError as error:
+    except TooFewError as error:
         names["error"] = error
     return names
 
 
 def saved(asked: dict[str, Any], name: str) -> dict[str, Any]:
     return json.loads((Path(asked["OUT"]) / "numbers" / f"{name}.json").read_text())
+
+
+def test_without_refusals_shifts_are_shown_and_no_direction_is_tried(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = in_turn(
+        "04_refusal_direction", asked, monkeypatch, n=10, UNSEEN="cautious", NEUTRAL="brief", CAUSAL_LAYER=1
+    )
+    assert "'refuses' is 0 for all 60 states" in capsys.readouterr().out
+    assert "'refuses' is 0 for all 60 states" in str(names["error"])  # of section 5, about a direction of refusal
+    assert "difference" not in names
+    found = saved(asked, "04")
+    assert {"04_rates", "04_projection", "04_cosines"} == set(found["figures"])
+    assert [row["probe"] for row in found["numbers"]["probes"]] == ["harmfulness"]
+    assert found["numbers"]["is it a safety shift?"] == found["numbers"]["cosine with the refusal direction"] == []
+    assert {row["prompt"] for row in found["numbers"]["better at telling harm?"]} == {"default"}
 
 
 def test_without_refusals_nothing_is_trained_and_the_rates_are_kept(

@@ -23,7 +23,7 @@ from torch import Tensor
 from drolab import store as stores
 from drolab.data import validate_queries
 from drolab.dro.training import HISTORY_COLUMNS, Training
-from drolab.errors import DrolabError, StatesError, TrainingError
+from drolab.errors import DrolabError, QueryError, StatesError, TrainingError
 from drolab.files import file_sha256, plain_name, read_csv, read_json, write_file
 from drolab.inference import divergence, first_token_probabilities, hidden_states
 from drolab.judges import FirstTokenJudge
@@ -124,7 +124,15 @@ class KeptRun:
         return sorted(set(kept) - set(self.measured["step"]))
 
     def measure(self, step: int, model: ChatModel, judge: FirstTokenJudge, queries: Mapping[str, pd.DataFrame]) -> None:
-        """Measure a kept step on each of the query sets, and step 0 if that is not, and add it to `measured`."""
+        """Measure a kept step on each of the query sets, and step 0 if that is not, and add it to `measured`.
+
+        Raises:
+            QueryError: no query set, or one that is none.
+        """
+        if not queries:
+            raise QueryError(
+                "There are no queries to measure on: pass query sets by name, as in {'held out': queries}."
+            )
         found = [] if self.measured.empty else [self.measured]
         for number in dict.fromkeys([step] if (self.measured["step"] == 0).any() else [0, step]):
             for name, rows in queries.items():

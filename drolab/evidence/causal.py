@@ -248,7 +248,8 @@ def swap(
         One row per layer, patch and class: `layer, direction, kind`, the columns named at the top of this module (all
         against the recipient), `p_value` of a shift's change towards the donor's (two-sided: above .05 with less than
         39 random directions), `total` (the donor's refusal minus the recipient's), `recovered, recovered_low,
-        recovered_high`: change / total, NaN where the interval of the total contains 0; and `note`.
+        recovered_high`: change / total, NaN where the interval of the total contains 0, and without limits where every
+        query has the same share; and `note`.
 
     Raises:
         StatesError: a layer that is not there; an unknown control.
@@ -489,7 +490,8 @@ def _recovered(change: Array, total: Array, level: float) -> dict[str, Any]:
         if (square := bottom**2 - reach * spread) > 0:
             middle, last = top * bottom - reach * both, top**2 - reach * own
             half = np.sqrt(np.clip(middle**2 - square * last, 0, None))
-            half[np.ptp(change - np.outer(top / bottom, total), axis=1) < 1e-12] = np.nan
+            apart = np.ptp(change - np.outer(top / bottom, total), axis=1)
+            half[apart < 1e-5 * np.abs(total).max()] = np.nan  # of probabilities in float32
             found = top / bottom, (middle - half) / square, (middle + half) / square
             columns = dict(zip(columns, (values.round(12) for values in found), strict=True))
     return {"total": bottom, **columns}

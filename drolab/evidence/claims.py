@@ -182,7 +182,7 @@ def verdict(
     Raises:
         StatesError: fewer than 4 queries of a class; states or prompts are missing, see `shifts`,
             `shift_similarity` and `auc_change`.
-        QueryError: a query and prompt with two scores of one judge.
+        QueryError: no scores, or no probe; a query and prompt with two scores of one judge.
 
     Examples:
         >>> import drolab
@@ -207,6 +207,10 @@ def verdict(
     check_settings(level, n_null=n_null)
     moved = shifts(states, baseline=baseline, layer=space.layer)
     judged, probes, control_sets = _by_name(scores), _by_name(refusal), _control_sets(controls)
+    if not judged or not probes:
+        raise QueryError(
+            "A verdict needs the scores of a judge and a refusal probe (None if there is none): pass both."
+        )
     lacking = f"There is no refusal probe here. {problem}".strip()
     for name, probe in probes.items():
         if not isinstance(probe, Probe | None):

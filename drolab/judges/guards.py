@@ -22,7 +22,6 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import pandas as pd
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -462,10 +461,12 @@ def _render(model: ChatModel, query: str, response: str, **values: str) -> str:
             text = _chat(model, *_MARKERS, parts, values)
             written = "'type': 'text'" in text  # parts as Python writes them
             if all(marker in text for marker in _MARKERS) and not written:
-                return _chat(model, query, response, parts, values)
+                text = _chat(model, query, response, parts, values)
+                if query.strip() in text and response.strip() in text:
+                    return text
             problems.append("drops the query or the response")
-        except (TemplateError, TypeError) as error:
-            problems.append(f"cannot render a query and a response ({error})")
+        except Exception as error:  # a template can divide by zero as well as raise what jinja knows
+            problems.append(f"cannot render a query and a response ({type(error).__name__}: {error})")
     raise ChatTemplateError(
         f"The chat template of the guard {model.name!r} {problems[0]}: load it with chat_template=…, Jinja text that "
         "writes both."

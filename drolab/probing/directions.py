@@ -144,8 +144,8 @@ def fit_directions(
         of two normal distributions of equal variance along the direction.
 
     Raises:
-        StatesError: as in `fit_probe`; an unknown method; too few queries per class for the folds; all states
-            equal; a space of another layer.
+        StatesError: as in `fit_probe`; an unknown method; all states equal; a space of another layer.
+        TooFewError: the same target for all states; too few queries per class for the folds.
 
     Examples:
         >>> import drolab

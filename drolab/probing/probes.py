@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from drolab.errors import StatesError, UnreliableWarning
+from drolab.errors import StatesError, TooFewError, UnreliableWarning
 from drolab.intervals import auc, weighted_labels
 from drolab.probing.anchors import anchor_matrix, content, coordinates, fit_key
 from drolab.probing.crossval import check_readout, spread_folds
@@ -63,8 +63,8 @@ def fit_probe(
         UnreliableWarning: the probe has a problem.
 
     Raises:
-        StatesError: the target lacks a state, is NaN or outside [0, 1], or is the same for all states: then
-            `try_probe` says why and goes on.
+        StatesError: the target lacks a state, is NaN or outside [0, 1].
+        TooFewError: the target is the same for all states; `try_probe` says so and goes on.
 
     Examples:
         >>> import drolab
@@ -133,7 +133,7 @@ def try_probe(
     fractions = align_target(states, target)
     try:
         check_classes(fractions, positive)
-    except StatesError as error:
+    except TooFewError as error:
         return None, str(error)
     probe = fit_probe(space, states, target, positive=positive, random_state=random_state)
     return probe, probe.problem
@@ -178,7 +178,8 @@ def cross_validate(
         fractions, so that their best possible value lies below 1; auc is NaN in a fold with one class only.
 
     Raises:
-        StatesError: as in `fit_probe`, or too few queries or states per class for `n_splits` folds.
+        StatesError: as in `fit_probe`.
+        TooFewError: too few queries or states per class for `n_splits` folds.
 
     Examples:
         >>> import drolab
@@ -211,7 +212,8 @@ def ridge_logistic(points: NDArray[np.floating], fractions: Array, C: float) -> 
     """scikit-learn's logistic regression with a ridge penalty, fitted on points [n, m] and soft labels [n].
 
     Raises:
-        StatesError: labels of one class only, as a part of the queries may have; or no penalty that it can be.
+        StatesError: no penalty that it can be.
+        TooFewError: labels of one class only, as a part of the queries may have.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -219,7 +221,7 @@ def ridge_logistic(points: NDArray[np.floating], fractions: Array, C: float) -> 
         raise StatesError(f"C must be a number above 0, got {C}: it is the inverse strength of the penalty.")
     rows, labels, weights = weighted_labels(points.astype(np.float64), fractions)
     if np.ptp(labels) == 0:
-        raise StatesError(
+        raise TooFewError(
             f"The target is {labels[0]:g} for all {len(fractions)} states of one training part, so there is nothing to "
             f"tell apart there: hardly any query has {1 - labels[0]:g} in it. Pass more queries or prompts of that "
             "class, or more responses to each, or lower n_splits."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from drolab.errors import StatesError
+from drolab.errors import StatesError, TooFewError
 from drolab.types import HiddenStates
 
 if TYPE_CHECKING:
@@ -52,14 +52,14 @@ def grouped_folds(
     below and above their mean, where too few reach one half.
 
     Raises:
-        StatesError: too few groups, or too few rows of a class, for `n_splits` folds.
+        TooFewError: too few groups, or too few rows of a class, for `n_splits` folds.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     labels = next((part for part in _halves(fractions) if _fewest(part) >= n_splits), fractions > fractions.mean())
     fewest = min(len(np.unique(groups)), *np.unique(labels, return_counts=True)[1])
     if not 2 <= n_splits <= fewest:
-        raise StatesError(
+        raise (TooFewError if n_splits >= 2 else StatesError)(
             f"n_splits={n_splits} needs at least 2 folds and at least as many queries and states per class as "
             f"folds (the fewest here: {fewest}): lower n_splits, or pass more queries."
         )
@@ -132,9 +132,9 @@ def _names(states: HiddenStates, missing: NDArray[np.bool_]) -> str:
 
 
 def check_classes(fractions: Array, positive: str) -> None:
-    """Raise a StatesError if the target is the same for all states."""
+    """Raise a TooFewError if the target is the same for all states."""
     if np.ptp(fractions) < 1e-9:
-        raise StatesError(
+        raise TooFewError(
             f"The target of the probe {positive!r} is {fractions.mean():g} for all {len(fractions)} states, so there "
             "is nothing to tell apart: add queries or prompts of the other class (or responses sampled at a higher "
             "temperature)."

@@ -14,6 +14,7 @@ import torch
 from helpers.training import CAREFUL, QUERIES, SHORT_RUN, Setting, setting_of
 
 from drolab import dro
+from drolab.errors import QueryError
 from drolab.inference import first_token_probabilities, next_tokens
 from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel, encode
@@ -65,6 +66,8 @@ def test_a_run_that_stays_where_it_was_has_no_problems(
     assert kept.problems == ()
     assert dro.compare({"still": kept})["note"].tolist() == [""]
     assert not caplog.records
+    with pytest.raises(QueryError, match="There are no queries to measure on: pass query sets by name"):
+        kept.measure(9, setting.model, JUDGE, {})
 
 
 def with_drifts(run: DRORun, *epochs: float, level: float | None = 2.0) -> DRORun:

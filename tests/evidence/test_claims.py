@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -72,7 +73,7 @@ def rates(
     return pd.DataFrame({"refusal_rate": np.clip(base + rise, 0, 1)}, index=pairs)
 
 
-def reach(states: HiddenStates, scores: pd.DataFrame | None = None, **options: object) -> Verdict:
+def reach(states: HiddenStates, scores: Any = None, **options: object) -> Verdict:
     space, refusal = probe(states)
     settings = {"refusal": refusal, "controls": CONTROLS, "trained": {"trained": "long"}, "n_null": 200} | options
     scores = rates(states) if scores is None else scores
@@ -171,6 +172,9 @@ def test_missing_prompts_and_scores_are_named() -> None:
             reach(states, scores)
     with pytest.raises(StatesError, match="The refusal probe '' is 'x': pass what fit_probe returns, or None"):
         reach(states, refusal="x")
+    for nothing in (lambda: reach(states, {}), lambda: reach(states, refusal={})):
+        with pytest.raises(QueryError, match="A verdict needs the scores of a judge and a refusal probe"):
+            nothing()
     for options in ({"controls": ("neutral",)}, {"trained": {"neutral": "long"}}, {"trained": {"long": "neutral"}}):
         with pytest.raises(StatesError, match=r"No states under \['neutral'\]: compute them"):
             reach(states, **options)

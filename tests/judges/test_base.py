@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from drolab.errors import QueryError
-from drolab.judges import HandJudge, Judge, TextJudge, is_refusal, judge, opinions, verdicts
+from drolab.judges import HandJudge, Judge, TextJudge, is_refusal, judge, opinions, score_table, verdicts
 from drolab.types import SCORE_COLUMNS
 
 
@@ -65,6 +65,9 @@ def test_bad_tables() -> None:
         judge(replies())
     with pytest.raises(QueryError, match="1 responses are not texts"):
         judge(replies(("h1", "none", "Sure."), ("h1", "none", float("nan"))))  # type: ignore[arg-type]
+    table = replies(("h1", "none", "Sure."), ("h1", "none", "No."))
+    with pytest.raises(QueryError, match="1 of 2 verdicts are missing: drop these"):
+        score_table(table, pd.Series([True, pd.NA], index=table.index))
 
 
 # Several judges
