@@ -8,7 +8,6 @@ distribution is from another.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -19,10 +18,10 @@ from drolab.data import validate_queries
 from drolab.errors import QueryError, StatesError
 from drolab.inference.sampling import batches
 from drolab.models import (
+    Ablate,
     ChatModel,
     Edit,
     EncodedBatch,
-    Patch,
     Prompts,
     acts_at_read_position,
     as_prompts,
@@ -36,8 +35,13 @@ from drolab.models import (
     reader_for,
     steered,
     threads_for,
+    vectors_of,
+    with_vectors,
 )
 from drolab.progress import Progress, bar
+
+_TOGETHER = 256
+"""Chats x plans in one pass of single tokens, whose logits are kept for each."""
 
 
 @torch.no_grad()
@@ -124,13 +128,14 @@ def next_tokens(
 
     Yields:
         The plan's number, rows of the batch, and their log-probabilities, [rows, vocabulary] float32, on the CPU.
-        Plans in order for the same rows, the plans with edits at all positions after those without.
+        Plans with edits at all positions come after those without; an empty plan that is the first is the first for
+        its rows.
 
     Raises:
         ModelError: a plan has edits and the model's blocks or its final norm cannot be found; or the model is being
             edited and this is not what its `steered` context yielded.
-        StatesError: a layer that the model does not have, a vector of another width, a Patch whose states are not one
-            for each chat, or logits that are not numbers.
+        StatesError: a layer that the model does not have, a vector of another width, vectors that are not one for each
+            chat, or logits that are not numbers.
 
     Examples:
         >>> import drolab
@@ -166,14 +171,41 @@ def next_tokens(
 def _edit_last_tokens(
     model: ChatModel, batch: EncodedBatch, plans: Mapping[int, Sequence[Edit]], token_budget: int
 ) -> Iterator[tuple[int, list[int], Tensor]]:
-    """For plans that edit the last token only: the tokens before it run once for all plans."""
+    """For plans that edit the last token only: the tokens before it run once for all plans, and plans that do the same
+    with other vectors run together, since a pass of a few single tokens takes hardly less time than one of many."""
     prefix = prefix_cache(model, prefix_embeddings(model, batch))
     for rows in _chunks(batch, token_budget):
         tokens = _embed_suffixes(model, batch, rows)
         before = prefix_cache(model, tokens[:, :-1], copy_cache(prefix, len(rows)))
-        for number, plan in plans.items():
-            edits = _edits_of_rows(plan, batch, rows)
-            yield number, rows, _log_probabilities(model, edits, tokens[:, -1:], copy_cache(before, 1))
+        chat_tokens = len(batch.prefix) + tokens.shape[1]
+        most = max(1, min(_TOGETHER, token_budget // chat_tokens) // len(rows))
+        for numbers in _alike(plans, most):
+            edits = _stacked([_edits_of_rows(plans[number], batch, rows) for number in numbers], len(rows))
+            last = tokens[:, -1:].repeat_interleave(len(numbers), dim=0)
+            spoken = _log_probabilities(model, edits, last, copy_cache(before, len(numbers)))
+            for place, number in enumerate(numbers):
+                yield number, rows, spoken[place :: len(numbers)]
+
+
+def _alike(plans: Mapping[int, Sequence[Edit]], most: int) -> Iterator[list[int]]:
+    """Numbers of plans that make the same kinds of edits at the same layers, at most so many at a time."""
+    kinds: dict[tuple[object, ...], list[int]] = {}
+    for number, plan in plans.items():
+        kind = tuple((type(edit), edit.layer) for edit in plan if not isinstance(edit, Ablate))  # it edits all tokens
+        kinds.setdefault(kind, []).append(number)
+    for numbers in kinds.values():
+        yield from (numbers[at : at + most] for at in range(0, len(numbers), most))
+
+
+def _stacked(plans: Sequence[Sequence[Edit]], n_chats: int) -> list[Edit]:
+    """Plans that are alike as one, for chats that stand there once for each plan, one after the other."""
+    if len(plans) == 1:
+        return list(plans[0])
+    together = []
+    for edits in zip(*plans, strict=True):
+        each = [vectors.expand(n_chats, -1) for vectors in map(vectors_of, edits)]
+        together.append(with_vectors(edits[0], torch.stack(each, dim=1).flatten(0, 1)))
+    return together
 
 
 def _edit_whole_chats(
@@ -206,13 +238,16 @@ def _embed_suffixes(model: ChatModel, batch: EncodedBatch, rows: Sequence[int]) 
 
 
 def _edits_of_rows(plan: Sequence[Edit], batch: EncodedBatch, rows: Sequence[int]) -> list[Edit]:
-    """A plan for some chats of the batch: their rows of each Patch."""
+    """A plan for some chats of the batch: of vectors for each chat, their rows."""
+    own = []
     for edit in plan:
-        if isinstance(edit, Patch) and len(edit.states) != len(batch):
+        vectors = vectors_of(edit)
+        if vectors.ndim == 2 and len(vectors) != len(batch):
             raise StatesError(
-                f"Patch has {len(edit.states)} states for {len(batch)} chats: give one for each, in order."
+                f"{type(edit).__name__} has {len(vectors)} vectors for {len(batch)} chats: give one for each, in order."
             )
-    return [replace(edit, states=edit.states[list(rows)]) if isinstance(edit, Patch) else edit for edit in plan]
+        own.append(with_vectors(edit, vectors[list(rows)]) if vectors.ndim == 2 else edit)
+    return own
 
 
 def _log_probabilities(model: ChatModel, edits: Sequence[Edit], tokens: Tensor, cache: DynamicCache | None) -> Tensor:

@@ -39,6 +39,10 @@ from drolab.progress import Progress, resumable_bar
 from drolab.store import Store, key
 from drolab.types import RESPONSE_COLUMNS
 
+_FEWEST, _MOST = 128, 1024
+_BYTES = 2**29
+"""Of replies that are written at once: see `_batch_size`."""
+
 
 class _Reply(NamedTuple):
     """What is kept of one sample, in the order of RESPONSE_COLUMNS."""
@@ -66,7 +70,7 @@ def generate(
     bad_words: str | Sequence[str] | None = None,
     whole_paragraphs: bool | None = None,
     seed: int = 0,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     store: Store | None = None,
     progress: Progress = True,
 ) -> pd.DataFrame:
@@ -101,7 +105,8 @@ def generate(
         whole_paragraphs: end each reply as `inference.whole_paragraphs` does. What is kept in the store is the whole
             reply, and `n_tokens` and `finish_reason` are its own.
         seed: sample i of a chat is the same whatever else is asked for; another seed gives other samples.
-        batch_size: the most replies written at once; bounds the memory, changes no result.
+        batch_size: the most replies written at once; bounds the memory, changes no result. None is 128, or more where
+            half a GiB holds what they need (see `_batch_size`): small models write faster so.
         store: only what it lacks is generated, and every finished batch is kept at once. A later call with
             a larger `n_samples` generates only the new ones.
         progress: show a bar; or a callable, see `drolab.progress`.
@@ -159,8 +164,8 @@ def generate(
         bad_words_ids=tuple(sampling.word_ids(model, word) for word in _texts(chosen.pop("bad_words"))),
         **chosen,
     )
-    if batch_size < 1:
-        raise QueryError(f"batch_size must be at least 1, got {batch_size}: the default is 128.")
+    if batch_size is not None and batch_size < 1:
+        raise QueryError(f"batch_size must be at least 1, got {batch_size}: leave it out, or pass 128.")
     found_prompts = as_prompts(prompts)
     tasks = [_Task.make(model, queries["text"].tolist(), prompt, settings) for prompt in found_prompts]
     summary = _complete(model, tasks, batch_size, store, progress)
@@ -239,7 +244,7 @@ def _check_room(model: ChatModel, batch: EncodedBatch, texts: Sequence[str], max
 
 @torch.no_grad()
 def _complete(
-    model: ChatModel, tasks: Sequence[_Task], batch_size: int, store: Store | None, progress: Progress
+    model: ChatModel, tasks: Sequence[_Task], batch_size: int | None, store: Store | None, progress: Progress
 ) -> str:
     """Complete every task, from the store first; returns the summary."""
     if store is not None:
@@ -266,13 +271,14 @@ def _complete(
     return f"{hits} hits, {total - hits} computed"
 
 
-def _compute(model: ChatModel, task: _Task, batch_size: int, store: Store | None) -> Iterator[list[_Reply]]:
+def _compute(model: ChatModel, task: _Task, batch_size: int | None, store: Store | None) -> Iterator[list[_Reply]]:
     """Batch by batch what a task lacks; yields the replies of each batch once they are kept."""
     missing = task.missing()
     if not missing:
         return
     reader = reader_for(model, task.batch, task.settings.max_new_tokens)
-    for batch in batches(missing, task.batch.suffixes, batch_size, reader.mixes_lengths):
+    size = batch_size or _batch_size(model, reader, task.settings.max_new_tokens)
+    for batch in batches(missing, task.batch.suffixes, size, reader.mixes_lengths):
         replies = _write(model, reader, task, batch)
         check_edits(model)  # what is kept was written by what its key says
         new = {task.keys[row][sample]: reply for (row, sample), reply in zip(batch, replies, strict=True)}
@@ -281,6 +287,16 @@ def _compute(model: ChatModel, task: _Task, batch_size: int, store: Store | None
             store.put_texts(texts, note=f"replies, {model.name}")
         task.replies.update(new)
         yield replies
+
+
+def _batch_size(model: ChatModel, reader: Reader, n_new: int) -> int:
+    """How many replies of `n_new` tokens to write at once: as many as `_BYTES` hold the keys, values and logits of, but
+    `_FEWEST` at least and `_MOST` at most. A reader that copies the prompt for each row takes the fewest."""
+    if not reader.mixes_lengths:
+        return _FEWEST
+    cache = 2 * model.num_hidden_layers * model.hidden_size * model.dtype.itemsize * n_new
+    logits = 3 * torch.float32.itemsize * len(model.tokenizer)  # sorted, and their places
+    return max(_FEWEST, min(_MOST, _BYTES // (cache + logits)))
 
 
 def _write(model: ChatModel, reader: Reader, task: _Task, batch: Sequence[tuple[int, int]]) -> list[_Reply]:

@@ -30,6 +30,8 @@ from drolab.models.interventions import (
     check_direction,
     check_edits,
     steered,
+    vectors_of,
+    with_vectors,
 )
 from drolab.models.kv_cache import Reader, reader_for
 from drolab.models.layers import check_layers, resolve_layers
@@ -103,5 +105,7 @@ __all__ = [
     "states_by_pass",
     "steered",
     "threads_for",
+    "vectors_of",
+    "with_vectors",
     "wrap",
 ]

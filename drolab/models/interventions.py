@@ -39,7 +39,8 @@ class Add:
     """Move the states of one layer by one vector (activation addition, Turner et al. 2023).
 
     Raises:
-        StatesError: a direction that is no finite vector or zero, or positions that are neither "all" nor "read".
+        StatesError: a direction that is no finite vector or zero, or positions that are neither "all" nor "read". In a
+            pass, another number of chats than vectors.
 
     Examples:
         >>> import drolab, torch
@@ -54,15 +55,16 @@ class Add:
     """
 
     direction: Tensor
-    """[d]: what is added, so its norm is the strength."""
+    """[d]: what is added, so its norm is the strength. At the read position also [n, d], as in Patch."""
     layer: int
     positions: Positions = "all"
     """All tokens of the chat, or only the one that is read: the last of the pass."""
 
     def __post_init__(self) -> None:
-        check_direction(self.direction)
         if self.positions not in ("all", "read"):
             raise StatesError(f"positions must be 'all' or 'read', got {self.positions!r}.")
+        for_each = self.positions == "read" and self.direction.ndim == 2
+        check_direction(self.direction.flatten() if for_each else self.direction)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,13 +168,19 @@ def acts_at_read_position(edit: Edit) -> bool:
     return isinstance(edit, Patch) or (isinstance(edit, Add) and edit.positions == "read")
 
 
-def _vectors(edit: Edit) -> Tensor:
+def vectors_of(edit: Edit) -> Tensor:
+    """[d], or [n, d] if there is one for each chat."""
     return edit.states if isinstance(edit, Patch) else edit.direction
+
+
+def with_vectors(edit: Edit, vectors: Tensor) -> Edit:
+    """The same edit with others."""
+    return replace(edit, states=vectors) if isinstance(edit, Patch) else replace(edit, direction=vectors)
 
 
 def _apply(edit: Edit, states: Tensor) -> Tensor:
     """[B, S, d] → [B, S, d], a new tensor."""
-    vectors = _vectors(edit).detach().to(states.device, torch.float32)
+    vectors = vectors_of(edit).detach().to(states.device, torch.float32)
     if isinstance(edit, Ablate):
         unit = vectors / vectors.norm()
         start = 0.0 if edit.reference is None else edit.reference.to(unit) @ unit
@@ -180,8 +188,10 @@ def _apply(edit: Edit, states: Tensor) -> Tensor:
         return (states.float() - along[..., None] * unit).to(states.dtype)
     if isinstance(edit, Add) and edit.positions == "all":
         return (states.float() + vectors).to(states.dtype)
-    if isinstance(edit, Patch) and len(vectors) != len(states):
-        raise StatesError(f"Patch has {len(vectors)} states for a pass of {len(states)} chats: give one for each.")
+    if vectors.ndim == 2 and len(vectors) != len(states):
+        raise StatesError(
+            f"{type(edit).__name__} has {len(vectors)} vectors for a pass of {len(states)} chats: give one for each."
+        )
     edited = states.clone()
     edited[:, -1] = (vectors if isinstance(edit, Patch) else states[:, -1].float() + vectors).to(states.dtype)
     return edited
@@ -317,7 +327,7 @@ def _resolve(model: ChatModel, edits: Sequence[Edit]) -> ActiveEdits:
     points: dict[int, list[Edit]] = {}
     identities = []
     for edit in edits:
-        vectors = _vectors(edit)
+        vectors = vectors_of(edit)
         if vectors.shape[-1] != model.hidden_size:
             raise StatesError(
                 f"{type(edit).__name__} has vectors of width {vectors.shape[-1]}, but {model.name!r} has hidden size "

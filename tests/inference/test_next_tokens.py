@@ -59,10 +59,16 @@ def test_next_tokens_equal_a_plain_pass_for_each_chat(family: ChatModel, name: s
     assert hooks(family) == 0
 
 
-def test_plans_do_not_disturb_each_other(tiny_llama: ChatModel) -> None:
-    batch = encode(tiny_llama, QUERIES["text"].tolist(), CARE)
-    found = torch.full((len(PLANS), len(batch), 260), torch.nan)
-    for number, rows, part in next_tokens(tiny_llama, batch, list(PLANS.values()), token_budget=100):
-        found[number, rows] = part
-    for own, plan in zip(found, PLANS.values(), strict=True):
-        torch.testing.assert_close(own, next_log_probabilities(tiny_llama, *plan), rtol=0, atol=1e-5)
+@pytest.mark.parametrize("token_budget", [100, 16384])  # one plan at a time, and those that are alike together
+def test_plans_do_not_disturb_each_other(family: ChatModel, token_budget: int) -> None:
+    each = torch.stack([vector(seed) for seed in range(10, 10 + len(QUERIES))])
+    more = [[Add(vector(3), 1, "read")], [Add(each, 1, "read")], [Patch(each, 1)], [Add(vector(4), 0, "read")], []]
+    plans = [*PLANS.values(), *more]
+    batch = encode(family, QUERIES["text"].tolist(), CARE)
+    found: dict[int, torch.Tensor] = {}
+    for number, rows, part in next_tokens(family, batch, plans, token_budget=token_budget):
+        found.setdefault(number, torch.full((len(batch), part.shape[1]), torch.nan))[rows] = part
+    for number, plan in enumerate(plans):
+        torch.testing.assert_close(found[number], next_log_probabilities(family, *plan), rtol=0, atol=2e-4)
+    apart = torch.stack([found[number] for number in range(1, len(plans) - 1)])  # all but those that do nothing
+    assert torch.cdist(apart.flatten(1), apart.flatten(1)).fill_diagonal_(1).min() > 1e-2

@@ -195,7 +195,7 @@ def test_a_damaged_store_file_is_generated_again(tiny_llama: ChatModel, store: S
     [
         ({"n_samples": 0}, "n_samples must be at least 1, got 0"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0: the default is 128"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0: leave it out"),
         ({"temperature": 0.0}, r"temperature must be above 0, got 0\.0: do_sample=False is greedy"),
         ({"temperature": float("nan")}, "temperature must be above 0, got nan"),
         ({"top_p": 0.0}, r"top_p must be above 0 and at most 1, got 0\.0: 1 keeps every token"),

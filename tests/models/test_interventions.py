@@ -180,7 +180,7 @@ def test_a_bad_edit_leaves_no_hook(tiny_llama: ChatModel) -> None:
             pass
         assert len(active_edits(tiny_llama)) == 1
     patch = Patch(torch.ones(2, WIDTH), 1)
-    with pytest.raises(StatesError, match="2 states for a pass of 1"), steered(tiny_llama, patch) as changed:
+    with pytest.raises(StatesError, match="2 vectors for a pass of 1"), steered(tiny_llama, patch) as changed:
         changed.model(torch.tensor([[1, 2, 3]]))
     assert hooks(tiny_llama) == 0
 
@@ -309,5 +309,5 @@ def test_other_bad_edits_are_refused(tiny_llama: ChatModel) -> None:
     ):
         with pytest.raises(StatesError, match=said), steered(tiny_llama, edit):
             pass
-    with pytest.raises(StatesError, match="2 states for 5 chats"):
+    with pytest.raises(StatesError, match="2 vectors for 5 chats"):
         next_log_probabilities(tiny_llama, Patch(torch.ones(2, WIDTH), 1))
