@@ -4,7 +4,7 @@
     python benchmarks/threads.py --model FOLDER --queries 8
 
 Each row is the same work on the same model: states of queries under a prompt, replies, steps of DRO. `drolab` is the
-number that it chooses by itself (`models.n_threads`). Leave OMP_NUM_THREADS unset.
+number that it chooses by itself (`threads.n_threads`). Leave OMP_NUM_THREADS unset.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import pandas as pd
 import torch
 
 import drolab
-from drolab.models import ChatModel, n_threads, threads
+from drolab import threads
+from drolab.models import ChatModel
+from drolab.threads import n_threads
 
 
 def busy() -> None:

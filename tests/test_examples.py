@@ -13,7 +13,7 @@ import pytest
 import drolab
 
 WINGS = ("data", "models", "inference", "probing", "judges", "dro", "evidence", "figures", "panels", "store")
-FILES = ("types", "intervals", "files", "export", "progress")
+FILES = ("types", "intervals", "files", "export", "progress", "threads")
 MODULES = ("evidence.causal", "evidence.claims", "evidence.comparison", "evidence.release_tables", "evidence.sweep")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 OFFERED = {

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "drolab"
 
 # From the ground up: each imports only from those before it. A folder is a wing, the rest are single files.
 HOUSE = (
-    *("errors", "files", "types", "progress", "intervals"),
+    *("errors", "files", "types", "progress", "threads", "intervals"),
     *("store", "figures", "export", "data", "models", "inference", "probing", "judges", "dro", "evidence", "panels"),
     *("notebooks", "dashboard", "__main__"),
 )

@@ -36,9 +36,9 @@ from drolab.models import (
     halve_pass_tokens,
     plan_passes,
     prefix_embeddings,
-    threads_for,
 )
 from drolab.progress import Progress, resumable_bar
+from drolab.threads import threads_for
 from drolab.types import AnchorSpace, DROConfig, DRORun, DROStep, Probe, SafetyPrompt, SoftPrompt
 
 _log = logging.getLogger(__name__)

@@ -62,10 +62,10 @@ from drolab.models import (
     check_direction,
     encode,
     resolve_layers,
-    threads_for,
 )
 from drolab.probing import RANDOM, Directions, taken_apart
 from drolab.progress import Progress, bar
+from drolab.threads import threads_for
 from drolab.types import HiddenStates
 
 if TYPE_CHECKING:

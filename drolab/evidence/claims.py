@@ -19,6 +19,7 @@ from drolab.errors import QueryError, StatesError, shown
 from drolab.evidence.separability import auc_change, shuffled_aucs
 from drolab.evidence.shifts import Shifts, cosine_along, null_directions, probe_directions, shifts, similarity
 from drolab.intervals import FISHER, LOGIT, PLAIN, Scale, check_settings, holm, interval, percentiles, plain, unit
+from drolab.threads import one_thread
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def _in_words(row: Mapping[Hashable, Any]) -> str:
     return f"{row['verdict']:>21}: {row['claim']}{under}: {found}" + (f". {row['reason']}" if row["reason"] else "")
 
 
+@one_thread
 def verdict(
     states: HiddenStates,
     scores: pd.DataFrame | Mapping[str, pd.DataFrame],

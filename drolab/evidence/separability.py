@@ -21,6 +21,7 @@ from scipy import stats
 from drolab.errors import StatesError
 from drolab.intervals import CHANGE, Placements, check_settings, interval, percentiles, rate_interval
 from drolab.probing import coordinates, grouped_folds, one_position
+from drolab.threads import one_thread
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class _HeldOut(NamedTuple):
     """[n]: the share of right answers."""
 
 
+@one_thread
 def separability(
     states: HiddenStates,
     *,
@@ -108,6 +110,7 @@ def separability(
     return pd.DataFrame(rows)
 
 
+@one_thread
 def auc_change(
     states: HiddenStates,
     space: AnchorSpace,
@@ -151,6 +154,7 @@ def auc_change(
     return pd.DataFrame(rows)[columns]
 
 
+@one_thread
 def shuffled_aucs(
     states: HiddenStates, space: AnchorSpace, *, n_splits: int = 10, n_shuffles: int = 20, random_state: int = 0
 ) -> Array:

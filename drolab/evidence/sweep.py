@@ -44,6 +44,7 @@ from drolab.probing import (
     root_mean_square,
     too_few,
 )
+from drolab.threads import one_thread
 from drolab.types import NO_PROMPT, HiddenStates, SafetyPrompt
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def position_labels(model: ChatModel, queries: pd.DataFrame, positions: Sequence
     return {p: "…" if len(ids) > 1 else str(model.tokenizer.decode(list(ids))) for p, ids in found.items()}
 
 
+@one_thread
 def measure_sites(
     states: HiddenStates,
     refusal_rate: pd.Series,

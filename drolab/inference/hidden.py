@@ -35,10 +35,10 @@ from drolab.models import (
     resolve_layers,
     run_prefix,
     states_by_pass,
-    threads_for,
 )
 from drolab.progress import Progress, resumable_bar
 from drolab.store import Store, key
+from drolab.threads import threads_for
 from drolab.types import STATE_COLUMNS, HiddenStates
 
 _log = logging.getLogger(__name__)

@@ -34,11 +34,11 @@ from drolab.models import (
     prefix_embeddings,
     reader_for,
     steered,
-    threads_for,
     vectors_of,
     with_vectors,
 )
 from drolab.progress import Progress, bar
+from drolab.threads import threads_for
 
 _TOGETHER = 256
 """Chats x plans in one pass of single tokens, whose logits are kept for each."""

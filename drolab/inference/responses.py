@@ -33,10 +33,10 @@ from drolab.models import (
     check_edits,
     encode,
     reader_for,
-    threads_for,
 )
 from drolab.progress import Progress, resumable_bar
 from drolab.store import Store, key
+from drolab.threads import threads_for
 from drolab.types import RESPONSE_COLUMNS
 
 _FEWEST, _MOST = 128, 1024

@@ -28,8 +28,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from drolab.errors import ChatTemplateError, ModelError, QueryError
 from drolab.judges.base import COMPLIES, FULL, NEITHER, answers_in, check_responses, of_answers, unanswered_in_words
 from drolab.judges.string_rule import is_refusal
-from drolab.models import ChatModel, load_model, loading, model_source, threads_for
+from drolab.models import ChatModel, load_model, loading, model_source
 from drolab.progress import Progress, bar
+from drolab.threads import threads_for
 
 _FORMATS = Path(__file__).parents[1] / "assets" / "guard_formats"
 _PAIR = ("text", "response")

@@ -52,7 +52,6 @@ from drolab.models.passes import (
     states_by_pass,
 )
 from drolab.models.reasoning import Reply, split_reply
-from drolab.models.threads import n_threads, threads_for
 
 __all__ = [
     "CHAT_FORMATS",
@@ -91,7 +90,6 @@ __all__ = [
     "load_model",
     "loading",
     "model_source",
-    "n_threads",
     "passes",
     "plan_passes",
     "prefix_cache",
@@ -104,7 +102,6 @@ __all__ = [
     "split_reply",
     "states_by_pass",
     "steered",
-    "threads_for",
     "vectors_of",
     "with_vectors",
     "wrap",

@@ -15,6 +15,7 @@ import torch
 
 from drolab import store as stores
 from drolab.errors import StatesError
+from drolab.threads import one_thread
 from drolab.types import AnchorSpace, HiddenStates, Origin
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _N_GROUPS = 5
 """Groups of queries left out in turn; odd, since classes often take turns in a query set."""
 
 
+@one_thread
 def fit_anchors(states: HiddenStates, *, n_components: int = 4, layer: int = -1, spread: bool = True) -> AnchorSpace:
     """Fit the anchor space: a PCA of one layer's states, all queries under all prompts together.
 

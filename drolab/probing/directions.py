@@ -25,6 +25,7 @@ from drolab.probing.anchors import coordinates, fit_anchors, one_position
 from drolab.probing.crossval import check_readout, too_few
 from drolab.probing.probes import fit_probe, ridge_logistic
 from drolab.probing.targets import Target, align_target, check_classes, grouped_folds
+from drolab.threads import one_thread
 from drolab.types import AnchorSpace, HiddenStates, Probe
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ Directions = Mapping[str, Direction | torch.Tensor]
 """Name → what `fit_directions` found, or [d]."""
 
 
+@one_thread
 def fit_directions(
     states: HiddenStates,
     target: Target,
@@ -219,6 +221,7 @@ def as_direction(probe: Probe, space: AnchorSpace) -> Direction:
     )
 
 
+@one_thread
 def direction_cosines(
     directions: Mapping[str, Direction],
     states: HiddenStates | None = None,

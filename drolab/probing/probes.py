@@ -22,6 +22,7 @@ from drolab.intervals import auc, weighted_labels
 from drolab.probing.anchors import anchor_matrix, content, coordinates, fit_key
 from drolab.probing.crossval import check_readout, spread_folds
 from drolab.probing.targets import Target, align_target, check_classes, grouped_folds
+from drolab.threads import one_thread
 from drolab.types import AnchorSpace, FitCheck, HiddenStates, Origin, Probe
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 
+@one_thread
 def fit_probe(
     space: AnchorSpace,
     states: HiddenStates,
@@ -159,6 +161,7 @@ def check_table(probes: Mapping[str, Probe]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["probe", "auc", "shuffled", "shuffled_low", "shuffled_high", "problem"])
 
 
+@one_thread
 def cross_validate(
     space: AnchorSpace,
     states: HiddenStates,

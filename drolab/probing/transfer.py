@@ -22,6 +22,7 @@ from drolab.probing.anchors import one_position
 from drolab.probing.crossval import left_out_groups
 from drolab.probing.directions import Features, checked_methods, fit_direction, select_rows, tune
 from drolab.probing.targets import Target, align_target, grouped_folds
+from drolab.threads import one_thread
 from drolab.types import HiddenStates
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ NO_BETTER = "no better than shuffled targets"
 """The note on such a row."""
 
 
+@one_thread
 def transfer(
     states: HiddenStates,
     target: Target,

@@ -1,4 +1,5 @@
-"""How many threads run a model on the CPU: as many as it can use, and one core left for whatever else runs.
+"""How many threads compute on the CPU: for a model as many as it can use, and one core left for whatever else runs; for
+the linear algebra of a few hundred queries, one.
 
 All threads of a matrix product wait for the slowest. Where another program has one of the cores, that is often, and
 each wait is as long as a turn of the scheduler, which in a small model is many times the product. On two cores beside
@@ -8,11 +9,20 @@ one or two busy processes, two threads take up to five times as long as one (doc
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, wraps
+from typing import ParamSpec, TypeVar
 
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import nn
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_SAID = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+"""Where users say how many threads they want for linear algebra."""
 
 WEIGHTS_PER_THREAD = 30_000_000
 """Below this, a second thread brings little, even on an idle machine."""
@@ -34,7 +44,7 @@ def n_threads(model: nn.Module) -> int:
 
     Examples:
         >>> import drolab
-        >>> from drolab.models import n_threads
+        >>> from drolab.threads import n_threads
         >>> n_threads(drolab.load_model("demo").model)
         1
     """
@@ -57,3 +67,34 @@ def threads_for(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def one_thread(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function of many small fits and products with one thread of linear algebra: on two cores it takes half the
+    time (docs/performance.md, "Threads"), and its last bits are the same on machines with other numbers of cores.
+
+    A number that you set (OMP_NUM_THREADS, OPENBLAS_NUM_THREADS, …) wins. Threads of torch are not concerned.
+
+    Examples:
+        >>> import numpy as np
+        >>> from drolab.threads import one_thread
+        >>> one_thread(np.linalg.norm)(np.ones(4))
+        np.float64(2.0)
+    """
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if any(name in os.environ for name in _SAID):
+            return function(*args, **kwargs)
+        with _libraries().limit(limits=1, user_api="blas"):
+            return function(*args, **kwargs)
+
+    return run
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """The libraries that are loaded, found once; those of numpy and scipy are there whenever anything is fitted."""
+    import scipy.linalg  # noqa: F401 - it has a BLAS of its own
+
+    return ThreadpoolController()

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from helpers.families import fresh
+from helpers.planted import axis, planted_states
 from helpers.replies import QUERIES
 from helpers.steering import CARE, vector
 from helpers.training import setting_of
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
+from drolab import evidence, threads
 from drolab.evidence.causal import ablation
 from drolab.inference import first_token_probabilities, generate, hidden_states
 from drolab.judges import FirstTokenJudge
-from drolab.models import ChatModel, n_threads, threads, threads_for
+from drolab.models import ChatModel
+from drolab.probing import fit_anchors, fit_probe
+from drolab.threads import n_threads, one_thread, threads_for
 
 JUDGE = FirstTokenJudge(
     tokens=torch.arange(4, 200), refusal_rate=torch.linspace(0, 1, 196), counts=torch.ones(196, dtype=torch.int64)
@@ -103,3 +110,49 @@ def test_all_work_runs_the_model_so(cores: Callable[[int], None], work: Callable
     work(model)
     assert seen == {1}
     assert torch.get_num_threads() == 2
+
+
+# --- linear algebra ------------------------------------------------------------------------------------------
+
+
+def blas_threads() -> set[int]:
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+@pytest.mark.parametrize("said", ["", "OPENBLAS_NUM_THREADS"])
+def test_small_fits_take_one_thread_unless_the_user_says_how_many(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    for name in threads._SAID:
+        monkeypatch.delenv(name, raising=False)
+    if said:
+        monkeypatch.setenv(said, "3")
+
+    @one_thread
+    def within() -> set[int]:
+        with pytest.raises(ZeroDivisionError):
+            one_thread(lambda: 1 / 0)()
+        return blas_threads()
+
+    with threadpool_limits(3, user_api="blas"):
+        assert within() == ({3} if said else {1})
+        assert blas_threads() == {3}
+
+
+def test_what_fits_many_times_takes_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in threads._SAID:
+        monkeypatch.delenv(name, raising=False)
+    seen: set[int] = set()
+    fit = LogisticRegression.fit
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.update(blas_threads())
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr(LogisticRegression, "fit", watched)
+    states = planted_states({"long": axis(1)})
+    with threadpool_limits(3, user_api="blas"):
+        evidence.separability(states, n_splits=2, n_repeats=1)
+        assert seen == {1}
+        fit_probe(fit_anchors(states), states, states.index["harmful"].to_numpy(), positive="harmful")
+        assert seen == {1}
+        LogisticRegression().fit(states.matrix(-1).numpy(), states.index["harmful"])  # the control
+        assert seen == {1, 3}
