@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from drolab import export
 from drolab.errors import DrolabError, TooFewError, shown
 from drolab.figures import CONFIG
 from drolab.files import read_text, write_file
+from drolab.progress import Bar, Progress, bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,11 +39,8 @@ DEMO_NOTEBOOKS = (
 )
 _PARAMETERS_TAG = "parameters"
 _TIMEOUT_S = 900
-_WARM_UP = (
-    "import drolab.dro, drolab.evidence, drolab.judges, drolab.panels, sklearn.linear_model; "
-    "import plotly.graph_objects as go; go.FigureWidget; del drolab, sklearn, go"
-)
-"""What a kernel does while it waits for its notebook; it leaves no name behind that a notebook could rely on."""
+_DEMO_BEGINS = ("05", "01", "02", "03", "04", "07", "06")
+"""The order in which the demo's notebooks begin, two at a time: 05 takes longest to what others wait for."""
 
 
 class NotebookError(DrolabError, RuntimeError):
@@ -105,35 +104,59 @@ def run_notebooks(
     out: str | Path,
     *,
     parameters: Mapping[str, Any] | None = None,
+    at_once: int = 1,
     timeout: int = _TIMEOUT_S,
+    progress: Progress = False,
 ) -> list[Path]:
-    """Run notebooks in order, each in a fresh kernel of this Python, and keep the executed copies.
+    """Run notebooks, each in a fresh kernel of this Python, and keep the executed copies.
 
-    The kernel starts in the notebook's own folder and talks over local sockets only. A failing notebook is never
-    tried again, and stops the run; but one that finds nothing to measure (a TooFewError) just ends there.
+    They begin in the order given. The kernel starts in the notebook's own folder and talks over local sockets only. A
+    failing notebook is never tried again, and ends the run; but one that finds nothing to measure (a TooFewError) just
+    ends there.
 
     Args:
         out: the copies go to `out/notebooks`, without widget state.
         parameters: values for the cells tagged `parameters`; each notebook gets those of the names that it has.
+        at_once: how many run at the same time.
         timeout: seconds for one cell.
+        progress: show a bar of cells; or a callable, see `drolab.progress`.
 
     Raises:
         NotebookError: a notebook is missing, or none has such a parameter (before anything runs), or a cell
             failed, timed out or lost its kernel. The partly executed copy is written, and the message says where.
     """
+    from jupyter_core.utils import run_sync
+
     opened = read_notebooks([Path(path) for path in notebooks], parameters or {})
-    written = []
-    with ExitStack() as stack:
-        managers = [stack.enter_context(_kernel_manager()) for _ in opened]
-        for number, (path, notebook) in enumerate(opened):
-            started = time.perf_counter()
-            # The next notebook's kernel gets ready while this one runs: imports are most of a run from a full store.
-            for manager, (soon, _) in list(zip(managers, opened, strict=True))[number : number + 2]:
-                _start(manager, soon.parent)
-            written.append(Path(out) / "notebooks" / path.name)
-            ending = _run(path, notebook, written[-1], timeout, managers[number])
-            print(f"{path.stem}: {time.perf_counter() - started:.0f} s{ending}", flush=True)
-    return written
+    copies = [Path(out) / "notebooks" / path.name for path, _ in opened]
+    n_cells = sum(cell.cell_type == "code" for _, notebook in opened for cell in notebook.cells)
+
+    async def run_all() -> None:
+        gate, failed = asyncio.Semaphore(at_once), asyncio.Event()
+
+        async def run(path: Path, notebook: NotebookNode, copy: Path) -> None:
+            async with gate:
+                if failed.is_set():
+                    return
+                started = time.perf_counter()
+                try:
+                    ending = await _run(path, notebook, copy, timeout, counted)
+                except BaseException:
+                    failed.set()
+                    raise
+                counted.say(f"{path.stem}: {time.perf_counter() - started:.0f} s{ending}")
+
+        tasks = [asyncio.create_task(run(*one, copy)) for one, copy in zip(opened, copies, strict=True)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:  # one failed: those that run beside it end, too
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    with bar(progress, total=n_cells, desc="notebooks", unit="cell") as counted:
+        run_sync(run_all)()
+    return copies
 
 
 def read_notebooks(paths: Sequence[Path], parameters: Mapping[str, Any]) -> list[tuple[Path, NotebookNode]]:
@@ -168,33 +191,36 @@ def _read(path: Path) -> NotebookNode:
     return notebook
 
 
-def _run(path: Path, notebook: NotebookNode, copy: Path, timeout: int, manager: AsyncKernelManager) -> str:
+async def _run(path: Path, notebook: NotebookNode, copy: Path, timeout: int, counted: Bar) -> str:
     """Where it ended, in words, if it was not at its end, since nothing was left to measure."""
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellControlSignal, DeadKernelError
 
-    client = NotebookClient(notebook, km=manager, timeout=timeout, startup_timeout=_TIMEOUT_S, store_widget_state=False)
-    try:
-        client.execute(cleanup_kc=True)  # by default a client leaves a kernel that it was given running
-    except (CellControlSignal, DeadKernelError) as error:
-        if getattr(error, "ename", "") == TooFewError.__name__:
-            reason = getattr(error, "evalue", "")
-            return f", up to cell {_failed_cell(notebook)[0]}. What follows cannot be tested here: {reason}"
-        raise NotebookError(_failure(path, notebook, copy, error)) from None
-    finally:
-        notebook.metadata.pop("widgets", None)
-        write_file(copy, nbformat.writes(notebook))
-    return ""
+    def began(cell: NotebookNode, cell_index: int) -> None:
+        counted.note(f"{path.stem}, cell {cell_index + 1}")
 
+    def ended(cell: NotebookNode, cell_index: int) -> None:
+        counted.update(cell.cell_type == "code")
 
-def _start(manager: AsyncKernelManager, folder: Path) -> None:
-    """Start a kernel in this folder, unless it runs already."""
-    from jupyter_core.utils import run_sync
-
-    if not manager.has_kernel:
+    options = {"timeout": timeout, "startup_timeout": _TIMEOUT_S, "store_widget_state": False}
+    with _kernel_manager() as manager:
+        client = NotebookClient(notebook, km=manager, on_cell_start=began, on_cell_complete=ended, **options)
         quiet = ["--HistoryManager.hist_file=:memory:"]
-        run_sync(manager.start_kernel)(cwd=str(folder.resolve()), extra_arguments=quiet)
+        try:
+            await manager.start_kernel(cwd=str(path.parent.resolve()), extra_arguments=quiet)
+            await client.async_execute(cleanup_kc=True)  # by default a client leaves a kernel that it was given running
+        except (CellControlSignal, DeadKernelError) as error:
+            if getattr(error, "ename", "") == TooFewError.__name__:
+                reason = getattr(error, "evalue", "")
+                return f", up to cell {_failed_cell(notebook)[0]}. What follows cannot be tested here: {reason}"
+            raise NotebookError(_failure(path, notebook, copy, error)) from None
+        finally:
+            if manager.has_kernel:
+                await manager.shutdown_kernel(now=True)
+            notebook.metadata.pop("widgets", None)
+            write_file(copy, nbformat.writes(notebook))
+    return ""
 
 
 @contextmanager
@@ -202,26 +228,19 @@ def _kernel_manager() -> Iterator[AsyncKernelManager]:
     """A kernel of this very Python, whatever kernels Jupyter knows; local sockets instead of TCP where there are."""
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
-    from jupyter_core.utils import run_sync
 
     class ThisPython(KernelSpecManager):
         def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
             command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-            command.append(f"--IPKernelApp.exec_lines={_WARM_UP}")
             return KernelSpec(argv=command, display_name=kernel_name, language="python")
 
     with tempfile.TemporaryDirectory(prefix="drolab-") as folder:  # a short path: sockets allow about 100 characters
-        manager = AsyncKernelManager(
+        yield AsyncKernelManager(
             kernel_name="python3",
             kernel_spec_manager=ThisPython(),
             transport="tcp" if os.name == "nt" else "ipc",
             connection_file=os.path.join(folder, "kernel.json"),
         )
-        try:
-            yield manager
-        finally:
-            if manager.has_kernel:
-                run_sync(manager.shutdown_kernel)(now=True)
 
 
 def _failure(path: Path, notebook: NotebookNode, copy: Path, error: Exception) -> str:
@@ -264,7 +283,9 @@ def demo(
     root = Path(out).resolve()
     folder = Path(notebooks) if notebooks else Path(__file__).parents[1] / "notebooks"
     parameters = {"OUT": str(root), "STORE": None if store is None else str(Path(store).resolve())}
-    run_notebooks([folder / f"{name}.ipynb" for name in DEMO_NOTEBOOKS], root, parameters=parameters)
+    in_turn = sorted(DEMO_NOTEBOOKS, key=lambda name: _DEMO_BEGINS.index(name[:2]))
+    paths = [folder / f"{name}.ipynb" for name in in_turn]
+    run_notebooks(paths, root, parameters=parameters, at_once=min(2, os.cpu_count() or 1), progress=True)
     listings = collect(root)
     page = write_report(root, listings)
     print(f"\n{key_numbers_text(listings)}")

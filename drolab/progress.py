@@ -24,6 +24,10 @@ class Bar:
         """Words beside the bar."""
         self._shown.set_postfix_str(text, refresh=False)
 
+    def say(self, line: str) -> None:
+        """A line that stays, above the bar if there is one."""
+        self._shown.write(line)
+
     def update(self, count: int = 1) -> None:
         self._shown.update(count)
         self.done += count

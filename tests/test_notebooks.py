@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -25,12 +26,6 @@ MEASURED = re.compile(r"\.\d{2}|(?<!notebook )\b\d{2,}\b(?! %)")
 """A figure that a run gives: not .5, the AUC of chance, nor 95 % or a notebook's number."""
 
 PARAMETERS = 'OUT = "nowhere"  # folder\nLAYER = -1'
-
-
-@pytest.fixture(autouse=True)
-def bare_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the notebooks here do needs none of the imports that a kernel gets ready with; those of the demo do."""
-    monkeypatch.setattr(notebooks, "_WARM_UP", "")
 
 
 def write(folder: Path, name: str, *cells: str, parameters: str | None = PARAMETERS) -> Path:
@@ -68,6 +63,34 @@ def test_a_failing_cell_is_named_and_the_copy_kept(tmp_path: Path) -> None:
     assert str(copy) in str(caught.value)
     assert outputs(copy) == "before\n"
     assert not (tmp_path / "out" / "notebooks" / "02_next.ipynb").exists()
+
+
+def test_notebooks_run_side_by_side_and_end_together(tmp_path: Path) -> None:
+    """Each waits for a file that the other writes."""
+    wait = (
+        "import pathlib, time\nmine, other = pathlib.Path({!r}), pathlib.Path({!r})\nmine.touch()\n"
+        "while not other.exists(): time.sleep(0.01)\nprint('met')"
+    )
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    paths = [write(tmp_path, "01_a", wait.format(a, b)), write(tmp_path, "02_b", wait.format(b, a))]
+    done: list[tuple[int, int]] = []
+    written = notebooks.run_notebooks(paths, tmp_path / "out", at_once=2, progress=lambda *counts: done.append(counts))
+    assert [outputs(path) for path in written] == ["met\n", "met\n"]
+    assert done[0] == (0, 4)
+    assert done[-1] == (4, 4)
+
+
+def test_what_runs_beside_a_failing_notebook_ends(tmp_path: Path) -> None:
+    began = tmp_path / "began"
+    endless = f"import os, pathlib, time\npathlib.Path({str(began)!r}).write_text(str(os.getpid()))\ntime.sleep(600)"
+    fails = f"import pathlib\nwhile not pathlib.Path({str(began)!r}).exists(): pass\n1 / 0"
+    cells = {"01_endless": endless, "02_fails": fails, "03_next": "1"}
+    paths = [write(tmp_path, name, cell) for name, cell in cells.items()]
+    with pytest.raises(notebooks.NotebookError, match=r"02_fails\.ipynb, cell 3 \(import pathlib\): ZeroDivisionError"):
+        notebooks.run_notebooks(paths, tmp_path / "out", at_once=2)
+    assert not (tmp_path / "out" / "notebooks" / "03_next.ipynb").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(began.read_text()), 0)
 
 
 def test_a_notebook_ends_where_nothing_is_left_to_measure_and_the_next_goes_on(
