@@ -113,9 +113,15 @@ def interval(value: float, error: float, n: int, level: float, scale: Scale = PL
     if math.isnan(value):
         return Interval(value, scale.back(-math.inf), scale.back(math.inf))
     inside = scale.inside(value, error)
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error * scale.slope(inside)
+    half = student(level, n) * error * scale.slope(inside)
     low, high = scale.back(scale.to(inside) - half), scale.back(scale.to(inside) + half)
     return Interval(value, min(low, value), max(high, value))
+
+
+@cache
+def student(level: float, n: int) -> float:
+    """The quantile of Student's t for an interval from n values; one table asks for it thousands of times."""
+    return float(stats.t.ppf((1 + level) / 2, n - 1))
 
 
 def sample_interval(values: NDArray[np.floating], level: float) -> Interval:
@@ -269,6 +275,7 @@ def nearly_alike(values: NDArray[np.floating], level: float) -> bool:
     return bool((most / n) ** n > (1 - widened(level, n)) / 2)
 
 
+@cache
 def unseen_share(n: int, level: float) -> float:
     """How many of all queries may be of a kind that none of n has shown (Hanley and Lippman-Hand 1983, Journal of the
     American Medical Association 249, by Wilson's limit)."""
@@ -375,7 +382,7 @@ def widened(level: float, n: int) -> float:
     check_settings(level)
     if n < 2:
         return level
-    half = np.sqrt(n / (n - 1)) * stats.t.ppf((1 + level) / 2, n - 1)
+    half = np.sqrt(n / (n - 1)) * student(level, n)
     return min(float(2 * stats.norm.cdf(half) - 1), 1 - 1e-15)  # of 2 queries it would be 1, which is no level
 
 

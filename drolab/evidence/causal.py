@@ -41,14 +41,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from torch import Tensor
 
 from drolab.data import validate_queries
 from drolab.errors import StatesError
 from drolab.evidence.shifts import null_directions
 from drolab.inference import divergence, hidden_states, next_tokens
-from drolab.intervals import CHANGE, LOGIT, Scale, bounded_interval, check_settings
+from drolab.intervals import CHANGE, LOGIT, Scale, bounded_interval, check_settings, student
 from drolab.judges import FirstTokenJudge
 from drolab.models import (
     Ablate,
@@ -483,7 +482,7 @@ def _recovered(change: Array, total: Array, level: float) -> dict[str, Any]:
     n, top, bottom = len(total), change.mean(axis=1), total.mean()
     columns = dict.fromkeys(("recovered", "recovered_low", "recovered_high"), np.nan)
     if n > 1:
-        reach = stats.t.ppf((1 + level) / 2, n - 1) ** 2 / n
+        reach = student(level, n) ** 2 / n
         spread = np.var(total, ddof=1)
         own = np.var(change, axis=1, ddof=1)
         both = (change - top[:, None]) @ (total - bottom) / (n - 1)

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 
 from drolab.errors import StatesError, UnreliableWarning
-from drolab.intervals import check_settings, jackknife_error, unit, weighted_labels
+from drolab.intervals import check_settings, jackknife_error, student, unit, weighted_labels
 from drolab.probing.anchors import coordinates, fit_anchors, one_position
 from drolab.probing.crossval import check_readout, too_few
 from drolab.probing.probes import fit_probe, ridge_logistic
@@ -289,7 +288,7 @@ def _cosines(vectors: Array) -> Array:
 def _jackknife_interval(cosines: Array, refits: Array, level: float) -> tuple[Array, Array]:
     """Student's t on Fisher's z scale, from the cosines [n_groups, pairs] with one group left out."""
     places, moved = (np.arctanh(np.clip(values, -1 + 1e-12, 1 - 1e-12)) for values in (cosines, refits))
-    half = stats.t.ppf((1 + level) / 2, len(refits) - 1) * jackknife_error(moved)
+    half = student(level, len(refits)) * jackknife_error(moved)
     return np.tanh(places - half), np.tanh(places + half)
 
 
