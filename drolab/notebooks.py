@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -125,13 +126,14 @@ def run_notebooks(
         NotebookError: a notebook is missing, or none has such a parameter (before anything runs), or a cell
             failed, timed out or lost its kernel. The partly executed copy is written, and the message says where.
     """
-    from jupyter_core.utils import run_sync
-
     opened = read_notebooks([Path(path) for path in notebooks], parameters or {})
     copies = [Path(out) / "notebooks" / path.name for path, _ in opened]
     n_cells = sum(cell.cell_type == "code" for _, notebook in opened for cell in notebook.cells)
 
+    whole: list[asyncio.Task[None]] = []
+
     async def run_all() -> None:
+        whole.extend(filter(None, [asyncio.current_task()]))
         gate, failed = asyncio.Semaphore(at_once), asyncio.Event()
 
         async def run(path: Path, notebook: NotebookNode, copy: Path) -> None:
@@ -154,8 +156,16 @@ def run_notebooks(
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    with bar(progress, total=n_cells, desc="notebooks", unit="cell") as counted:
-        run_sync(run_all)()
+    counting = bar(progress, total=n_cells, desc="notebooks", unit="cell")
+    # In a thread, also since nbclient takes Ctrl-C for itself in the main one, and ends one kernel only.
+    with counting as counted, ThreadPoolExecutor(1) as thread:
+        running = thread.submit(asyncio.run, run_all())
+        try:
+            running.result()
+        except KeyboardInterrupt:
+            for task in whole:
+                task.get_loop().call_soon_threadsafe(task.cancel)
+            raise
     return copies
 
 
@@ -209,13 +219,15 @@ async def _run(path: Path, notebook: NotebookNode, copy: Path, timeout: int, cou
         quiet = ["--HistoryManager.hist_file=:memory:"]
         try:
             await manager.start_kernel(cwd=str(path.parent.resolve()), extra_arguments=quiet)
-            await client.async_execute(cleanup_kc=True)  # by default a client leaves a kernel that it was given running
+            await client.async_execute()
         except (CellControlSignal, DeadKernelError) as error:
             if getattr(error, "ename", "") == TooFewError.__name__:
                 reason = getattr(error, "evalue", "")
                 return f", up to cell {_failed_cell(notebook)[0]}. What follows cannot be tested here: {reason}"
             raise NotebookError(_failure(path, notebook, copy, error)) from None
-        finally:
+        finally:  # a client leaves a kernel that it was given running
+            if client.kc is not None:
+                client.kc.stop_channels()
             if manager.has_kernel:
                 await manager.shutdown_kernel(now=True)
             notebook.metadata.pop("widgets", None)

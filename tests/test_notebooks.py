@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +94,30 @@ def test_what_runs_beside_a_failing_notebook_ends(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "notebooks" / "03_next.ipynb").exists()
     with pytest.raises(ProcessLookupError):
         os.kill(int(began.read_text()), 0)
+
+
+def test_ctrl_c_ends_the_run_and_leaves_no_kernel(tmp_path: Path) -> None:
+    """A terminal interrupts the whole group: the run and its kernels."""
+    began = [tmp_path / f"{name}.pid" for name in "ab"]
+    cell = "import os, pathlib, time\npathlib.Path({!r}).write_text(str(os.getpid()))\ntime.sleep(600)"
+    paths = [str(write(tmp_path, file.stem, cell.format(str(file)))) for file in began]
+    paths.append(str(write(tmp_path, "c", "1")))
+    code = "import signal\nfrom drolab import notebooks\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += f"notebooks.run_notebooks({paths}, {str(tmp_path / 'out')!r}, at_once=2)"
+    run = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not all(file.exists() and file.read_text() for file in began):
+        assert run.poll() is None, run.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGINT)
+    _, said = run.communicate(timeout=120)
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert "Exception" not in said
+    for file in began:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(file.read_text()), 0)
+    assert not (tmp_path / "out" / "notebooks" / "c.ipynb").exists()
 
 
 def test_a_notebook_ends_where_nothing_is_left_to_measure_and_the_next_goes_on(
