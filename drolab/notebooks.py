@@ -123,9 +123,11 @@ def run_notebooks(
         progress: show a bar of cells; or a callable, see `drolab.progress`.
 
     Raises:
-        NotebookError: a notebook is missing, or none has such a parameter (before anything runs), or a cell
-            failed, timed out or lost its kernel. The partly executed copy is written, and the message says where.
+        NotebookError: a notebook is missing, none has such a parameter, or none may run (before anything runs), or a
+            cell failed, timed out or lost its kernel. The partly executed copy is written, and the message says where.
     """
+    if at_once < 1:
+        raise NotebookError(f"at_once must be at least 1, got {at_once}: leave it out to run one after the other.")
     opened = read_notebooks([Path(path) for path in notebooks], parameters or {})
     copies = [Path(out) / "notebooks" / path.name for path, _ in opened]
     n_cells = sum(cell.cell_type == "code" for _, notebook in opened for cell in notebook.cells)

@@ -152,6 +152,8 @@ def test_bad_parameters_are_found_before_anything_runs(tmp_path: Path) -> None:
         notebooks.run_notebooks(paths, tmp_path, parameters={"OUT": object()})
     with pytest.raises(notebooks.NotebookError, match="No notebook at"):
         notebooks.run_notebooks([tmp_path / "none.ipynb"], tmp_path)
+    with pytest.raises(notebooks.NotebookError, match="at_once must be at least 1, got 0"):
+        notebooks.run_notebooks(paths, tmp_path, at_once=0)
 
 
 @pytest.fixture
