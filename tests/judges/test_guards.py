@@ -150,10 +150,6 @@ def test_a_template_of_parts_has_query_and_response() -> None:
         ("{% for m in messages %}{{ m.content[0] }}{% endfor %}", "drops the query or the response: load"),
         ("{{ raise_exception('Images only') }}", r"cannot render a query and a response \(TemplateError: Images only"),
         ("{{ 1 / 0 }}", r"cannot render a query and a response \(ZeroDivisionError: "),
-        (
-            "{% for m in messages %}{{ m.content if 'DROLAB' in m.content else '' }}{% endfor %}",
-            "drops the query or the response: load",
-        ),
     ],
 )
 def test_no_guard_reads_a_chat_without_its_query(jinja: str, problem: str) -> None:
