@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -120,7 +120,7 @@ def run_notebooks(
         parameters: values for the cells tagged `parameters`; each notebook gets those of the names that it has.
         at_once: how many run at the same time.
         timeout: seconds for one cell.
-        progress: show a bar of cells; or a callable, see `drolab.progress`.
+        progress: show a bar of cells; or a callable, see `drolab.progress`, which is called in another thread.
 
     Raises:
         NotebookError: a notebook is missing, none has such a parameter, or none may run (before anything runs), or a
@@ -130,43 +130,39 @@ def run_notebooks(
         raise NotebookError(f"at_once must be at least 1, got {at_once}: leave it out to run one after the other.")
     opened = read_notebooks([Path(path) for path in notebooks], parameters or {})
     copies = [Path(out) / "notebooks" / path.name for path, _ in opened]
-    n_cells = sum(cell.cell_type == "code" for _, notebook in opened for cell in notebook.cells)
+    cells = [cell for _, notebook in opened for cell in notebook.cells]
+    n_cells = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in cells)
+    todo = zip(opened, copies, strict=True)
 
-    whole: list[asyncio.Task[None]] = []
+    async def run_in_turn() -> None:
+        for (path, notebook), copy in todo:  # each takes the next that nobody has begun
+            started = time.perf_counter()
+            ending = await _run(path, notebook, copy, timeout, counted)
+            counted.say(f"{path.stem}: {time.perf_counter() - started:.0f} s{ending}")
 
-    async def run_all() -> None:
-        whole.extend(filter(None, [asyncio.current_task()]))
-        gate, failed = asyncio.Semaphore(at_once), asyncio.Event()
-
-        async def run(path: Path, notebook: NotebookNode, copy: Path) -> None:
-            async with gate:
-                if failed.is_set():
-                    return
-                started = time.perf_counter()
-                try:
-                    ending = await _run(path, notebook, copy, timeout, counted)
-                except BaseException:
-                    failed.set()
-                    raise
-                counted.say(f"{path.stem}: {time.perf_counter() - started:.0f} s{ending}")
-
-        tasks = [asyncio.create_task(run(*one, copy)) for one, copy in zip(opened, copies, strict=True)]
+    async def run_side_by_side() -> None:
         try:
-            await asyncio.gather(*tasks)
-        finally:  # one failed: those that run beside it end, too
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            async with asyncio.TaskGroup() as group:
+                for _ in range(at_once):
+                    group.create_task(run_in_turn())
+        except BaseExceptionGroup as failed:  # the others were ended after the first
+            raise failed.exceptions[0] from None
+
+    stop: Future[None] = Future()
+
+    async def run_until_stopped() -> None:
+        work = asyncio.create_task(run_side_by_side())
+        await asyncio.wait([work, asyncio.wrap_future(stop)], return_when=asyncio.FIRST_COMPLETED)
+        work.cancel()
+        await work
 
     counting = bar(progress, total=n_cells, desc="notebooks", unit="cell")
-    # In a thread, also since nbclient takes Ctrl-C for itself in the main one, and ends one kernel only.
+    # In a thread, since in the main one nbclient takes Ctrl-C for itself, and ends one kernel only.
     with counting as counted, ThreadPoolExecutor(1) as thread:
-        running = thread.submit(asyncio.run, run_all())
         try:
-            running.result()
+            thread.submit(asyncio.run, run_until_stopped()).result()
         except KeyboardInterrupt:
-            for task in whole:
-                task.get_loop().call_soon_threadsafe(task.cancel)
+            stop.set_result(None)
             raise
     return copies
 
@@ -212,12 +208,12 @@ async def _run(path: Path, notebook: NotebookNode, copy: Path, timeout: int, cou
     def began(cell: NotebookNode, cell_index: int) -> None:
         counted.note(f"{path.stem}, cell {cell_index + 1}")
 
-    def ended(cell: NotebookNode, cell_index: int) -> None:
-        counted.update(cell.cell_type == "code")
+    def executed(cell: NotebookNode, cell_index: int, execute_reply: Mapping[str, Any]) -> None:
+        counted.update()
 
     options = {"timeout": timeout, "startup_timeout": _TIMEOUT_S, "store_widget_state": False}
     with _kernel_manager() as manager:
-        client = NotebookClient(notebook, km=manager, on_cell_start=began, on_cell_complete=ended, **options)
+        client = NotebookClient(notebook, km=manager, on_cell_start=began, on_cell_executed=executed, **options)
         quiet = ["--HistoryManager.hist_file=:memory:"]
         try:
             await manager.start_kernel(cwd=str(path.parent.resolve()), extra_arguments=quiet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -27,6 +28,7 @@ class Bar:
     def say(self, line: str) -> None:
         """A line that stays, above the bar if there is one."""
         self._shown.write(line)
+        sys.stdout.flush()
 
     def update(self, count: int = 1) -> None:
         self._shown.update(count)

@@ -86,18 +86,20 @@ def test_notebooks_run_side_by_side_and_end_together(tmp_path: Path) -> None:
 def test_what_runs_beside_a_failing_notebook_ends(tmp_path: Path) -> None:
     began = tmp_path / "began"
     endless = f"import os, pathlib, time\npathlib.Path({str(began)!r}).write_text(str(os.getpid()))\ntime.sleep(600)"
-    fails = f"import pathlib\nwhile not pathlib.Path({str(began)!r}).exists(): pass\n1 / 0"
+    fails = f"import pathlib\nf = pathlib.Path({str(began)!r})\nwhile not (f.exists() and f.read_text()): pass\n1 / 0"
     cells = {"01_endless": endless, "02_fails": fails, "03_next": "1"}
-    paths = [write(tmp_path, name, cell) for name, cell in cells.items()]
+    paths, counts = [write(tmp_path, name, cell) for name, cell in cells.items()], [0]
     with pytest.raises(notebooks.NotebookError, match=r"02_fails\.ipynb, cell 3 \(import pathlib\): ZeroDivisionError"):
-        notebooks.run_notebooks(paths, tmp_path / "out", at_once=2)
-    assert not (tmp_path / "out" / "notebooks" / "03_next.ipynb").exists()
+        notebooks.run_notebooks(paths, tmp_path / "out", at_once=2, progress=lambda done, total: counts.append(done))
+    assert counts[-1] <= 3  # both cells of parameters and the one that failed; the endless one was never done
+    copies = {path.stem for path in (tmp_path / "out" / "notebooks").iterdir()}
+    assert copies == {"01_endless", "02_fails"}
     with pytest.raises(ProcessLookupError):
         os.kill(int(began.read_text()), 0)
 
 
 def test_ctrl_c_ends_the_run_and_leaves_no_kernel(tmp_path: Path) -> None:
-    """A terminal interrupts the whole group: the run and its kernels."""
+    """A terminal interrupts the whole group."""
     began = [tmp_path / f"{name}.pid" for name in "ab"]
     cell = "import os, pathlib, time\npathlib.Path({!r}).write_text(str(os.getpid()))\ntime.sleep(600)"
     paths = [str(write(tmp_path, file.stem, cell.format(str(file)))) for file in began]
@@ -117,7 +119,7 @@ def test_ctrl_c_ends_the_run_and_leaves_no_kernel(tmp_path: Path) -> None:
     for file in began:
         with pytest.raises(ProcessLookupError):
             os.kill(int(file.read_text()), 0)
-    assert not (tmp_path / "out" / "notebooks" / "c.ipynb").exists()
+    assert {path.stem for path in (tmp_path / "out" / "notebooks").iterdir()} == {"a", "b"}
 
 
 def test_a_notebook_ends_where_nothing_is_left_to_measure_and_the_next_goes_on(
