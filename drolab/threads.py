@@ -73,7 +73,8 @@ def one_thread(function: Callable[P, R]) -> Callable[P, R]:
     """Run a function of many small fits and products with one thread of linear algebra: on two cores it takes half the
     time (docs/performance.md, "Threads"), and its last bits are the same on machines with other numbers of cores.
 
-    A number that you set (OMP_NUM_THREADS, OPENBLAS_NUM_THREADS, …) wins. Threads of torch are not concerned.
+    A number that you set (OMP_NUM_THREADS, OPENBLAS_NUM_THREADS, …) wins. It works for OpenBLAS, MKL and BLIS. Where
+    two such functions run at once in two threads, the one that came second may have more.
 
     Examples:
         >>> import numpy as np

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import pytest
@@ -156,3 +158,27 @@ def test_what_fits_many_times_takes_one_thread(monkeypatch: pytest.MonkeyPatch) 
         assert seen == {1}
         LogisticRegression().fit(states.matrix(-1).numpy(), states.index["harmful"])  # the control
         assert seen == {1, 3}
+
+
+def test_fits_that_overlap_in_two_threads_leave_the_number_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in threads._SAID:
+        monkeypatch.delenv(name, raising=False)
+    inside, first_left = Event(), Event()
+
+    @one_thread
+    def second() -> None:
+        inside.set()
+        assert first_left.wait(60)
+
+    @one_thread
+    def first() -> Future[None]:
+        later = pool.submit(second)
+        assert inside.wait(60)
+        return later
+
+    with ThreadPoolExecutor(1) as pool, threadpool_limits(3, user_api="blas"):
+        later = first()
+        assert blas_threads() == {3}  # threadpoolctl from 3.8 on lets the thread decide that came first
+        first_left.set()
+        later.result()
+        assert blas_threads() == {3}
