@@ -490,7 +490,7 @@ def _recovered(change: Array, total: Array, level: float) -> dict[str, Any]:
             middle, last = top * bottom - reach * both, top**2 - reach * own
             half = np.sqrt(np.clip(middle**2 - square * last, 0, None))
             apart = np.ptp(change - np.outer(top / bottom, total), axis=1)
-            half[apart < 1e-5 * np.abs(total).max()] = np.nan  # of probabilities in float32
+            half[apart < max(1e-5 * np.abs(total).max(), 1e-6)] = np.nan  # of probabilities in float32
             found = top / bottom, (middle - half) / square, (middle + half) / square
             columns = dict(zip(columns, (values.round(12) for values in found), strict=True))
     return {"total": bottom, **columns}

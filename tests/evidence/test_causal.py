@@ -245,10 +245,12 @@ def test_a_share_of_an_effect_that_may_be_none_is_not_given() -> None:
     )
     own = QUERIES.head(4)
     assert effect_table(own, before, after, names, 0.95, donor)["recovered"].item() == pytest.approx(0.5)
-    whole = donor.astype(np.float32)  # an edit that brings all of the effect, but for the last bits of a float32
-    same = effect_table(own, before, (whole * (1 + 1e-7))[None], names, 0.95, whole)
-    assert same["recovered"].item() == pytest.approx(1)
-    assert same[["recovered_low", "recovered_high"]].isna().all(axis=None)
+    for size in (1, 0.01):  # an edit that brings all of the effect, but for the last bits of a float32 near 1
+        whole = size * donor
+        noise = 6e-8 * np.array([[1], [-1], [0], [1]])
+        same = effect_table(own, before, (whole + noise)[None], names, 0.95, whole)
+        assert same["recovered"].item() == pytest.approx(1, abs=1e-4)
+        assert same[["recovered_low", "recovered_high"]].isna().all(axis=None)
     unknown = effect_table(own, before, after, names, 0.95, donor - 0.1)
     assert unknown[["recovered", "recovered_low", "recovered_high"]].isna().all(axis=None)
     alone = effect_table(own.head(1), before[:1], after[:, :1], names, 0.95, donor[:1])
