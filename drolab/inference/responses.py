@@ -277,7 +277,7 @@ def _compute(model: ChatModel, task: _Task, batch_size: int | None, store: Store
     if not missing:
         return
     reader = reader_for(model, task.batch, task.settings.max_new_tokens)
-    size = batch_size or _batch_size(model, reader, task.settings.max_new_tokens)
+    size = batch_size or _batch_size(model, reader, task, min(map(len, missing.values())))
     for batch in batches(missing, task.batch.suffixes, size, reader.mixes_lengths):
         replies = _write(model, reader, task, batch)
         check_edits(model)  # what is kept was written by what its key says
@@ -289,14 +289,16 @@ def _compute(model: ChatModel, task: _Task, batch_size: int | None, store: Store
         yield replies
 
 
-def _batch_size(model: ChatModel, reader: Reader, n_new: int) -> int:
-    """How many replies of `n_new` tokens to write at once: as many as `_BYTES` hold the keys, values and logits of, but
-    `_FEWEST` at least and `_MOST` at most. A reader that copies the prompt for each row takes the fewest."""
+def _batch_size(model: ChatModel, reader: Reader, task: _Task, n_each: int) -> int:
+    """How many replies to write at once, `n_each` or more to a chat: as many as `_BYTES` hold the keys, values and
+    logits of, and those of their chats, but `_FEWEST` at least and `_MOST` at most. A reader that copies the prompt for
+    each row takes the fewest."""
     if not reader.mixes_lengths:
         return _FEWEST
-    cache = 2 * model.num_hidden_layers * model.hidden_size * model.dtype.itemsize * n_new
+    tokens = task.settings.max_new_tokens + max(map(len, task.batch.suffixes)) / n_each
+    cache = 2 * model.num_hidden_layers * model.hidden_size * model.dtype.itemsize * tokens
     logits = 3 * torch.float32.itemsize * len(model.tokenizer)  # sorted, and their places
-    return max(_FEWEST, min(_MOST, _BYTES // (cache + logits)))
+    return max(_FEWEST, min(_MOST, int(_BYTES / (cache + logits))))
 
 
 def _write(model: ChatModel, reader: Reader, task: _Task, batch: Sequence[tuple[int, int]]) -> list[_Reply]:

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,7 +19,7 @@ from helpers.tiny import byte_tokenizer, random_llama
 
 from drolab.errors import PromptError, QueryError, StatesError
 from drolab.inference import generate, responses
-from drolab.models import ChatModel, kv_cache, prompt_token_ids, wrap
+from drolab.models import ChatModel, encode, kv_cache, prompt_token_ids, wrap
 from drolab.store import Store
 from drolab.types import RESPONSE_COLUMNS, SoftPrompt
 
@@ -57,6 +58,29 @@ def test_batch_size_changes_nothing(tiny_llama: ChatModel, batch_size: int) -> N
     assert small(tiny_llama, QUERIES, [NONE, CAREFUL], batch_size=batch_size).equals(
         small(tiny_llama, QUERIES, [NONE, CAREFUL])
     )
+
+
+@pytest.mark.parametrize("n_samples", [1, 8])
+def test_what_is_written_at_once_fits_with_its_chats(
+    tiny_llama: ChatModel, monkeypatch: pytest.MonkeyPatch, n_samples: int
+) -> None:
+    sizes: list[tuple[int, int]] = []
+    decode, asked = responses.decode, queries(*(f"How do I do thing {i}?" for i in range(40)))
+
+    def watched(reader: Any, suffixes: Any, rows: torch.Tensor, *rest: Any) -> Any:
+        sizes.append((len(suffixes), len(rows)))
+        return decode(reader, suffixes, rows, *rest)
+
+    monkeypatch.setattr(responses, "decode", watched)
+    monkeypatch.setattr(responses, "_FEWEST", 1)
+    monkeypatch.setattr(responses, "_BYTES", 400_000)
+    small(tiny_llama, asked, NONE, n_samples=n_samples)
+    longest = max(map(len, encode(tiny_llama, asked["text"].tolist(), NONE).suffixes))
+    token = 2 * tiny_llama.num_hidden_layers * tiny_llama.hidden_size * 4
+    kept = [chats * longest * token + rows * (6 * token + 12 * len(tiny_llama.tokenizer)) for chats, rows in sizes]
+    assert len(sizes) > 1
+    cut = 2 * longest * token  # of the first chat and the last there may be a part only
+    assert 200_000 < max(kept) <= 400_000 + cut
 
 
 def test_order_and_the_other_queries_change_nothing(tiny_llama: ChatModel) -> None:
