@@ -41,7 +41,7 @@ from drolab.progress import Progress, bar
 from drolab.threads import threads_for
 
 _TOGETHER = 256
-"""Chats x plans in one pass of single tokens, whose logits are kept for each."""
+"""Chats x plans in one pass of single tokens, whose logits are kept for each; more only if one plan has more chats."""
 
 
 @torch.no_grad()
@@ -128,8 +128,7 @@ def next_tokens(
 
     Yields:
         The plan's number, rows of the batch, and their log-probabilities, [rows, vocabulary] float32, on the CPU.
-        Plans with edits at all positions come after those without; an empty plan that is the first is the first for
-        its rows.
+        In no order but one: an empty plan that is the first is the first for its rows.
 
     Raises:
         ModelError: a plan has edits and the model's blocks or its final norm cannot be found; or the model is being
@@ -203,7 +202,8 @@ def _stacked(plans: Sequence[Sequence[Edit]], n_chats: int) -> list[Edit]:
         return list(plans[0])
     together = []
     for edits in zip(*plans, strict=True):
-        each = [vectors.expand(n_chats, -1) for vectors in map(vectors_of, edits)]
+        device = vectors_of(edits[0]).device
+        each = [vectors_of(edit).to(device).expand(n_chats, -1) for edit in edits]
         together.append(with_vectors(edits[0], torch.stack(each, dim=1).flatten(0, 1)))
     return together
 
