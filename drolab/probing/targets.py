@@ -52,14 +52,16 @@ def grouped_folds(
     below and above their mean, where too few reach one half.
 
     Raises:
-        TooFewError: too few groups, or too few rows of a class, for `n_splits` folds.
+        StatesError: fewer groups than `n_splits`, or `n_splits` below 2.
+        TooFewError: too few rows of a class for `n_splits` folds.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     labels = next((part for part in _halves(fractions) if _fewest(part) >= n_splits), fractions > fractions.mean())
     fewest = min(len(np.unique(groups)), *np.unique(labels, return_counts=True)[1])
     if not 2 <= n_splits <= fewest:
-        raise (TooFewError if n_splits >= 2 else StatesError)(
+        possible = 2 <= n_splits <= len(np.unique(groups))  # then it is the target that has too few of a kind
+        raise (TooFewError if possible else StatesError)(
             f"n_splits={n_splits} needs at least 2 folds and at least as many queries and states per class as "
             f"folds (the fewest here: {fewest}): lower n_splits, or pass more queries."
         )

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold, cross_val_predict
 
-from drolab.errors import StatesError, UnreliableWarning
+from drolab.errors import StatesError, TooFewError, UnreliableWarning
 from drolab.intervals import auc
 from drolab.probing import align_target, check_table, coordinates, cross_validate, fit_anchors, fit_probe, try_probe
 from drolab.probing.crossval import RIDGE, spread_folds
@@ -176,14 +176,18 @@ def test_grouping_by_query_prevents_what_ungrouped_folds_pretend() -> None:
 
 def test_too_many_folds(states: HiddenStates, space: AnchorSpace) -> None:
     few = states.select(prompt="none")
-    with pytest.raises(StatesError, match=r"n_splits=40 needs .* \(the fewest here: 30\): lower n_splits"):
+    with pytest.raises(TooFewError, match=r"n_splits=40 needs .* \(the fewest here: 30\): lower n_splits"):
         cross_validate(space, few, by_query(states), n_splits=40)
+    for impossible in (1, 500):
+        with pytest.raises(StatesError, match=f"n_splits={impossible} needs") as caught:
+            cross_validate(space, few, by_query(states), n_splits=impossible)
+        assert caught.type is StatesError  # nothing that a notebook could end with in peace
 
 
 def test_hardly_any_positive_is_said(space: AnchorSpace, states: HiddenStates) -> None:
     target = np.zeros(len(states))
     target[0] = 0.05
-    with pytest.raises(StatesError, match=r"n_splits=10 needs .* fewest here: 1"):
+    with pytest.raises(TooFewError, match=r"n_splits=10 needs .* fewest here: 1"):
         cross_validate(space, states, target)
 
 
