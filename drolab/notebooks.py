@@ -216,7 +216,8 @@ async def _run(path: Path, notebook: NotebookNode, copy: Path, timeout: int, cou
         client = NotebookClient(notebook, km=manager, on_cell_start=began, on_cell_executed=executed, **options)
         quiet = ["--HistoryManager.hist_file=:memory:"]
         try:
-            await manager.start_kernel(cwd=str(path.parent.resolve()), extra_arguments=quiet)
+            without_bars = {**os.environ, "TQDM_DISABLE": "1"}
+            await manager.start_kernel(cwd=str(path.parent.resolve()), extra_arguments=quiet, env=without_bars)
             await client.async_execute()
         except (CellControlSignal, DeadKernelError) as error:
             if getattr(error, "ename", "") == TooFewError.__name__:

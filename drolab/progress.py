@@ -5,12 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
-from tqdm.auto import tqdm
+from tqdm.std import tqdm
 
 Progress = bool | Callable[[int, int], None]
 """True shows a bar, False nothing. A callable is called with (done, total) at the start and after every batch, when
 the batch is already kept; an exception that it raises ends the work there. That is how a stop button stops."""
+
+
+_SHOWN_AFTER = 1.0
+"""Seconds: what is done sooner, such as what the store has, shows no bar."""
 
 
 class Bar:
@@ -42,12 +47,20 @@ class Bar:
 
 @contextmanager
 def bar(progress: Progress, *, total: int, initial: int = 0, desc: str, unit: str) -> Iterator[Bar]:
-    """Count `total` units of work, of which `initial` are done already."""
+    """Count `total` units of work, of which `initial` are done already. The environment variable TQDM_DISABLE ends all
+    bars."""
     report = None if isinstance(progress, bool) else progress
-    with tqdm(total=total, initial=initial, desc=desc, unit=unit, disable=progress is not True) as shown:
+    options = {"delay": _SHOWN_AFTER, "file": _place()} if progress is True else {"disable": True}
+    with tqdm(total=total, initial=initial, desc=desc, unit=unit, **options) as shown:
         counted = Bar(shown, initial, total, report)
         counted.report()
         yield counted
+
+
+def _place() -> TextIO | None:
+    """Notebooks show what comes on stderr as errors. Text, not tqdm's widget: every front-end shows it, and a notebook
+    that is opened again still says how long it took."""
+    return sys.stdout if type(sys.stdout).__module__.startswith("ipykernel") else None
 
 
 @contextmanager
