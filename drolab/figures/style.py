@@ -254,6 +254,8 @@ def show(figure: go.Figure) -> None:
     """Display a figure in a notebook, with `CONFIG`: JupyterLab and VS Code draw it themselves, offline."""
     from IPython.display import display
 
-    content = {**json.loads(figure.to_json()), "config": CONFIG}
+    # Not `responsive`: plotly.js would take the height anew from a place that has none, when the window changes. The
+    # front-end itself says when the width is another.
+    content = {**json.loads(figure.to_json()), "config": {**CONFIG, "responsive": False}}
     bundle = {"application/vnd.plotly.v1+json": content, "text/plain": repr(type(figure).__name__)}
     display(bundle, raw=True)
