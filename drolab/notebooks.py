@@ -12,14 +12,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drolab import export
 from drolab.errors import DrolabError, TooFewError, shown
 from drolab.figures import CONFIG
-from drolab.files import read_text, write_file
+from drolab.files import expanded, read_text, write_file
 from drolab.progress import Bar, Progress, bar
 
 if TYPE_CHECKING:
@@ -267,9 +267,13 @@ def _failure(path: Path, notebook: NotebookNode, copy: Path, error: Exception) -
 def _failed_cell(notebook: NotebookNode) -> tuple[int, NotebookNode]:
     """Number (from 1) and cell: the one with an error, or the last that was started."""
     code = [(number, cell) for number, cell in enumerate(notebook.cells, 1) if cell.cell_type == "code"]
-    failed = [item for item in code if any(out.output_type == "error" for out in item[1].outputs)]
+    failed = [item for item in code if _errors(item[1])]
     started = [item for item in code if item[1].execution_count or "execution" in item[1].metadata]
     return (failed or started or code)[-1]
+
+
+def _errors(cell: NotebookNode) -> bool:
+    return any(output.output_type == "error" for output in cell.outputs)
 
 
 # ---------------------------------------------------------------- the demo
@@ -285,24 +289,64 @@ def demo(
 
     Args:
         store: the store's folder; None is drolab's usual one.
-        notebooks: the folder they are in; None is the repository's.
+        notebooks: the folder they are in; None takes those that came with drolab.
 
     Returns:
         The path of `report.html`.
+
+    Raises:
+        NotebookError: there are no notebooks, or one failed; or, when all is written, one ended before its end.
     """
     started = time.perf_counter()
     root = Path(out).resolve()
-    folder = Path(notebooks) if notebooks else Path(__file__).parents[1] / "notebooks"
+    folder = Path(notebooks) if notebooks else notebooks_folder()
     parameters = {"OUT": str(root), "STORE": None if store is None else str(Path(store).resolve())}
     in_turn = sorted(DEMO_NOTEBOOKS, key=lambda name: _DEMO_BEGINS.index(name[:2]))
     paths = [folder / f"{name}.ipynb" for name in in_turn]
-    run_notebooks(paths, root, parameters=parameters, at_once=min(2, os.cpu_count() or 1), progress=True)
+    at_once = min(2, os.cpu_count() or 1)
+    copies = run_notebooks(paths, root, parameters=parameters, at_once=at_once, progress=True)
     listings = collect(root)
     page = write_report(root, listings)
     print(f"\n{key_numbers_text(listings)}")
     print(f"\nDone in {time.perf_counter() - started:.0f} s. Report: {page}")
     print(f"Open the notebooks yourself: make lab, or {Path(sys.executable).parent / 'jupyter'} lab {folder}")
+    for copy in copies:
+        number, last = _failed_cell(_read(copy))
+        if _errors(last):
+            raise NotebookError(
+                f"{copy.name} ended at cell {number}, for want of something to measure, which the demo model has: see "
+                f"{copy}. The report has what was found before."
+            )
     return page
+
+
+def notebooks_folder() -> Path:
+    """The folder of drolab's own notebooks: of the repository, or of what was installed from a wheel.
+
+    Raises:
+        NotebookError: this installation has none.
+    """
+    first = f"{DEMO_NOTEBOOKS[0]}.ipynb"
+    listed = metadata.files("drolab") or ()
+    installed = [Path(str(file.locate())) for file in listed if file.name == first]
+    for path in (Path(__file__).parents[1] / "notebooks" / first, *installed):
+        if path.is_file():
+            return path.parent.resolve()
+    raise NotebookError("This installation of drolab has no notebooks: install it again, from a clone or a wheel.")
+
+
+def copy_notebooks(folder: str | Path) -> list[Path]:
+    """Copy drolab's notebooks to a folder, to work on them there.
+
+    Raises:
+        NotebookError: one of them is in the folder already, as something else. Nothing is copied then.
+    """
+    target = expanded(folder, NotebookError)
+    contents = {target / path.name: path.read_bytes() for path in sorted(notebooks_folder().glob("[0-9]*.ipynb"))}
+    changed = [path for path, content in contents.items() if path.exists() and path.read_bytes() != content]
+    if changed:
+        raise NotebookError(f"{changed[0]} is there already, and another one: choose another folder, or move it away.")
+    return [write_file(path, content) for path, content in contents.items()]
 
 
 def collect(out: Path) -> dict[str, dict[str, Any]]:

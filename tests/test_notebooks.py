@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,21 @@ def test_a_notebook_ends_where_nothing_is_left_to_measure_and_the_next_goes_on(
     cells = nbformat.read(first, as_version=4).cells
     (error,) = (out for cell in cells for out in cell.get("outputs", []) if out.output_type == "error")
     assert error.traceback == ["Cannot be tested here: Nobody refuses: ask others."]
+
+
+def test_a_demo_that_ends_early_writes_its_report_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saves = """import json, pathlib
+file = pathlib.Path(OUT, "numbers", f"{NAME}.json")
+file.parent.mkdir(parents=True, exist_ok=True)
+file.write_text(json.dumps({"title": "A question?", "figures": [], "tables": [], "numbers": {"n": 1}}))"""
+    few = "from drolab.errors import TooFewError\nraise TooFewError('Nobody refuses.')"
+    for name in notebooks.DEMO_NOTEBOOKS:
+        parameters = f"NAME = {name[:2]!r}\nOUT = ''\nSTORE = None"
+        write(tmp_path, name, saves, *([few] if name.startswith("04") else []), parameters=parameters)
+    with pytest.raises(notebooks.NotebookError, match=r"04_refusal_direction\.ipynb ended at cell 5, .*see .*out"):
+        notebooks.demo(tmp_path / "out", notebooks=tmp_path)
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert "== 07" in capsys.readouterr().out
 
 
 def test_a_cell_that_takes_too_long_is_named(tmp_path: Path) -> None:
@@ -307,3 +323,38 @@ def test_without_refusals_the_verdict_is_reached_and_kept(
     assert along["verdict"] == claims.CANNOT
     assert "There is no refusal probe here. The target of the probe 'refuses' is 0" in along["reason"]
     assert alike["verdict"] in (claims.SUPPORTED, claims.NOT_SUPPORTED, claims.TOO_LITTLE)
+
+
+# ---------------------------------------------------------------- away from the repository
+
+
+def drolab_at(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line of the drolab that is installed in a folder, run in there."""
+    (site,) = folder.rglob("site-packages")
+    command = [sys.executable, "-m", "drolab", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_wheel_brings_the_notebooks_and_never_overwrites_changed_ones(tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    offline = ["--no-deps", "--no-build-isolation", "--no-index"]
+    source = tmp_path / "source"  # a build leaves its traces there
+    ignored = shutil.ignore_patterns(".*", "out", "build", "*.egg-info", "tests")
+    shutil.copytree(NOTEBOOKS.parent, source, ignore=ignored)
+    subprocess.run([*pip, "wheel", *offline, "--wheel-dir", str(tmp_path), str(source)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    away = tmp_path / "away"
+    subprocess.run([*pip, "install", *offline, "--ignore-installed", "--prefix", str(away), str(wheel)], check=True)
+    shutil.rmtree(source)
+
+    copied = drolab_at(away, "notebooks", "mine")
+    assert copied.returncode == 0, copied.stderr
+    names = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))
+    assert sorted(path.name for path in (away / "mine").iterdir()) == names
+    assert drolab_at(away, "notebooks", "mine").returncode == 0
+    (away / "mine" / names[3]).write_text("{}")
+    refused = drolab_at(away, "notebooks", "mine")
+    assert refused.returncode == 1
+    assert f"{names[3]} is there already, and another one: choose another folder" in refused.stderr
+    assert (away / "mine" / names[3]).read_text() == "{}"
