@@ -773,3 +773,39 @@ def test_a_prompt_is_measured_once_and_again_when_more_is_known(
     shelf.put({"careful": rated(shelf.trials["careful"], [0.0] * 6)})  # the base of `mine`
     shelf.table(["mine", "none"])
     assert measured == ["none", "mine", "mine"]
+
+
+# --- kept prompts
+
+
+def test_what_is_made_is_there_in_the_next_panel(fitted: Fitted, tmp_path: Path) -> None:
+    file = tmp_path / "kept.yaml"
+    first = fitted.lab(keep=file)
+    press(first, "project", text=TEXT, name="shop")
+    other = fitted.lab(keep=str(file))  # as a second page of the app: it begins with the same and goes its own way
+    assert other.job.wait(60)
+    assert other.prompts() == first.prompts() == {"shop": SafetyPrompt(name="shop", text=TEXT)}
+    assert other.result().query("prompt == 'shop'")["measured"].isna().all()
+    press(other, "project", text=HOSTILE, name="hostile")
+    press(first, "rename", prompt="shop", name="market")
+    third = fitted.lab(keep=file)
+    assert third.job.wait(60)
+    assert {name: prompt.text for name, prompt in third.prompts().items()} == {"hostile": HOSTILE, "market": TEXT}
+    for name in ("hostile", "market"):
+        press(third, "remove", prompt=name)
+    assert not file.exists()
+    assert fitted.lab(keep=file).prompts() == {}
+
+
+def test_a_file_that_is_none_is_told_and_left_alone(fitted: Fitted, tmp_path: Path) -> None:
+    file = tmp_path / "kept.yaml"
+    file.write_text("- no mapping")
+    lab = fitted.lab(keep=file)
+    assert "kept.yaml" in lab.message.value
+    assert file.read_text() == "- no mapping"
+
+
+def test_the_button_says_whether_it_samples(lab: PromptLab) -> None:
+    assert lab.controls["project"].description == "Project"
+    lab.controls["measure"].value = True
+    assert lab.controls["project"].description == "Project, then sample"
