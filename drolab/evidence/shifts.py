@@ -400,7 +400,7 @@ def shift_report(
     Returns:
         One row per prompt and class: `prompt, harmful, n, norm, logit_shift, logit_low, logit_high, cosine,
         cosine_low, cosine_high, null_quantile, safety_shift` (the same for both classes of a prompt; NA if the probe
-        has a problem, which `note` tells). `null_quantile` is the `level` quantile of |cosine| with null directions.
+        has a problem, which `note` tells). `null_quantile`: the `level` quantile of null directions' cosines, in size.
         The limits of the logit are NaN, and there is no safety shift, where all queries move by exactly the same: that
         tells nothing of others.
 
