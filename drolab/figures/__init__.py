@@ -5,10 +5,11 @@ escaped before plotly sees it. A class is told by symbol *and* colour or pattern
 
 In order: `style` (colours, template, text), `plane` (hidden states in two components, with boundaries and arrows),
 `heatmaps` (matrices and grids of cells), `curves` (layers, steps, doses), `rates` (bars, tradeoffs, forests),
-`sizes` (for print and slides). `export` writes what they make.
+`sizes` (for print and slides). `tables` is for what is no picture: a table in, the same in words out. `export` writes
+what they make.
 """
 
-from drolab.figures import plane, rates, sizes, style
+from drolab.figures import plane, rates, sizes, style, tables
 from drolab.figures.curves import (
     calibration,
     dose_response,
@@ -82,6 +83,7 @@ __all__ = [
     "show",
     "sizes",
     "style",
+    "tables",
     "template",
     "template_content",
     "token_lines",
