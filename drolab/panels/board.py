@@ -192,7 +192,7 @@ def board(
 def _in_half(data: list[dict[str, Any]], layout: dict[str, Any]) -> dict[str, Any]:
     """In half the panel's width: lower, and the legend above."""
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
-    size = {"height": 420, "legend": legend, "margin": {"l": 60, "r": 12, "t": 48, "b": 56}}
+    size = {"height": 420, "legend": legend, "margin": {"l": 60, "r": 12, "t": 64, "b": 56}}
     return {"data": data, "layout": layout | size}
 
 
