@@ -94,7 +94,7 @@ def axes(lab: PromptLab) -> tuple[Any, Any]:
 def test_a_typed_prompt_appears_among_the_others(lab: PromptLab) -> None:
     assert set(lab.result()["prompt"]) == {"none", "careful"}
     message = press(lab, "project", text=TEXT, name="shop")
-    assert "Projected: shop (0 hits, 6 computed)." in message
+    assert "Projected: shop (all 6 chats computed now)." in message
     assert {"shift: shop, harmful", "shift: shop, harmless", "shift: careful, harmful"} <= set(traces(lab))
     assert traces(lab)["careful, harmful"].marker.opacity < traces(lab)["shop, harmful"].marker.opacity
     rows = lab.result().query("prompt == 'shop'")
@@ -133,7 +133,7 @@ def test_axes_stay_while_prompts_are_toggled(lab: PromptLab) -> None:
 def test_only_what_the_store_lacks_is_computed(fitted: Fitted, store: drolab.Store) -> None:
     press(fitted.lab(store=store), "project", text=TEXT, name="shop")
     message = press(fitted.lab(store=store), "project", text=TEXT, name="another name")
-    assert "(6 hits, 0 computed)" in message
+    assert "(all 6 chats found in the store)" in message
 
 
 def test_another_plane_and_no_plane(lab: PromptLab) -> None:
