@@ -1,7 +1,7 @@
 """Tables for people: headings in words, at most three digits, – for what is missing, an estimate beside its interval.
 
 `number_text` is how drolab rounds wherever a person reads a number in a table or a sentence: panels, notebooks and the
-report. `worded` is a table as texts, `table_html` the same as HTML that runs nothing, `show` displays it.
+report. `worded` is a table as texts, `table_html` one as HTML that runs nothing, `show` displays both in a notebook.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HEADINGS = {
 
 _ESTIMATES = {"logit": "logit_shift"}
 """The columns whose ends do not have their name."""
-_CHANGES = ("change", "difference", "logit_shift")
+_CHANGES = ("change", "difference", "logit_shift", "measured_change", "predicted_change")
 """Columns whose numbers have a sign."""
 _P_VALUES = ("p", "p_holm", "p_value")
 
@@ -57,7 +57,7 @@ def number_text(value: Any, *, sign: bool = False) -> str:
     if isinstance(value, int | np.integer):
         return f"{mark}{value:,}"
     if size < 1e-12:  # what rounding leaves of a difference of equal numbers
-        return "0.000"
+        return "0.00"
     if math.isinf(number) or size < 0.00095:
         return f"{mark}{number:.1g}".replace("inf", "∞")
     digits = 2 - math.floor(math.log10(float(f"{size:.3g}")))  # of the rounded one: 9.996 is 10.0
@@ -145,13 +145,13 @@ _CELL = "border:1px solid var(--jp-border-color2, #BDBDBD);padding:4px 8px;verti
 _CELL += "overflow-wrap:break-word;max-width:26em"  # no word is cut in the middle
 
 
-def table_html(table: pd.DataFrame, **headings: str) -> str:
-    """`worded` as HTML: texts from data are shown and run nothing; each is cut to 200 characters."""
-    texts = worded(table, **headings)
-    head = "".join(f'<th scope="col" style="{_CELL}">{escape(name, limit=200)}</th>' for name in texts.columns)
+def table_html(table: pd.DataFrame) -> str:
+    """A table as HTML, its numbers by `number_text`, without its index: texts from data are shown and run nothing, and
+    each is cut to 200 characters. For headings in words give it what `worded` returns."""
+    head = "".join(f'<th scope="col" style="{_CELL}">{escape(name, limit=200)}</th>' for name in table.columns)
     lines = "".join(
-        "<tr>" + "".join(f'<td style="{_CELL}">{escape(text, limit=200)}</td>' for text in row) + "</tr>"
-        for row in texts.itertuples(index=False)
+        "<tr>" + "".join(f'<td style="{_CELL}">{escape(number_text(value), limit=200)}</td>' for value in row) + "</tr>"
+        for row in table.itertuples(index=False, name=None)
     )
     rows = f'<table style="border-collapse:collapse;line-height:1.4"><tr>{head}</tr>{lines}</table>'
     return f'<div style="overflow-x:auto">{rows}</div>'
@@ -162,4 +162,4 @@ def show(table: pd.DataFrame, **headings: str) -> None:
     from IPython.display import display
 
     words = worded(table, **headings)
-    display({"text/html": table_html(table, **headings), "text/plain": words.to_string(index=False)}, raw=True)
+    display({"text/html": table_html(words), "text/plain": words.to_string(index=False)}, raw=True)

@@ -22,7 +22,7 @@ HOSTILE = "<script>alert(1)</script>\x00\u202eabc"
         (np.float32(0.1), "0.100"),
         (-0.00042, "-0.0004"),
         (4.2e-7, "4e-07"),
-        (-1e-17, "0.000"),
+        (-1e-17, "0.00"),
         (np.int64(12345), "12,345"),
         (np.bool_(False), "no"),
         (float("-inf"), "-∞"),
@@ -39,7 +39,7 @@ def test_a_change_has_a_sign_and_an_unknown_interval_none() -> None:
     assert [tables.number_text(value, sign=True) for value in (0.5, -0.5, 0.0, 3)] == [
         "+0.500",
         "-0.500",
-        "0.000",
+        "0.00",
         "+3",
     ]
     assert tables.interval_words(0.5, NAN, 1.0) == "0.500"
@@ -54,7 +54,7 @@ def test_intervals_join_their_estimates_and_others_become_ranges() -> None:
         "AUC [95 %]": "0.900 [0.800, 1.00]",
         "chance": "0.400 to 0.600",
         "logit shift [95 %]": "+2.00 [+1.00, +3.00]",
-        "difference [95 %]": "+0.100 [0.000, +0.200]",
+        "difference [95 %]": "+0.100 [0.00, +0.200]",
         "p (Holm)": "< 0.001",
         "slow": "1",
     }

@@ -294,7 +294,7 @@ def test_when_nothing_is_found_the_panel_says_how_far_it_was(panel: ProjectionPa
     panel.controls["kind"].value = "harmful"
     panel.controls["find"].click()
     assert panel.selection().empty
-    assert "the largest change is +0.00" in panel.table.value
+    assert "the largest change is 0.00" in panel.table.value
 
 
 def test_find_by_text(panel: ProjectionPanel) -> None:

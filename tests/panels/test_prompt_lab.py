@@ -17,7 +17,7 @@ from helpers.queries import CARE, NONE, QUERIES
 from helpers.tiny import byte_tokenizer, random_llama
 
 import drolab
-from drolab import export, panels
+from drolab import export, panels, tables
 from drolab.data import load_prompts, save_prompts
 from drolab.errors import PromptError, StatesError
 from drolab.evidence import mean_interval, shift_cosines
@@ -289,7 +289,9 @@ def test_known_scores_need_no_sampling(fitted: Fitted) -> None:
     scores = pd.DataFrame({"refusal_rate": 0.5}, index=index.set_names(["query_id", "prompt"]))
     lab = fitted.lab(scores=scores)
     assert lab.result()["measured"].eq(0.5).all()
-    assert ".50 [.22, .78]" in lab.table.value  # three queries alike do not say that all are
+    _, low, high = measured = lab.result().loc[0, ["measured", "measured_low", "measured_high"]]
+    assert low < 0.3 < 0.7 < high  # three queries alike do not say that all are
+    assert tables.interval_words(*measured) in lab.table.value
     with pytest.raises(panels.PanelError, match=r"`scores` must be what drolab.judge returned"):
         fitted.lab(scores=scores.reset_index())
 
@@ -308,8 +310,8 @@ def test_the_queries_that_a_prompt_makes_refused_are_listed(lab: PromptLab, monk
     monkeypatch.setattr(view, "per_query", lambda *_: rows)
     shown = view.raised_as_html(lab.shelf, "mine")
     assert [rows["text"][number] in shown for number in range(6)] == [True] + [False] * 5
-    assert ">.50<" in shown
-    assert ">.70<" in shown
+    assert ">0.500<" in shown
+    assert ">0.700<" in shown
     monkeypatch.setattr(view, "per_query", lambda *_: rows.assign(harmful=True))
     assert ": none." in view.raised_as_html(lab.shelf, "mine")
 
