@@ -38,7 +38,7 @@ HEADINGS = {
     "n_queries": "number of queries",
     "norm": "length",
     "null": "range under the null",
-    "null_quantile": "cosine without meaning, 95 %",
+    "null_quantile": "cosine without meaning",
     "ok": "holds",
     "other": "neither",
     "p_holm": "p (Holm)",
