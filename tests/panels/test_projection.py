@@ -12,8 +12,9 @@ import pytest
 import torch
 from helpers.planted import as_states, axis, planted_states
 
-from drolab import panels
+from drolab import panels, tables
 from drolab.errors import StatesError
+from drolab.evidence import rate_interval
 from drolab.figures import THEMES
 from drolab.panels import ProjectionPanel
 from drolab.panels.projection import view
@@ -284,7 +285,9 @@ def test_which_harmless_queries_does_my_prompt_make_the_model_refuse(panel: Proj
     assert np.allclose(found["change"], [0.9, 0.55, 0.3])  # .35 - .05 is less than .3 in floating point
     assert set(found["prompt"]) == {"mine"}
     assert panel.table.value.index("reply 0 to q41") < panel.table.value.index("reply 0 to q40")
-    assert "3 harmless queries" in panel.table.value
+    n = len(panel.result().query("prompt == 'mine' and not harmful").dropna(subset="refusal_rate"))
+    _, low, high = rate_interval(3, n)
+    assert f"3 of {n} harmless queries ({tables.interval_words(3 / n, low, high)}) refused more" in panel.table.value
     panel.controls["at_least"].value = 0.6
     panel.controls["find"].click()
     assert panel.selection()["query_id"].tolist() == ["q41"]

@@ -130,12 +130,13 @@ class ProjectionPanel(Panel):
         harmful = None if kind == _ANY else kind == "harmful"
         asked = {"harmful": harmful, "contains": contains, "prompt": prompt or None, "baseline": baseline}
         found = self.view.find(self.choices(), **asked, at_least=at_least)
-        what = f"{len(found):,} {'' if kind == _ANY else kind + ' '}{'queries' if prompt else 'points'}"
+        everything = self.view.find(self.choices(), **asked, at_least=-math.inf)
+        those = f"{'' if kind == _ANY else kind + ' '}{'queries' if prompt else 'points'}"
+        what = markup.share_of(len(found), len(everything), those) if prompt else f"{len(found):,} {those}"
         what += f" containing “{markup.label(contains, 40)}”" if contains else ""
         if prompt:
             one, other = (markup.label(name, 40) for name in (prompt, baseline))
             what += f" refused more under “{one}” than under “{other}” by at least {tables.number_text(at_least)}"
-            everything = self.view.find(self.choices(), **asked, at_least=-math.inf)
             largest = [tables.number_text(change, sign=True) for change in everything["change"].head(1)]
             what += "".join(f"; the largest change is {words}" for words in largest)
         self._choose(found, what)
