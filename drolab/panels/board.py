@@ -227,10 +227,10 @@ def _tests_table(tests: pd.DataFrame, baseline: str) -> str:
 
 def _front_in_words(front: pd.DataFrame, helpful: str, safe: str) -> str:
     dominated = front[~front["on_front"]]
-    lines = [
-        f"{', '.join(label(name, 60) for name in names)} {'is' if len(names) == 1 else 'are'} dominated by {label(by, 200)}."
-        for by, names in dominated.groupby("dominated_by", sort=False)["prompt"]
-    ]
+    lines = []
+    for by, names in dominated.groupby("dominated_by", sort=False)["prompt"]:
+        listed = ", ".join(label(name, 60) for name in names)
+        lines.append(f"{listed} {'is' if len(names) == 1 else 'are'} dominated by {label(by, 200)}.")
     if lines:
         note = (
             f"Dominated: another prompt refuses at least as many {safe} queries and answers at least as many {helpful} "
