@@ -170,7 +170,7 @@ def _cell_text(name: str, value: object) -> str:
     return number_text(value, sign=name in _CHANGES)
 
 
-_CELL = "border:1px solid var(--jp-border-color2, #BDBDBD);padding:4px 8px;vertical-align:top;text-align:left;"
+_CELL = "border:1px solid var(--jp-border-color2, #BDBDBD);padding:4px 6px;vertical-align:top;text-align:left;"
 _CELL += "overflow-wrap:break-word;max-width:26em"  # no word is cut in the middle
 _SHORT = len("+0.123 [+0.123, +0.123]")
 
