@@ -188,10 +188,11 @@ class Saved:
         return f"{len(self.files)} files, listed in {self.path}"
 
     def _repr_html_(self) -> str:
-        # Relative: a front end resolves links from the notebook's folder, in which its kernel works.
+        """Links to what a person opens, relative: a notebook's kernel works in its folder."""
+        read = [file for file in (self.path, *self.files) if file == self.path or file.suffix in (".html", ".csv")]
         links = [
             f'<a href="{quote(Path(os.path.relpath(file)).as_posix())}" target="_blank">{html.escape(file.name)}</a>'
-            for file in (self.path, *self.files)
+            for file in read
         ]
         folder = html.escape(str(self.path.parents[1]))
         return f"<p>Saved in <code>{folder}</code>: {' · '.join(links)}</p>"

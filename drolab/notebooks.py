@@ -275,7 +275,7 @@ def demo(
     store: str | Path | None = None,
     notebooks: str | Path | None = None,
 ) -> Path:
-    """Run notebooks 01 to 07 on the demo model; write a report, a manifest and the key numbers, and print these.
+    """Run notebooks 01 to 07 on the demo model; write a report, a manifest and the key numbers, and print the answer.
 
     Args:
         store: the store's folder; None is drolab's usual one.
@@ -293,7 +293,7 @@ def demo(
     run_notebooks(paths, root, parameters=parameters, at_once=min(2, os.cpu_count() or 1), progress=True)
     listings = report.collect(root)
     page = report.write_report(root, listings)
-    print(f"\n{report.key_numbers_text(listings)}")
+    print("", *report.answer(report.decisions(root, listings)), sep="\n")
     print(f"\nDone in {time.perf_counter() - started:.0f} s. Report: {page}")
     print(f"Open the notebooks yourself: make lab, or {Path(sys.executable).parent / 'jupyter'} lab {folder}")
     return page

@@ -1,7 +1,7 @@
 """The report: one page of what a run found, made of what its notebooks saved.
 
 In order: what was saved, the page, what it says at its top (the answer in sentences, the verdict as a forest, what was
-not measured), the notebooks' sections, and the key numbers as plain text.
+not measured), and the notebooks' sections.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def collect(out: Path) -> dict[str, dict[str, Any]]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
 
 
-def _verdict(out: Path, listings: Listings) -> pd.DataFrame:
-    """As `claims.verdict` made it; no rows if no notebook saved one."""
+def decisions(out: Path, listings: Listings) -> pd.DataFrame:
+    """The verdict's table, see `claims.verdict`; no rows if no notebook saved one."""
     if not any(VERDICT in listing["tables"] for listing in listings.values()):
         return pd.DataFrame()
     texts = dict.fromkeys(("claim", "under", "unit", "verdict", "reason"), str)
@@ -115,7 +115,7 @@ def _page(out: Path, listings: Listings, model: Mapping[str, Any]) -> str:
     import jinja2
     from plotly.offline import get_plotlyjs
 
-    verdict = _verdict(out, listings)
+    verdict = decisions(out, listings)
     sections = [_section(out, notebook, listing) for notebook, listing in listings.items()]
     drawn = {figure["name"]: figure for section in sections for figure in section["figures"]}
     dark = {THEMES["light"][part]: THEMES["dark"][part] for part in reversed(THEMES["light"])}  # ink's and paper's win
@@ -295,19 +295,3 @@ def _table(table: pd.DataFrame, caption: str) -> dict[str, Any]:
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "." * (text[-1:] not in ".?!…")
-
-
-# ---------------------------------------------------------------- as plain text
-
-
-def key_numbers_text(listings: Listings) -> str:
-    """The key numbers of all notebooks as plain text: a line per number, a table per table."""
-    parts = []
-    for notebook, listing in listings.items():
-        scalars, found = _split(listing["numbers"])
-        if not scalars and not found:
-            continue
-        parts.append(f"== {notebook} {listing['title']}")
-        parts += [f"{name}: {tables.number_text(value)}" for name, value in scalars.items()]
-        parts += [f"{name}:\n{tables.worded(table).to_string(index=False)}" for name, table in found.items()]
-    return "\n".join(parts)
