@@ -19,7 +19,7 @@ import pandas as pd
 
 from drolab import export
 from drolab.errors import ExportError, TooFewError
-from drolab.figures import CONFIG, THEMES, VERDICT_LOOKS, tables
+from drolab.figures import CONFIG, THEMES, VERDICT_LOOKS, explained, tables
 from drolab.files import write_file
 
 Listings = Mapping[str, Mapping[str, Any]]
@@ -140,6 +140,7 @@ def _page(out: Path, listings: Listings, model: Mapping[str, Any]) -> str:
         themes=THEMES,
         dark_colors=dark,
         config=CONFIG,
+        explained=explained,
         plotlyjs=get_plotlyjs(),
     )
 

@@ -44,12 +44,15 @@ from drolab.figures.style import (
     template,
     template_content,
 )
+from drolab.figures.tables import show_table
+from drolab.figures.terms import TERMS, explained
 
 __all__ = [
     "BIDIRECTIONAL",
     "COLUMNS",
     "CONFIG",
     "PALETTE",
+    "TERMS",
     "THEMES",
     "VERDICT_LOOKS",
     "Boundary",
@@ -64,6 +67,7 @@ __all__ = [
     "cosine_heatmap",
     "dose_response",
     "escape",
+    "explained",
     "first_token_curves",
     "forest",
     "layer_position_map",
@@ -81,6 +85,7 @@ __all__ = [
     "rates",
     "sheet",
     "show",
+    "show_table",
     "sizes",
     "style",
     "tables",

@@ -1,11 +1,13 @@
 """Tables for people: headings in words, at most three digits, – for what is missing, an estimate beside its interval.
 
 `number_text` is how drolab rounds wherever a person reads a number in a table or a sentence: panels, notebooks and the
-report. `worded` is a table as texts, `table_html` the same as HTML that runs nothing, `show` displays it.
+report. `worded` is a table as texts, `table_html` one as HTML that runs nothing, `show_table` displays it in a
+notebook.
 """
 
 from __future__ import annotations
 
+import html
 import math
 from typing import Any
 
@@ -13,22 +15,45 @@ import numpy as np
 import pandas as pd
 
 from drolab.figures.style import class_name, escape
+from drolab.figures.terms import explained
 
 MISSING = "–"
 HEADINGS = {
+    "a": "one",
+    "any": "any sample",
     "auc": "AUC",
+    "b": "the other",
+    "baseline_value": "under the baseline",
+    "ceiling": "AUC of a perfect ranking",
+    "common_part": "common part (1: all alike)",
     "group": "queries",
     "harmful": "class",
+    "harmfulness_logit": "harm logit",
+    "higher": "queries higher",
+    "kappa": "Cohen's κ",
     "kl": "KL (nats)",
+    "logit_shift": "shift of the refusal logit",
+    "lower": "queries lower",
+    "mean_norm": "mean length of the shifts",
     "n_queries": "number of queries",
+    "norm": "length",
+    "null": "range under the null",
+    "null_quantile": "cosine without meaning",
+    "ok": "holds",
+    "other": "neither",
     "p_holm": "p (Holm)",
     "p_value": "p",
+    "queries": "query set",
+    "recovered": "share of the prompt's effect",
+    "residual_drift": "residual drift (× anchor variance)",
+    "safety_shift": "a safety shift?",
+    "total": "effect of the prompt",
 }
 """What a column is called where a person reads it, with its unit if it has one; others lose their underscores."""
 
 _ESTIMATES = {"logit": "logit_shift"}
 """The columns whose ends do not have their name."""
-_CHANGES = ("change", "difference", "logit_shift")
+_CHANGES = ("change", "difference", "logit_shift", "measured_change", "predicted_change")
 """Columns whose numbers have a sign."""
 _P_VALUES = ("p", "p_holm", "p_value")
 
@@ -57,7 +82,7 @@ def number_text(value: Any, *, sign: bool = False) -> str:
     if isinstance(value, int | np.integer):
         return f"{mark}{value:,}"
     if size < 1e-12:  # what rounding leaves of a difference of equal numbers
-        return "0.000"
+        return "0.00"
     if math.isinf(number) or size < 0.00095:
         return f"{mark}{number:.1g}".replace("inf", "∞")
     digits = 2 - math.floor(math.log10(float(f"{size:.3g}")))  # of the rounded one: 9.996 is 10.0
@@ -145,21 +170,26 @@ _CELL = "border:1px solid var(--jp-border-color2, #BDBDBD);padding:4px 8px;verti
 _CELL += "overflow-wrap:break-word;max-width:26em"  # no word is cut in the middle
 
 
-def table_html(table: pd.DataFrame, **headings: str) -> str:
-    """`worded` as HTML: texts from data are shown and run nothing; each is cut to 200 characters."""
-    texts = worded(table, **headings)
-    head = "".join(f'<th scope="col" style="{_CELL}">{escape(name, limit=200)}</th>' for name in texts.columns)
+def table_html(table: pd.DataFrame) -> str:
+    """A table as HTML, its numbers by `number_text`, without its index: texts from data are shown and run nothing, and
+    each is cut to 400 characters. For headings in words give it what `worded` returns."""
+    head = "".join(map(_head, map(str, table.columns)))
     lines = "".join(
-        "<tr>" + "".join(f'<td style="{_CELL}">{escape(text, limit=200)}</td>' for text in row) + "</tr>"
-        for row in texts.itertuples(index=False)
+        "<tr>" + "".join(f'<td style="{_CELL}">{escape(number_text(value), limit=400)}</td>' for value in row) + "</tr>"
+        for row in table.itertuples(index=False, name=None)
     )
     rows = f'<table style="border-collapse:collapse;line-height:1.4"><tr>{head}</tr>{lines}</table>'
     return f'<div style="overflow-x:auto">{rows}</div>'
 
 
-def show(table: pd.DataFrame, **headings: str) -> None:
+def _head(name: str) -> str:
+    meaning = html.escape(explained(name))
+    return f'<th scope="col" title="{meaning}" style="{_CELL}">{escape(name, limit=400)}</th>'
+
+
+def show_table(table: pd.DataFrame, **headings: str) -> None:
     """Display a table in a notebook, see `worded`. The table itself keeps its numbers and names."""
     from IPython.display import display
 
     words = worded(table, **headings)
-    display({"text/html": table_html(table, **headings), "text/plain": words.to_string(index=False)}, raw=True)
+    display({"text/html": table_html(words), "text/plain": words.to_string(index=False)}, raw=True)

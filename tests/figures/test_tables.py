@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from drolab import tables
+from drolab import figures, tables
 
 NAN = float("nan")
 HOSTILE = "<script>alert(1)</script>\x00\u202eabc"
@@ -22,7 +22,7 @@ HOSTILE = "<script>alert(1)</script>\x00\u202eabc"
         (np.float32(0.1), "0.100"),
         (-0.00042, "-0.0004"),
         (4.2e-7, "4e-07"),
-        (-1e-17, "0.000"),
+        (-1e-17, "0.00"),
         (np.int64(12345), "12,345"),
         (np.bool_(False), "no"),
         (float("-inf"), "-∞"),
@@ -39,7 +39,7 @@ def test_a_change_has_a_sign_and_an_unknown_interval_none() -> None:
     assert [tables.number_text(value, sign=True) for value in (0.5, -0.5, 0.0, 3)] == [
         "+0.500",
         "-0.500",
-        "0.000",
+        "0.00",
         "+3",
     ]
     assert tables.interval_words(0.5, NAN, 1.0) == "0.500"
@@ -53,8 +53,8 @@ def test_intervals_join_their_estimates_and_others_become_ranges() -> None:
         "class": "harmful",
         "AUC [95 %]": "0.900 [0.800, 1.00]",
         "chance": "0.400 to 0.600",
-        "logit shift [95 %]": "+2.00 [+1.00, +3.00]",
-        "difference [95 %]": "+0.100 [0.000, +0.200]",
+        "shift of the refusal logit [95 %]": "+2.00 [+1.00, +3.00]",
+        "difference [95 %]": "+0.100 [0.00, +0.200]",
         "p (Holm)": "< 0.001",
         "slow": "1",
     }
@@ -70,7 +70,7 @@ def test_a_named_index_is_shown_and_the_table_itself_stays() -> None:
 def test_what_is_displayed_shows_hostile_texts_and_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda bundle, raw: shown.append(bundle))
-    tables.show(pd.DataFrame({HOSTILE: [HOSTILE, "long " * 100]}))
+    figures.show_table(pd.DataFrame({HOSTILE: [HOSTILE, "long " * 100]}))
     page = shown[0]["text/html"]
     assert "<script" not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2

@@ -171,16 +171,16 @@ def sorted_clouds(panel: ProjectionPanel, prompt: str) -> list[Any]:
 
 def test_boundaries_are_the_probes_of_the_anchors(panel: ProjectionPanel) -> None:
     names = {trace.name for trace in panel.picture.data}
-    assert {"harmful = 0", "refuses = 0"} <= names
+    assert {"harm boundary", "refusal boundary"} <= names
     panel.controls["boundaries"].value = False
-    assert not {"harmful = 0", "refuses = 0"} & {trace.name for trace in panel.picture.data}
+    assert not {"harm boundary", "refusal boundary"} & {trace.name for trace in panel.picture.data}
 
 
 def test_a_boundary_that_cannot_be_fitted_is_named_and_the_rest_is_drawn(states: HiddenStates) -> None:
     index = pd.MultiIndex.from_frame(states.index[["query_id", "prompt"]])
     never = pd.DataFrame({"refusal_rate": 0.0}, index=index)
     panel = panels.projection(states, anchors=ANCHORS, scores=never)
-    assert "harmful = 0" in {trace.name for trace in panel.picture.data}
+    assert "harm boundary" in {trace.name for trace in panel.picture.data}
     words = panel.picture.layout.xaxis.title.text.replace("<br>", " ")
     assert "No boundary of 'refuses': The target of the probe 'refuses' is 0 for all" in words
 
@@ -189,7 +189,7 @@ def test_a_boundary_that_says_nothing_is_drawn_and_named(states: HiddenStates) -
     index = pd.MultiIndex.from_frame(states.index[["query_id", "prompt"]])
     noise = pd.DataFrame({"refusal_rate": np.random.default_rng(0).binomial(10, 0.1, len(index)) / 10}, index=index)
     panel = panels.projection(states, anchors=ANCHORS, scores=noise)
-    assert "refuses = 0" in {trace.name for trace in panel.picture.data}
+    assert "refusal boundary" in {trace.name for trace in panel.picture.data}
     words = panel.picture.layout.xaxis.title.text.replace("<br>", " ")
     assert "A readout of 'refuses' cannot be told from chance" in words
 
@@ -294,7 +294,7 @@ def test_when_nothing_is_found_the_panel_says_how_far_it_was(panel: ProjectionPa
     panel.controls["kind"].value = "harmful"
     panel.controls["find"].click()
     assert panel.selection().empty
-    assert "the largest change is +0.00" in panel.table.value
+    assert "the largest change is 0.00" in panel.table.value
 
 
 def test_find_by_text(panel: ProjectionPanel) -> None:
@@ -313,7 +313,7 @@ def test_without_scores_there_is_no_such_question(states: HiddenStates) -> None:
     assert "refusal_rate" not in dict(panel.controls["color"].options).values()
     panel.controls["find"].click()
     assert len(panel.selection()) == 90
-    assert "refuses = 0" not in {trace.name for trace in panel.picture.data}
+    assert "refusal boundary" not in {trace.name for trace in panel.picture.data}
 
 
 # judges, UMAP, size

@@ -13,7 +13,7 @@ import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
 
-from drolab.figures import PALETTE, THEMES
+from drolab.figures import PALETTE, THEMES, tables
 from drolab.panels import markup
 from drolab.panels.base import Job, Panel, PanelError
 from drolab.panels.controls import Controls, button, choice, labelled, named, row, several
@@ -134,9 +134,10 @@ class ProjectionPanel(Panel):
         what += f" containing “{markup.label(contains, 40)}”" if contains else ""
         if prompt:
             one, other = (markup.label(name, 40) for name in (prompt, baseline))
-            what += f" refused more under “{one}” than under “{other}” by at least {at_least:.2f}"
+            what += f" refused more under “{one}” than under “{other}” by at least {tables.number_text(at_least)}"
             everything = self.view.find(self.choices(), **asked, at_least=-math.inf)
-            what += f"; the largest change is {everything['change'].iloc[0]:+.2f}" if len(everything) else ""
+            largest = [tables.number_text(change, sign=True) for change in everything["change"].head(1)]
+            what += "".join(f"; the largest change is {words}" for words in largest)
         self._choose(found, what)
 
     def _clear(self) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from drolab.errors import StatesError
-from drolab.figures import Boundary, Box, FigureError, PlaneLook, class_names, plane, probe_boundaries
+from drolab.figures import Boundary, Box, FigureError, PlaneLook, class_names, plane, probe_boundaries, tables
 from drolab.panels import markup
 from drolab.probing import coordinates, fit_anchors, fit_probe, one_position, umap_view
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe
@@ -411,12 +411,6 @@ def points_as_html(points: pd.DataFrame, caption: str, prompt: str, baseline: st
     columns |= {"first response": shown["response"], "category": shown["category"]}
     frame = pd.DataFrame(columns, dtype=object)
     cut = f"; the first {MOST_ROWS} are shown here, selection() gives all" if len(points) > MOST_ROWS else ""
-    rows = markup.table(frame, formats=dict.fromkeys(frame.columns, _cell)) if len(frame) else ""
+    rows = tables.table_html(frame) if len(frame) else ""
     head = f'<div role="status" style="font-weight:bold;line-height:1.6">{markup.visible(caption + cut)}</div>'
     return f'{head}<div tabindex="0" style="max-height:24em;overflow:auto">{rows}</div>'
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "" if np.isnan(value) else f"{value:.2f}"
-    return str(value)
