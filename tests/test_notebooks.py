@@ -1,4 +1,4 @@
-"""Notebooks headless: parameters reach them, failures name notebook and cell, results become a report."""
+"""Notebooks headless: parameters reach them, failures name notebook and cell."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from helpers.tiny import save_babbler
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import drolab
-from drolab import claims, export, figures, notebooks
+from drolab import claims, notebooks
 from drolab.__main__ import main
 from drolab.errors import TooFewError
 
@@ -172,47 +172,6 @@ def test_bad_parameters_are_found_before_anything_runs(tmp_path: Path) -> None:
         notebooks.run_notebooks([tmp_path / "none.ipynb"], tmp_path)
     with pytest.raises(notebooks.NotebookError, match="at_once must be at least 1, got 0"):
         notebooks.run_notebooks(paths, tmp_path, at_once=0)
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    table = pd.DataFrame({"prompt": ["none", "<b>mine</b>"], "harmful": [True, True], "value": [0.25, 0.5]})
-    about = {"model": "demo", "fingerprint": "abc", "seed": 7, "prompts": {"mine": "Be <b>kind</b>."}}
-    export.save_results(
-        tmp_path,
-        "06_responses",
-        title="Does it refuse?",
-        figures={"rates": (figures.rate_bars(table), table)},
-        tables={"rates_all": table},
-        numbers={"about": about, "gain": 0.25, "refusal rates": table},
-    )
-    return tmp_path
-
-
-def test_report_manifest_and_numbers_come_from_what_was_saved(results: Path) -> None:
-    listings = notebooks.collect(results)
-    page = notebooks.write_report(results, listings).read_text(encoding="utf-8")
-    assert "06_responses Does it refuse?" in page
-    assert "<b>mine</b>" not in page.split("<body>")[1]
-    assert "http" not in page.split("<body>")[1].replace("http://www.w3.org", "")
-    assert json.loads((results / "key_numbers.json").read_text())["06_responses"]["gain"] == 0.25
-    manifest = json.loads((results / "manifest.json").read_text())
-    assert manifest["model"] == {"model": "demo", "fingerprint": "abc"}
-    assert manifest["seed"] == 7
-    assert manifest["settings"]["prompts"] == {"mine": "Be <b>kind</b>."}
-    assert {"report.html", "key_numbers.json", "figures/06_responses_rates.html"} <= set(manifest["files"])
-
-
-def test_key_numbers_are_printed_as_lines_and_tables(results: Path) -> None:
-    text = notebooks.key_numbers_text(notebooks.collect(results))
-    assert "gain: 0.250" in text
-    assert "0.500" in text
-    assert "fingerprint" not in text
-
-
-def test_results_must_be_there(tmp_path: Path) -> None:
-    with pytest.raises(notebooks.NotebookError, match="No results in"):
-        notebooks.collect(tmp_path)
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from helpers import harness
 from helpers.harness import Watched, button, cell, python, until
 
 import drolab
-from drolab import export, notebooks
+from drolab import export, notebooks, report
 
 pytestmark = harness.MARKS
 
@@ -113,7 +113,7 @@ class Notebook:
     NUMBER: str
 
     def saved(self, folder: Path) -> dict[str, Any]:
-        return notebooks.collect(folder / "out")[self.NUMBER]
+        return report.collect(folder / "out")[self.NUMBER]
 
     def test_it_saved_what_it_found(self, watched: Watched, folder: Path) -> None:
         assert self.saved(folder)["figures"]
