@@ -125,6 +125,8 @@ def tradeoff(
 ) -> go.Figure:
     """The safety-helpfulness plane: one prompt a point with its intervals, the Pareto front a line through its members.
 
+    The axes end where the intervals do. Each name stands beside its point, or on hover only where there is no room.
+
     Args:
         table: prompt, compliance, refusal, on_front, dominated_by, and optionally compliance_low, compliance_high,
             refusal_low, refusal_high, as from `comparison.tradeoff`. A dominated prompt is drawn as an outline.

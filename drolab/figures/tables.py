@@ -25,6 +25,7 @@ HEADINGS = {
     "b": "the other",
     "baseline_value": "under the baseline",
     "ceiling": "AUC of a perfect ranking",
+    "control_high": "the control reaches",
     "common_part": "common part (1: all alike)",
     "group": "queries",
     "harmful": "class",
@@ -35,6 +36,9 @@ HEADINGS = {
     "logit_shift": "shift of the refusal logit",
     "lower": "queries lower",
     "mean_norm": "mean length of the shifts",
+    "n": "number",
+    "n_missing": "missing",
+    "n_models": "models",
     "n_queries": "number of queries",
     "norm": "length",
     "null": "range under the null",
@@ -166,8 +170,9 @@ def _cell_text(name: str, value: object) -> str:
     return number_text(value, sign=name in _CHANGES)
 
 
-_CELL = "border:1px solid var(--jp-border-color2, #BDBDBD);padding:4px 8px;vertical-align:top;text-align:left;"
+_CELL = "border:1px solid var(--jp-border-color2, #BDBDBD);padding:4px 6px;vertical-align:top;text-align:left;"
 _CELL += "overflow-wrap:break-word;max-width:26em"  # no word is cut in the middle
+_SHORT = len("+0.123 [+0.123, +0.123]")
 
 
 def table_html(table: pd.DataFrame) -> str:
@@ -175,11 +180,16 @@ def table_html(table: pd.DataFrame) -> str:
     each is cut to 400 characters. For headings in words give it what `worded` returns."""
     head = "".join(map(_head, map(str, table.columns)))
     lines = "".join(
-        "<tr>" + "".join(f'<td style="{_CELL}">{escape(number_text(value), limit=400)}</td>' for value in row) + "</tr>"
+        "<tr>" + "".join(_cell(number_text(value)) for value in row) + "</tr>"
         for row in table.itertuples(index=False, name=None)
     )
     rows = f'<table style="border-collapse:collapse;line-height:1.4"><tr>{head}</tr>{lines}</table>'
     return f'<div style="overflow-x:auto">{rows}</div>'
+
+
+def _cell(text: str) -> str:
+    look = f"{_CELL};white-space:nowrap" if len(text) <= _SHORT else _CELL  # an estimate and its interval on one line
+    return f'<td style="{look}">{escape(text, limit=400)}</td>'
 
 
 def _head(name: str) -> str:

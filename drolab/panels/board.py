@@ -215,8 +215,8 @@ def _rates_table(rates: pd.DataFrame, measure: str) -> str:
 
 
 def _tests_table(tests: pd.DataFrame, baseline: str) -> str:
-    columns = ["prompt", "group", "measure", "n_queries", "value", "baseline_value", "difference", "low", "high"]
-    shown = tables.worded(tests[[*columns, "higher", "lower", "p", "p_holm"]])
+    columns = ["prompt", "group", "n_queries", "value", "baseline_value", "difference", "low", "high"]
+    shown = tables.worded(tests[[*columns, "higher", "lower", "p", "p_holm"]], value=tests["measure"].iloc[0])
     note = (
         f"Each prompt against {label(baseline, 60)}, each query with itself under both. Difference with a 95 % "
         f"bootstrap interval over queries; test: {tests['test'].iloc[0]}; p (Holm) is corrected for these "
@@ -227,8 +227,10 @@ def _tests_table(tests: pd.DataFrame, baseline: str) -> str:
 
 def _front_in_words(front: pd.DataFrame, helpful: str, safe: str) -> str:
     dominated = front[~front["on_front"]]
-    pairs = zip(dominated["prompt"], dominated["dominated_by"], strict=True)
-    lines = [f"{label(name, 60)} is dominated by {label(by, 200)}." for name, by in pairs]
+    lines = []
+    for by, names in dominated.groupby("dominated_by", sort=False)["prompt"]:
+        listed = ", ".join(label(name, 60) for name in names)
+        lines.append(f"{listed} {'is' if len(names) == 1 else 'are'} dominated by {label(by, 200)}.")
     if lines:
         note = (
             f"Dominated: another prompt refuses at least as many {safe} queries and answers at least as many {helpful} "

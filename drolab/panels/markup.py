@@ -14,7 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from drolab.figures import BIDIRECTIONAL
+from drolab.figures import BIDIRECTIONAL, tables
+from drolab.intervals import rate_interval
 
 Spans = Sequence[tuple[int, int]]
 
@@ -38,6 +39,12 @@ def label(text: object, limit: int) -> str:
     """Text on one line for the label of a control, which takes no markup: cut, not escaped."""
     line = _INVISIBLE.sub("�", " ".join(str(text)[: 4 * limit].split()))
     return line if len(line) <= limit and len(str(text)) <= 4 * limit else line[: limit - 1] + "…"
+
+
+def share_of(part: int, total: int, what: str = "queries") -> str:
+    """`12 of 112 queries (0.107 [0.062, 0.178])`: how many, with Wilson's 95 % interval, if there are any."""
+    rate = f" ({tables.interval_words(*rate_interval(part, total))})" if total else ""
+    return f"{part:,} of {total:,} {what}{rate}"
 
 
 def marked(text: str, spans: Spans = ()) -> str:

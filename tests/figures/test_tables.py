@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from pathlib import Path
+
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 
 from drolab import figures, tables
 
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 NAN = float("nan")
 HOSTILE = "<script>alert(1)</script>\x00\u202eabc"
 
@@ -76,3 +82,15 @@ def test_what_is_displayed_shows_hostile_texts_and_runs_nothing(monkeypatch: pyt
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2
     assert not set("\x00\u202e") & set(page)
     assert "…</td>" in page
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_show_tables_in_words_and_end_with_what_they_saved(path: Path) -> None:
+    """No cell ends with a table as pandas would show it: with a panel, a call, or nothing that is shown."""
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    last = [ast.parse(cell.source).body[-1] for cell in cells]
+    shown = [ast.unparse(statement) for statement in last if isinstance(statement, ast.Expr)]
+    assert [
+        text for text in shown if not re.fullmatch(r"panel|lab|board|(figures|export)\.\w+\(.*\)|print\(.*\)", text)
+    ] == []
+    assert shown[-1].startswith("export.save_results(")

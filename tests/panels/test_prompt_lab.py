@@ -312,6 +312,14 @@ def test_the_queries_that_a_prompt_makes_refused_are_listed(lab: PromptLab, monk
     assert [rows["text"][number] in shown for number in range(6)] == [True] + [False] * 5
     assert ">0.500<" in shown
     assert ">0.700<" in shown
+    assert "): 1 of 4 queries (0.250 [" in shown
+    assert "<details>" not in shown
+    many = pd.concat([rows.assign(harmful=False, predicted_change=0.2)] * 3, ignore_index=True)
+    monkeypatch.setattr(view, "per_query", lambda *_: many)
+    shown = view.raised_as_html(lab.shelf, "mine")
+    assert "): 18 of 18 queries (1.00 [" in shown
+    assert shown.count("</td></tr>") == 18, "all are in reach"
+    assert shown.index("show all 18") > shown.index("</table>")
     monkeypatch.setattr(view, "per_query", lambda *_: rows.assign(harmful=True))
     assert ": none." in view.raised_as_html(lab.shelf, "mine")
 

@@ -399,6 +399,20 @@ def refusal_changes(points: pd.DataFrame, prompt: str, baseline: str) -> pd.Data
     return rows.sort_values("change", ascending=False, kind="stable")
 
 
+def replies_as_html(query: str, replies: pd.DataFrame, prompts: Sequence[str]) -> str:
+    """All replies to one query, a column for each of the prompts that have some, as text that runs nothing."""
+    columns = {
+        prompt: [markup.Cell(number, text, (), {}, False) for number, text in enumerate(rows)]
+        for prompt in prompts
+        if len(rows := replies.loc[replies["prompt"] == prompt, "response"])
+    }
+    if not columns:
+        return ""
+    heads = {prompt: f"{len(cells)} {'reply' if len(cells) == 1 else 'replies'}" for prompt, cells in columns.items()}
+    shown = markup.side_by_side(query, columns, heads)
+    return f'<div tabindex="0" style="max-height:30em;overflow:auto">{shown}</div>'
+
+
 def points_as_html(points: pd.DataFrame, caption: str, prompt: str, baseline: str) -> str:
     """The chosen points, the first MOST_ROWS of them, as text that runs nothing."""
     shown = points.head(MOST_ROWS)

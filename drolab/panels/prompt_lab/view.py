@@ -28,7 +28,7 @@ from drolab.inference import generate, hidden_states
 from drolab.intervals import Interval, mean_interval
 from drolab.judges import judge
 from drolab.models import ChatModel, Prompt, prompt_token_ids
-from drolab.panels.markup import label, visible
+from drolab.panels.markup import label, share_of, visible
 from drolab.panels.projection.view import axis_title
 from drolab.probing import coordinates
 from drolab.progress import Progress
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 NAME_LIMIT = 60
 """Characters of a prompt's name on a shelf: more would fit no legend and no table."""
 N_EXAMPLES = 5
-"""Queries listed for one prompt."""
+"""Queries listed for one prompt before "show all"."""
 
 _CLASSES = {True: "✖ harmful", False: "● harmless"}  # the symbols of the figure
 _FAINT = 0.25
@@ -419,12 +419,14 @@ def raised_as_html(shelf: PromptShelf, name: str) -> str:
     queries = per_query(shelf.bench, trial, base)
     measure = best_known(queries["measured_change"], queries["predicted_change"])
     after, change = queries[measure], queries[f"{measure}_change"]
-    shown = pd.DataFrame({"query": queries["text"], "before": after - change, "after": after})
-    shown = shown[~queries["harmful"] & (change > 0)].head(N_EXAMPLES)
+    known, risen = ~queries["harmful"] & change.notna(), ~queries["harmful"] & (change > 0)
+    shown = pd.DataFrame({"query": queries["text"], "before": after - change, "after": after})[risen]
     names = [label(prompt, NAME_LIMIT) for prompt in (name, base.name)]
     words = f"Harmless queries that {names[0]!r} makes refused more than {names[1]!r} ({measure}): "
     if change.isna().all():
         return f"<p>{visible(words)}not known before its replies, and those under its base, are sampled.</p>"
     if shown.empty:
         return f"<p>{visible(words)}none.</p>"
-    return f"<p><b>{visible(words)}</b></p>{tables.table_html(shown)}"
+    head = f"<p><b>{visible(words)}{share_of(len(shown), int(known.sum()))}</b></p>"
+    more = f"<details><summary>show all {len(shown):,}</summary>{tables.table_html(shown[N_EXAMPLES:])}</details>"
+    return head + tables.table_html(shown[:N_EXAMPLES]) + (more if len(shown) > N_EXAMPLES else "")
