@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import anywidget
 import ipywidgets as widgets
+import traitlets
 
 from drolab.figures import explained
 from drolab.panels.markup import label
@@ -77,3 +79,36 @@ def row(*children: widgets.Widget) -> widgets.HBox:
 def share(widget: widgets.Widget, width: str) -> widgets.VBox:
     """The widget in a share of a row. A VBox, since in a row itself a figure would never become narrower."""
     return widgets.VBox([widget], layout={"width": width, "min_width": "0"})
+
+
+class Keys(anywidget.AnyWidget):
+    """Clicks buttons of the panel that it is put into when their letters are pressed, unless in a field of text.
+
+    JupyterLab takes letters for commands on cells, unless a control says that it wants its keys. Not shown.
+    """
+
+    _esm = """
+    export default {
+      render({ model, el }) {
+        const panel = el.closest(".widget-vbox") ?? el.parentElement;
+        panel.tabIndex = 0;
+        panel.setAttribute("data-lm-suppress-shortcuts", "true");
+        const press = event => {
+          if (event.ctrlKey || event.altKey || event.metaKey || event.target.matches("input, textarea, select")) return;
+          if (!model.get("letters").includes(event.key.toLowerCase())) return;
+          event.preventDefault();
+          event.stopPropagation();
+          model.send({ letter: event.key.toLowerCase() });
+        };
+        panel.addEventListener("keydown", press);
+        return () => panel.removeEventListener("keydown", press);
+      },
+    };
+    """
+    letters = traitlets.List(traitlets.Unicode()).tag(sync=True)
+
+    def __init__(self, buttons: dict[str, widgets.Button]) -> None:
+        super().__init__(letters=list(buttons))
+        self.on_msg(
+            lambda _, message, __: buttons[message["letter"]].click() if message.get("letter") in buttons else None
+        )

@@ -83,7 +83,8 @@ def _cut(text: str) -> str:
 class Cell:
     """One response in `side_by_side`."""
 
-    number: int
+    number: int | None
+    """Which sample it is; None does not tell."""
     text: str
     spans: Spans
     verdicts: Mapping[Any, Any]
@@ -99,7 +100,8 @@ class Cell:
         ]
         here = ' aria-current="true"' if self.current else ""
         look = "outline:2px solid #0072B2;outline-offset:-2px;" if self.current else ""
-        head = " · ".join([f"{'▶ ' if self.current else ''}sample {self.number}", *said])
+        place = [] if self.number is None else [f"{'▶ ' if self.current else ''}sample {self.number}"]
+        head = " · ".join([*place, *said])
         return (
             f'<td{here} style="{look}{_CELL}"><div style="font-size:smaller;opacity:.85">{head}</div>'
             f"{folded(self.text, self.spans)}</td>"

@@ -332,7 +332,10 @@ class TestResponses(Notebook):
         page, panel = watched.page, cell(watched.page, "about = export.about")
         button(panel, "Refusal").click()
         until(page, lambda: "Labels by hand: 1" in panel.inner_text())
-        assert python(page, "print(panel.result()['label'].tolist())") == "['refusal']"
+        page.keyboard.press("c")  # for JupyterLab the command to copy a cell
+        until(page, lambda: "Labels by hand: 2" in panel.inner_text())
+        assert python(page, "print(panel.result()['label'].tolist())") == "['refusal', 'compliance']"
+        assert "out/hand_labels.csv" in panel.inner_text()
 
     def test_the_board_compares_the_prompts(self, watched: Watched) -> None:
         board = cell(watched.page, "board = panels.board")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 
@@ -31,6 +32,12 @@ def answers(refused: dict[str, tuple[int, ...]] = REFUSED, mark: str = "") -> pd
         for sample in range(4)
     ]
     return pd.DataFrame(rows, columns=["query_id", "prompt", "sample", "text", "harmful", "response"])
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels are kept below the folder in which one works."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -271,7 +278,10 @@ def test_labels_are_a_judge_and_lead_on_to_the_next_sample(panel: panels.Respons
     assert panel.result()["label"].tolist() == ["refusal", "compliance", "refusal"]
     assert panel.result()["sample"].tolist() == [0, 1, 2]
     assert "hand: <b>refusal</b>" in panel.shown.value
-    assert "Labels by hand: 3, in this session only" in panel.judged.value
+    assert "Labels by hand: 3, in out/hand_labels.csv" in panel.judged.value
+    assert len(HandJudge.load("out/hand_labels.csv").labels) == 3
+    session = panels.responses(answers(), hand_labels=None)
+    assert "Labels by hand: 0, in this session only" in session.judged.value
     panel.controls["sample"].value = panel.controls["sample"].options[0][1]
     panel.controls["unsure"].click()
     assert panel.result()["label"].tolist() == ["compliance", "refusal"]
@@ -455,3 +465,33 @@ def test_narrowing_by_words_and_group() -> None:
     assert narrowed(changes(), contains="nothing").empty
     with pytest.raises(QueryError, match="No queries called 'odd'"):
         narrowed(changes(), only="odd")
+
+
+def test_after_the_last_sample_comes_the_next_query(panel: panels.ResponsePanel) -> None:
+    names = listed(panel)
+    panel.controls["query"].value = names[0]
+    sample = panel.controls["sample"]
+    sample.index = len(sample.options) - 1
+    panel.label("refusal")
+    assert panel.controls["query"].value == names[1]
+    assert sample.index == 0
+
+
+def test_the_blind_queue_shows_each_response_once_and_nothing_that_others_say(panel: panels.ResponsePanel) -> None:
+    panel.controls["contains"].value = "q1"
+    panel.controls["blind"].value = True
+    seen = []
+    while len(panel.selection()):
+        (row,) = panel.selection().itertuples()
+        seen.append((row.prompt, row.sample))
+        shown = panel.shown.value
+        assert html.escape(row.response) in shown
+        assert not any(word in shown for word in (*PROMPTS, "sample", "string rule", "<mark>"))
+        assert [text for text, _ in panel.controls["sample"].options] == ["a response"]
+        panel.label(None if row.sample == 3 else "refusal")
+    assert sorted(seen) == sorted((prompt, sample) for prompt in PROMPTS for sample in range(4))
+    assert seen != sorted(seen)  # at random
+    assert len(panel.result()) == 9  # the three that were passed over have no label
+    assert "Every response to these queries has a label" in panel.shown.value
+    panel.controls["blind"].value = False
+    assert "string rule" in panel.shown.value

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -16,14 +17,18 @@ from drolab.figures import rates as tradeoffs
 from drolab.files import write_file
 from drolab.judges import AnyJudge, HandJudge, disagreement, is_refusal, n_unanswered, refusal_words, verdicts
 from drolab.panels.base import Panel, PanelError
-from drolab.panels.controls import Controls, button, choice, labelled, named, pick, refill, row, several, share
+from drolab.panels.controls import Controls, Keys, button, choice, labelled, named, pick, refill, row, several, share
 from drolab.panels.export_box import About, ExportBox, Offered
 from drolab.panels.markup import Cell, Spans, label, paragraph, side_by_side
 from drolab.panels.picture import Picture
 from drolab.panels.responses.view import ONLY, narrowed, query_changes, query_label, query_rates, refusals_in_words
 
+_BLIND = "a response"
+"""Stands for prompt and sample where they are not to be seen."""
 HAND = "hand"
 """The name of the judge that the labels make."""
+_GIVEN = {"refusal": "refusal", "compliance": "compliance", "unsure": None}
+"""The buttons, each with the label that it gives; their first letters are their keys."""
 LISTED = 500
 """The longest list of queries that is offered: a browser's list box with more is slow and of no use."""
 _COLUMNS = ("query_id", "prompt", "sample", "text", "harmful", "response")
@@ -50,6 +55,8 @@ class ResponsePanel(Panel):
         self._listed = self._chosen = self._replies.head(0)
         self._tables: dict[str, pd.DataFrame] = {}
         self._map: dict[str, Any] = {}
+        self._order = np.random.default_rng(0).permutation(len(self._replies))
+        self._passed: set[int] = set()
         filters = _filters(self._replies, list(self._verdicts.columns), groups)
         reading, labelling = _reading(self._replies), _labelling()
         super().__init__({**filters, "prompts": reading["prompts"], "samples": reading["samples"]}, [])
@@ -59,11 +66,13 @@ class ResponsePanel(Panel):
         self.picture = Picture(self._ringed())
         self.shown, self.judged = widgets.HTML(), widgets.HTML()
         top = widgets.HBox([reading["query"], share(self.picture, "46%")])
-        self.append(top, row(*labelling.values()), self.judged, self.shown, ExportBox(self.offer, about))
+        keys = Keys({name[0]: labelling[name] for name in _GIVEN})
+        self.append(top, row(*labelling.values(), keys), self.judged, self.shown, ExportBox(self.offer, about))
         self.on_change(self.draw, *filters)
         self.on_change(self._choose, *reading)
         self.on_change(self._render, "sample")
-        for name, given in (("refusal", "refusal"), ("compliance", "compliance"), ("unsure", None)):
+        self.on_change(self._choose, "blind")
+        for name, given in _GIVEN.items():
             self.on_click(name, partial(self.label, given))
         self.picture.on_points(self.guarded(self._clicked))
         self._n_unanswered = n_unanswered(replies)
@@ -103,25 +112,45 @@ class ResponsePanel(Panel):
     def _choose(self) -> None:
         """Take the responses to the query that are to be shown."""
         values = self.values()
-        own = self._replies.iloc[self._rows.get(values["query"], [])]
-        own = own[own["prompt"].isin(values["prompts"])]
-        self._chosen = own[own.groupby("prompt").cumcount() < values["samples"]]
-        offered = [(f"{label(reply.prompt, 40)}, sample {reply.sample}", reply.Index) for reply in _lines(self._chosen)]
+        if values["blind"]:
+            self._chosen = self._next_unlabelled()
+        else:
+            own = self._replies.iloc[self._rows.get(values["query"], [])]
+            own = own[own["prompt"].isin(values["prompts"])]
+            self._chosen = own[own.groupby("prompt").cumcount() < values["samples"]]
+        place = _BLIND if values["blind"] else "{prompt}, sample {sample}"
+        offered = [
+            (place.format(prompt=label(reply.prompt, 40), sample=reply.sample), reply.Index)
+            for reply in _lines(self._chosen)
+        ]
         with self.filling():
             refill(self.controls["sample"], offered)
         self.picture.update_to(self._ringed())
         self._render()
 
+    def _next_unlabelled(self) -> pd.DataFrame:
+        """One response to the queries that the filters leave, at random: the first in a fixed order without a label."""
+        listed, unlabelled = self._replies["query_id"].isin(self._listed.index), self._verdicts[HAND].isna()
+        wanted = (listed & unlabelled & ~self._replies.index.isin(self._passed)).to_numpy()
+        return self._replies.iloc[self._order[wanted[self._order]][:1]]
+
     def _ringed(self) -> dict[str, Any]:
-        """The listed queries in the plane of the two prompts, the one that is read in a ring."""
-        ring = tradeoffs.ring(self._map, self.controls["query"].value, theme=self._theme)
+        """The listed queries in the plane of the two prompts, the one that is read in a ring, unless it is blindly."""
+        read = None if self.controls["blind"].value else self.controls["query"].value
+        ring = tradeoffs.ring(self._map, read, theme=self._theme)
         return {**self._map, "data": [*self._map["data"], ring]}
 
     def _render(self) -> None:
-        if self._chosen.empty:
-            self.shown.value = paragraph("Choose a query, and at least one prompt.")
-            return
         values = self.values()
+        if self._chosen.empty:
+            nothing = "Every response to these queries has a label, or was passed over."
+            self.shown.value = paragraph(nothing if values["blind"] else "Choose a query, and at least one prompt.")
+            return
+        if values["blind"]:
+            (reply,) = _lines(self._chosen)
+            cell = Cell(None, reply.response, (), {}, True)
+            self.shown.value = side_by_side(reply.text, {_BLIND: [cell]}, {_BLIND: "label it: R, C or U"})
+            return
         said = self._verdicts.loc[self._chosen.index].astype(object).to_dict("index")
         columns: dict[str, list[Cell]] = {name: [] for name in values["prompts"]}
         for reply in _lines(self._chosen):
@@ -184,9 +213,23 @@ class ResponsePanel(Panel):
         self._hand = hand
         self._verdicts[HAND] = self._hand.verdicts(self._replies)
         self._count_labels()
+        if self.controls["blind"].value:
+            if given is None:
+                self._passed.add(int(sample.value))
+            self._choose()
+        elif sample.index + 1 < len(sample.options):
+            with self.filling():
+                sample.index += 1
+            self._render()
+        else:
+            self._choose_next_query()
+
+    def _choose_next_query(self) -> None:
+        query = self.controls["query"]
         with self.filling():
-            sample.index = min(sample.index + 1, len(sample.options) - 1)
-        self._render()
+            if query.index is not None:
+                query.index = min(query.index + 1, len(query.options) - 1)
+        self._choose()
 
     def selection(self) -> pd.DataFrame:
         """The responses that are shown, with a column `refusal: <judge>` for each judge (NA: no opinion)."""
@@ -212,7 +255,7 @@ def responses(
     judges: Mapping[str, AnyJudge] | None = None,
     words: Callable[[str], Spans] = refusal_words,
     groups: Mapping[str, str] | pd.Series | None = None,
-    hand_labels: str | Path | None = None,
+    hand_labels: str | Path | None = "out/hand_labels.csv",
     about: About | None = None,
     theme: str = "light",
 ) -> ResponsePanel:
@@ -225,7 +268,8 @@ def responses(
         words: gives the places (start, end) of the words to mark in a response; those of the string rule unless
             given; `judges.TextJudge().words` gives those of drolab's own.
         groups: query id → class, as from `comparison.query_groups`; None makes two, harmful and harmless.
-        hand_labels: a CSV file: labels given by hand are read from it and kept in it; None keeps them in `.result()`.
+        hand_labels: a CSV file: labels given by hand are read from it and kept in it; None keeps them in `.result()`
+            only. A label belongs to the text of its response, so one file can serve several tables.
         about: what made the replies, as from `export.about`, for the manifest of an export.
         theme: light or dark.
 
@@ -246,7 +290,7 @@ def responses(
         ... ]
         >>> columns = ["query_id", "prompt", "sample", "text", "harmful", "response"]
         >>> both = {"string rule": judges.is_refusal, "mine": lambda response: len(response) < 15}
-        >>> panel = panels.responses(pd.DataFrame(rows, columns=columns), judges=both)
+        >>> panel = panels.responses(pd.DataFrame(rows, columns=columns), judges=both, hand_labels=None)
         >>> panel.controls["only"].value = "judges disagree"
         >>> panel.selection()[["text", "response", "refusal: string rule", "refusal: mine"]]
                    text response  refusal: string rule  refusal: mine
@@ -318,9 +362,18 @@ def _reading(replies: pd.DataFrame) -> Controls:
 def _labelling() -> Controls:
     return {
         "sample": choice("label by hand", [], "the sample that a label is given to; it is framed below"),
-        "refusal": button("Refusal", "Label this sample a refusal and go to the next", icon="ban"),
-        "compliance": button("Compliance", "Label this sample compliance and go to the next", icon="check"),
-        "unsure": button("Unsure", "Take this sample's label away and go to the next", icon="question"),
+        "refusal": button("Refusal", "Label this sample a refusal and go to the next (key R)", icon="ban"),
+        "compliance": button("Compliance", "Label this sample compliance and go to the next (key C)", icon="check"),
+        "unsure": button("Unsure", "Take this sample's label away and go to the next (key U)", icon="question"),
+        "blind": labelled(
+            widgets.Checkbox,
+            "blind",
+            "one response after the other, at random, of the queries that are listed: without its prompt and what the "
+            "judges say of it",
+            value=False,
+            indent=False,
+            layout={"width": "auto"},
+        ),
     }
 
 
