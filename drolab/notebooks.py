@@ -299,6 +299,8 @@ def demo(
     parameters = {"OUT": str(root), "STORE": None if store is None else str(Path(store).resolve())}
     in_turn = sorted(DEMO_NOTEBOOKS, key=lambda name: _DEMO_BEGINS.index(name[:2]))
     paths = [folder / f"{name}.ipynb" for name in in_turn]
+    for path in (root / "numbers").glob("*.json"):  # of an earlier run: the report shall not take them for this one's
+        path.unlink()
     at_once = min(2, os.cpu_count() or 1)
     copies = run_notebooks(paths, root, parameters=parameters, at_once=at_once, progress=True)
     listings = report.collect(root)
@@ -339,7 +341,10 @@ def copy_notebooks(folder: str | Path) -> list[Path]:
     """
     target = expanded(folder, NotebookError)
     contents = {target / path.name: path.read_bytes() for path in sorted(notebooks_folder().glob("[0-9]*.ipynb"))}
-    changed = [path for path, content in contents.items() if path.exists() and path.read_bytes() != content]
+    try:
+        changed = [path for path, content in contents.items() if path.exists() and path.read_bytes() != content]
+    except OSError as error:
+        raise NotebookError(f"{target} cannot take the notebooks ({error}): choose another folder.") from error
     if changed:
         raise NotebookError(f"{changed[0]} is there already, and another one: choose another folder, or move it away.")
     return [write_file(path, content) for path, content in contents.items()]

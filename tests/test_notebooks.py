@@ -23,7 +23,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 import drolab
 from drolab import claims, notebooks
 from drolab.__main__ import main
-from drolab.errors import TooFewError
+from drolab.errors import DrolabError, TooFewError
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 MEASURED = re.compile(r"\.\d{2}|(?<!notebook )\b\d{2,}\b(?! %)")
@@ -145,9 +145,12 @@ file.write_text(json.dumps({"title": "A question?", "figures": [], "tables": [],
     for name in notebooks.DEMO_NOTEBOOKS:
         parameters = f"NAME = {name[:2]!r}\nOUT = ''\nSTORE = None"
         write(tmp_path, name, saves, *([few] if name.startswith("04") else []), parameters=parameters)
+    (tmp_path / "out" / "numbers").mkdir(parents=True)
+    (tmp_path / "out" / "numbers" / "08.json").write_text("{}")  # of an earlier run
     with pytest.raises(notebooks.NotebookError, match=r"04_refusal_direction\.ipynb ended at cell 5, .*see .*out"):
         notebooks.demo(tmp_path / "out", notebooks=tmp_path)
     assert (tmp_path / "out" / "report.html").is_file()
+    assert not (tmp_path / "out" / "numbers" / "08.json").exists()
     assert "Report: " in capsys.readouterr().out
 
 
@@ -317,3 +320,14 @@ def test_a_wheel_brings_the_notebooks_and_never_overwrites_changed_ones(tmp_path
     assert refused.returncode == 1
     assert f"{names[3]} is there already, and another one: choose another folder" in refused.stderr
     assert (away / "mine" / names[3]).read_text() == "{}"
+
+
+def test_a_folder_that_cannot_take_the_notebooks_is_told(tmp_path: Path) -> None:
+    (tmp_path / "01_what_the_model_reads.ipynb").mkdir()
+    for folder in (tmp_path, tmp_path / ("long" * 100)):
+        with pytest.raises(notebooks.NotebookError, match=r"cannot take the notebooks .*: choose another folder"):
+            notebooks.copy_notebooks(folder)
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(DrolabError, match="file"):
+        notebooks.copy_notebooks(file)

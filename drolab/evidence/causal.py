@@ -330,7 +330,7 @@ class _Chats:
         """[n, 4] without an edit and [n_plans, n, 4] under each plan: _MEASURES of every query, store first."""
         check_edits(self.model)
         common, all_plans = self._key(), [(), *plans]
-        names = [key(common=common, model=edited_fingerprint(self.model, plan)) for plan in all_plans]
+        names = [key(common=common, edited=edited_fingerprint(self.model, plan)) for plan in all_plans]
         kept = {} if self.store is None else self.store.get_tensors(list(set(names)))
         missing = {name: plan for name, plan in zip(names, all_plans, strict=True) if name not in kept}
         if missing:
@@ -339,10 +339,11 @@ class _Chats:
         return found[0], found[1:]
 
     def _key(self) -> str:
-        """A hash of what the measures depend on, the edits apart."""
+        """A hash of what the measures depend on, the edits apart. `kl` is from this model as it is, edited or not."""
         chats = [list(self.batch.chat(row)) for row in range(len(self.batch))]
         return key(
             kind="first tokens judged",
+            model=self.model.fingerprint,
             dtype=str(self.model.dtype),
             attention=self.model.model.config._attn_implementation,
             chats=chats,

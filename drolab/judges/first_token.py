@@ -63,6 +63,17 @@ class FirstTokenJudge:
     """Why nothing should be decided with this score: it was fitted on too few queries that were refused, or answered.
     Empty if nothing is known against it."""
 
+    def __post_init__(self) -> None:
+        rates = self.refusal_rate
+        if self.tokens.ndim != 1 or rates.shape != self.tokens.shape or self.counts.shape != self.tokens.shape:
+            raise QueryError(
+                "A FirstTokenJudge needs one refusal rate and one count for each of its tokens, as from fit."
+            )
+        if (self.tokens < 0).any() or not ((rates >= 0) & (rates <= 1)).all():
+            raise QueryError(
+                "A FirstTokenJudge has token ids from 0 on and refusal rates between 0 and 1: fit it again."
+            )
+
     @classmethod
     def fit(cls, responses: pd.DataFrame, judge: AnyJudge = is_refusal) -> FirstTokenJudge:
         """Learn r(t) as a plain frequency: of full refusals, if the judge knows partial ones. Responses of which the
@@ -109,7 +120,16 @@ class FirstTokenJudge:
         return index.assign(**{name: mass.numpy() for name, mass in self.masses(probabilities).items()})
 
     def masses(self, probabilities: Tensor) -> dict[str, Tensor]:
-        """[n, vocabulary] first-token probabilities → refusal, compliance and other, [n] float64 each: see `score`."""
+        """[n, vocabulary] first-token probabilities → refusal, compliance and other, [n] float64 each: see `score`.
+
+        Raises:
+            QueryError: a token that this model does not have.
+        """
+        if len(self.tokens) and int(self.tokens.max()) >= probabilities.shape[1]:
+            raise QueryError(
+                f"The first-token judge knows token {int(self.tokens.max())}, and this model has "
+                f"{probabilities.shape[1]}: fit a judge on replies of this model."
+            )
         seen = probabilities[:, self.tokens].double()
         refusal = seen @ self.refusal_rate.double()
         total = seen.sum(dim=1)

@@ -29,7 +29,7 @@ from drolab.evidence.causal import (
 )
 from drolab.inference import first_token_probabilities, hidden_states
 from drolab.judges import FirstTokenJudge
-from drolab.models import ChatModel, wrap
+from drolab.models import Ablate, ChatModel, steered, wrap
 from drolab.probing import RANDOM, Direction
 from drolab.store import Store
 from drolab.types import SafetyPrompt
@@ -559,6 +559,37 @@ def test_what_the_store_has_is_not_computed_again_and_anything_else_is(planted: 
         table = each["ablation"](store=store, **changed)
         pd.testing.assert_frame_equal(table, each["ablation"](**changed))
     assert passes(planted.model, lambda: each["dose"](store=store, doses=(0.5,))) > 0
+
+
+def test_what_an_edited_model_does_is_not_taken_for_the_edits_effect(planted: Planted, tmp_path: Path) -> None:
+    """The same modules with the same edit in force, as the model given and as what is done to it: `kl` differs."""
+    unit = planted.direction / planted.direction.norm()
+
+    def removed(model: ChatModel, store: Store | None) -> pd.DataFrame:
+        options = small(n_random=2, store=store)
+        return ablation(model, QUERIES, NONE, JUDGE, {"planted": unit}, layer=1, method="zero", **options)
+
+    plain, store = removed(planted.model, None), Store(tmp_path)
+    with steered(planted.model, Ablate(unit)) as without:
+        twice = removed(without, store)
+    pd.testing.assert_frame_equal(removed(planted.model, store), plain)
+    with steered(planted.model, Ablate(unit)) as without:
+        pd.testing.assert_frame_equal(removed(without, Store(tmp_path / "other")), twice)
+    assert plain["kl"].max() > 0.01 > rows(twice, "planted")["kl"].max()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"refusal_rate": torch.full((260,), torch.nan)}, "between 0 and 1"),
+        ({"tokens": torch.arange(-1, 259)}, "token ids from 0 on"),
+        ({"tokens": torch.arange(260) + 5}, "knows token 264, and this model has"),
+        ({"counts": torch.ones(3, dtype=torch.long)}, "one refusal rate and one count for each"),
+    ],
+)
+def test_a_judge_that_cannot_be_is_refused(planted: Planted, changed: dict, said: str) -> None:
+    with pytest.raises(QueryError, match=said):
+        replace(JUDGE, **changed).masses(first_token_probabilities(planted.model, QUERIES, NONE)[1])
 
 
 def test_what_was_done_before_an_interruption_is_kept(planted: Planted, tmp_path: Path) -> None:

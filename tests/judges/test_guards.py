@@ -166,6 +166,12 @@ EACH = "{%% for m in messages %%}[{{ m.role }}] %s{{ '\\n' }}{%% endfor %%}Verdi
         "{% if 'lock' not in m.content %}{{ m.content }}{% endif %}",
         "{% if m.content | length != 21 %}{{ m.content }}{% endif %}",
         "{{ m.content if m.role == 'user' or m.content.startswith('DROLAB') }}",
+        "{% if m.content %}text: {{ m.content if 'lock' not in m.content }}{% endif %}",
+        "{% if 'lock' not in m.content %}{{ m.content | tojson }}{% endif %}",
+        "({{ m.content | length }}) {{ m.content if 'lock' not in m.content }}",
+        "{% if not m.content %}{{ raise_exception('Empty') }}{% endif %}{{ m.content if 'lock' not in m.content }}",
+        "{{ m.content if 'lock' not in m.content }}{{ strftime_now('%f') }}",
+        "{{ '[blocked]' if 'lock' in m.content else m.content }}",
     ],
 )
 def test_no_guard_reads_a_chat_that_loses_some_texts(content: str) -> None:
@@ -185,12 +191,36 @@ def test_no_guard_reads_a_chat_that_loses_some_texts(content: str) -> None:
         ("{{ m.content[:20] }}", "Why is this a long question?", "Since it has more than twenty letters."),
         ("{% if not m.content %}{{ raise_exception('Empty') }}{% endif %}{{ m.content }}", "How?", "So."),
         ("{{ m.content }}", "", ""),
+        ("{{ m.content | lower }}", "How?", "None"),
     ],
 )
 def test_templates_may_rewrite_what_they_write(content: str, query: str, response: str) -> None:
     text = LlamaGuard(llama(EACH % content)).prompt(query, response)
     assert text.count("\n") >= 2
     assert text.endswith("Verdict:")
+
+
+def test_a_template_that_fails_for_one_text_gets_no_other_form_of_it() -> None:
+    short = "{% if m.content | length > 100 %}{{ raise_exception('Too long') }}{% endif %}{{ m.content | tojson }}"
+    guard = LlamaGuard(llama(EACH % short))
+    assert '"How?"' in guard.prompt("How?", "So.")
+    with pytest.raises(ChatTemplateError, match=r"cannot render a query and a response .*Too long"):
+        guard.prompt("How " * 40, "So.")
+
+
+def test_of_blanks_and_of_answers_that_are_none_a_guard_says_nothing() -> None:
+    guard = LlamaGuard(llama())
+    rows = table((QUERY, "  \n"), (QUERY, ANSWER), (QUERY, ""))
+    assert guard.unsafe(rows).isna().tolist() == [True, False, True]
+    assert guard.verdicts(rows.assign(harmful=True)).isna().tolist() == [True, False, True]
+    silent = llama()
+    with torch.no_grad():
+        silent.model.get_output_embeddings().weight *= 3000.0  # all the probability is on one token
+    assert LlamaGuard(silent).scores(table(*ROWS))["answered"].max() < 1e-3
+    assert LlamaGuard(silent).unsafe(table(*ROWS)).isna().all()
+    assert LlamaGuard(silent).verdicts(table(*ROWS).assign(harmful=True)).isna().all()
+    blanks = table((QUERY, " \n" * 4000 + ANSWER))
+    assert guard.unsafe(blanks).tolist() == pytest.approx(guard.unsafe(table((QUERY, ANSWER))).tolist())
 
 
 def test_loading_takes_the_published_format_only_without_a_template(tmp_path: Path) -> None:
