@@ -5,12 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
-from tqdm.auto import tqdm
+from tqdm.std import tqdm
 
 Progress = bool | Callable[[int, int], None]
 """True shows a bar, False nothing. A callable is called with (done, total) at the start and after every batch, when
 the batch is already kept; an exception that it raises ends the work there. That is how a stop button stops."""
+
+
+_SHOWN_AFTER = 1.0
+"""Seconds: what is done sooner, such as what the store has, shows no bar."""
 
 
 class Bar:
@@ -40,14 +45,39 @@ class Bar:
             self._report(self.done, self._total)
 
 
+def found_in_words(found: int, total: int, units: str, *, kept: bool) -> str:
+    """How much came from the store, and how much was computed.
+
+    Examples:
+        >>> from drolab.progress import found_in_words
+        >>> found_in_words(0, 224, "chats", kept=True)
+        'all 224 chats computed now; next time they come from the store'
+        >>> found_in_words(220, 224, "chats", kept=True)
+        '220 of 224 chats found in the store, 4 computed now'
+    """
+    if found == total:
+        return f"all {total:,} {units} found in the store"
+    if found:
+        return f"{found:,} of {total:,} {units} found in the store, {total - found:,} computed now"
+    return f"all {total:,} {units} computed now" + ("; next time they come from the store" if kept else "")
+
+
 @contextmanager
 def bar(progress: Progress, *, total: int, initial: int = 0, desc: str, unit: str) -> Iterator[Bar]:
-    """Count `total` units of work, of which `initial` are done already."""
+    """Count `total` units of work, of which `initial` are done already. The environment variable TQDM_DISABLE ends all
+    bars."""
     report = None if isinstance(progress, bool) else progress
-    with tqdm(total=total, initial=initial, desc=desc, unit=unit, disable=progress is not True) as shown:
+    options = {"delay": _SHOWN_AFTER, "file": _place()} if progress is True else {"disable": True}
+    with tqdm(total=total, initial=initial, desc=desc, unit=unit, **options) as shown:
         counted = Bar(shown, initial, total, report)
         counted.report()
         yield counted
+
+
+def _place() -> TextIO | None:
+    """Notebooks show what comes on stderr as errors. Text, not tqdm's widget: every front-end shows it, and a notebook
+    that is opened again still says how long it took."""
+    return sys.stdout if type(sys.stdout).__module__.startswith("ipykernel") else None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -104,7 +105,9 @@ def test_an_exception_ends_the_work_and_all_that_was_finished_is_kept(work: Work
     summary = work(store, again := Listener())
     assert again.calls[0] == (done, total)
     assert len(again.calls) == 4
-    assert summary in (f"{done} hits, {total - done} computed", None)
+    assert summary is None or re.fullmatch(
+        f"{done} of {total} .* found in the store, {total - done} computed now", summary
+    )
     del held
 
 
@@ -115,6 +118,12 @@ def test_an_exception_at_the_start_ends_it_before_any_work(work: Work, store: dr
     assert again.calls[0][0] == 0
 
 
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drolab.progress._SHOWN_AFTER", 0.0)
+
+
+@pytest.mark.usefixtures("at_once")
 def test_false_shows_nothing_and_true_a_bar(work: Work, capsys: pytest.CaptureFixture[str]) -> None:
     work(None, False)
     assert capsys.readouterr() == ("", "")
@@ -122,6 +131,13 @@ def test_false_shows_nothing_and_true_a_bar(work: Work, capsys: pytest.CaptureFi
     assert "100%" in capsys.readouterr().err
 
 
+def test_what_is_done_soon_shows_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    with bar(True, total=2, desc="work", unit="piece") as counted:
+        counted.update(2)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("at_once")
 def test_a_note_stands_beside_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
     with bar(True, total=2, initial=1, desc="work", unit="piece") as counted:
         counted.note("half")

@@ -59,11 +59,14 @@ from drolab.models import (
     Positions,
     Prompt,
     check_direction,
+    check_edits,
+    edited_fingerprint,
     encode,
     resolve_layers,
 )
 from drolab.probing import RANDOM, Directions, taken_apart
 from drolab.progress import Progress, bar
+from drolab.store import Store, key
 from drolab.threads import threads_for
 from drolab.types import HiddenStates
 
@@ -102,6 +105,7 @@ def dose_response(
     control: Control = "contrasts",
     random_state: int = 0,
     level: float = 0.95,
+    store: Store | None = None,
     token_budget: int = 16384,
     progress: Progress = True,
 ) -> pd.DataFrame:
@@ -116,6 +120,7 @@ def dose_response(
         positions: add at the "read" token only, where typical shifts are measured, or at "all" tokens of the chat,
             which takes about ten times as long.
         n_random, control: the random directions, see the top of this module.
+        store: states and measures that it has are not computed again.
 
     Returns:
         One row per direction, dose and class: `direction, kind` ("direction" or "random"), `dose`, the columns named
@@ -151,7 +156,7 @@ def dose_response(
     check_settings(level)
     if not unit > 0 or not np.isfinite([unit, *doses]).all() or len(doses) == 0:
         raise StatesError(f"unit must be above 0 and doses finite numbers, got unit={unit}, doses={list(doses)}.")
-    chats = _Chats.make(model, queries, prompt, judge, token_budget)
+    chats = _Chats.make(model, queries, prompt, judge, store, token_budget)
     null = _RandomDirections(n=n_random, control=control, generator=np.random.default_rng(random_state))
     plans: list[Sequence[Edit]] = []
     labels = []
@@ -175,6 +180,7 @@ def ablation(
     control: Control = "contrasts",
     random_state: int = 0,
     level: float = 0.95,
+    store: Store | None = None,
     token_budget: int = 16384,
     progress: Progress = True,
 ) -> pd.DataFrame:
@@ -189,6 +195,7 @@ def ablation(
             states' mean lies off zero, this moves both classes to the same place, and a fall of harmful refusals comes
             with a rise of harmless ones.
         n_random, control: the random directions, see the top of this module.
+        store: states and measures that it has are not computed again.
 
     Returns:
         One row per direction and class, the first without an edit: `direction, kind` ("unmodified", "direction" or
@@ -201,7 +208,7 @@ def ablation(
         ModelError: the model cannot be edited, see `steering.steered`.
     """
     check_settings(level)
-    chats = _Chats.make(model, queries, prompt, judge, token_budget)
+    chats = _Chats.make(model, queries, prompt, judge, store, token_budget)
     null = _RandomDirections(n=n_random, control=control, generator=np.random.default_rng(random_state))
     named = _with_random(chats, directions, layer, null)
     if method == "affine":
@@ -230,6 +237,7 @@ def swap(
     control: Control = "contrasts",
     random_state: int = 0,
     level: float = 0.95,
+    store: Store | None = None,
     token_budget: int = 16384,
     progress: Progress = True,
 ) -> pd.DataFrame:
@@ -242,6 +250,7 @@ def swap(
 
     Args:
         layers: None takes every layer but the embeddings.
+        store: states and measures that it has are not computed again.
 
     Returns:
         One row per layer, patch and class: `layer, direction, kind`, the columns named at the top of this module (all
@@ -257,8 +266,8 @@ def swap(
     """
     check_settings(level)
     where = resolve_layers(model, range(1, model.num_hidden_layers + 1) if layers is None else layers)
-    chats = _Chats.make(model, queries, recipient, judge, token_budget)
-    source = _Chats.make(model, queries, donor, judge, token_budget)
+    chats = _Chats.make(model, queries, recipient, judge, store, token_budget)
+    source = _Chats.make(model, queries, donor, judge, store, token_budget)
     null = _RandomDirections(n=n_random, control=control, generator=np.random.default_rng(random_state))
     own, given = chats.states(where), source.states(where)
     plans: list[Sequence[Edit]] = []
@@ -289,35 +298,81 @@ class _Chats:
     prompt: Prompt
     judge: FirstTokenJudge
     batch: EncodedBatch
+    store: Store | None
     token_budget: int
 
     @classmethod
     def make(
-        cls, model: ChatModel, queries: pd.DataFrame, prompt: Prompt, judge: FirstTokenJudge, token_budget: int
+        cls,
+        model: ChatModel,
+        queries: pd.DataFrame,
+        prompt: Prompt,
+        judge: FirstTokenJudge,
+        store: Store | None,
+        token_budget: int,
     ) -> _Chats:
         queries = validate_queries(queries)
         batch = encode(model, queries["text"].tolist(), prompt)
-        return cls(model=model, queries=queries, prompt=prompt, judge=judge, batch=batch, token_budget=token_budget)
+        return cls(
+            model=model,
+            queries=queries,
+            prompt=prompt,
+            judge=judge,
+            batch=batch,
+            store=store,
+            token_budget=token_budget,
+        )
 
     def states(self, layers: Sequence[int]) -> HiddenStates:
-        return hidden_states(self.model, self.queries, self.prompt, layers=layers, progress=False)
+        return hidden_states(self.model, self.queries, self.prompt, layers=layers, store=self.store, progress=False)
 
     def run(self, plans: Sequence[Sequence[Edit]], progress: Progress) -> tuple[Array, Array]:
-        """[n, 4] without an edit and [n_plans, n, 4] under each plan: _MEASURES of every query."""
-        found = np.empty((1 + len(plans), len(self.queries), len(_MEASURES)))
-        reference: dict[int, Tensor] = {}
-        counting = bar(progress, total=found.shape[0] * found.shape[1], desc="edited chats", unit="chat")
-        with counting as counted, threads_for(self.model.model):
-            for number, rows, spoken in next_tokens(
-                self.model, self.batch, [(), *plans], token_budget=self.token_budget
-            ):
-                if number == 0:
-                    reference.update(zip(rows, spoken, strict=True))
-                masses = self.judge.masses(spoken.exp())
-                masses["kl"] = divergence(torch.stack([reference[row] for row in rows]), spoken)
-                found[number, rows] = torch.stack([masses[name] for name in _MEASURES], dim=1).numpy()
-                counted.update(len(rows))
+        """[n, 4] without an edit and [n_plans, n, 4] under each plan: _MEASURES of every query, store first."""
+        check_edits(self.model)
+        common, all_plans = self._key(), [(), *plans]
+        names = [key(common=common, model=edited_fingerprint(self.model, plan)) for plan in all_plans]
+        kept = {} if self.store is None else self.store.get_tensors(list(set(names)))
+        missing = {name: plan for name, plan in zip(names, all_plans, strict=True) if name not in kept}
+        if missing:
+            kept |= self._measure(missing, progress)
+        found = torch.stack([kept[name] for name in names]).numpy()
         return found[0], found[1:]
+
+    def _key(self) -> str:
+        """A hash of what the measures depend on, the edits apart."""
+        chats = [list(self.batch.chat(row)) for row in range(len(self.batch))]
+        return key(
+            kind="first tokens judged",
+            dtype=str(self.model.dtype),
+            attention=self.model.model.config._attn_implementation,
+            chats=chats,
+            soft=self.batch.slots,
+            judge=[self.judge.tokens.tolist(), self.judge.refusal_rate.tolist()],
+        )
+
+    def _measure(self, plans: Mapping[str, Sequence[Edit]], progress: Progress) -> dict[str, Tensor]:
+        """[n, 4] float64 for each plan. Those that are whole when this ends, also by an error or Ctrl-C, are kept."""
+        values = torch.full((len(plans), len(self.queries), len(_MEASURES)), torch.nan, dtype=torch.float64)
+        reference: dict[int, Tensor] = {}
+        counting = bar(progress, total=values.shape[0] * values.shape[1], desc="edited chats", unit="chat")
+        passes = next_tokens(self.model, self.batch, [(), *plans.values()], token_budget=self.token_budget)
+        try:
+            with counting as counted, threads_for(self.model.model):
+                for number, rows, spoken in passes:
+                    if number == 0:
+                        reference.update(zip(rows, spoken, strict=True))
+                        continue
+                    masses = self.judge.masses(spoken.exp())
+                    masses["kl"] = divergence(torch.stack([reference[row] for row in rows]), spoken)
+                    values[number - 1, rows] = torch.stack([masses[name] for name in _MEASURES], dim=1)
+                    counted.update(len(rows))
+        finally:
+            if self.store is not None:
+                whole = {name: own for name, own in zip(plans, values, strict=True) if not own.isnan().any()}
+                if whole:
+                    note = f"first tokens under edits, {self.model.name}"
+                    self.store.put_tensors(list(whole), torch.stack(list(whole.values())), note=note)
+        return dict(zip(plans, values, strict=True))
 
 
 # --- directions --------------------------------------------------------------------------------------------

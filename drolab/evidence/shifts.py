@@ -41,6 +41,7 @@ from drolab.intervals import (
     unit,
 )
 from drolab.probing import RANDOM, Directions, anchor_matrix, one_position, taken_apart
+from drolab.threads import one_thread
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def shifts(states: HiddenStates, *, baseline: str = NO_PROMPT, layer: int = -1) 
     )
 
 
+@one_thread
 def shift_cosines(
     states: HiddenStates,
     directions: Directions | None = None,
@@ -242,6 +244,7 @@ def _against(cosines: Array, null: Array, level: float) -> dict[str, Array]:
     return {"null_low": low, "null_high": high, "p": p, "significant": significant}
 
 
+@one_thread
 def shift_similarity(
     states: HiddenStates,
     safety: Sequence[str],
@@ -364,6 +367,7 @@ def _group_pairs(
     ]
 
 
+@one_thread
 def shift_report(
     states: HiddenStates,
     space: AnchorSpace,

@@ -462,14 +462,29 @@ def _render(model: ChatModel, query: str, response: str, **values: str) -> str:
             text = _chat(model, *_MARKERS, parts, values)
             written = "'type': 'text'" in text  # parts as Python writes them
             if all(marker in text for marker in _MARKERS) and not written:
-                return _chat(model, query, response, parts, values)
+                text = _chat(model, query, response, parts, values)
+                if not _drops(model, text, query, response, parts, values):
+                    return text
             problems.append("drops the query or the response")
         except Exception as error:  # a template can divide by zero as well as raise what jinja knows
             problems.append(f"cannot render a query and a response ({type(error).__name__}: {error})")
     raise ChatTemplateError(
         f"The chat template of the guard {model.name!r} {problems[0]}: load it with chat_template=…, Jinja text that "
-        "writes both."
+        f"writes both. The query was {query[:60]!r}."
     )
+
+
+def _drops(model: ChatModel, text: str, query: str, response: str, parts: bool, values: Mapping[str, str]) -> bool:
+    """Whether the chat is the same without the query or without the response. A template may escape, cut and rewrite
+    what it writes, so that the words themselves are not looked for; and it may want some text to stand there."""
+
+    def same(query: str, response: str) -> bool:
+        try:
+            return _chat(model, query, response, parts, values).split() == text.split()
+        except Exception:  # as in _render
+            return False
+
+    return any(words.strip() and same(*rest) for words, rest in ((query, ("", response)), (response, (query, ""))))
 
 
 def _chat(model: ChatModel, query: str, response: str, parts: bool, values: Mapping[str, str]) -> str:

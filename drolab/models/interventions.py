@@ -311,7 +311,7 @@ def steered(model: ChatModel, *edits: Edit) -> Iterator[ChatModel]:
             if model.model not in _hooks:
                 _install(model)
         active.append(own)
-        yield replace(model, fingerprint=f"{model.fingerprint}+{own.digest}")
+        yield replace(model, fingerprint=_edited(model, own))
     finally:
         active[:] = [other for other in active if other is not own]
         _here.entering.pop(model.model, None)
@@ -320,6 +320,19 @@ def steered(model: ChatModel, *edits: Edit) -> Iterator[ChatModel]:
             left.discard(own)
             if not left and model.model in _hooks:
                 _hooks.pop(model.model).close()
+
+
+def edited_fingerprint(model: ChatModel, edits: Sequence[Edit]) -> str:
+    """The fingerprint of what `steered(model, *edits)` yields.
+
+    Raises:
+        ModelError, StatesError: as `steered`.
+    """
+    return _edited(model, _resolve(model, edits)) if edits else model.fingerprint
+
+
+def _edited(model: ChatModel, own: ActiveEdits) -> str:
+    return f"{model.fingerprint}+{own.digest}"
 
 
 def _resolve(model: ChatModel, edits: Sequence[Edit]) -> ActiveEdits:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -29,6 +31,7 @@ from drolab.inference import first_token_probabilities, hidden_states
 from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel, wrap
 from drolab.probing import RANDOM, Direction
+from drolab.store import Store
 from drolab.types import SafetyPrompt
 
 NONE = SafetyPrompt(name="none", text="")
@@ -523,3 +526,54 @@ def test_the_model_is_left_as_it_was(planted: Planted) -> None:
         dosed(planted, {"planted": planted.direction}, positions="all", progress=stop)
     assert stopped > 0
     assert torch.equal(first_token_probabilities(planted.model, QUERIES, NONE)[1], before)
+
+
+# --- the store ---------------------------------------------------------------------------------------------
+
+
+def passes(model: ChatModel, compute: Callable[[], object]) -> int:
+    """How often the model runs meanwhile."""
+    counts: list[int] = []
+    with model.base_model.register_forward_hook(lambda *_: counts.append(1)):
+        compute()
+    return len(counts)
+
+
+def test_what_the_store_has_is_not_computed_again_and_anything_else_is(planted: Planted, tmp_path: Path) -> None:
+    store, given = Store(tmp_path), {"planted": planted.direction}
+    each = {
+        "dose": lambda **changed: dosed(planted, given, n_random=2, **changed),
+        "ablation": lambda **changed: ablation(
+            planted.model, QUERIES, NONE, changed.pop("judge", JUDGE), given, layer=1, **small(n_random=2, **changed)
+        ),
+        "swap": lambda **changed: swap(planted.model, QUERIES, CARE, NONE, JUDGE, **small(n_random=2, **changed)),
+    }
+    for name, table in each.items():
+        fresh = table(store=store)
+        pd.testing.assert_frame_equal(fresh, table(), obj=name)
+        again: list[pd.DataFrame] = []
+        assert passes(planted.model, lambda table=table, again=again: again.append(table(store=store))) == 0, name
+        pd.testing.assert_frame_equal(fresh, again[0], check_exact=True, obj=name)
+    wiser = replace(JUDGE, refusal_rate=JUDGE.refusal_rate.roll(1))
+    for changed in ({"judge": wiser}, {"method": "zero"}, {"random_state": 1}):
+        table = each["ablation"](store=store, **changed)
+        pd.testing.assert_frame_equal(table, each["ablation"](**changed))
+    assert passes(planted.model, lambda: each["dose"](store=store, doses=(0.5,))) > 0
+
+
+def test_what_was_done_before_an_interruption_is_kept(planted: Planted, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def stop(done: int, total: int) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    def run(**changed: object) -> pd.DataFrame:
+        return dosed(planted, {"planted": planted.direction}, n_random=2, positions="all", **changed)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(store=store, progress=stop)
+    totals: list[int] = []
+    table = run(store=store, progress=lambda done, total: totals.append(total))
+    assert 0 < totals[-1] <= len(QUERIES) * 3 * 4 / 2 + len(QUERIES)
+    pd.testing.assert_frame_equal(table, run())

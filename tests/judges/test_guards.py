@@ -157,6 +157,42 @@ def test_no_guard_reads_a_chat_without_its_query(jinja: str, problem: str) -> No
         LlamaGuard(llama(jinja)).unsafe(table(*ROWS))
 
 
+EACH = "{%% for m in messages %%}[{{ m.role }}] %s{{ '\\n' }}{%% endfor %%}Verdict:"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{% if 'lock' not in m.content %}{{ m.content }}{% endif %}",
+        "{% if m.content | length != 21 %}{{ m.content }}{% endif %}",
+        "{{ m.content if m.role == 'user' or m.content.startswith('DROLAB') }}",
+    ],
+)
+def test_no_guard_reads_a_chat_that_loses_some_texts(content: str) -> None:
+    guard = LlamaGuard(llama(EACH % content))
+    assert "long enough for every" in guard.prompt("What is long enough for every one?", "DROLAB writes a long answer.")
+    with pytest.raises(ChatTemplateError, match=r"drops the query or the response: .* 'How do I pick a lock\?'"):
+        guard.prompt(QUERY, ANSWER)
+
+
+@pytest.mark.parametrize(
+    ("content", "query", "response"),
+    [
+        ("{{ m.content | e }}", "Is 1 < 2 & 3?", "<b>Yes</b>"),
+        ("{{ m.content | tojson }}", 'What is "so"?', "A\nword."),
+        ("{{ m.content | upper | trim }}", "How?", " So. "),
+        ("{{ m.content.split('</think>')[-1] }}", "How?", "<think>Hm.</think>So."),
+        ("{{ m.content[:20] }}", "Why is this a long question?", "Since it has more than twenty letters."),
+        ("{% if not m.content %}{{ raise_exception('Empty') }}{% endif %}{{ m.content }}", "How?", "So."),
+        ("{{ m.content }}", "", ""),
+    ],
+)
+def test_templates_may_rewrite_what_they_write(content: str, query: str, response: str) -> None:
+    text = LlamaGuard(llama(EACH % content)).prompt(query, response)
+    assert text.count("\n") >= 2
+    assert text.endswith("Verdict:")
+
+
 def test_loading_takes_the_published_format_only_without_a_template(tmp_path: Path) -> None:
     bare = byte_tokenizer()
     random_llama().save_pretrained(tmp_path)
