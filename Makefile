@@ -1,6 +1,6 @@
 # make demo   environment, then the whole experiment on the demo model, headless; results in out/demo
 # make test   environment, lint, types, tests (browser tests and notebooks included)
-# make lab    environment, then JupyterLab on notebooks/
+# make lab    environment, then JupyterLab on notebooks/ (and out/, where they save)
 # make app    environment, then the panels as a dashboard on the demo model, or APP_OPTIONS='--model … --store …'
 # make lint   format, lint, types, stripped notebooks        make bench  the benchmark tables
 # make docs   environment, then the documentation as a site in out/docs, with the results of make demo where they are there
@@ -18,7 +18,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m drolab demo --out $(OUT)
 
 lab: $(VENV)/.installed
-	$(BIN)/jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
+	$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
 
 app: $(VENV)/.installed-app
 	$(BIN)/python -m drolab app $(APP_OPTIONS)

@@ -154,7 +154,7 @@ def _made() -> str:
 
 
 def _printable(text: str) -> str:
-    return text if text.isprintable() else "".join(letter if letter.isprintable() else " " for letter in text)
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 # ---------------------------------------------------------------- the top
@@ -226,7 +226,7 @@ def _forest(verdict: pd.DataFrame) -> dict[str, Any]:
         "decision": verdict["verdict"],
         "estimate [95 %]": verdict["unit"] + " " + [_estimate(row) for row in verdict.itertuples()],
         "must be": verdict["side"].map({1: "above ", -1: "below "}) + verdict["threshold"].map("{:g}".format),
-        "queries": verdict["n"],
+        "n": verdict["n"],
     }
     return _table(pd.DataFrame(shown), "") | {"pictures": pictures.to_dict("records")}
 

@@ -13,7 +13,7 @@ import pytest
 import drolab
 
 WINGS = ("data", "models", "inference", "probing", "judges", "dro", "evidence", "figures", "panels", "store")
-FILES = ("types", "intervals", "files", "export", "progress", "threads")
+FILES = ("types", "intervals", "files", "export", "progress", "threads", "report")
 MODULES = (
     "evidence.causal",
     "evidence.claims",

@@ -173,6 +173,7 @@ def _cell_text(name: str, value: object) -> str:
 _CELL = "border:1px solid var(--jp-border-color2, #BDBDBD);padding:4px 6px;vertical-align:top;text-align:left;"
 _CELL += "overflow-wrap:break-word;max-width:26em"  # no word is cut in the middle
 _SHORT = len("+0.123 [+0.123, +0.123]")
+_LONG = 80
 
 
 def table_html(table: pd.DataFrame) -> str:
@@ -188,7 +189,11 @@ def table_html(table: pd.DataFrame) -> str:
 
 
 def _cell(text: str) -> str:
-    look = f"{_CELL};white-space:nowrap" if len(text) <= _SHORT else _CELL  # an estimate and its interval on one line
+    look = _CELL
+    if len(text) <= _SHORT:
+        look += ";white-space:nowrap"  # an estimate and its interval on one line
+    elif len(text) > _LONG:
+        look += ";min-width:22em"  # a sentence is no tower of words: the table scrolls instead
     return f'<td style="{look}">{escape(text, limit=400)}</td>'
 
 

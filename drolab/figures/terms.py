@@ -21,7 +21,12 @@ TERMS = {
 }
 """A heading of docs/glossary.md → its sentence, as tooltips show it."""
 
-_WRITTEN = {"Interval": r"\[95 %\]", "Neither and other": r"\bneither\b", "Not significant (n.s.)": r"\bn\.s\."}
+_WRITTEN = {
+    "Interval": r"\[95 %\]",
+    "Neither and other": r"\bneither\b",
+    "Not significant (n.s.)": r"\bn\.s\.",
+    "Shift": r"(?<!or )\bshift\b",
+}
 """How a text writes the terms that it does not write as their headings are."""
 
 

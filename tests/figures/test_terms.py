@@ -21,6 +21,7 @@ def test_the_glossary_has_every_term() -> None:
 def test_only_terms_that_are_there_are_explained() -> None:
     assert figures.explained("prompt") == figures.explained("shifty, nullified") == ""
     assert figures.explained("range under the null") == f"Null: {figures.TERMS['Null']}"
+    assert figures.explained("names; Ctrl or Shift for several") == ""
     assert "95 of 100" in figures.explained("AUC [95 %]")
     assert figures.explained("0.12 n.s.").startswith("Not significant")
 

@@ -177,7 +177,7 @@ class ProjectionPanel(Panel):
         )
         self._offer_replies()
         self.draw()
-        self.say(f"{caption}: below the figure." if len(points) else f"{caption}.")
+        self.say(f"{caption}; listed below the figure." if len(points) else f"{caption}.")
 
     def _offer_replies(self) -> None:
         """Show the replies to the first of the chosen queries, and offer those to the others."""
