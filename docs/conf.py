@@ -16,7 +16,7 @@ from sphinx.application import Sphinx
 import drolab
 
 ROOT = Path(__file__).parents[1]
-DEMO = Path(os.environ.get("DROLAB_DEMO", ROOT / "out" / "demo")).resolve()
+DEMO = (ROOT / os.environ.get("DROLAB_DEMO", "out/demo")).resolve()
 """Where a run of the demo has left its results."""
 PLOTLY = "application/vnd.plotly.v1+json"
 NO_RESULTS = ":::{note}\nWithout its results: no run of the demo has left them where this site was made.\n:::"
@@ -37,9 +37,11 @@ nb_execution_mode = "off"
 nb_merge_streams = True
 
 autodoc_default_options = {"members": True}
+autodoc_inherit_docstrings = False  # those of other packages are in other forms
 autodoc_member_order = "bysource"
 add_module_names = False
 python_maximum_signature_line_length = 88
+napoleon_custom_sections = ["Returns"]  # as text: a colon in it is no type's
 
 html_theme = "furo"
 html_title = f"drolab {version}"
@@ -53,6 +55,7 @@ copybutton_exclude = ".gp, .go"  # prompts and what an example prints
 def setup(app: Sphinx) -> None:
     app.connect("builder-inited", copy_plotly)
     app.connect("source-read", fill_notebook)
+    app.connect("autodoc-process-docstring", keep_text, priority=400)  # before napoleon
     app.connect("html-page-context", add_scripts)
     app.connect("build-finished", finish)
 
@@ -66,7 +69,7 @@ def fill_notebook(app: Sphinx, docname: str, source: list[str]) -> None:
     text = executed.read_text(encoding="utf-8") if executed.is_file() else source[0]
     notebook = nbformat.reads(text.replace(str(DEMO), "out/demo"), as_version=4)
     if not executed.is_file():
-        print(f"{name} is shown without results: there is no {executed} (make demo).")
+        print(f"Without results: {name}. There is no {executed}; `make demo` makes 01 to 07.")
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(NO_RESULTS))
     notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     for cell in notebook.cells:
@@ -89,6 +92,12 @@ def as_page(output: nbformat.NotebookNode, source: str) -> nbformat.NotebookNode
         link = f'<a href="../docs/panels/{page.stem}.html">{name}</a>' if page.exists() else name
         output.data = {"text/html": f'<p class="panel">In Jupyter the panel {link} stands here.</p>'}
     return output
+
+
+def keep_text(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Napoleon takes what stands before a colon in an attribute's first line for its type: let that be a comment."""
+    if what in ("attribute", "data", "property"):
+        lines[:0] = ["..", ""]
 
 
 def copy_plotly(app: Sphinx) -> None:
