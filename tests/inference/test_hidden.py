@@ -259,7 +259,10 @@ def test_bad_input(tiny_llama: ChatModel) -> None:
         hidden_states(tiny_llama, QUERIES, CARE, positions=(-500,))
 
 
-def test_the_bar_says_what_was_computed(tiny_llama: ChatModel, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_says_what_was_computed(
+    tiny_llama: ChatModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drolab.progress._SHOWN_AFTER", 0.0)
     hidden_states(tiny_llama, QUERIES, CARE)
     assert "0 from the store, 6 computed" in capsys.readouterr().err
     hidden_states(tiny_llama, QUERIES, CARE, progress=False)

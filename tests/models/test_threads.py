@@ -98,7 +98,7 @@ def replies(model: ChatModel, store: Store) -> pd.DataFrame:
 
 
 def effects(model: ChatModel, store: Store) -> pd.DataFrame:
-    options = {"layer": 1, "unit": 3.0, "doses": (1.0, -1.0), "n_random": 2, "progress": False}
+    options = {"layer": 1, "unit": 3.0, "doses": (1.0, -1.0), "n_random": 2, "store": store, "progress": False}
     return dose_response(model, QUERIES, CARE, JUDGE, {"one": vector(1)}, **options)
 
 
@@ -162,7 +162,13 @@ def test_edits_of_all_threads_would_be_found_out(
     monkeypatch.setattr(
         interventions, "_here", SimpleNamespace(active=WeakKeyDictionary(), entering=WeakKeyDictionary())
     )
-    for place in ("inference.hidden", "inference.responses", "inference.next_tokens", "models.passes"):
+    for place in (
+        "inference.hidden",
+        "inference.responses",
+        "inference.next_tokens",
+        "models.passes",
+        "evidence.causal",
+    ):
         monkeypatch.setattr(import_module(f"drolab.{place}"), "check_edits", lambda model: None)
     monkeypatch.setattr(interventions, "check_edits", lambda model, **_: None)
     found, _, expected = meanwhile(kind, store, Store(tmp_path / "alone"), at_once=False)
