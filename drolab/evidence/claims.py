@@ -19,6 +19,7 @@ from drolab.errors import QueryError, StatesError, shown
 from drolab.evidence.separability import auc_change, shuffled_aucs
 from drolab.evidence.shifts import Shifts, cosine_along, null_directions, probe_directions, shifts, similarity
 from drolab.intervals import FISHER, LOGIT, PLAIN, Scale, check_settings, holm, interval, percentiles, plain, unit
+from drolab.progress import Progress, bar
 from drolab.threads import one_thread
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe
 
@@ -157,6 +158,7 @@ def verdict(
     n_null: int = 1000,
     random_state: int = 0,
     level: float = 0.95,
+    progress: Progress = True,
 ) -> Verdict:
     """Measure every claim and decide by the rules of docs/evidence.md.
 
@@ -176,6 +178,7 @@ def verdict(
             by their refusals. The probe's logit, which DRO trains, stands beside them and is not decided.
         column: of the scores: the rate of refusals.
         n_null: draws of each null.
+        progress: show a bar; or a callable, see `drolab.progress`.
 
     A claim cannot be tested here, and is not, if it rests on a probe that has a problem (see `fit_probe`) or is not
     there, on rates that are the same for all queries under all prompts, or on fewer than 4 queries of a class with an
@@ -223,16 +226,24 @@ def verdict(
     if min(len(moved.rows(kind)) for kind in (True, False)) < FEWEST_OF_A_CLASS:
         raise StatesError(f"A verdict needs at least {FEWEST_OF_A_CLASS} queries of each class: pass more queries.")
     nulls = _Nulls(n=n_null, level=level, generator=np.random.default_rng(random_state))
-    found = _separable(states, space, safety, baseline, random_state, nulls)
-    found += _alike(moved, safety, control_sets, nulls)
-    for name, probe in probes.items():
-        found += _under(name, [_along(moved.select(safety), space, lacking if probe is None else probe, nulls)])
-    for name, rates in judged.items():
-        read = _Rates(rates, column, moved)
-        read.check([baseline, *safety, *chain.from_iterable((trained or {}).items())])
-        found += _under(name, [*_refusals(read, safety, baseline, nulls), *_apart(read, trained or {}, nulls)])
-    for name, probe in probes.items():
-        found += _under(name, _logits_apart(moved, lacking if probe is None else probe, space, trained or {}, nulls))
+    total = 2 + 2 * len(probes) + len(judged)
+    with bar(progress, total=total, desc="verdict", unit="part") as counted:
+        found = _separable(states, space, safety, baseline, random_state, nulls)
+        counted.update()
+        found += _alike(moved, safety, control_sets, nulls)
+        counted.update()
+        for name, probe in probes.items():
+            found += _under(name, [_along(moved.select(safety), space, lacking if probe is None else probe, nulls)])
+            counted.update()
+        for name, rates in judged.items():
+            read = _Rates(rates, column, moved)
+            read.check([baseline, *safety, *chain.from_iterable((trained or {}).items())])
+            found += _under(name, [*_refusals(read, safety, baseline, nulls), *_apart(read, trained or {}, nulls)])
+            counted.update()
+        for name, probe in probes.items():
+            apart = _logits_apart(moved, lacking if probe is None else probe, space, trained or {}, nulls)
+            found += _under(name, apart)
+            counted.update()
     table = pd.DataFrame([one.row(level) for one in found])
     return Verdict(table=_decided(table, 1 - level)[list(COLUMNS)], measured=tuple(found))
 

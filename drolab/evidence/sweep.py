@@ -44,6 +44,7 @@ from drolab.probing import (
     root_mean_square,
     too_few,
 )
+from drolab.progress import Progress, bar
 from drolab.threads import one_thread
 from drolab.types import NO_PROMPT, HiddenStates, SafetyPrompt
 
@@ -105,6 +106,7 @@ def measure_sites(
     n_bootstrap: int = 1000,
     random_state: int = 0,
     level: float = 0.95,
+    progress: Progress = True,
 ) -> pd.DataFrame:
     """The measures of every layer and position in `states`.
 
@@ -135,6 +137,7 @@ def measure_sites(
         controls: prompts that ask for no caution, such as those of `load_prompts("neutral")`; all others but the
             baseline count as safety prompts.
         tokens: the text of each position, see `position_labels`.
+        progress: show a bar; or a callable, see `drolab.progress`.
 
     Returns:
         SWEEP_COLUMNS, one row per layer, position and measure. `note` says of the measures of refusal that refusals (or
@@ -148,16 +151,19 @@ def measure_sites(
     """
     check_settings(level, n_bootstrap=n_bootstrap)
     rows: list[dict[str, Any]] = []
-    for position in states.index["position"].unique():
-        part = states.select(position=int(position))
-        plan = Plan.make(part, refusal_rate, controls, baseline, n_splits, n_shuffles, random_state)
-        for layer in states.layers:
-            site = {"layer": layer, "position": int(position), "token": (tokens or {}).get(int(position), "")}
-            measured, unread = _measures(part.select(layer=layer), plan, n_bootstrap, level)
-            for name, (value, low, high) in measured.items():
-                on_direction = name.startswith("refusal cosine")
-                note = (plan.few or (unread if on_direction else "")) if name.startswith("refusal") else ""
-                rows.append({**site, "measure": name, "value": value, "low": low, "high": high, "note": note})
+    positions = states.index["position"].unique()
+    with bar(progress, total=len(positions) * len(states.layers), desc="sites", unit="site") as counted:
+        for position in positions:
+            part = states.select(position=int(position))
+            plan = Plan.make(part, refusal_rate, controls, baseline, n_splits, n_shuffles, random_state)
+            for layer in states.layers:
+                site = {"layer": layer, "position": int(position), "token": (tokens or {}).get(int(position), "")}
+                measured, unread = _measures(part.select(layer=layer), plan, n_bootstrap, level)
+                for name, (value, low, high) in measured.items():
+                    on_direction = name.startswith("refusal cosine")
+                    note = (plan.few or (unread if on_direction else "")) if name.startswith("refusal") else ""
+                    rows.append({**site, "measure": name, "value": value, "low": low, "high": high, "note": note})
+                counted.update()
     return pd.DataFrame(rows, columns=list(SWEEP_COLUMNS))
 
 

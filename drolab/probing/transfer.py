@@ -22,6 +22,7 @@ from drolab.probing.anchors import one_position
 from drolab.probing.crossval import left_out_groups
 from drolab.probing.directions import Features, checked_methods, fit_direction, select_rows, tune
 from drolab.probing.targets import Target, align_target, grouped_folds
+from drolab.progress import Progress, bar
 from drolab.threads import one_thread
 from drolab.types import HiddenStates
 
@@ -68,6 +69,7 @@ def transfer(
     n_shuffles: int = 5,
     random_state: int = 0,
     level: float = 0.95,
+    progress: Progress = True,
 ) -> pd.DataFrame:
     """How well directions rank states of another kind than those they were fitted on.
 
@@ -124,9 +126,12 @@ def transfer(
     targets = [real, *(real[_shuffled_rows(both.index, part, generator)] for _ in range(n_shuffles))]
     left_out = left_out_groups(real, both.index["query_id"].to_numpy(), random_state) if across else []
     held_out: dict[tuple[str, str], list[_HeldOut]] = defaultdict(list)
-    for split in _splits(both.index, real, part, across, n_splits, random_state):
-        for tested_on, scored in _held_out(both, split, targets, left_out, chosen, random_state):
-            held_out[split.fitted_on, tested_on].append(scored)
+    splits = list(_splits(both.index, real, part, across, n_splits, random_state))
+    with bar(progress, total=len(splits), desc="directions", unit="training part") as counted:
+        for split in splits:
+            for tested_on, scored in _held_out(both, split, targets, left_out, chosen, random_state):
+                held_out[split.fitted_on, tested_on].append(scored)
+            counted.update()
     rows = []
     for (fitted_on, tested_on), parts in held_out.items():
         place = {"fitted_on": fitted_on, "tested_on": tested_on}

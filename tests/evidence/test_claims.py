@@ -264,7 +264,10 @@ def test_a_probe_of_noise_decides_nothing_and_says_why() -> None:
     states = states_of()
     with pytest.warns(UnreliableWarning, match="cannot be told from chance"):
         space, refusal = noise(states_of(seed=1))
-    result = claims.verdict(states, rates(states), safety=SAFETY, space=space, refusal=refusal, n_null=50)
+    told: list[tuple[int, int]] = []
+    given = {"safety": SAFETY, "space": space, "refusal": refusal, "n_null": 50}
+    result = claims.verdict(states, rates(states), **given, progress=lambda *counts: told.append(counts))
+    assert told[-1] == (5, 5)
     row = result.table.set_index("claim").loc[ALONG.text]
     assert (row["verdict"], row["reason"]) == (claims.CANNOT, refusal.problem)
     assert row["low"] <= row["estimate"] <= row["high"]  # it is drawn all the same

@@ -170,7 +170,9 @@ def test_a_query_is_never_in_both_train_and_test() -> None:
 def test_cosines_are_those_of_evidence() -> None:
     states, rate = planted_layers()
     states = states.select(layer=2, prompt=["none", *SAFETY])
-    table = sweep.measure_sites(states, rate, n_bootstrap=50)
+    told: list[tuple[int, int]] = []
+    table = sweep.measure_sites(states, rate, n_bootstrap=50, progress=lambda *counts: told.append(counts))
+    assert told[-1] == (len(states.layers), len(states.layers))
     space = drolab.fit_anchors(states, n_components=4)
     direction = drolab.fit_probe(space, states, rate, positive="refuses").direction(space)
     pairs = shift_cosines(states, {"refusal": direction})

@@ -75,7 +75,11 @@ def test_planted_directions_carry_over_and_shuffled_ones_do_not(across: str) -> 
 
 def test_each_test_has_its_rows() -> None:
     states = identities(("none", "long", "short"), gap=3)
-    by_category = transfer(states, harmful(states), across="category", methods=["mean_difference"], **QUICK)
+    told: list[tuple[int, int]] = []
+    options = {"methods": ["mean_difference"], "progress": lambda *counts: told.append(counts), **QUICK}
+    by_category = transfer(states, harmful(states), across="category", **options)
+    assert told == [(done, told[-1][1]) for done in range(len(told))]
+    assert told[-1][0] == told[-1][1]
     assert by_category["tested_on"].tolist() == ["c0", "each category", "c1", "c2", "c3", "c4"]
     assert by_category["n_queries"].tolist() == [16, 80, 16, 16, 16, 16]
     assert by_category["n"].tolist() == [48, 240, 48, 48, 48, 48]
