@@ -51,6 +51,22 @@ def trained(setting: Setting) -> DROPanel:
     return panel
 
 
+def test_a_training_that_is_running_is_found_again_in_a_new_panel(setting: Setting) -> None:
+    first = panel_of(setting, config=LONG_RUN)
+    assert "running" not in first.controls
+    first.controls["start"].click()
+    first.job.pause()
+    again = panel_of(setting)  # the same cell, run once more
+    assert "1 training is running" in again.children[0].children[0].value
+    again.controls["running"].click()
+    assert list(again.children) == [first]
+    again.job.resume()
+    again.job.stop()
+    assert again.wait(SECONDS)
+    assert again.runs().keys() == first.runs().keys() == {"run-1"}
+    assert "running" not in panel_of(setting).controls
+
+
 # --- settings -----------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from itertools import combinations, count
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import ipywidgets as widgets
 import pandas as pd
@@ -54,6 +54,10 @@ _DRAW_SHARE = 0.05
 """Curves are drawn every _DRAW_SECONDS at most, and drawing takes at most this share of the time."""
 
 
+_panels: WeakSet[DROPanel] = WeakSet()
+"""Those of this kernel."""
+
+
 class DROPanel(Panel):
     """See `dro`."""
 
@@ -93,6 +97,23 @@ class DROPanel(Panel):
         self.on_click("start", self._start)
         self.job.observe(lambda _: self._job_changed(), "state")
         self.guarded(self.draw)()
+        self._offer_running()
+        _panels.add(self)
+
+    def _offer_running(self) -> None:
+        """A cell that is run again makes a new panel, and the training of the one before goes on."""
+        running = [panel for panel in _panels if panel.job.running]
+        if running:
+            many = f"{len(running)} trainings are" if len(running) > 1 else "1 training is"
+            self.controls["running"] = button("Show it", "Put the panel of the training here", icon="eye")
+            words = widgets.Label(f"{many} running in a panel that was made before.")
+            self.children = [widgets.HBox([words, self.controls["running"]]), *self.children]
+            self.on_click("running", lambda: self._become(running[0]))
+
+    def _become(self, other: DROPanel) -> None:
+        """Show another panel, and give back what it gives."""
+        self.job, self.shelf, self.curves, self.replay = other.job, other.shelf, other.curves, other.replay
+        self.controls, self.children = other.controls, [other]
 
     # ------------------------------------------------------------ what it gives back
 
