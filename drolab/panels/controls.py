@@ -25,7 +25,8 @@ def labelled(kind: type[widgets.Widget], description: str, tooltip: str, **optio
 
 def button(description: str, tooltip: str, *, icon: str = "", style: str = "") -> widgets.Button:
     """A button that says what it does when hovered. `style` is ipywidgets' `button_style`."""
-    return widgets.Button(description=description, tooltip=tooltip, icon=icon, button_style=style)
+    layout = {"width": "max-content", "min_width": "148px"}  # whatever the words, none is cut
+    return widgets.Button(description=description, tooltip=tooltip, icon=icon, button_style=style, layout=layout)
 
 
 def named(names: Iterable[str], limit: int = 40) -> list[tuple[str, str]]:
