@@ -22,7 +22,7 @@ def stacked(tables: Mapping[str, pd.DataFrame], columns: Sequence[str]) -> pd.Da
 
 def runs_as_html(kept: Mapping[str, KeptRun], states: Sequence[str]) -> str:
     """`dro.compare` as a person reads it: one column for both classes, numbers rounded. `states`: one per run."""
-    found = compare(kept)
+    found = compare(kept).drop(columns="note")  # that of the chosen run stands above, see `notes_as_html`
     found.insert(1, "status", list(states))
     shown: dict[str, Any] = {}
     for name in found.columns:
