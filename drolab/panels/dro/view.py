@@ -22,8 +22,9 @@ def stacked(tables: Mapping[str, pd.DataFrame], columns: Sequence[str]) -> pd.Da
 
 def runs_as_html(kept: Mapping[str, KeptRun], states: Sequence[str]) -> str:
     """`dro.compare` as a person reads it: one column for both classes, numbers rounded. `states`: one per run."""
-    found = compare(kept).drop(columns="note")  # that of the chosen run stands above, see `notes_as_html`
-    found.insert(1, "status", list(states))
+    found = compare(kept)
+    notes = found.pop("note")  # that of the chosen run stands above, see `notes_as_html`
+    found.insert(1, "status", [f"{s}, with a caution" if n else s for s, n in zip(states, notes, strict=True)])
     shown: dict[str, Any] = {}
     for name in found.columns:
         stem, _, kind = name.rpartition(" ")
