@@ -9,7 +9,6 @@ from typing import Any
 
 import ipywidgets as widgets
 import pandas as pd
-import plotly.graph_objects as go
 
 from drolab.figures import class_names
 from drolab.figures import rates as tradeoffs
@@ -199,7 +198,7 @@ class ResponsePanel(Panel):
     def offer(self) -> Offered:
         """What an export writes."""
         return {
-            "queries": (go.Figure(self.picture), self._listed.reset_index()),
+            "queries": (self.picture.figure, self._listed.reset_index()),
             "responses": (None, self.selection()),
             "judges": (None, disagreement(self._verdicts)),
             "hand_labels": (None, self.result()),
