@@ -1,8 +1,9 @@
 # make demo   environment, then the whole experiment on the demo model, headless; results in out/demo
 # make test   environment, lint, types, tests (browser tests and notebooks included)
-# make lab    environment, then JupyterLab on notebooks/
+# make lab    environment, then JupyterLab on notebooks/ (and out/, where they save)
 # make app    environment, then the panels as a dashboard on the demo model, or APP_OPTIONS='--model … --store …'
 # make lint   format, lint, types, stripped notebooks        make bench  the benchmark tables
+# make docs   environment, then the documentation as a site in out/docs, with the results of make demo where they are there
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -11,13 +12,13 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 OUT    ?= out/demo
 NOTEBOOKS := notebooks/*.ipynb drolab/assets/app/*.ipynb
 
-.PHONY: demo app test lint format lab bench browser clean
+.PHONY: demo app test lint format lab bench docs browser clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m drolab demo --out $(OUT)
 
 lab: $(VENV)/.installed
-	$(BIN)/jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
+	$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
 
 app: $(VENV)/.installed-app
 	$(BIN)/python -m drolab app $(APP_OPTIONS)
@@ -43,6 +44,12 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/speed.py $(BENCH_OPTIONS)
 	$(BIN)/python benchmarks/generation.py
 
+# Strict: a warning is an error, and so is a page that asks for anything outside. All is read anew (-E), since a new run
+# of the demo changes no file that Sphinx looks at.
+docs: $(VENV)/.installed-docs browser
+	DROLAB_DEMO=$(OUT) $(BIN)/python -m sphinx -qEW --keep-going -d out/.doctrees -c docs . out/docs
+	$(BIN)/python docs/check.py out/docs
+
 # The browser tests need a Chrome or Chromium. On Debian and Ubuntu it is installed here; elsewhere, say what to do.
 browser:
 	@if command -v chromium >/dev/null || command -v google-chrome >/dev/null; then :; \
@@ -66,6 +73,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(VENV)/.installed-app: $(VENV)/.installed
 	$(PIP) install --constraint constraints.txt --editable '.[app]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) install --constraint constraints.txt --editable '.[docs,test]'
 	touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed

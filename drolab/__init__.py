@@ -31,6 +31,7 @@ _MODULES = {
     "labels": "judges.human_labels",
     **{name: f"evidence.{name}" for name in ("causal", "claims", "comparison", "sweep")},
     "published": "evidence.release_tables",
+    "tables": "figures.tables",
 }
 """Public name of a module → where it lies."""
 _WINGS = {name: wing for wing, names in _NAMES.items() for name in names}

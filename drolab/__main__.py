@@ -1,4 +1,4 @@
-"""The command line: `drolab demo`, `drolab app`, `drolab store …`. It only calls the library."""
+"""The command line: `drolab demo`, `drolab notebooks`, `drolab app`, `drolab store …`. It only calls the library."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="run the notebooks on the demo model and write a report")
     demo.add_argument("--out", default="out/demo", help="folder for the results (default: %(default)s)")
     demo.add_argument("--store", help="folder of the store (default: $DROLAB_CACHE or the platform's cache folder)")
+    copies = commands.add_parser("notebooks", help="copy the notebooks to a folder of yours")
+    copies.add_argument("folder", help="made if it is not there; notebooks that you changed are never overwritten")
     app = commands.add_parser("app", help="serve the panels as a dashboard, on this machine only")
     app.add_argument("--model", default="demo", help="demo, a hub id, or a folder (default: %(default)s)")
     app.add_argument("--queries", default="anchors", help="a built-in query set, or a file (default: %(default)s)")
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it worked, 1 if not (with the reason on stderr)."""
     options = _parser().parse_args(arguments)
     try:
-        return {"demo": _demo, "app": _app, "store": _store}[options.command](options)
+        return {"demo": _demo, "notebooks": _notebooks, "app": _app, "store": _store}[options.command](options)
     except DrolabError as error:
         print(f"drolab: {error}", file=sys.stderr)
         return 1
@@ -85,6 +87,14 @@ def _demo(options: argparse.Namespace) -> int:
     from drolab import notebooks
 
     notebooks.demo(options.out, store=options.store)
+    return 0
+
+
+def _notebooks(options: argparse.Namespace) -> int:
+    from drolab import notebooks
+
+    copies = notebooks.copy_notebooks(options.folder)
+    print(f"{len(copies)} notebooks in {options.folder}: open {copies[0]} in Jupyter.")
     return 0
 
 

@@ -20,6 +20,7 @@ import pandas as pd
 
 from drolab import export, notebooks
 from drolab.errors import DrolabError, StatesError
+from drolab.figures import escape
 from drolab.files import write_file
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 PORT = 8866
 _HOST = "127.0.0.1"
 _MOST_LAYERS = 9
+_LEFT_OUT = ["@jupyter-notebook/lab-extension"]
+"""JupyterLab extensions that are not made for Voila's pages, and fail there, where Notebook is installed, too."""
 
 
 class AppError(DrolabError, RuntimeError):
@@ -124,6 +127,29 @@ def study(
     )
 
 
+_HELP = {
+    "Projection": "every query under every prompt as a point: hover it to read it, click it to see it under every "
+    "prompt, draw a lasso around some, or ask which queries a prompt makes refused.",
+    "Prompt lab": "type or paste a safety prompt and press Project: an arrow shows where it moves the queries.",
+    "Train": "let DRO train a prompt from one of these; pause, stop, and replay how the queries move.",
+    "Read": "the replies side by side, with the words that made a judge call them refusals.",
+    "Compare": "which prompt is worth its price: refusals of harmful against those of harmless queries.",
+}
+
+
+def heading(found: Study) -> str:
+    """What the page is about and what its tabs are for, as HTML."""
+    checked = "" if found.refusal is None or found.refusal.check is None else f"{found.refusal.check.auc:.2f}"
+    probe = f"a refusal probe with a cross-validated AUC of {checked}" if checked else "no refusal probe"
+    counts = f"{len(found.queries)} queries, {len(found.prompts)} prompts, {len(found.replies):,} replies, {probe}"
+    tabs = "".join(f"<li><b>{name}</b>: {what}</li>" for name, what in _HELP.items())
+    return (
+        f'<h1 style="margin:8px 0 0">drolab: {escape(found.model.name)}</h1><p style="margin:4px 0">{counts}.</p>'
+        f"<details><summary>What can I do here?</summary><ul>{tabs}</ul><p>Every tab exports its "
+        "figures and tables. Prompts that you type stay as long as the server runs.</p></details>"
+    )
+
+
 def _spread(last: int) -> list[int]:
     """Layers from the embeddings (0) to the last, all of them or as many as a drop-down can take."""
     steps = min(last, _MOST_LAYERS - 1)
@@ -160,7 +186,8 @@ def serve(
     chosen = {"MODEL": model, "QUERIES": queries, "PROMPTS": prompts, "STORE": folder, "N_SAMPLES": n_samples}
     _in_a_process(_fill_store, chosen)
     with tempfile.TemporaryDirectory(prefix="drolab-app-") as scratch:
-        notebook = _write_notebook(Path(scratch), {**chosen, "FOLDER": os.getcwd()})
+        kept = str(Path(scratch) / "prompts.yaml")  # typed prompts are there again after a reload
+        notebook = _write_notebook(Path(scratch), {**chosen, "FOLDER": os.getcwd(), "KEEP": kept})
         token = os.environ.get("JUPYTER_TOKEN") or secrets.token_urlsafe(24)
         print(
             f"Dashboard: http://{_HOST}:{port}/?token={token}\nEach view starts a kernel. Ctrl-C ends it.", flush=True
@@ -196,6 +223,7 @@ def _write_notebook(folder: Path, parameters: Mapping[str, Any]) -> Path:
     source = resources.files("drolab") / "assets" / "app" / "dashboard.ipynb"
     notebook = nbformat.reads(source.read_text(encoding="utf-8"), as_version=4)
     notebooks.inject(notebook, parameters, "dashboard.ipynb")
+    notebook.metadata["title"] = f"drolab: {parameters['MODEL']}"  # of the browser's tab
     return write_file(folder / "dashboard.ipynb", nbformat.writes(notebook))
 
 
@@ -222,7 +250,8 @@ def _run_voila(notebook: Path, port: int, token: str) -> None:
         # Jupyter finds templates by this only; the kernels inherit it, and have no use for it.
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [str(templates), os.environ.get("JUPYTER_PATH")]))
         arguments = [str(notebook), *(f"--{name}={value}" for name, value in settings.items())]
-        Voila.launch_instance(arguments, config=Config(VoilaConfiguration={"prelaunch_hook": _give_cookie}))
+        more = {"prelaunch_hook": _give_cookie, "extension_denylist": _LEFT_OUT}  # no texts
+        Voila.launch_instance(arguments, config=Config(VoilaConfiguration=more))
 
 
 def _give_cookie(request: Any, **_: Any) -> None:

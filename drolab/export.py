@@ -11,16 +11,21 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import html
 import json
+import os
 import platform
 import re
 import struct
+import subprocess
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from drolab.errors import ExportError
 from drolab.figures import BIDIRECTIONAL, CONFIG, Sheet, caption, sheet
@@ -171,6 +176,28 @@ def _plain(value: Any) -> Any:
 # ---------------------------------------------------------------- what a notebook found
 
 
+@dataclass(frozen=True)
+class Saved:
+    """Where a notebook's results are. A notebook shows it as links."""
+
+    path: Path
+    """The JSON file that lists the rest."""
+    files: tuple[Path, ...]
+
+    def __str__(self) -> str:
+        return f"{len(self.files)} files, listed in {self.path}"
+
+    def _repr_html_(self) -> str:
+        """Links to what a person opens, relative: a notebook's kernel works in its folder."""
+        read = [file for file in (self.path, *self.files) if file == self.path or file.suffix in (".html", ".csv")]
+        links = [
+            f'<a href="{quote(Path(os.path.relpath(file)).as_posix())}" target="_blank">{html.escape(file.name)}</a>'
+            for file in read
+        ]
+        folder = html.escape(str(self.path.parents[1]))
+        return f"<p>Saved in <code>{folder}</code>: {' · '.join(links)}</p>"
+
+
 def save_results(
     out: str | Path,
     notebook: str,
@@ -179,17 +206,20 @@ def save_results(
     figures: Mapping[str, go.Figure | tuple[go.Figure, pd.DataFrame]],
     tables: Mapping[str, pd.DataFrame] | None = None,
     numbers: Mapping[str, Any] | None = None,
-) -> Path:
+    captions: Mapping[str, str] | None = None,
+) -> Saved:
     """Write all that a notebook found: `out/figures`, `out/tables` and `out/numbers/{notebook}.json`.
 
     The last lists the rest, so that a report can be put together from the folder. Names get the notebook's as a
     prefix.
 
-    Returns:
-        The path of the JSON file.
+    Args:
+        numbers: the key numbers, which the report shows: name in words → number, short text or table.
+        captions: name of a figure or of a table among the numbers → a sentence or two. A figure without one has its
+            title and small print.
 
     Raises:
-        ExportError: a bad name, nothing to write to, or a number that is none.
+        ExportError: a bad name, nothing to write to, a number that is none, or a caption of what is not there.
 
     Examples:
         >>> import json
@@ -197,24 +227,28 @@ def save_results(
         >>> import pandas as pd
         >>> from drolab import export, figures
         >>> rates = pd.DataFrame({"prompt": ["none", "default"], "group": "harmful", "value": [0.61, 0.83]})
-        >>> drawn = {"rates": (figures.rate_bars(rates), rates)}
+        >>> found = {"figures": {"rates": (figures.rate_bars(rates), rates)}, "numbers": {"rise": 0.22}}
+        >>> captions = {"rates": "Under the prompt more is refused."}
         >>> with TemporaryDirectory() as out:
-        ...     path = export.save_results(out, "06", title="Who refuses?", figures=drawn, numbers={"rise": 0.22})
-        ...     print(path.relative_to(out).as_posix(), json.loads(path.read_text(encoding="utf-8")))
-        numbers/06.json {'title': 'Who refuses?', 'figures': ['06_rates'], 'tables': [], 'numbers': {'rise': 0.22}}
+        ...     saved = export.save_results(out, "06", title="Who refuses?", captions=captions, **found)
+        ...     print(json.loads(saved.path.read_text(encoding="utf-8"))["captions"], saved.files[0].name)
+        {'rates': 'Under the prompt more is refused.'} 06_rates.html
     """
-    root = Path(out)
+    root, tables, numbers, captions = Path(out), tables or {}, numbers or {}, captions or {}
+    if unknown := sorted(set(captions) - set(figures) - set(numbers)):
+        raise ExportError(f"There are captions of {unknown}: name figures {list(figures)} or numbers {list(numbers)}.")
     prefixed = {f"{notebook}_{name}": figure for name, figure in figures.items()}
-    save_figures(root / "figures", prefixed)
-    for name, table in (tables or {}).items():
-        save_table(table, root / "tables", f"{notebook}_{name}")
+    files = save_figures(root / "figures", prefixed)
+    files += [save_table(table, root / "tables", f"{notebook}_{name}") for name, table in tables.items()]
+    own = {name: caption(drawn[0] if isinstance(drawn, tuple) else drawn) for name, drawn in figures.items()}
     listing = {
         "title": title,
         "figures": list(prefixed),
-        "tables": [f"{notebook}_{name}" for name in tables or {}],
-        "numbers": dict(numbers or {}),
+        "tables": [f"{notebook}_{name}" for name in tables],
+        "captions": {**own, **captions},
+        "numbers": dict(numbers),
     }
-    return save_numbers(root / "numbers", notebook, listing)
+    return Saved(save_numbers(root / "numbers", notebook, listing), tuple(files))
 
 
 # ---------------------------------------------------------------- bundles
@@ -329,6 +363,7 @@ def manifest(
     content = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **versions()},
+        "commit": commit(),
         "platform": platform.platform(),
         "model": dict(model),
         "seed": seed,
@@ -341,6 +376,18 @@ def manifest(
 def versions() -> dict[str, str]:
     """The versions of the packages that a result depends on."""
     return {name: metadata.version(name) for name in _VERSIONS}
+
+
+def commit() -> str:
+    """The commit of the clone that drolab runs from, with "-dirty" if files were changed since; empty if it is none."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():  # never that of a folder around it
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # no git, or one that does not trust the folder's owner
+        return ""
 
 
 def _save_plain(

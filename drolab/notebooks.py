@@ -1,10 +1,9 @@
-"""The notebooks as one run: each in a kernel of its own, headless and offline, then a report of what they saved."""
+"""The notebooks as one run: each in a kernel of its own, headless and offline, then the report of what they saved."""
 
 from __future__ import annotations
 
 import ast
 import asyncio
-import json
 import os
 import sys
 import tempfile
@@ -12,19 +11,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from importlib import resources
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drolab import export
+from drolab import report
 from drolab.errors import DrolabError, TooFewError, shown
-from drolab.figures import CONFIG
-from drolab.files import read_text, write_file
+from drolab.files import expanded, read_text, write_file
 from drolab.progress import Bar, Progress, bar
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import plotly.graph_objects as go
     from jupyter_client.manager import AsyncKernelManager
     from nbformat import NotebookNode
 
@@ -267,9 +263,13 @@ def _failure(path: Path, notebook: NotebookNode, copy: Path, error: Exception) -
 def _failed_cell(notebook: NotebookNode) -> tuple[int, NotebookNode]:
     """Number (from 1) and cell: the one with an error, or the last that was started."""
     code = [(number, cell) for number, cell in enumerate(notebook.cells, 1) if cell.cell_type == "code"]
-    failed = [item for item in code if any(out.output_type == "error" for out in item[1].outputs)]
+    failed = [item for item in code if _errors(item[1])]
     started = [item for item in code if item[1].execution_count or "execution" in item[1].metadata]
     return (failed or started or code)[-1]
+
+
+def _errors(cell: NotebookNode) -> bool:
+    return any(output.output_type == "error" for output in cell.outputs)
 
 
 # ---------------------------------------------------------------- the demo
@@ -281,126 +281,65 @@ def demo(
     store: str | Path | None = None,
     notebooks: str | Path | None = None,
 ) -> Path:
-    """Run notebooks 01 to 07 on the demo model; write a report, a manifest and the key numbers, and print these.
+    """Run notebooks 01 to 07 on the demo model; write a report, a manifest and the key numbers, and print the answer.
 
     Args:
         store: the store's folder; None is drolab's usual one.
-        notebooks: the folder they are in; None is the repository's.
+        notebooks: the folder they are in; None takes those that came with drolab.
 
     Returns:
         The path of `report.html`.
+
+    Raises:
+        NotebookError: there are no notebooks, or one failed; or, when all is written, one ended before its end.
     """
     started = time.perf_counter()
     root = Path(out).resolve()
-    folder = Path(notebooks) if notebooks else Path(__file__).parents[1] / "notebooks"
+    folder = Path(notebooks) if notebooks else notebooks_folder()
     parameters = {"OUT": str(root), "STORE": None if store is None else str(Path(store).resolve())}
     in_turn = sorted(DEMO_NOTEBOOKS, key=lambda name: _DEMO_BEGINS.index(name[:2]))
     paths = [folder / f"{name}.ipynb" for name in in_turn]
-    run_notebooks(paths, root, parameters=parameters, at_once=min(2, os.cpu_count() or 1), progress=True)
-    listings = collect(root)
-    page = write_report(root, listings)
-    print(f"\n{key_numbers_text(listings)}")
+    at_once = min(2, os.cpu_count() or 1)
+    copies = run_notebooks(paths, root, parameters=parameters, at_once=at_once, progress=True)
+    listings = report.collect(root)
+    page = report.write_report(root, listings)
+    print("", *report.answer(report.decisions(root, listings)), sep="\n")
     print(f"\nDone in {time.perf_counter() - started:.0f} s. Report: {page}")
     print(f"Open the notebooks yourself: make lab, or {Path(sys.executable).parent / 'jupyter'} lab {folder}")
+    for copy in copies:
+        number, last = _failed_cell(_read(copy))
+        if _errors(last):
+            raise NotebookError(
+                f"{copy.name} ended at cell {number}, for want of something to measure, which the demo model has: see "
+                f"{copy}. The report has what was found before."
+            )
     return page
 
 
-def collect(out: Path) -> dict[str, dict[str, Any]]:
-    """Notebook → what its last cell listed (see `export.save_results`), in order.
+def notebooks_folder() -> Path:
+    """The folder of drolab's own notebooks: of the repository, or of what was installed from a wheel.
 
     Raises:
-        NotebookError: no notebook has saved anything in `out`.
+        NotebookError: this installation has none.
     """
-    files = sorted((out / "numbers").glob("*.json"))
-    if not files:
-        raise NotebookError(f"No results in {out}: run the notebooks' last cells with OUT set to it.")
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
+    first = f"{DEMO_NOTEBOOKS[0]}.ipynb"
+    listed = metadata.files("drolab") or ()
+    installed = [Path(str(file.locate())) for file in listed if file.name == first]
+    for path in (Path(__file__).parents[1] / "notebooks" / first, *installed):
+        if path.is_file():
+            return path.parent.resolve()
+    raise NotebookError("This installation of drolab has no notebooks: install it again, from a clone or a wheel.")
 
 
-def write_report(out: Path, listings: Mapping[str, Mapping[str, Any]]) -> Path:
-    """Write `report.html`, `key_numbers.json` and `manifest.json` from what notebooks saved in `out`."""
-    numbers = {notebook: listing["numbers"] for notebook, listing in listings.items()}
-    export.save_numbers(out, "key_numbers", numbers)
-    sections = [_section(out, notebook, listing) for notebook, listing in listings.items()]
-    page = report(out / "report.html", sections, title="What safety prompts do inside the demo model")
-    about: dict[str, Any] = next((found["about"] for found in numbers.values() if "about" in found), {})
-    settings = {key: value for key, value in about.items() if key not in ("model", "fingerprint", "seed")}
-    model = {key: about.get(key) for key in ("model", "fingerprint")}
-    export.manifest(out, model=model, settings=settings, seed=about.get("seed", 0))
-    return page
+def copy_notebooks(folder: str | Path) -> list[Path]:
+    """Copy drolab's notebooks to a folder, to work on them there.
 
-
-def _section(out: Path, notebook: str, listing: Mapping[str, Any]) -> dict[str, Any]:
-    import pandas as pd
-    import plotly.io as pio
-
-    figures = {name: pio.read_json(out / "figures" / f"{name}.json") for name in listing["figures"]}
-    tables = {name: pd.read_csv(out / "tables" / f"{name}.csv") for name in listing["tables"]}
-    scalars, inner = _split(listing["numbers"])
-    text = [f"{name}: {_shown(value)}" for name, value in scalars.items()]
-    return section(f"{notebook} {listing['title']}", text=text, figures=figures, tables={**inner, **tables})
-
-
-def key_numbers_text(listings: Mapping[str, Mapping[str, Any]]) -> str:
-    """The key numbers of all notebooks as plain text: a line per number, a table per table."""
-    parts = []
-    for notebook, listing in listings.items():
-        scalars, tables = _split(listing["numbers"])
-        if not scalars and not tables:
-            continue
-        parts.append(f"== {notebook} {listing['title']}")
-        parts += [f"{name}: {_shown(value)}" for name, value in scalars.items()]
-        for name, table in tables.items():
-            parts.append(f"{name}:\n{table.to_string(index=False, float_format=lambda value: f'{value:.3f}')}")
-    return "\n".join(parts)
-
-
-def _split(numbers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
-    """Numbers, and tables (lists of records); what the results are about is for the manifest only."""
-    import pandas as pd
-
-    shown = {name: value for name, value in numbers.items() if name != "about"}
-    tables = {name: pd.DataFrame(value) for name, value in shown.items() if isinstance(value, list)}
-    return {name: value for name, value in shown.items() if name not in tables}, tables
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def section(
-    title: str,
-    *,
-    text: Sequence[str] = (),
-    figures: Mapping[str, go.Figure] | None = None,
-    tables: Mapping[str, pd.DataFrame] | None = None,
-) -> dict[str, Any]:
-    """One section of a `report`: paragraphs, then figures and tables under their captions."""
-    drawn = [
-        {"caption": caption, "html": figure.to_html(config=CONFIG, include_plotlyjs=False, full_html=False)}
-        for caption, figure in (figures or {}).items()
-    ]
-    shown = [
-        {
-            "caption": caption,
-            "columns": list(table.columns),
-            "rows": [list(map(_cell, row)) for row in table.to_numpy()],
-        }
-        for caption, table in (tables or {}).items()
-    ]
-    return {"title": title, "text": list(text), "figures": drawn, "tables": shown}
-
-
-def _cell(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def report(path: str | Path, sections: Sequence[Mapping[str, Any]], *, title: str = "drolab report") -> Path:
-    """Write sections as one HTML file that shows everything offline: plotly.js is in it once, texts are escaped."""
-    import jinja2
-    from plotly.offline import get_plotlyjs
-
-    template = (resources.files("drolab") / "assets" / "report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(template).render(title=title, sections=sections, plotlyjs=get_plotlyjs())
-    return write_file(Path(path), page)
+    Raises:
+        NotebookError: one of them is in the folder already, as something else. Nothing is copied then.
+    """
+    target = expanded(folder, NotebookError)
+    contents = {target / path.name: path.read_bytes() for path in sorted(notebooks_folder().glob("[0-9]*.ipynb"))}
+    changed = [path for path, content in contents.items() if path.exists() and path.read_bytes() != content]
+    if changed:
+        raise NotebookError(f"{changed[0]} is there already, and another one: choose another folder, or move it away.")
+    return [write_file(path, content) for path, content in contents.items()]

@@ -45,6 +45,23 @@ class Bar:
             self._report(self.done, self._total)
 
 
+def found_in_words(found: int, total: int, units: str, *, kept: bool) -> str:
+    """How much came from the store, and how much was computed.
+
+    Examples:
+        >>> from drolab.progress import found_in_words
+        >>> found_in_words(0, 224, "chats", kept=True)
+        'all 224 chats computed now; next time they come from the store'
+        >>> found_in_words(220, 224, "chats", kept=True)
+        '220 of 224 chats found in the store, 4 computed now'
+    """
+    if found == total:
+        return f"all {total:,} {units} found in the store"
+    if found:
+        return f"{found:,} of {total:,} {units} found in the store, {total - found:,} computed now"
+    return f"all {total:,} {units} computed now" + ("; next time they come from the store" if kept else "")
+
+
 @contextmanager
 def bar(progress: Progress, *, total: int, initial: int = 0, desc: str, unit: str) -> Iterator[Bar]:
     """Count `total` units of work, of which `initial` are done already. The environment variable TQDM_DISABLE ends all

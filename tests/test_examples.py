@@ -13,8 +13,15 @@ import pytest
 import drolab
 
 WINGS = ("data", "models", "inference", "probing", "judges", "dro", "evidence", "figures", "panels", "store")
-FILES = ("types", "intervals", "files", "export", "progress", "threads")
-MODULES = ("evidence.causal", "evidence.claims", "evidence.comparison", "evidence.release_tables", "evidence.sweep")
+FILES = ("types", "intervals", "files", "export", "progress", "threads", "report")
+MODULES = (
+    "evidence.causal",
+    "evidence.claims",
+    "evidence.comparison",
+    "evidence.release_tables",
+    "evidence.sweep",
+    "figures.tables",
+)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 OFFERED = {
     *("load_model", "load_queries", "load_prompts", "hidden_states", "fit_anchors", "fit_probe", "train_dro"),

@@ -7,8 +7,10 @@ import json
 import re
 import shutil
 import struct
+import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,7 +23,6 @@ import torch
 import drolab
 from drolab import export, figures
 from drolab.figures.style import blank_figure
-from drolab.notebooks import report, section
 
 HOSTILE = '<script>alert("x")</script>'
 # What must come out as text: markup of HTML and of plotly, NUL, a right-to-left mark, half a surrogate pair, an emoji.
@@ -147,13 +148,46 @@ def test_tables_keep_a_named_index_and_no_formula(tmp_path: Path) -> None:
 
 
 def test_a_notebooks_results_are_listed(tmp_path: Path, figure: go.Figure, table: pd.DataFrame) -> None:
-    path = export.save_results(
-        tmp_path, "03", title="What?", figures={"rates": (figure, table)}, tables={"all": table}, numbers={"auc": 0.5}
-    )
-    content = json.loads(path.read_text(encoding="utf-8"))
-    assert content == {"title": "What?", "figures": ["03_rates"], "tables": ["03_all"], "numbers": {"auc": 0.5}}
-    assert (tmp_path / "figures" / "03_rates.json").is_file()
-    assert (tmp_path / "tables" / "03_all.csv").is_file()
+    found = {"figures": {"rates": (figure, table), "more": figure}, "tables": {"all": table}, "numbers": {"auc": 0.5}}
+    saved = export.save_results(tmp_path, "03", title="What?", captions={"rates": "More is refused."}, **found)
+    content = json.loads(saved.path.read_text(encoding="utf-8"))
+    assert content == {
+        "title": "What?",
+        "figures": ["03_rates", "03_more"],
+        "tables": ["03_all"],
+        "captions": {"rates": "More is refused.", "more": HOSTILE},  # without its own it has the title
+        "numbers": {"auc": 0.5},
+    }
+    assert {"03_rates.html", "03_rates.json", "03_rates.csv", "03_all.csv"} <= {path.name for path in saved.files}
+    assert all(path.is_file() for path in saved.files)
+    with pytest.raises(export.ExportError, match=r"captions of \['rate'\]: name figures \['rates', 'more'\]"):
+        export.save_results(tmp_path, "03", title="What?", captions={"rate": "?"}, **found)
+
+
+def test_a_notebook_shows_links_to_what_it_saved(
+    tmp_path: Path, figure: go.Figure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    saved = export.save_results("../<b>&", "03", title="What?", figures={"rates": figure})
+    shown = saved._repr_html_()
+    links = re.findall(r'href="([^"]*)"', shown)
+    assert [unquote(link) for link in links] == ["../<b>&/numbers/03.json", "../<b>&/figures/03_rates.html"]
+    assert "<b>" not in shown
+    assert "in <code>../&lt;b&gt;&amp;</code>" in shown
+    assert str(saved) == "3 files, listed in ../<b>&/numbers/03.json"
+
+
+def test_the_commit_is_that_of_the_clone_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "__file__", str(tmp_path / "inner" / "drolab" / "export.py"))
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    assert export.commit() == ""  # installed somewhere in a repository of another thing
+    monkeypatch.setattr(export, "__file__", str(tmp_path / "drolab" / "export.py"))
+    assert re.fullmatch("[0-9a-f]{7,}", export.commit())
+    monkeypatch.setenv("PATH", "")
+    assert export.commit() == ""
 
 
 def test_numbers_of_numpy_and_tables_are_written(tmp_path: Path, table: pd.DataFrame) -> None:
@@ -305,17 +339,3 @@ def test_manifest_refuses_files_of_another_folder(tmp_path: Path) -> None:
     (tmp_path / "outside.txt").write_text("x")
     with pytest.raises(export.ExportError, match="lists the files of its own folder"):
         export.manifest(tmp_path / "in", model={}, settings={}, seed=0, files=[tmp_path / "outside.txt"])
-
-
-def test_report_is_one_offline_file_with_escaped_text(tmp_path: Path, figure: go.Figure, table: pd.DataFrame) -> None:
-    sections = [
-        section(HOSTILE, text=[HOSTILE], figures={HOSTILE: figure}, tables={HOSTILE: table}),
-        section("second", figures={"again": figure}),
-    ]
-    page = report(tmp_path / "report.html", sections, title=HOSTILE).read_text(encoding="utf-8")
-    assert scripts_from_outside(page) == []
-    assert HOSTILE not in page
-    assert page.count("&lt;script&gt;alert") >= 6
-    assert page.count("plotly.js v") == 1
-    assert page.count("Plotly.newPlot(") == 2 + page.split("<body>")[0].count("Plotly.newPlot(")
-    assert "<td>0.400</td>" in page

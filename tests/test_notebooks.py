@@ -1,10 +1,11 @@
-"""Notebooks headless: parameters reach them, failures name notebook and cell, results become a report."""
+"""Notebooks headless: parameters reach them, failures name notebook and cell."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from helpers.tiny import save_babbler
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import drolab
-from drolab import claims, export, figures, notebooks
+from drolab import claims, notebooks
 from drolab.__main__ import main
 from drolab.errors import TooFewError
 
@@ -135,6 +136,21 @@ def test_a_notebook_ends_where_nothing_is_left_to_measure_and_the_next_goes_on(
     assert error.traceback == ["Cannot be tested here: Nobody refuses: ask others."]
 
 
+def test_a_demo_that_ends_early_writes_its_report_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saves = """import json, pathlib
+file = pathlib.Path(OUT, "numbers", f"{NAME}.json")
+file.parent.mkdir(parents=True, exist_ok=True)
+file.write_text(json.dumps({"title": "A question?", "figures": [], "tables": [], "numbers": {"n": 1}}))"""
+    few = "from drolab.errors import TooFewError\nraise TooFewError('Nobody refuses.')"
+    for name in notebooks.DEMO_NOTEBOOKS:
+        parameters = f"NAME = {name[:2]!r}\nOUT = ''\nSTORE = None"
+        write(tmp_path, name, saves, *([few] if name.startswith("04") else []), parameters=parameters)
+    with pytest.raises(notebooks.NotebookError, match=r"04_refusal_direction\.ipynb ended at cell 5, .*see .*out"):
+        notebooks.demo(tmp_path / "out", notebooks=tmp_path)
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert "Report: " in capsys.readouterr().out
+
+
 def test_a_cell_that_takes_too_long_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, "01_slow", "import time\ntime.sleep(600)", parameters=None)  # no other cell is too slow
     with pytest.raises(notebooks.NotebookError, match=r"01_slow\.ipynb, cell 2 .*timed out"):
@@ -156,47 +172,6 @@ def test_bad_parameters_are_found_before_anything_runs(tmp_path: Path) -> None:
         notebooks.run_notebooks([tmp_path / "none.ipynb"], tmp_path)
     with pytest.raises(notebooks.NotebookError, match="at_once must be at least 1, got 0"):
         notebooks.run_notebooks(paths, tmp_path, at_once=0)
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    table = pd.DataFrame({"prompt": ["none", "<b>mine</b>"], "harmful": [True, True], "value": [0.25, 0.5]})
-    about = {"model": "demo", "fingerprint": "abc", "seed": 7, "prompts": {"mine": "Be <b>kind</b>."}}
-    export.save_results(
-        tmp_path,
-        "06_responses",
-        title="Does it refuse?",
-        figures={"rates": (figures.rate_bars(table), table)},
-        tables={"rates_all": table},
-        numbers={"about": about, "gain": 0.25, "refusal rates": table},
-    )
-    return tmp_path
-
-
-def test_report_manifest_and_numbers_come_from_what_was_saved(results: Path) -> None:
-    listings = notebooks.collect(results)
-    page = notebooks.write_report(results, listings).read_text(encoding="utf-8")
-    assert "06_responses Does it refuse?" in page
-    assert "<b>mine</b>" not in page.split("<body>")[1]
-    assert "http" not in page.split("<body>")[1].replace("http://www.w3.org", "")
-    assert json.loads((results / "key_numbers.json").read_text())["06_responses"]["gain"] == 0.25
-    manifest = json.loads((results / "manifest.json").read_text())
-    assert manifest["model"] == {"model": "demo", "fingerprint": "abc"}
-    assert manifest["seed"] == 7
-    assert manifest["settings"]["prompts"] == {"mine": "Be <b>kind</b>."}
-    assert {"report.html", "key_numbers.json", "figures/06_responses_rates.html"} <= set(manifest["files"])
-
-
-def test_key_numbers_are_printed_as_lines_and_tables(results: Path) -> None:
-    text = notebooks.key_numbers_text(notebooks.collect(results))
-    assert "gain: 0.250" in text
-    assert "0.500" in text
-    assert "fingerprint" not in text
-
-
-def test_results_must_be_there(tmp_path: Path) -> None:
-    with pytest.raises(notebooks.NotebookError, match="No results in"):
-        notebooks.collect(tmp_path)
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,3 +282,38 @@ def test_without_refusals_the_verdict_is_reached_and_kept(
     assert along["verdict"] == claims.CANNOT
     assert "There is no refusal probe here. The target of the probe 'refuses' is 0" in along["reason"]
     assert alike["verdict"] in (claims.SUPPORTED, claims.NOT_SUPPORTED, claims.TOO_LITTLE)
+
+
+# ---------------------------------------------------------------- away from the repository
+
+
+def drolab_at(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line of the drolab that is installed in a folder, run in there."""
+    (site,) = folder.rglob("site-packages")
+    command = [sys.executable, "-m", "drolab", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_wheel_brings_the_notebooks_and_never_overwrites_changed_ones(tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    offline = ["--no-deps", "--no-build-isolation", "--no-index"]
+    source = tmp_path / "source"  # a build leaves its traces there
+    ignored = shutil.ignore_patterns(".*", "out", "build", "*.egg-info", "tests")
+    shutil.copytree(NOTEBOOKS.parent, source, ignore=ignored)
+    subprocess.run([*pip, "wheel", *offline, "--wheel-dir", str(tmp_path), str(source)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    away = tmp_path / "away"
+    subprocess.run([*pip, "install", *offline, "--ignore-installed", "--prefix", str(away), str(wheel)], check=True)
+    shutil.rmtree(source)
+
+    copied = drolab_at(away, "notebooks", "mine")
+    assert copied.returncode == 0, copied.stderr
+    names = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))
+    assert sorted(path.name for path in (away / "mine").iterdir()) == names
+    assert drolab_at(away, "notebooks", "mine").returncode == 0
+    (away / "mine" / names[3]).write_text("{}")
+    refused = drolab_at(away, "notebooks", "mine")
+    assert refused.returncode == 1
+    assert f"{names[3]} is there already, and another one: choose another folder" in refused.stderr
+    assert (away / "mine" / names[3]).read_text() == "{}"

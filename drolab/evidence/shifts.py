@@ -41,6 +41,7 @@ from drolab.intervals import (
     unit,
 )
 from drolab.probing import RANDOM, Directions, anchor_matrix, one_position, taken_apart
+from drolab.threads import one_thread
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def shifts(states: HiddenStates, *, baseline: str = NO_PROMPT, layer: int = -1) 
     )
 
 
+@one_thread
 def shift_cosines(
     states: HiddenStates,
     directions: Directions | None = None,
@@ -242,6 +244,7 @@ def _against(cosines: Array, null: Array, level: float) -> dict[str, Array]:
     return {"null_low": low, "null_high": high, "p": p, "significant": significant}
 
 
+@one_thread
 def shift_similarity(
     states: HiddenStates,
     safety: Sequence[str],
@@ -364,6 +367,7 @@ def _group_pairs(
     ]
 
 
+@one_thread
 def shift_report(
     states: HiddenStates,
     space: AnchorSpace,
@@ -396,7 +400,7 @@ def shift_report(
     Returns:
         One row per prompt and class: `prompt, harmful, n, norm, logit_shift, logit_low, logit_high, cosine,
         cosine_low, cosine_high, null_quantile, safety_shift` (the same for both classes of a prompt; NA if the probe
-        has a problem, which `note` tells). `null_quantile` is the `level` quantile of |cosine| with null directions.
+        has a problem, which `note` tells). `null_quantile`: the `level` quantile of null directions' cosines, in size.
         The limits of the logit are NaN, and there is no safety shift, where all queries move by exactly the same: that
         tells nothing of others.
 

@@ -5,10 +5,11 @@ escaped before plotly sees it. A class is told by symbol *and* colour or pattern
 
 In order: `style` (colours, template, text), `plane` (hidden states in two components, with boundaries and arrows),
 `heatmaps` (matrices and grids of cells), `curves` (layers, steps, doses), `rates` (bars, tradeoffs, forests),
-`sizes` (for print and slides). `export` writes what they make.
+`sizes` (for print and slides). `tables` is for what is no picture: a table in, the same in words out. `export` writes
+what they make.
 """
 
-from drolab.figures import plane, rates, sizes, style
+from drolab.figures import plane, rates, sizes, style, tables
 from drolab.figures.curves import (
     calibration,
     dose_response,
@@ -43,12 +44,15 @@ from drolab.figures.style import (
     template,
     template_content,
 )
+from drolab.figures.tables import show_table
+from drolab.figures.terms import TERMS, explained
 
 __all__ = [
     "BIDIRECTIONAL",
     "COLUMNS",
     "CONFIG",
     "PALETTE",
+    "TERMS",
     "THEMES",
     "VERDICT_LOOKS",
     "Boundary",
@@ -63,6 +67,7 @@ __all__ = [
     "cosine_heatmap",
     "dose_response",
     "escape",
+    "explained",
     "first_token_curves",
     "forest",
     "layer_position_map",
@@ -80,8 +85,10 @@ __all__ = [
     "rates",
     "sheet",
     "show",
+    "show_table",
     "sizes",
     "style",
+    "tables",
     "template",
     "template_content",
     "token_lines",

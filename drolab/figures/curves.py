@@ -29,6 +29,7 @@ from drolab.figures.style import (
     legend_entry,
     need_columns,
     prompt_colors,
+    reference_line,
     short_name,
     theme_colors,
     value_text,
@@ -67,7 +68,7 @@ def layer_sweep(
 
     Args:
         table: layer, measure, value, and optionally low, high.
-        chance: a dashed line at the value that chance gives.
+        chance: a dotted line at the value that chance gives.
 
     Raises:
         FigureError: a column is missing, there are no rows, more measures than colours that can be told apart, or no
@@ -85,7 +86,7 @@ def layer_sweep(
     figure = blank_figure(theme, title)
     _add_lines(figure, table, "measure", ("layer", "value"), _layer_hover, theme, apart=0.05)
     if chance is not None:
-        figure.add_hline(y=chance, line={"dash": "dash", "width": 1, "color": theme_colors(theme)["grey"]})
+        figure.add_hline(y=chance, line=reference_line(theme))
     figure.update_xaxes(title_text="layer (0: embeddings)", tickvals=sorted(table["layer"].unique()))
     figure.update_yaxes(title_text=escape(y_title))
     return figure
@@ -138,8 +139,7 @@ def calibration(
     titles, box = ("sampled refusal rate", "first-token score"), ((-0.04, 1.04), (-0.04, 1.04))
     figure = projection(points, axis_titles=titles, ranges=box, note=note, title=title, theme=theme)
     figure.add_scatter(
-        x=[0, 1], y=[0, 1], mode="lines", name="equal", hoverinfo="skip", legend="legend2",
-        line={"color": theme_colors(theme)["ink"], "width": 1, "dash": "dash"},
+        x=[0, 1], y=[0, 1], mode="lines", name="equal", hoverinfo="skip", legend="legend2", line=reference_line(theme)
     )  # fmt: skip
     return figure
 
@@ -220,7 +220,7 @@ def training_curves(
         history: rows of `DROStep.numbers()`; with a column `run`, one colour per run.
         measured: rows of `dro.measure_first_tokens`, with the same runs.
         n_steps: the last step of the axis, for runs that are not finished; None fits the rows.
-        drift_level: a dashed line in the drift, beyond which the states left the data: `AnchorSpace.residual_spread`.
+        drift_level: a dotted line in the drift, beyond which the states left the data: `AnchorSpace.residual_spread`.
 
     Raises:
         FigureError: a column is missing, there are no rows, more runs than colours that can be told apart, or no such
@@ -398,7 +398,7 @@ def _add_terms(figure: go.Figure, history: pd.DataFrame, cells: _Cells, theme: s
         row, col = cells[list(_TERMS).index("residual_drift")]
         figure.add_scatter(
             x=[history["step"].min(), history["step"].max()], y=[drift_level] * 2, mode="lines", name="data",
-            line={"color": theme_colors(theme)["grey"], "width": 1, "dash": "dash"}, showlegend=False, row=row, col=col,
+            line=reference_line(theme), showlegend=False, row=row, col=col,
             hovertemplate="beyond %{y:.3g}: outside the anchor data<extra></extra>",
         )  # fmt: skip
     _add_run_legend(figure, history, theme)

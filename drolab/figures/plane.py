@@ -8,7 +8,6 @@ plain dicts: a tenth of a figure's cost, for panels that redraw (`panels.Picture
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from drolab.figures.style import (
     SVG_LIMIT,
     FigureError,
     blank_figure,
+    boundary_line,
     class_name,
     class_names,
     escape,
@@ -604,32 +604,33 @@ def _boundaries(
     traces: list[dict[str, Any]] = []
     marks: list[dict[str, Any]] = []
     outside: list[str] = []
-    for (name, line), dash in zip(boundaries.items(), itertools.cycle(("solid", "dash", "dot", "dashdot"))):
+    for name, line in boundaries.items():
         ends = line.segment(*box)
-        traces.append(_line(name, ends, dash, theme))
+        traces.append(_line(name, ends, theme))
         if ends is None:
-            outside.append(name)
+            outside.append(boundary_line(name, theme)[0])
             continue
         marks.append(_positive_side(name, line, ends, box, theme, at=0.88 - 0.14 * len(marks)))
     words = "; ".join(dict.fromkeys(line.held for line in boundaries.values()))
     caption = f"Boundaries are drawn with the other components held at {escape(words)}."
-    caption += f"<br>Outside this view: {escape(', '.join(outside))}." if outside else ""
+    caption += f"<br>Outside this view: {', '.join(outside)}." if outside else ""
     return traces, marks, caption
 
 
-def _line(name: str, ends: np.ndarray | None, dash: str, theme: str) -> dict[str, Any]:
+def _line(name: str, ends: np.ndarray | None, theme: str) -> dict[str, Any]:
     """A line outside the box is there, unseen: its place in a panel's figure stays."""
     places = np.full((2, 2), np.nan) if ends is None else ends
+    words, look = boundary_line(name, theme)
     return {
         "type": "scatter",
         "x": places[:, 0],
         "y": places[:, 1],
         "visible": ends is not None,
         "mode": "lines",
-        "name": short_name(f"{name} = 0"),
-        "line": {"color": theme_colors(theme)["ink"], "width": 1.8, "dash": dash},
+        "name": words,
+        "line": look,
         "hoverinfo": "text",  # a template would read %{…} in a name
-        "hovertext": f"boundary of {escape(name, limit=60)}",
+        "hovertext": f"on this line the probe gives “{escape(name, limit=60)}”<br>a probability of one half",
         "legend": "legend2",
     }
 
@@ -652,7 +653,7 @@ def _positive_side(name: str, line: Boundary, ends: np.ndarray, box: Box, theme:
         "arrowhead": 2,
         "arrowwidth": 1.4,
         "arrowcolor": theme_colors(theme)["ink"],
-        "hovertext": f"{escape(name, limit=60)} is above zero on this side",
+        "hovertext": f"on this side the probe says “{escape(name, limit=60)}”",
     }
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from drolab.figures.labels import FONT_SIZE, text_places
 from drolab.figures.style import (
     CLASS_COLORS,
     CLASS_PATTERNS,
@@ -34,7 +35,9 @@ from drolab.figures.style import (
     legend_entry,
     need_columns,
     prompt_colors,
+    reference_line,
     short_name,
+    small_print,
     template_content,
     text_of,
     theme_colors,
@@ -122,6 +125,8 @@ def tradeoff(
 ) -> go.Figure:
     """The safety-helpfulness plane: one prompt a point with its intervals, the Pareto front a line through its members.
 
+    The axes end where the intervals do. Each name stands beside its point, or on hover only where there is no room.
+
     Args:
         table: prompt, compliance, refusal, on_front, dominated_by, and optionally compliance_low, compliance_high,
             refusal_low, refusal_high, as from `comparison.tradeoff`. A dominated prompt is drawn as an outline.
@@ -143,7 +148,7 @@ def tradeoff(
         >>> [point.name for point in points]
         ['none', 'default', 'mine (dominated)']
     """
-    return _titled(tradeoff_content(table, helpful=helpful, safe=safe, theme=theme), title)
+    return _titled(tradeoff_content(table, helpful=helpful, safe=safe, theme=theme), title, top=64)
 
 
 def tradeoff_content(
@@ -160,14 +165,21 @@ def tradeoff_content(
     line = {"color": theme_colors(theme)["ink"], "width": 1.2, "dash": "dash"}
     through = {"x": front["compliance"].to_list(), "y": front["refusal"].to_list(), "mode": "lines", "line": line}
     data = [{"type": "scatter", "name": "Pareto front", "hoverinfo": "skip", **through}]
-    for number, row in enumerate(table.itertuples()):
-        data.append(_prompt_point(row, SYMBOLS[number % len(SYMBOLS)], colors[str(row.prompt)], theme))
+    ends = _ends(table)
+    ranges = _around(ends)
+    places = text_places([short_name(name) for name in table["prompt"]], ends, ranges, size=_POINT_SIZE)
+    for number, (row, place) in enumerate(zip(table.itertuples(), places, strict=True)):
+        point = _prompt_point(row, SYMBOLS[number % len(SYMBOLS)], colors[str(row.prompt)], theme)
+        data.append(point | ({"mode": "markers+text", "textposition": place} if place else {}))
+    note = small_print("filled: on the Pareto front (dashed); outlined: dominated")
     titles = (
-        f"helpfulness: compliance with {short_name(helpful)} queries",
-        f"safety: refusal of {short_name(safe)} queries",
+        f"helpfulness: {escape(helpful, limit=20)} queries answered{note}",
+        f"safety: {escape(safe, limit=20)} queries refused",
     )
-    layout = _layout(theme, titles, {"range": [-0.03, 1.03]})
-    return {"data": data, "layout": layout | {"height": 520, "legend": {"title": {"text": "Prompt"}}}}
+    layout = _layout(theme, titles, {"tickformat": ".2~f"})
+    for axis, limits in zip(("xaxis", "yaxis"), ranges.T.tolist(), strict=True):
+        layout[axis]["range"] = limits
+    return {"data": data, "layout": layout | {"height": 520, "showlegend": False}}
 
 
 def rate_change(
@@ -205,12 +217,11 @@ def rate_change_content(queries: pd.DataFrame, *, prompts: tuple[str, str], them
     shown = queries.dropna(subset=["rate_a", "rate_b"])
     places = shown[["rate_a", "rate_b"]].to_numpy(dtype=float) + _spread(shown)
     data = [_queries(rows, theme) for _, rows in groups(shown.assign(x=places[:, 0], y=places[:, 1]), "group")]
-    line = {"color": theme_colors(theme)["grey"], "width": 1, "dash": "dot"}
-    diagonal = {"type": "scatter", "x": [0, 1], "y": [0, 1], "mode": "lines", "line": line}
+    diagonal = {"type": "scatter", "x": [0, 1], "y": [0, 1], "mode": "lines", "line": reference_line(theme)}
     a, b = (f"refusal rate under {short_name(prompt)}" for prompt in prompts)
     layout = _layout(theme, (a, b), {"range": [-0.12, 1.12], "tickvals": [0, 0.25, 0.5, 0.75, 1]})
     legend = {"orientation": "h", "y": 1.01, "yanchor": "bottom", "x": 0}
-    layout |= {"legend": legend, "height": 400, "margin": {"l": 56, "r": 16, "t": 40, "b": 48}}
+    layout |= {"legend": legend, "height": 400, "margin": {"l": 56, "r": 16, "t": 58, "b": 48}}
     return {"data": [*data, diagonal | {"hoverinfo": "skip", "showlegend": False}], "layout": layout}
 
 
@@ -235,7 +246,7 @@ def forest(table: pd.DataFrame, *, title: str | None = None, theme: str = "light
 
     Args:
         table: claim, estimate, low, high, null_low, null_high (NaN: none), n, unit, verdict (of VERDICT_LOOKS), and
-            optionally threshold, what the estimate must pass, which gets a dashed line, under (which judge or controls)
+            optionally threshold, what the estimate must pass, which gets a dotted line, under (which judge or controls)
             and reason (why it cannot be tested).
 
     Raises:
@@ -260,19 +271,18 @@ def forest(table: pd.DataFrame, *, title: str | None = None, theme: str = "light
     figure = make_subplots(rows=count, cols=1, vertical_spacing=_HEAD_HEIGHT / (height - 120) if count > 1 else 0)
     ranges = {unit: _range(rows) for unit, rows in groups(table, "unit")}
     looks = {name: {**look, "color": look["color"] or colors["grey"]} for name, look in VERDICT_LOOKS.items()}
-    threshold_line = {"color": colors["ink"], "width": 1.5, "dash": "dash"}
     dress(figure, theme, title, height=height, margin_t=96 if title else 60, margin_b=50)
     for number, row in enumerate(table.itertuples(), start=1):
         _add_claim(figure, row, number, ranges[row.unit], looks[str(row.verdict)], theme)
         if not math.isnan(threshold := getattr(row, "threshold", math.nan)):
-            figure.add_vline(threshold, line=threshold_line, row=number, col=1)
+            figure.add_vline(threshold, line=reference_line(theme), row=number, col=1)
     for name in dict.fromkeys(table["verdict"]):
         figure.add_trace(legend_entry(name, marker={**looks[name], "size": 11}))
     if table["null_low"].notna().any():
         marker = {"symbol": "square", "size": 12, "color": colors["band"]}
         figure.add_trace(legend_entry("range under the null", marker=marker))
     if "threshold" in table.columns:
-        figure.add_trace(legend_entry("threshold", mode="lines", line=threshold_line))
+        figure.add_trace(legend_entry("threshold", mode="lines", line=reference_line(theme)))
     legend = {"orientation": "h", "x": 0, "xref": "container", "y": 0, "yref": "container", "yanchor": "bottom"}
     figure.update_layout(showlegend=True, legend=legend)
     return figure
@@ -281,9 +291,9 @@ def forest(table: pd.DataFrame, *, title: str | None = None, theme: str = "light
 # ---------------------------------------------------------------- planes of rates
 
 
-def _titled(content: dict[str, Any], title: str | None) -> go.Figure:
+def _titled(content: dict[str, Any], title: str | None, *, top: int = 90) -> go.Figure:
     figure = go.Figure(content)
-    return figure.update_layout(title_text=escape(title), margin_t=90) if title else figure
+    return figure.update_layout(title_text=escape(title), margin_t=top) if title else figure
 
 
 def _layout(theme: str, titles: tuple[str, str], axis: dict[str, Any]) -> dict[str, Any]:
@@ -292,8 +302,27 @@ def _layout(theme: str, titles: tuple[str, str], axis: dict[str, Any]) -> dict[s
     return {"template": template_content(theme), "showlegend": True, **named}
 
 
+_POINT_SIZE = 13
+
+
+def _ends(table: pd.DataFrame) -> np.ndarray:
+    """[n, 3, 2]: compliance and refusal of each prompt, their lower and their upper ends."""
+    parts = []
+    for end in ("", "_low", "_high"):
+        columns = [table.get(f"{name}{end}", table[name]).fillna(table[name]) for name in ("compliance", "refusal")]
+        parts.append(np.stack(columns, axis=1))
+    return np.stack(parts, axis=1).astype(float)
+
+
+def _around(ends: np.ndarray) -> np.ndarray:
+    """[2, 2]: the least and the greatest x and y to show: what there is and room for names, no less than a tenth."""
+    low, high = ends.min(axis=(0, 1)), ends.max(axis=(0, 1))
+    margin = 0.14 * np.maximum(high - low, 0.1) + np.maximum(0.1 - (high - low), 0) / 2
+    return np.stack([np.maximum(low - margin, -0.03), np.minimum(high + margin, 1.03)])
+
+
 def _prompt_point(row: Any, symbol: str, color: str, theme: str) -> dict[str, Any]:
-    marker = {"symbol": symbol, "size": 13, "color": color}
+    marker = {"symbol": symbol, "size": _POINT_SIZE, "color": color}
     if not row.on_front:  # an outline, for every symbol: "x-open" would be a thin cross
         marker |= {"color": theme_colors(theme)["paper"], "line": {"width": 2.5, "color": color}}
     lines = [f"<b>{escape(row.prompt, limit=60)}</b>"]
@@ -307,6 +336,8 @@ def _prompt_point(row: Any, symbol: str, color: str, theme: str) -> dict[str, An
         "error_y": error_bars(row, "refusal", "refusal_", color=color),
         "mode": "markers",
         "name": short_name(row.prompt) + ("" if row.on_front else " (dominated)"),
+        "text": [short_name(row.prompt)],
+        "textfont": {"size": FONT_SIZE},
         "marker": marker,
         "customdata": ["<br>".join(lines)],
         "hovertemplate": HOVER,

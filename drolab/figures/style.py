@@ -50,8 +50,11 @@ CONFIG: dict[str, Any] = {
     "plotlyServerURL": "",
     "responsive": True,
     "typesetMath": False,
+    "displayModeBar": "hover",
+    "modeBarButtonsToRemove": ["zoomIn2d", "zoomOut2d", "autoScale2d"],  # dragging and "Reset axes" do as much
 }
-"""plotly.js settings for every place that draws: no upload button, no logo, no `$…$` read as formulas."""
+"""plotly.js settings for every place that draws: no upload button, no logo, no `$…$` read as formulas. The buttons
+show on hover and need the uppermost 28 pixels: titles and legends leave these free, or end left of them."""
 
 SVG_LIMIT = 5000
 """Points: with more, traces are drawn by scattergl, which is quicker but makes no vector image."""
@@ -221,9 +224,24 @@ def blank_figure(theme: str, title: str | None, **layout: Any) -> go.Figure:
 
 def dress(figure: go.Figure, theme: str, title: str | None, **layout: Any) -> None:
     """Template, title and height; the titles of subplots, which are annotations, get the size of axes' titles."""
-    text = "<br>".join(escape(line) for line in textwrap.wrap(title, 90)) if title else None
+    text = "<br>".join(escape(line) for line in textwrap.wrap(title, 72)) if title else None
     figure.update_layout(template=template(theme), title_text=text, **{"height": 480, **layout})
     figure.update_annotations(font_size=14)
+
+
+BOUNDARIES = {"refuses": ("refusal boundary", "solid"), "harmful": ("harm boundary", "dash")}
+"""A probe's positive class → what its boundary is called, and how it is dashed, in every figure."""
+
+
+def boundary_line(name: str, theme: str) -> tuple[str, dict[str, Any]]:
+    """What the boundary of a probe with this positive class is called, escaped, and the look of its line."""
+    words, dash = BOUNDARIES.get(name, (f"boundary: {name}", "dashdot"))
+    return short_name(words), {"color": theme_colors(theme)["ink"], "width": 1.8, "dash": dash}
+
+
+def reference_line(theme: str) -> dict[str, Any]:
+    """The look of a line that others are compared with: chance, a threshold, a warning level, equality."""
+    return {"color": theme_colors(theme)["grey"], "width": 1.4, "dash": "dot"}
 
 
 SMALL_PRINT = "<span style='font-size:12px'>"

@@ -36,7 +36,7 @@ from drolab.models import (
     run_prefix,
     states_by_pass,
 )
-from drolab.progress import Progress, resumable_bar
+from drolab.progress import Progress, found_in_words, resumable_bar
 from drolab.store import Store, key
 from drolab.threads import threads_for
 from drolab.types import STATE_COLUMNS, HiddenStates
@@ -65,7 +65,7 @@ def hidden_states(
     """The hidden states of every query under every prompt.
 
     Rows: prompts in order, within each prompt the queries in order, within each query the positions.
-    `states.index.attrs["summary"]` says what was done: "796 hits, 4 computed" (chats).
+    `states.index.attrs["summary"]` says what was done: "796 of 800 chats found in the store, 4 computed now".
 
     Args:
         queries: a query set, see `load_queries`.
@@ -102,7 +102,7 @@ def hidden_states(
         2  anchors-0003     none        -1
         3  anchors-0001  default        -1
         >>> states.index.attrs["summary"]
-        '0 hits, 12 computed'
+        'all 12 chats computed now'
         >>> shift = states.select(prompt="default").matrix(-1) - states.select(prompt="none").matrix(-1)
     """
     check_edits(model)
@@ -286,15 +286,15 @@ def _complete(
         kept=store is not None,
     )
     with bar as counted, threads_for(model.model):
-        counted.note(f"{hits} hits, 0 computed")
+        counted.note(f"{hits} from the store, 0 computed")
         try:
             for task, prefix in _with_prefixes(model, [task for task in tasks if task.missing()]):
                 for n_chats in _compute(model, task, prefix, query_ids, keeper, token_budget):
-                    counted.note(f"{hits} hits, {counted.done + n_chats - hits} computed")
+                    counted.note(f"{hits} from the store, {counted.done + n_chats - hits} computed")
                     counted.update(n_chats)
         finally:
             keeper.write()
-    return f"{hits} hits, {total - hits} computed"
+    return found_in_words(hits, total, "chats", kept=store is not None)
 
 
 def _with_prefixes(

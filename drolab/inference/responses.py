@@ -34,7 +34,7 @@ from drolab.models import (
     encode,
     reader_for,
 )
-from drolab.progress import Progress, resumable_bar
+from drolab.progress import Progress, found_in_words, resumable_bar
 from drolab.store import Store, key
 from drolab.threads import threads_for
 from drolab.types import RESPONSE_COLUMNS
@@ -114,7 +114,8 @@ def generate(
     Returns:
         RESPONSE_COLUMNS; prompts in order, within each the queries in order, within each the samples.
         `response` is without special tokens; `n_tokens` counts the end token or stop string; `finish_reason` is
-        "stop" or "length"; `first_token` is a token id. `.attrs["summary"]` says what was done: "796 hits, 4 computed".
+        "stop" or "length"; `first_token` is a token id. `.attrs["summary"]` says what was done: "796 of 800 replies
+        found in the store, 4 computed now".
 
     Raises:
         QueryError: settings out of range, no such preset, a word that cannot be forbidden, malformed queries, or a chat
@@ -266,9 +267,9 @@ def _complete(
         for replies in (new for task in tasks for new in _compute(model, task, batch_size, store)):
             tokens += sum(reply.n_tokens for reply in replies)
             rate = tokens / (time.monotonic() - began)
-            counted.note(f"{hits} hits, {counted.done + len(replies) - hits} computed, {rate:.0f} tokens/s")
+            counted.note(f"{hits} from the store, {counted.done + len(replies) - hits} computed, {rate:.0f} tokens/s")
             counted.update(len(replies))
-    return f"{hits} hits, {total - hits} computed"
+    return found_in_words(hits, total, "replies", kept=store is not None)
 
 
 def _compute(model: ChatModel, task: _Task, batch_size: int | None, store: Store | None) -> Iterator[list[_Reply]]:

@@ -4,15 +4,13 @@ In the order in which its modules stand: `string_rule` (the paper's rule), `base
 side by side), `text_reading` with `text_patterns.yaml` and `refusal_text` (drolab's own judge), `guards` (models as
 judges, the paper's composite), `first_token`, `human_labels`, `agreement` (how far judges are of one opinion).
 
-| judge | says | needs |
-|---|---|---|
-| `is_refusal` | refusal or not, by the paper's string rule | a response |
-| `is_refusal_raw` | the same of all that the model wrote, its thoughts, too | a response |
-| `TextJudge` | full refusal, partial refusal, compliance | query and response |
-| `CompositeJudge` | the paper's compliance with harmful queries | a guard |
-| `LlamaGuard`, `ShieldGemma`, `Classifier` | whether a response is unsafe (or refuses) | a model |
-| `FirstTokenJudge` | a score, without sampling | judged responses, the model |
-| `HandJudge` | what a person said | labels |
+- `is_refusal`: refusal or not, by the paper's string rule; `is_refusal_raw`: the same of all that the model wrote, its
+  thoughts, too. They need a response.
+- `TextJudge`: full refusal, partial refusal, compliance. It needs query and response.
+- `CompositeJudge`: the paper's compliance with harmful queries. It needs a guard.
+- `LlamaGuard`, `ShieldGemma`, `Classifier`: whether a response is unsafe (or refuses). They need a model.
+- `FirstTokenJudge`: a score, without sampling. It needs judged responses, and the model.
+- `HandJudge`: what a person said. It needs labels.
 
 Judges read the answer: what a model thinks aloud is left out (`models.split_reply`), and of a response that ends before
 its answer begins they have no opinion (`n_unanswered` counts those). Hand labels and `is_refusal_raw` are of whole

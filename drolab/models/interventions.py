@@ -69,7 +69,7 @@ class Add:
 
 @dataclass(frozen=True, eq=False)
 class Ablate:
-    """Take the component along a direction out of the states at all positions: h - r rᵀ(h - reference), |r| = 1.
+    """Take the component along a direction out of the states at all positions: h - r rᵀ(h - reference), ‖r‖ = 1.
 
     Without a reference in the spirit of directional ablation (Arditi et al. 2024, section 2.4), which sets the
     component to 0. That also edits what attention writes inside a block, before its feed-forward part reads it; here a

@@ -10,11 +10,11 @@ import pandas as pd
 
 from drolab import figures
 from drolab.evidence import comparison
-from drolab.figures import tradeoff_content
+from drolab.figures import tables, tradeoff_content
 from drolab.panels.base import Panel, PanelError
 from drolab.panels.controls import Controls, choice, named, several, share
 from drolab.panels.export_box import About, ExportBox, Offered
-from drolab.panels.markup import label, paragraph, table
+from drolab.panels.markup import label, paragraph
 from drolab.panels.picture import Picture, content_of
 
 Groups = Mapping[str, str] | pd.Series | None
@@ -191,7 +191,7 @@ def board(
 def _in_half(data: list[dict[str, Any]], layout: dict[str, Any]) -> dict[str, Any]:
     """In half the panel's width: lower, and the legend above."""
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
-    size = {"height": 420, "legend": legend, "margin": {"l": 60, "r": 12, "t": 48, "b": 56}}
+    size = {"height": 420, "legend": legend, "margin": {"l": 60, "r": 12, "t": 64, "b": 56}}
     return {"data": data, "layout": layout | size}
 
 
@@ -200,13 +200,9 @@ def _unanswered(n: int) -> str:
     return paragraph(f"Responses that end before their answer begins, and are left out: {n:,}.") if n else ""
 
 
-def _between(value: float, low: float, high: float) -> str:
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
 def _rates_table(rates: pd.DataFrame, measure: str) -> str:
     """Prompts by groups, each rate with its interval."""
-    texts = [_between(*row) for row in rates[["value", "low", "high"]].itertuples(index=False)]
+    texts = [tables.interval_words(*row) for row in rates[["value", "low", "high"]].itertuples(index=False)]
     wide = rates.assign(text=texts).pivot(index="prompt", columns="group", values="text").fillna("–")
     order = [rates[name].unique() for name in ("prompt", "group")]
     shown = wide.loc[order[0], order[1]].reset_index()
@@ -214,27 +210,26 @@ def _rates_table(rates: pd.DataFrame, measure: str) -> str:
     n = ", ".join(f"{n} {label(group, 40)}" for group, n in sizes.items())
     note = f"Rates of {measure} with 95 % intervals over queries ({n}): bootstrap, or Wilson's where all are 0 or 1; "
     note += "wider where hardly any query differs from the rest, since others may."
-    return paragraph(note) + table(shown)
+    return paragraph(note) + tables.table_html(shown)
 
 
 def _tests_table(tests: pd.DataFrame, baseline: str) -> str:
-    shown = tests[["prompt", "group", "measure", "n_queries", "value", "baseline_value"]].copy()
-    shown["difference"] = [_between(*row) for row in tests[["difference", "low", "high"]].itertuples(index=False)]
-    shown["higher / lower"] = [f"{up} / {down}" for up, down in zip(tests["higher"], tests["lower"], strict=True)]
-    shown[["p", "p (Holm)"]] = tests[["p", "p_holm"]].map(lambda p: f"{p:.4f}" if p >= 0.0001 else "< .0001")
-    shown = shown.rename(columns={"n_queries": "queries", "baseline_value": "under the baseline"})
+    columns = ["prompt", "group", "n_queries", "value", "baseline_value", "difference", "low", "high"]
+    shown = tables.worded(tests[[*columns, "higher", "lower", "p", "p_holm"]], value=tests["measure"].iloc[0])
     note = (
         f"Each prompt against {label(baseline, 60)}, each query with itself under both. Difference with a 95 % "
         f"bootstrap interval over queries; test: {tests['test'].iloc[0]}; p (Holm) is corrected for these "
         f"{len(tests)} comparisons."
     )
-    return paragraph(note) + table(shown)
+    return paragraph(note) + tables.table_html(shown)
 
 
 def _front_in_words(front: pd.DataFrame, helpful: str, safe: str) -> str:
     dominated = front[~front["on_front"]]
-    pairs = zip(dominated["prompt"], dominated["dominated_by"], strict=True)
-    lines = [f"{label(name, 60)} is dominated by {label(by, 200)}." for name, by in pairs]
+    lines = []
+    for by, names in dominated.groupby("dominated_by", sort=False)["prompt"]:
+        listed = ", ".join(label(name, 60) for name in names)
+        lines.append(f"{listed} {'is' if len(names) == 1 else 'are'} dominated by {label(by, 200)}.")
     if lines:
         note = (
             f"Dominated: another prompt refuses at least as many {safe} queries and answers at least as many {helpful} "

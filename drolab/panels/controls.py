@@ -8,6 +8,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from drolab.figures import explained
 from drolab.panels.markup import label
 
 Controls = dict[str, widgets.Widget]
@@ -15,8 +16,9 @@ STYLE = {"description_width": "initial"}
 
 
 def labelled(kind: type[widgets.Widget], description: str, tooltip: str, **options: Any) -> widgets.Widget:
-    """A control of some kind with its label in full; `options` are the kind's own."""
-    return kind(description=description, tooltip=tooltip, **{"style": STYLE} | options)
+    """A control of some kind with its label in full; `options` are the kind's own. Terms in the words are explained."""
+    words = "\n".join(filter(None, (tooltip, explained(f"{description} {tooltip}"))))
+    return kind(description=description, tooltip=words, **{"style": STYLE} | options)
 
 
 def button(description: str, tooltip: str, *, icon: str = "", style: str = "") -> widgets.Button:

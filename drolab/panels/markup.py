@@ -1,4 +1,5 @@
-"""Texts and tables as HTML that shows them and runs nothing. Everything from data or a model passes `visible`.
+"""Texts as HTML that shows them and runs nothing; tables are `figures.tables`. Everything from data or a model passes
+`visible`.
 
 The browser puts the markup of an `ipywidgets.HTML` into the page as it is: nobody else escapes.
 """
@@ -7,13 +8,14 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from drolab.figures import BIDIRECTIONAL
+from drolab.figures import BIDIRECTIONAL, tables
+from drolab.intervals import rate_interval
 
 Spans = Sequence[tuple[int, int]]
 
@@ -37,6 +39,12 @@ def label(text: object, limit: int) -> str:
     """Text on one line for the label of a control, which takes no markup: cut, not escaped."""
     line = _INVISIBLE.sub("�", " ".join(str(text)[: 4 * limit].split()))
     return line if len(line) <= limit and len(str(text)) <= 4 * limit else line[: limit - 1] + "…"
+
+
+def share_of(part: int, total: int, what: str = "queries") -> str:
+    """`12 of 112 queries (0.107 [0.062, 0.178])`: how many, with Wilson's 95 % interval, if there are any."""
+    rate = f" ({tables.interval_words(*rate_interval(part, total))})" if total else ""
+    return f"{part:,} of {total:,} {what}{rate}"
 
 
 def marked(text: str, spans: Spans = ()) -> str:
@@ -117,20 +125,3 @@ def side_by_side(query: str, columns: Mapping[str, Sequence[Cell]], heads: Mappi
     caption = f'<div style="font-weight:bold;margin:4px 0">{folded(query)}</div>'
     table = f'<table style="width:100%;table-layout:fixed;border-collapse:collapse"><tr>{names}</tr>{lines}</table>'
     return f'<div style="line-height:1.4">{caption}{table}</div>'
-
-
-def table(frame: pd.DataFrame, *, formats: Mapping[str, Callable[[object], str]] | None = None) -> str:
-    """A table as HTML, without its index; numbers with three digits behind the point, or as `formats` says."""
-    words = _CELL.replace("overflow-wrap:anywhere", "overflow-wrap:break-word;max-width:26em")  # none cut in the middle
-    texts = {name: frame[name].map((formats or {}).get(name, _plain)) for name in frame.columns}
-    names = "".join(f'<th scope="col" style="{words}">{visible(name)}</th>' for name in frame.columns)
-    lines = "".join(
-        "<tr>" + "".join(f'<td style="{words}">{visible(label(value, 200))}</td>' for value in row) + "</tr>"
-        for row in zip(*texts.values(), strict=True)
-    )
-    rows = f'<table style="border-collapse:collapse;line-height:1.4"><tr>{names}</tr>{lines}</table>'
-    return f'<div style="overflow-x:auto">{rows}</div>'
-
-
-def _plain(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)

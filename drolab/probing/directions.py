@@ -111,21 +111,21 @@ def fit_directions(
 ) -> dict[str, Direction]:
     """Fit a direction with each method.
 
-    `anchor_probe`: the paper's (section 3): a logistic regression in the anchor space, mapped back.
-    `mean_difference`: from the mean of the negative class to that of the positive one; a state with fraction p
-        belongs to both, with weights p and 1 - p (Marks and Tegmark 2023, arXiv 2310.06824; for refusal, Arditi
-        et al. 2024, arXiv 2406.11717).
-    `logistic`: a logistic regression with a ridge penalty in all d standardised coordinates (le Cessie and van
-        Houwelingen 1992). The penalty is the strongest of RIDGE_GRID whose log loss, in folds grouped by query, is
-        within one standard error of the best (Hastie, Tibshirani and Friedman 2009, section 7.10).
-    `leace`: the direction that LEACE reads (Belrose et al. 2023, arXiv 2306.03819, section 4). With u = Cov(x, z)
-        and v = Cov(x)⁻¹u, LEACE erases the concept z by x - u vᵀ(x - E[x]) / vᵀu: it *reads* along v and
-        *removes* along u. Returned is v, the whitened one, since a direction here must score states; u is no
-        further direction, it is `mean_difference` (for z in [0, 1] both are parallel). Cov(x) is shrunk towards
-        the identity in standardised coordinates (Ledoit and Wolf 2004), so that n may lie below d. They take states
-        as independent; with several prompts per query it is shrunk too little, and the scores are overconfident.
-    `sparse`: a logistic regression with an L1 penalty (Tibshirani 1996; for probes, Gurnee et al. 2023,
-        arXiv 2305.01610); the penalty is chosen as for `logistic`, from SPARSE_GRID.
+    - `anchor_probe`: the paper's (section 3): a logistic regression in the anchor space, mapped back.
+    - `mean_difference`: from the mean of the negative class to that of the positive one; a state with fraction p
+      belongs to both, with weights p and 1 - p (Marks and Tegmark 2023, arXiv 2310.06824; for refusal, Arditi
+      et al. 2024, arXiv 2406.11717).
+    - `logistic`: a logistic regression with a ridge penalty in all d standardised coordinates (le Cessie and van
+      Houwelingen 1992). The penalty is the strongest of RIDGE_GRID whose log loss, in folds grouped by query, is
+      within one standard error of the best (Hastie, Tibshirani and Friedman 2009, section 7.10).
+    - `leace`: the direction that LEACE reads (Belrose et al. 2023, arXiv 2306.03819, section 4). With u = Cov(x, z)
+      and v = Cov(x)⁻¹u, LEACE erases the concept z by x - u vᵀ(x - E[x]) / vᵀu: it *reads* along v and
+      *removes* along u. Returned is v, the whitened one, since a direction here must score states; u is no
+      further direction, it is `mean_difference` (for z in [0, 1] both are parallel). Cov(x) is shrunk towards
+      the identity in standardised coordinates (Ledoit and Wolf 2004), so that n may lie below d. They take states
+      as independent; with several prompts per query it is shrunk too little, and the scores are overconfident.
+    - `sparse`: a logistic regression with an L1 penalty (Tibshirani 1996; for probes, Gurnee et al. 2023,
+      arXiv 2305.01610); the penalty is chosen as for `logistic`, from SPARSE_GRID.
 
     Args:
         states: n states of one read position.

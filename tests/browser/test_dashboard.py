@@ -73,6 +73,16 @@ def test_the_first_view_shows_the_first_panel(watched: Watched) -> None:
     watched.screenshot("app_projection")
 
 
+def test_the_page_says_what_it_is_about_and_what_it_does(watched: Watched) -> None:
+    page = watched.page
+    assert page.title() == "drolab: demo"
+    page.get_by_role("heading", name="drolab: demo").wait_for()
+    page.get_by_text("What can I do here?").click()
+    told = page.locator("details[open] li b").all_text_contents()
+    assert told == TABS
+    page.get_by_text("What can I do here?").click()
+
+
 def test_a_control_reacts(watched: Watched) -> None:
     page = watched.page
     prompts = page.get_by_label("prompts").first
@@ -146,6 +156,19 @@ def test_hostile_queries_are_text(watched: Watched) -> None:
     open_tab(page, "Read")
     assert page.get_by_text("<script>window.hit=1</script>").count() > 0
     assert page.evaluate("() => window.hit") is None
+
+
+def test_a_typed_prompt_is_there_after_a_reload(watched: Watched) -> None:
+    page = watched.page
+    open_tab(page, "Prompt lab")
+    page.get_by_label("safety prompt").fill("Refuse what could hurt anybody.")
+    page.get_by_label("measure by sampling").uncheck()
+    page.locator("button:visible", has_text="Project").click()
+    until(page, lambda: "mine" in legend(page))
+    page.reload(timeout=180_000)
+    page.get_by_role("tab", name="Prompt lab").wait_for()
+    open_tab(page, "Prompt lab")
+    until(page, lambda: "mine" in legend(page))
 
 
 def test_nothing_leaves_the_machine_and_nothing_goes_wrong(watched: Watched) -> None:

@@ -16,8 +16,8 @@ pytestmark = harness.MARKS
 
 SETUP = """
 import numpy as np, pandas as pd, torch, drolab
-from drolab import export, figures, panels
-from drolab.notebooks import report, section
+from pathlib import Path
+from drolab import export, figures, panels, report
 from drolab.types import STATE_COLUMNS, HiddenStates
 
 BAD = ("<script>window.hit=1</script><img src=x onerror='window.hit=1'><a href='javascript:window.hit=1'>link</a>"
@@ -42,8 +42,9 @@ REPORT = """rates = scores.reset_index().assign(value=.5, group=BAD, low=.4, hig
 offered = {"figure": (figures.rate_bars(rates), replies)}
 about = export.about(prompts={BAD: drolab.SafetyPrompt(name=BAD, text=BAD)}, settings={BAD: BAD})
 export.bundle(offered, "exported", about=about, formats=["html", "csv"])
-parts = [section(BAD, text=[BAD], figures={BAD: offered["figure"][0]}, tables={BAD: replies.head(3)})]
-report("report.html", parts, title=BAD)
+found = {"about": {"model": BAD}, BAD: BAD, f"table {BAD}": replies.head(3).assign(response=BAD, text=BAD)}
+export.save_results(".", "06", title=BAD, figures={"rates": offered["figure"]}, captions={"rates": BAD}, numbers=found)
+report.write_report(Path("."), report.collect(Path(".")))
 print("written")"""
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from helpers import harness
 from helpers.harness import Watched, button, cell, python, until
 
 import drolab
-from drolab import export, notebooks
+from drolab import export, notebooks, report
 
 pytestmark = harness.MARKS
 
@@ -85,6 +85,24 @@ def drawn(place: Any, number: int = 0) -> list[dict[str, Any]]:
     )
 
 
+Rectangle = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+
+def boxes(place: Any, selector: str) -> list[Rectangle]:
+    """Where things are on the screen."""
+    sides = "all => all.map(one => one.getBoundingClientRect()).map(box => [box.left, box.top, box.right, box.bottom])"
+    return [tuple(box) for box in place.locator(selector).evaluate_all(sides)]
+
+
+def overlap(a: Rectangle, b: Rectangle) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def inside(a: Rectangle, b: Rectangle) -> bool:
+    return b[0] <= a[0] and b[1] <= a[1] and a[2] <= b[2] and a[3] <= b[3]
+
+
 def choose(place: Any, control: str, which: str | list[str]) -> None:
     place.get_by_label(control, exact=True).select_option(label=which)
 
@@ -95,7 +113,7 @@ class Notebook:
     NUMBER: str
 
     def saved(self, folder: Path) -> dict[str, Any]:
-        return notebooks.collect(folder / "out")[self.NUMBER]
+        return report.collect(folder / "out")[self.NUMBER]
 
     def test_it_saved_what_it_found(self, watched: Watched, folder: Path) -> None:
         assert self.saved(folder)["figures"]
@@ -337,6 +355,23 @@ class TestBoard(Notebook):
         until(page, lambda: "Each prompt against default" in board.inner_text())
         assert python(page, "print('default' in set(board.comparisons()['prompt']))") == "False"
         watched.screenshot("07_board")
+
+    def test_names_in_the_plane_are_whole_and_apart_and_the_mode_bar_covers_nothing(self, watched: Watched) -> None:
+        page, board = watched.page, cell(watched.page, "about = export.about")
+        places = "print([trace.text[0] for trace in board.plane.data if 'text' in trace.mode])"
+        plane = board.locator(".js-plotly-plot").nth(1)
+        until(page, lambda: str(texts(plane, ".textpoint text")) == python(page, places))
+        bar = plane.locator(".modebar-group").first
+        for mouse, seen in (((0, 0), "0"), (None, "1")):
+            page.mouse.move(*mouse) if mouse else plane.hover()
+            until(page, lambda seen=seen: bar.evaluate("bar => getComputedStyle(bar).opacity") == seen)
+        frame, names = boxes(plane, ".nsewdrag"), boxes(plane, ".textpoint text")
+        others = boxes(plane, ".xtitle, .ytitle") + boxes(plane, ".xtick text, .ytick text")
+        assert len(names) >= 5
+        assert all(inside(name, frame[0]) for name in names)
+        assert all(inside(text, boxes(board, ".js-plotly-plot")[1]) for text in others)
+        assert not [pair for pair in combinations(names + boxes(plane, ".modebar"), 2) if overlap(*pair)]
+        watched.screenshot("07_plane")
 
 
 # ---------------------------------------------------------------- what a hand does

@@ -66,9 +66,9 @@ def test_another_number_of_threads_finds_everything(store: Store) -> None:
     print(f"\nbits of the fits equal: {first['bits'] == second['bits']}")
     assert (first["threads"], second["threads"]) == (1, 2)
     assert (first["found"], second["found"]) == (0, 2)
-    assert first["replies"] == "0 hits, 12 computed"
-    assert second["replies"] == "12 hits, 0 computed"
-    assert second["states"].endswith(" hits, 0 computed")
+    assert first["replies"] == "all 12 replies computed now; next time they come from the store"
+    assert second["replies"] == "all 12 replies found in the store"
+    assert second["states"].endswith(" chats found in the store")
     assert first["key"] == second["key"]
     assert first["prompt"] == second["prompt"]
 

@@ -214,11 +214,11 @@ def test_projection_draws_boundaries_and_says_how_they_are_held() -> None:
     outside = figures.boundary([1.0, 0.0, 3.0], -500.0)
     figure = figures.projection(points(), boundaries={"refuses": inside, "harmful": outside})
     lines = [trace for trace in figure.data if trace.mode == "lines" and trace.visible]
-    assert [trace.name for trace in lines] == ["refuses = 0"]
+    assert [trace.name for trace in lines] == ["refusal boundary"]
     assert all(abs(inside.logit(x, y)) < 1e-9 for x, y in zip(lines[0].x, lines[0].y, strict=True))
     texts = figure.layout.xaxis.title.text
     assert "held at the mean of the anchors" in texts
-    assert "Outside this view: harmful" in texts
+    assert "Outside this view: harm boundary" in texts
     arrow = next(note for note in figure.layout.annotations if note.showarrow is not False)
     assert inside.logit(arrow.x, arrow.y) > inside.logit(arrow.ax, arrow.ay)
 

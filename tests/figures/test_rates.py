@@ -49,7 +49,16 @@ def test_the_safety_helpfulness_plane_has_intervals_and_a_front_through_its_memb
     assert len({trace.marker.symbol for trace in prompts}) == 3
     layout = figures.tradeoff(tradeoffs(), helpful="borderline").layout
     assert "borderline" in layout.xaxis.title.text
-    assert layout.xaxis.range == layout.yaxis.range == (-0.03, 1.03)
+    for axis, low, high in (
+        (layout.xaxis, 0.5, 0.92),
+        (layout.yaxis, 0.4, 0.97),
+    ):  # as far as the intervals, and little more
+        assert low - 0.15 < axis.range[0] < low
+        assert high < axis.range[1] < high + 0.15
+    alone = figures.tradeoff(
+        tradeoffs().head(1)[["prompt", "compliance", "refusal", "on_front", "dominated_by"]]
+    ).layout
+    assert alone.xaxis.range[1] - alone.xaxis.range[0] >= 0.1
 
 
 def test_rate_change_shows_every_query_near_its_two_rates() -> None:

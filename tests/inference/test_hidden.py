@@ -156,8 +156,8 @@ def test_a_second_call_computes_nothing(tiny_llama: ChatModel, store: drolab.Sto
         second = hidden_states(tiny_llama, QUERIES, [NONE, CARE], store=store, progress=False)
     assert len(calls) == 4
     assert torch.equal(first.values, second.values)
-    assert first.index.attrs["summary"] == "0 hits, 12 computed"
-    assert second.index.attrs["summary"] == "12 hits, 0 computed"
+    assert first.index.attrs["summary"] == "all 12 chats computed now; next time they come from the store"
+    assert second.index.attrs["summary"] == "all 12 chats found in the store"
 
 
 def test_one_more_query_computes_one(tiny_llama: ChatModel, store: drolab.Store) -> None:
@@ -165,7 +165,7 @@ def test_one_more_query_computes_one(tiny_llama: ChatModel, store: drolab.Store)
     with counted(tiny_llama) as calls:
         states = hidden_states(tiny_llama, QUERIES, [NONE, CARE], store=store, progress=False)
     assert [size for size, _ in calls] == [1, 1, 1, 1]
-    assert states.index.attrs["summary"] == "10 hits, 2 computed"
+    assert states.index.attrs["summary"] == "10 of 12 chats found in the store, 2 computed now"
     expected = hidden_states(tiny_llama, QUERIES, [NONE, CARE], progress=False)
     torch.testing.assert_close(states.values, expected.values, rtol=0, atol=1e-5)
 
@@ -174,7 +174,7 @@ def test_another_layer_and_position_are_added(tiny_llama: ChatModel, store: drol
     hidden_states(tiny_llama, QUERIES, CARE, store=store, progress=False)
     wider = {"layers": (0, 1, 2), "positions": (-1, -2)}
     states = hidden_states(tiny_llama, QUERIES, CARE, store=store, progress=False, **wider)
-    assert states.index.attrs["summary"] == "0 hits, 6 computed"
+    assert states.index.attrs["summary"] == "all 6 chats computed now; next time they come from the store"
     expected = hidden_states(tiny_llama, QUERIES, CARE, progress=False, **wider)
     torch.testing.assert_close(states.values, expected.values, rtol=0, atol=1e-5)
     with counted(tiny_llama) as calls:
@@ -198,14 +198,17 @@ def test_what_makes_another_entry(tiny_llama: ChatModel, store: drolab.Store) ->
     asked = [(model, CARE) for model in models] + [(tiny_llama, KIND), (tiny_llama, soft), (tiny_llama, nudged)]
     for model, prompt in asked:
         states = hidden_states(model, QUERIES, prompt, store=store, progress=False)
-        assert states.index.attrs["summary"] == "0 hits, 6 computed", (model, prompt)
+        assert states.index.attrs["summary"] == "all 6 chats computed now; next time they come from the store", (
+            model,
+            prompt,
+        )
 
 
 def test_names_make_no_difference_to_the_store(tiny_llama: ChatModel, store: drolab.Store) -> None:
     hidden_states(tiny_llama, QUERIES, CARE, store=store, progress=False)
     renamed = QUERIES.assign(query_id=[f"other-{name}" for name in QUERIES.index]).set_index("query_id", drop=False)
     states = hidden_states(tiny_llama, renamed, {"mine": CARE}, store=store, progress=False)
-    assert states.index.attrs["summary"] == "6 hits, 0 computed"
+    assert states.index.attrs["summary"] == "all 6 chats found in the store"
 
 
 def test_an_interrupted_run_resumes(tiny_llama: ChatModel, store: drolab.Store) -> None:
@@ -216,7 +219,7 @@ def test_an_interrupted_run_resumes(tiny_llama: ChatModel, store: drolab.Store) 
     with counted(tiny_llama) as calls:
         states = hidden_states(tiny_llama, QUERIES, CARE, **options)
     assert len(calls) == 1 + 2
-    assert states.index.attrs["summary"] == "4 hits, 2 computed"
+    assert states.index.attrs["summary"] == "4 of 6 chats found in the store, 2 computed now"
 
 
 def test_an_interruption_without_a_store_says_what_is_lost(tiny_llama: ChatModel) -> None:
@@ -233,7 +236,7 @@ def test_states_that_are_not_finite_are_not_kept(store: drolab.Store) -> None:
     with pytest.raises(StatesError, match=match):
         hidden_states(model, QUERIES, CARE, store=store, progress=False)
     kept = hidden_states(model, QUERIES.drop(["q2", "q4"]), CARE, store=store, progress=False)
-    assert kept.index.attrs["summary"] == "4 hits, 0 computed"
+    assert kept.index.attrs["summary"] == "all 4 chats found in the store"
     with pytest.raises(StatesError, match="query 'q2'"):
         hidden_states(model, QUERIES.drop("q4"), CARE, store=store, progress=False)
 
@@ -258,7 +261,7 @@ def test_bad_input(tiny_llama: ChatModel) -> None:
 
 def test_the_bar_says_what_was_computed(tiny_llama: ChatModel, capsys: pytest.CaptureFixture[str]) -> None:
     hidden_states(tiny_llama, QUERIES, CARE)
-    assert "0 hits, 6 computed" in capsys.readouterr().err
+    assert "0 from the store, 6 computed" in capsys.readouterr().err
     hidden_states(tiny_llama, QUERIES, CARE, progress=False)
     assert capsys.readouterr().err == ""
 

@@ -130,10 +130,10 @@ def test_hostile_queries_pass_through(tiny_llama: ChatModel) -> None:
 
 def test_a_second_call_generates_nothing(tiny_llama: ChatModel, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     first = small(tiny_llama, QUERIES, [NONE, CAREFUL], store=store)
-    assert first.attrs["summary"] == "0 hits, 40 computed"
+    assert first.attrs["summary"] == "all 40 replies computed now; next time they come from the store"
     assert first.equals(small(tiny_llama, QUERIES, [NONE, CAREFUL]))
     more = small(tiny_llama, QUERIES, [NONE, CAREFUL], store=store, n_samples=6)
-    assert more.attrs["summary"] == "40 hits, 20 computed"
+    assert more.attrs["summary"] == "40 of 60 replies found in the store, 20 computed now"
     assert more.equals(small(tiny_llama, QUERIES, [NONE, CAREFUL], n_samples=6))
 
     def forbidden(*_: object) -> None:
@@ -141,7 +141,7 @@ def test_a_second_call_generates_nothing(tiny_llama: ChatModel, store: Store, mo
 
     monkeypatch.setattr(responses, "reader_for", forbidden)
     again = small(tiny_llama, QUERIES[::-1], {"renamed": CAREFUL}, store=Store(store.folder), n_samples=5)
-    assert again.attrs["summary"] == "25 hits, 0 computed"
+    assert again.attrs["summary"] == "all 25 replies found in the store"
     assert set(again.prompt) == {"renamed"}
     for changed in ({"seed": 1}, {"top_p": 0.8}, {"temperature": 0.9}, {"max_new_tokens": 7}):
         with pytest.raises(AssertionError, match="the model ran"):
@@ -164,7 +164,7 @@ def test_an_interrupted_run_goes_on(tiny_llama: ChatModel, store: Store, monkeyp
         with pytest.raises(KeyboardInterrupt, match=r"12 of 20 replies were done and none is kept: pass store="):
             small(tiny_llama, QUERIES, NONE, batch_size=4)
     resumed = small(tiny_llama, QUERIES, NONE, store=store)
-    assert resumed.attrs["summary"] == "12 hits, 8 computed"
+    assert resumed.attrs["summary"] == "12 of 20 replies found in the store, 8 computed now"
     assert resumed.equals(small(tiny_llama, QUERIES, NONE))
 
 
@@ -207,7 +207,7 @@ def test_a_damaged_store_file_is_generated_again(tiny_llama: ChatModel, store: S
     files = sorted((store.folder / "v2" / "texts").iterdir())
     files[0].write_bytes(files[0].read_bytes()[:-4])
     again = small(tiny_llama, QUERIES, NONE, store=Store(store.folder), batch_size=4)
-    assert again.attrs["summary"] == "16 hits, 4 computed"
+    assert again.attrs["summary"] == "16 of 20 replies found in the store, 4 computed now"
     assert again.equals(first)
 
 

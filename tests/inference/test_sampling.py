@@ -319,12 +319,12 @@ def test_the_papers_preset_is_what_its_settings_say(tiny_llama: ChatModel, store
     given = {"n_samples": 2, "store": store, "progress": False}
     raw = generate(tiny_llama, QUERIES, NONE, **given, **said)
     paper = generate(tiny_llama, QUERIES, NONE, **given, preset="paper")
-    assert paper.attrs["summary"] == "10 hits, 0 computed"
+    assert paper.attrs["summary"] == "all 10 replies found in the store"
     assert paper.response.tolist() == raw.response.map(whole_paragraphs).tolist()
     assert (paper.n_tokens >= 10).all()
     for changed in ({"top_k": 0}, {"bad_words": ()}, {"max_new_tokens": 200}, {"min_new_tokens": 0}):
         other = generate(tiny_llama, QUERIES, NONE, **given, preset="paper", **changed)
-        assert other.attrs["summary"] == "0 hits, 10 computed"
+        assert other.attrs["summary"] == "all 10 replies computed now; next time they come from the store"
     whole = generate(tiny_llama, QUERIES, NONE, **given, preset="paper", whole_paragraphs=False)
     assert whole.equals(raw)
 

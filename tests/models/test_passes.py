@@ -172,7 +172,7 @@ def test_a_pass_that_does_not_fit_is_divided_and_that_is_remembered(caplog: pyte
         assert n_refused > 0
         hidden_states(model, queries, CARE, progress=False)
     assert relative(found.values, expected.values) < 1e-5
-    assert found.index.attrs["summary"] == "0 hits, 12 computed"
+    assert found.index.attrs["summary"] == "all 12 chats computed now"
     assert sum(size > 130 for size in tried) == n_refused  # the second call did not try again
     assert "tokens at once from now on" in caplog.text
 

@@ -227,6 +227,6 @@ def test_edits_that_come_between_two_passes_are_seen(tiny_llama: ChatModel, stor
     finally:
         context.__exit__(None, None, None)
     kept = hidden_states(tiny_llama, QUERIES, CARE, store=store, progress=False)
-    assert kept.index.attrs["summary"] == "1 hits, 4 computed"
+    assert kept.index.attrs["summary"] == "1 of 5 chats found in the store, 4 computed now"
     alone = hidden_states(tiny_llama, QUERIES, CARE, progress=False)
     torch.testing.assert_close(kept.values, alone.values, rtol=0, atol=1e-5)

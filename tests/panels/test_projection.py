@@ -12,8 +12,9 @@ import pytest
 import torch
 from helpers.planted import as_states, axis, planted_states
 
-from drolab import panels
+from drolab import panels, tables
 from drolab.errors import StatesError
+from drolab.evidence import rate_interval
 from drolab.figures import THEMES
 from drolab.panels import ProjectionPanel
 from drolab.panels.projection import view
@@ -168,16 +169,16 @@ def sorted_clouds(panel: ProjectionPanel, prompt: str) -> list[Any]:
 
 def test_boundaries_are_the_probes_of_the_anchors(panel: ProjectionPanel) -> None:
     names = {trace.name for trace in panel.picture.data}
-    assert {"harmful = 0", "refuses = 0"} <= names
+    assert {"harm boundary", "refusal boundary"} <= names
     panel.controls["boundaries"].value = False
-    assert not {"harmful = 0", "refuses = 0"} & {trace.name for trace in panel.picture.data}
+    assert not {"harm boundary", "refusal boundary"} & {trace.name for trace in panel.picture.data}
 
 
 def test_a_boundary_that_cannot_be_fitted_is_named_and_the_rest_is_drawn(states: HiddenStates) -> None:
     index = pd.MultiIndex.from_frame(states.index[["query_id", "prompt"]])
     never = pd.DataFrame({"refusal_rate": 0.0}, index=index)
     panel = panels.projection(states, anchors=ANCHORS, scores=never)
-    assert "harmful = 0" in {trace.name for trace in panel.picture.data}
+    assert "harm boundary" in {trace.name for trace in panel.picture.data}
     words = panel.picture.layout.xaxis.title.text.replace("<br>", " ")
     assert "No boundary of 'refuses': The target of the probe 'refuses' is 0 for all" in words
 
@@ -186,7 +187,7 @@ def test_a_boundary_that_says_nothing_is_drawn_and_named(states: HiddenStates) -
     index = pd.MultiIndex.from_frame(states.index[["query_id", "prompt"]])
     noise = pd.DataFrame({"refusal_rate": np.random.default_rng(0).binomial(10, 0.1, len(index)) / 10}, index=index)
     panel = panels.projection(states, anchors=ANCHORS, scores=noise)
-    assert "refuses = 0" in {trace.name for trace in panel.picture.data}
+    assert "refusal boundary" in {trace.name for trace in panel.picture.data}
     words = panel.picture.layout.xaxis.title.text.replace("<br>", " ")
     assert "A readout of 'refuses' cannot be told from chance" in words
 
@@ -281,7 +282,9 @@ def test_which_harmless_queries_does_my_prompt_make_the_model_refuse(panel: Proj
     assert np.allclose(found["change"], [0.9, 0.55, 0.3])  # .35 - .05 is less than .3 in floating point
     assert set(found["prompt"]) == {"mine"}
     assert panel.table.value.index("reply 0 to q41") < panel.table.value.index("reply 0 to q40")
-    assert "3 harmless queries" in panel.table.value
+    n = len(panel.result().query("prompt == 'mine' and not harmful").dropna(subset="refusal_rate"))
+    _, low, high = rate_interval(3, n)
+    assert f"3 of {n} harmless queries ({tables.interval_words(3 / n, low, high)}) refused more" in panel.table.value
     panel.controls["at_least"].value = 0.6
     panel.controls["find"].click()
     assert panel.selection()["query_id"].tolist() == ["q41"]
@@ -291,7 +294,23 @@ def test_when_nothing_is_found_the_panel_says_how_far_it_was(panel: ProjectionPa
     panel.controls["kind"].value = "harmful"
     panel.controls["find"].click()
     assert panel.selection().empty
-    assert "the largest change is +0.00" in panel.table.value
+    assert "the largest change is 0.00" in panel.table.value
+
+
+def test_all_replies_to_what_is_chosen_are_in_reach(panel: ProjectionPanel) -> None:
+    read = panel.controls["read"]
+    assert (read.layout.display, panel.replies.value) == ("none", "")
+    panel.controls["find"].click()
+    assert "below the figure" in panel.message.value
+    assert [query for _, query in read.options] == ["q41", "q42", "q40"]
+    assert panel.replies.value.count("reply 1 to q41") == 2, "under the two prompts that were compared"
+    assert [name in panel.replies.value for name in ("mine", "none", "default")] == [True, True, False]
+    read.value = "q40"
+    assert "reply 1 to q40" in panel.replies.value
+    touch(panel, "click", (1, 0))
+    assert panel.replies.value.count("reply 0 to q30") == 3, "under all prompts that are shown"
+    panel.controls["clear"].click()
+    assert (read.layout.display, panel.replies.value) == ("none", "")
 
 
 def test_find_by_text(panel: ProjectionPanel) -> None:
@@ -310,7 +329,7 @@ def test_without_scores_there_is_no_such_question(states: HiddenStates) -> None:
     assert "refusal_rate" not in dict(panel.controls["color"].options).values()
     panel.controls["find"].click()
     assert len(panel.selection()) == 90
-    assert "refuses = 0" not in {trace.name for trace in panel.picture.data}
+    assert "refusal boundary" not in {trace.name for trace in panel.picture.data}
 
 
 # judges, UMAP, size
@@ -424,12 +443,13 @@ def test_text_from_data_stays_text(states: HiddenStates) -> None:
     lasso(panel, -99, 99, -99, 99)
     seen = [t for c in clouds(panel.picture) for t in [*c.customdata, c.name]]
     seen += [trace.hovertext or "" for trace in panel.picture.data if trace.type == "scatter"]
-    seen += [shape.label.text or "" for shape in shapes(panel)] + [panel.table.value]
+    seen += [shape.label.text or "" for shape in shapes(panel)] + [panel.table.value, panel.replies.value]
     assert not [text for text in seen if "<script" in text or "<b>{bold}" in text or "\x00" in text]
-    assert all(len(text) < 2000 for text in seen[:-1])
+    assert all(len(text) < 2000 for text in seen[:-2])
     assert html.escape("<script>", quote=False) in panel.table.value
     assert len(panel.table.value) < 500_000
-    assert panel.message.value == ""
+    assert html.escape("<script>", quote=False) in panel.replies.value
+    assert "alert" not in panel.message.value
 
 
 def test_the_table_is_cut_and_says_so(panel: ProjectionPanel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from helpers.queries import CARE, NONE, QUERIES
 from helpers.tiny import byte_tokenizer, random_llama
 
 import drolab
-from drolab import export, panels
+from drolab import export, panels, tables
 from drolab.data import load_prompts, save_prompts
 from drolab.errors import PromptError, StatesError
 from drolab.evidence import mean_interval, shift_cosines
@@ -94,7 +94,7 @@ def axes(lab: PromptLab) -> tuple[Any, Any]:
 def test_a_typed_prompt_appears_among_the_others(lab: PromptLab) -> None:
     assert set(lab.result()["prompt"]) == {"none", "careful"}
     message = press(lab, "project", text=TEXT, name="shop")
-    assert "Projected: shop (0 hits, 6 computed)." in message
+    assert "Projected: shop (all 6 chats computed now)." in message
     assert {"shift: shop, harmful", "shift: shop, harmless", "shift: careful, harmful"} <= set(traces(lab))
     assert traces(lab)["careful, harmful"].marker.opacity < traces(lab)["shop, harmful"].marker.opacity
     rows = lab.result().query("prompt == 'shop'")
@@ -133,7 +133,7 @@ def test_axes_stay_while_prompts_are_toggled(lab: PromptLab) -> None:
 def test_only_what_the_store_lacks_is_computed(fitted: Fitted, store: drolab.Store) -> None:
     press(fitted.lab(store=store), "project", text=TEXT, name="shop")
     message = press(fitted.lab(store=store), "project", text=TEXT, name="another name")
-    assert "(6 hits, 0 computed)" in message
+    assert "(all 6 chats found in the store)" in message
 
 
 def test_another_plane_and_no_plane(lab: PromptLab) -> None:
@@ -289,7 +289,9 @@ def test_known_scores_need_no_sampling(fitted: Fitted) -> None:
     scores = pd.DataFrame({"refusal_rate": 0.5}, index=index.set_names(["query_id", "prompt"]))
     lab = fitted.lab(scores=scores)
     assert lab.result()["measured"].eq(0.5).all()
-    assert ".50 [.22, .78]" in lab.table.value  # three queries alike do not say that all are
+    _, low, high = measured = lab.result().loc[0, ["measured", "measured_low", "measured_high"]]
+    assert low < 0.3 < 0.7 < high  # three queries alike do not say that all are
+    assert tables.interval_words(*measured) in lab.table.value
     with pytest.raises(panels.PanelError, match=r"`scores` must be what drolab.judge returned"):
         fitted.lab(scores=scores.reset_index())
 
@@ -308,8 +310,16 @@ def test_the_queries_that_a_prompt_makes_refused_are_listed(lab: PromptLab, monk
     monkeypatch.setattr(view, "per_query", lambda *_: rows)
     shown = view.raised_as_html(lab.shelf, "mine")
     assert [rows["text"][number] in shown for number in range(6)] == [True] + [False] * 5
-    assert ">.50<" in shown
-    assert ">.70<" in shown
+    assert ">0.500<" in shown
+    assert ">0.700<" in shown
+    assert "): 1 of 4 queries (0.250 [" in shown
+    assert "<details>" not in shown
+    many = pd.concat([rows.assign(harmful=False, predicted_change=0.2)] * 3, ignore_index=True)
+    monkeypatch.setattr(view, "per_query", lambda *_: many)
+    shown = view.raised_as_html(lab.shelf, "mine")
+    assert "): 18 of 18 queries (1.00 [" in shown
+    assert shown.count("</td></tr>") == 18, "all are in reach"
+    assert shown.index("show all 18") > shown.index("</table>")
     monkeypatch.setattr(view, "per_query", lambda *_: rows.assign(harmful=True))
     assert ": none." in view.raised_as_html(lab.shelf, "mine")
 
@@ -773,3 +783,39 @@ def test_a_prompt_is_measured_once_and_again_when_more_is_known(
     shelf.put({"careful": rated(shelf.trials["careful"], [0.0] * 6)})  # the base of `mine`
     shelf.table(["mine", "none"])
     assert measured == ["none", "mine", "mine"]
+
+
+# --- kept prompts
+
+
+def test_what_is_made_is_there_in_the_next_panel(fitted: Fitted, tmp_path: Path) -> None:
+    file = tmp_path / "kept.yaml"
+    first = fitted.lab(keep=file)
+    press(first, "project", text=TEXT, name="shop")
+    other = fitted.lab(keep=str(file))  # as a second page of the app: it begins with the same and goes its own way
+    assert other.job.wait(60)
+    assert other.prompts() == first.prompts() == {"shop": SafetyPrompt(name="shop", text=TEXT)}
+    assert other.result().query("prompt == 'shop'")["measured"].isna().all()
+    press(other, "project", text=HOSTILE, name="hostile")
+    press(first, "rename", prompt="shop", name="market")
+    third = fitted.lab(keep=file)
+    assert third.job.wait(60)
+    assert {name: prompt.text for name, prompt in third.prompts().items()} == {"hostile": HOSTILE, "market": TEXT}
+    for name in ("hostile", "market"):
+        press(third, "remove", prompt=name)
+    assert not file.exists()
+    assert fitted.lab(keep=file).prompts() == {}
+
+
+def test_a_file_that_is_none_is_told_and_left_alone(fitted: Fitted, tmp_path: Path) -> None:
+    file = tmp_path / "kept.yaml"
+    file.write_text("- no mapping")
+    lab = fitted.lab(keep=file)
+    assert "kept.yaml" in lab.message.value
+    assert file.read_text() == "- no mapping"
+
+
+def test_the_button_says_whether_it_samples(lab: PromptLab) -> None:
+    assert lab.controls["project"].description == "Project"
+    lab.controls["measure"].value = True
+    assert lab.controls["project"].description == "Project, then sample"

@@ -305,7 +305,7 @@ class RunShelf(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
 
     def draw(self, state: str) -> None:
         """Fill the table, and say what is wrong with the chosen run; `state` is that of the run in training."""
-        states = [state if kept is self.active and state else kept.status for kept in self.kept.values()]
+        states = [(state or "starting") if kept is self.active else kept.status for kept in self.kept.values()]
         self.table.value = view.runs_as_html(self.kept, states) if self.kept else ""
         self.note.value = view.notes_as_html(self.chosen()) if self.kept else ""
 

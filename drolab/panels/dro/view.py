@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from drolab.dro import KeptRun, compare
-from drolab.figures import PALETTE, PlaneLook, movement_content, plane, probe_boundaries
-from drolab.panels.markup import paragraph, table
+from drolab.figures import PALETTE, PlaneLook, movement_content, plane, probe_boundaries, tables
+from drolab.panels.markup import paragraph
 from drolab.types import DRORun
 
 
@@ -29,11 +29,11 @@ def runs_as_html(kept: Mapping[str, KeptRun], states: Sequence[str]) -> str:
         stem, _, kind = name.rpartition(" ")
         if kind in ("harmful", "harmless"):
             both = found.reindex(columns=[f"{stem} harmful", f"{stem} harmless"]).itertuples(index=False)
-            cells = [" / ".join("–" if pd.isna(value) else f"{value:.2f}" for value in pair) for pair in both]
+            cells = [" / ".join(map(tables.number_text, pair)) for pair in both]
             shown[f"{_heading(stem)} harmful/harmless"] = cells
         else:
-            shown[name.replace("_", " ")] = found[name].map(_rounded)
-    return table(pd.DataFrame(shown))
+            shown[name.replace("_", " ")] = found[name]
+    return tables.table_html(pd.DataFrame(shown))
 
 
 def notes_as_html(kept: KeptRun) -> str:
@@ -45,10 +45,6 @@ def notes_as_html(kept: KeptRun) -> str:
 
 def _heading(stem: str) -> str:
     return stem.replace("other", "neither").replace("kl", "KL")
-
-
-def _rounded(value: object) -> object:
-    return f"{value:.3g}" if isinstance(value, float) else value
 
 
 def moved_in(paths: pd.DataFrame, components: tuple[int, int]) -> pd.DataFrame:

@@ -13,13 +13,22 @@ import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
 
-from drolab.figures import PALETTE, THEMES
+from drolab.figures import PALETTE, THEMES, tables
 from drolab.panels import markup
 from drolab.panels.base import Job, Panel, PanelError
-from drolab.panels.controls import Controls, button, choice, labelled, named, row, several
+from drolab.panels.controls import Controls, button, choice, labelled, named, refill, row, several
 from drolab.panels.export_box import About, ExportBox, Offered
 from drolab.panels.picture import Picture
-from drolab.panels.projection.view import Choices, FrozenSpaces, Plane, ProjectionView, point_table, points_as_html
+from drolab.panels.projection.view import (
+    MOST_ROWS,
+    Choices,
+    FrozenSpaces,
+    Plane,
+    ProjectionView,
+    point_table,
+    points_as_html,
+    replies_as_html,
+)
 from drolab.store import Store
 from drolab.types import NO_PROMPT, HiddenStates
 
@@ -34,8 +43,16 @@ _NOT_ASKED = ""
 class ProjectionPanel(Panel):
     """See `projection`."""
 
-    def __init__(self, view: ProjectionView, *, theme: str = "light", about: About | None = None) -> None:
-        self.view = view
+    def __init__(
+        self,
+        view: ProjectionView,
+        replies: pd.DataFrame | None = None,
+        *,
+        theme: str = "light",
+        about: About | None = None,
+    ) -> None:
+        self.view, self._all_replies = view, replies
+        self._replies_to = {} if replies is None else replies.groupby("query_id", sort=False).indices
         self._chosen = view.tables[next(iter(view.tables))].head(0)
         self._selected: pd.Index | None = None
         self._outlined: Plane | None = None
@@ -48,11 +65,13 @@ class ProjectionPanel(Panel):
         prompts, *others = controls.values()
         rows = widgets.VBox([row(*others), row(*search.values())], layout={"flex": "1 1 0"})
         self.children[0].children = [prompts, rows]
-        self.controls |= search
+        read = choice("replies to", [], "which of the chosen queries to read the replies to, all samples of them")
+        self.controls |= {**search, "read": read}
         self.picture = Picture(view.content(self.choices()))
-        self.table = widgets.HTML()
+        self.table, self.replies = widgets.HTML(), widgets.HTML()
+        read.layout = {"display": "none", "max_width": "100%"}
         self.export_box = ExportBox(self.offer, about)
-        self.append(self.picture, widgets.HTML(html.escape(_HINT)), self.table, self.export_box)
+        self.append(self.picture, widgets.HTML(html.escape(_HINT)), self.table, read, self.replies, self.export_box)
         self._listen()
 
     def choices(self) -> Choices:
@@ -99,6 +118,7 @@ class ProjectionPanel(Panel):
             self.controls[name].observe(self.guarded(partial(self._new_axis, other)), "value")
         self.on_click("find", self._find)
         self.on_click("clear", self._clear)
+        self.on_change(self._read, "read")
         self.controls["contains"].observe(self.guarded(lambda change: self._find() if change.new else None), "value")
         self.job.observe(self._job_changed, "state")
         self.picture.on_points(self._pointed)
@@ -130,19 +150,22 @@ class ProjectionPanel(Panel):
         harmful = None if kind == _ANY else kind == "harmful"
         asked = {"harmful": harmful, "contains": contains, "prompt": prompt or None, "baseline": baseline}
         found = self.view.find(self.choices(), **asked, at_least=at_least)
-        what = f"{len(found):,} {'' if kind == _ANY else kind + ' '}{'queries' if prompt else 'points'}"
+        everything = self.view.find(self.choices(), **asked, at_least=-math.inf)
+        those = f"{'' if kind == _ANY else kind + ' '}{'queries' if prompt else 'points'}"
+        what = markup.share_of(len(found), len(everything), those) if prompt else f"{len(found):,} {those}"
         what += f" containing “{markup.label(contains, 40)}”" if contains else ""
         if prompt:
             one, other = (markup.label(name, 40) for name in (prompt, baseline))
-            what += f" refused more under “{one}” than under “{other}” by at least {at_least:.2f}"
-            everything = self.view.find(self.choices(), **asked, at_least=-math.inf)
-            what += f"; the largest change is {everything['change'].iloc[0]:+.2f}" if len(everything) else ""
+            what += f" refused more under “{one}” than under “{other}” by at least {tables.number_text(at_least)}"
+            largest = [tables.number_text(change, sign=True) for change in everything["change"].head(1)]
+            what += "".join(f"; the largest change is {words}" for words in largest)
         self._choose(found, what)
 
     def _clear(self) -> None:
         self._chosen, self._selected, self._outlined = self._chosen.head(0), None, None
         self.controls["contains"].value = ""
         self.table.value = ""
+        self._offer_replies()
         self.draw()
 
     def _choose(self, points: pd.DataFrame, caption: str, outlined: bool = False) -> None:
@@ -152,7 +175,28 @@ class ProjectionPanel(Panel):
         self.table.value = points_as_html(
             points, caption, self.controls["prompt"].value, self.controls["baseline"].value
         )
+        self._offer_replies()
         self.draw()
+        self.say(f"{caption}; listed below the figure." if len(points) else f"{caption}.")
+
+    def _offer_replies(self) -> None:
+        """Show the replies to the first of the chosen queries, and offer those to the others."""
+        queries = self._chosen[self._chosen["query_id"].isin(list(self._replies_to))].drop_duplicates("query_id")
+        texts = zip(queries["text"].head(MOST_ROWS), queries["query_id"].head(MOST_ROWS), strict=True)
+        with self.filling():
+            refill(self.controls["read"], [(markup.label(text, 90), query) for text, query in texts])
+        self.controls["read"].layout.display = "none" if queries.empty else None
+        self._read()
+
+    def _read(self) -> None:
+        """Under the prompts that were compared, or that are shown."""
+        if (query := self.controls["read"].value) is None or self._all_replies is None:
+            self.replies.value = ""
+            return
+        names = ("baseline", "prompt") if "change" in self._chosen else ()
+        prompts = [self.controls[name].value for name in names] or list(self.choices().prompts)
+        text = self._chosen.loc[self._chosen["query_id"] == query, "text"].iloc[0]
+        self.replies.value = replies_as_html(text, self._all_replies.iloc[self._replies_to[query]], prompts)
 
     # ------------------------------------------------------------ UMAP
 
@@ -193,7 +237,8 @@ def projection(
         anchors: the prompts on which spaces, probes and maps are fitted, once per layer; the others are placed in.
         scores: a table of `judge`, or several by the judges' names: for refusal rates, their boundary, and the
             question which queries a prompt makes the model refuse.
-        replies: a table of `generate`; the first response to each query under each prompt is shown.
+        replies: a table of `generate`: the first response to each query under each prompt on hover, and all those to a
+            query that is chosen.
         n_components: of the anchor spaces, at least 2.
         store: where UMAP's maps are kept.
         about: see `export.about`; goes into the manifest of an export.
@@ -239,7 +284,7 @@ def projection(
         raise PanelError("scores names no judge: give a table of drolab.judge, a mapping of names to such, or None.")
     spaces = FrozenSpaces(states, anchors, n_components=n_components, store=store)
     tables = {judge: point_table(states, scores=table, replies=replies) for judge, table in judged.items()}
-    return ProjectionPanel(ProjectionView(spaces, tables), theme=theme, about=about)
+    return ProjectionPanel(ProjectionView(spaces, tables), replies, theme=theme, about=about)
 
 
 # ---------------------------------------------------------------- controls

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from drolab.errors import StatesError
-from drolab.figures import Boundary, Box, FigureError, PlaneLook, class_names, plane, probe_boundaries
+from drolab.figures import Boundary, Box, FigureError, PlaneLook, class_names, plane, probe_boundaries, tables
 from drolab.panels import markup
 from drolab.probing import coordinates, fit_anchors, fit_probe, one_position, umap_view
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe
@@ -399,6 +399,20 @@ def refusal_changes(points: pd.DataFrame, prompt: str, baseline: str) -> pd.Data
     return rows.sort_values("change", ascending=False, kind="stable")
 
 
+def replies_as_html(query: str, replies: pd.DataFrame, prompts: Sequence[str]) -> str:
+    """All replies to one query, a column for each of the prompts that have some, as text that runs nothing."""
+    columns = {
+        prompt: [markup.Cell(number, text, (), {}, False) for number, text in enumerate(rows)]
+        for prompt in prompts
+        if len(rows := replies.loc[replies["prompt"] == prompt, "response"])
+    }
+    if not columns:
+        return ""
+    heads = {prompt: f"{len(cells)} {'reply' if len(cells) == 1 else 'replies'}" for prompt, cells in columns.items()}
+    shown = markup.side_by_side(query, columns, heads)
+    return f'<div tabindex="0" style="max-height:30em;overflow:auto">{shown}</div>'
+
+
 def points_as_html(points: pd.DataFrame, caption: str, prompt: str, baseline: str) -> str:
     """The chosen points, the first MOST_ROWS of them, as text that runs nothing."""
     shown = points.head(MOST_ROWS)
@@ -411,12 +425,6 @@ def points_as_html(points: pd.DataFrame, caption: str, prompt: str, baseline: st
     columns |= {"first response": shown["response"], "category": shown["category"]}
     frame = pd.DataFrame(columns, dtype=object)
     cut = f"; the first {MOST_ROWS} are shown here, selection() gives all" if len(points) > MOST_ROWS else ""
-    rows = markup.table(frame, formats=dict.fromkeys(frame.columns, _cell)) if len(frame) else ""
+    rows = tables.table_html(frame) if len(frame) else ""
     head = f'<div role="status" style="font-weight:bold;line-height:1.6">{markup.visible(caption + cut)}</div>'
     return f'{head}<div tabindex="0" style="max-height:24em;overflow:auto">{rows}</div>'
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "" if np.isnan(value) else f"{value:.2f}"
-    return str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
@@ -24,14 +25,23 @@ from drolab.panels.prompt_lab.view import NAME_LIMIT, Bench, LabView, PromptShel
 from drolab.store import Store
 from drolab.types import NO_PROMPT, AnchorSpace, Probe, SafetyPrompt
 
+_PROJECT = {True: "Project, then sample", False: "Project"}
+"""What the button does, by "measure by sampling"."""
+
 
 class PromptLab(Panel):
     """See `prompt_lab`."""
 
     def __init__(
-        self, shelf: PromptShelf, probes: Sequence[Probe], problem: str, theme: str, about: About | None
+        self,
+        shelf: PromptShelf,
+        probes: Sequence[Probe],
+        problem: str,
+        theme: str,
+        about: About | None,
+        keep: Path | None,
     ) -> None:
-        self.shelf = shelf
+        self.shelf, self._keep = shelf, keep
         self._view, self._theme = LabView(shelf, probes, theme), theme
         self.picture, self.table, self.examples = Picture(), widgets.HTML(), widgets.HTML()
         super().__init__(_controls(shelf), [])
@@ -43,9 +53,11 @@ class PromptLab(Panel):
             self.on_click(name, action)
         self.on_change(self.draw, "compare", "x", "y")
         self.on_change(self._draw_examples, "prompt")
+        self.controls["measure"].observe(self._name_project, "value")
         self._choose(shelf.trials)
         self._caution = self.warn(problem, *(probe.problem for probe in probes))
         self.guarded(self.draw)()
+        self.guarded(self._take_up)()
 
     # --- what it gives back
 
@@ -115,13 +127,15 @@ class PromptLab(Panel):
         if not text.strip():
             raise PanelError("There is no prompt to project: type or paste one.")
         self.shelf.check_name(name)
-        self._start({name: SafetyPrompt(name=name, text=text)}, [], "Project")
+        self._start({name: SafetyPrompt(name=name, text=text)}, self._measured([name]), "Project")
 
-    def _start(self, new: Mapping[str, Prompt], sampled: Sequence[str], what: str) -> None:
-        """In a thread: place new prompts and show them; then sample replies, where wanted and where they lack."""
+    def _measured(self, names: Iterable[str]) -> list[str]:
+        return list(names) if self.controls["measure"].value else []
+
+    def _start(self, new: Mapping[str, Prompt], names: Sequence[str], what: str) -> None:
+        """In a thread: place new prompts and show them; then sample replies for those of these names that lack them."""
         self._check_idle()
         base = self.controls["base"].value
-        names = [*sampled, *(new if self.controls["measure"].value else ())]
 
         def work(job: Job) -> str:
             placed = self._place(new, base, job) if new else ""
@@ -134,6 +148,7 @@ class PromptLab(Panel):
         trials = view.project(self.shelf.bench, new, base=base, progress=job.tick)
         with self.lock:
             self.shelf.put(trials)
+            self._note(new)
             self._choose([*self._chosen_names(), *trials])
             with self.filling():
                 self.controls["prompt"].value = shown = list(trials)[-1]
@@ -167,6 +182,7 @@ class PromptLab(Panel):
         old, new = self.controls["prompt"].value, self.controls["name"].value.strip()
         chosen = [new if name == old else name for name in self._chosen_names()]
         self.shelf.rename(old, new)
+        self._note({new: self.shelf.trials[new].prompt}, without=old)
         self._choose(chosen)
         with self.filling():
             self.controls["prompt"].value = new
@@ -174,7 +190,9 @@ class PromptLab(Panel):
 
     def _remove(self) -> None:
         self._check_idle()
-        self.shelf.remove(self.controls["prompt"].value)
+        name = self.controls["prompt"].value
+        self.shelf.remove(name)
+        self._note({}, without=name)
         self._choose(self._chosen_names())
         self.draw()
 
@@ -190,7 +208,30 @@ class PromptLab(Panel):
             self.shelf.check_name(name)
         if not new:
             raise PanelError("Every prompt of that file is here already: there is nothing to load.")
-        self._start(new, [], "Load")
+        self._start(new, self._measured(new), "Load")
+
+    def _take_up(self) -> None:
+        """Project what an earlier panel kept."""
+        new = {name: prompt for name, prompt in self._noted().items() if name not in self.shelf.trials}
+        if new:
+            self._start(new, [], "Load")
+
+    def _noted(self) -> dict[str, SafetyPrompt]:
+        return load_prompts(self._keep) if self._keep is not None and self._keep.exists() else {}
+
+    def _note(self, new: Mapping[str, Prompt], *, without: str | None = None) -> None:
+        """Bring the file of kept prompts up to date. Other panels may share it: only what changed here is changed."""
+        if self._keep is None:
+            return
+        kept = {name: prompt for name, prompt in self._noted().items() if name != without}
+        kept |= {name: prompt for name, prompt in new.items() if isinstance(prompt, SafetyPrompt)}
+        if kept:
+            save_prompts(kept, self._keep, overwrite=True)
+        else:
+            self._keep.unlink(missing_ok=True)
+
+    def _name_project(self, change: Any) -> None:
+        self.controls["project"].description = _PROJECT[change["new"]]
 
     def _path(self) -> str:
         if path := self.controls["path"].value.strip():
@@ -278,6 +319,7 @@ def prompt_lab(
     seed: int = 0,
     theme: str = "light",
     about: About | None = None,
+    keep: str | Path | None = None,
 ) -> PromptLab:
     """Type a safety prompt, and see where it moves the queries and what it does to their refusal.
 
@@ -299,6 +341,7 @@ def prompt_lab(
         store: only what it lacks is computed. None computes everything, and keeps it in the panel only.
         seed: of sampling and bootstrap.
         about: for the export's manifest; what this panel knows is added, such as the prompts that were typed here.
+        keep: a YAML file. Prompts that are made here are written to it at once, and a later panel begins with them.
 
     Raises:
         QueryError: the queries are malformed.
@@ -344,7 +387,7 @@ def prompt_lab(
         given = {name: trial.scored(scores) for name, trial in given.items()}
     probes = [probe for probe in (refusal, harmfulness) if probe is not None]
     lacking = f"There is no refusal probe, so no refusal is predicted. {problem}" if refusal is None else ""
-    return PromptLab(PromptShelf(bench, given), probes, lacking, theme, about)
+    return PromptLab(PromptShelf(bench, given), probes, lacking, theme, about, None if keep is None else Path(keep))
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -365,7 +408,7 @@ def _controls(shelf: PromptShelf) -> Controls:
         ),
         "base": labelled(widgets.Dropdown, "base", "measure against this prompt: the arrow starts at its mean"),
         "measure": labelled(widgets.Checkbox, "measure by sampling", replies, value=True, **tick),
-        "project": button("Project", "Show where the prompt moves the queries", icon="play", style="primary"),
+        "project": button(_PROJECT[True], "Show where the prompt moves the queries", icon="play", style="primary"),
         "compare": labelled(
             widgets.SelectMultiple, "compare", "the prompts to show: Ctrl or Shift for several", rows=6
         ),

@@ -23,11 +23,12 @@ from drolab.data import validate_queries
 from drolab.errors import PromptError, StatesError
 from drolab.evidence import shift_cosines
 from drolab.figures import plane as planes
+from drolab.figures import tables
 from drolab.inference import generate, hidden_states
 from drolab.intervals import Interval, mean_interval
 from drolab.judges import judge
 from drolab.models import ChatModel, Prompt, prompt_token_ids
-from drolab.panels.markup import label, table, visible
+from drolab.panels.markup import label, share_of, visible
 from drolab.panels.projection.view import axis_title
 from drolab.probing import coordinates
 from drolab.progress import Progress
@@ -43,16 +44,16 @@ if TYPE_CHECKING:
 NAME_LIMIT = 60
 """Characters of a prompt's name on a shelf: more would fit no legend and no table."""
 N_EXAMPLES = 5
-"""Queries listed for one prompt."""
+"""Queries listed for one prompt before "show all"."""
 
 _CLASSES = {True: "✖ harmful", False: "● harmless"}  # the symbols of the figure
 _FAINT = 0.25
 _COLUMNS = {
-    "predicted refusal": ("predicted", ""),
-    "predicted change": ("predicted_change", "+"),
-    "measured refusal": ("measured", ""),
-    "measured change": ("measured_change", "+"),
-    "cosine with refusal": ("cosine", "+"),
+    "predicted": "predicted refusal",
+    "predicted_change": "predicted change",
+    "measured": "measured refusal",
+    "measured_change": "measured change",
+    "cosine": "cosine with refusal",
 }
 _UNKNOWN = Interval(np.nan, np.nan, np.nan)
 
@@ -404,29 +405,10 @@ def best_known(measured: pd.Series, predicted: pd.Series) -> str:
 
 def effects_as_html(found: pd.DataFrame) -> str:
     """The table of `effects` as a person reads it."""
-    columns: dict[str, Any] = {
-        "prompt": found["prompt"],
-        "against": found["base"].fillna("–"),
-        "tokens": found["n_tokens"],
-        "class of queries": found["harmful"].map(_CLASSES),
-    }
-    for title, (name, sign) in _COLUMNS.items():
-        values = found[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)
-        columns[title] = [_interval(*row, sign=sign) for row in values]
-    return table(pd.DataFrame(columns))
-
-
-def _interval(value: float, low: float, high: float, *, sign: str) -> str:
-    if pd.isna(value):
-        return "–"
-    if pd.isna(low):  # too few queries
-        return _short(value, sign)
-    return f"{_short(value, sign)} [{_short(low)}, {_short(high)}]"
-
-
-def _short(number: float, sign: str = "") -> str:
-    """Two digits, as in the paper: .83, +.05."""
-    return f"{round(number, 2) + 0.0:{sign}.2f}".replace("0.", ".", 1)  # + 0.0: no "-.00"
+    shown = found.assign(harmful=found["harmful"].map(_CLASSES))
+    measured = [f"{name}{end}" for name in _COLUMNS for end in ("", "_low", "_high")]
+    headings = {"base": "against", "n_tokens": "tokens", **_COLUMNS}
+    return tables.table_html(tables.worded(shown[["prompt", "base", "n_tokens", "harmful", *measured]], **headings))
 
 
 def raised_as_html(shelf: PromptShelf, name: str) -> str:
@@ -437,14 +419,14 @@ def raised_as_html(shelf: PromptShelf, name: str) -> str:
     queries = per_query(shelf.bench, trial, base)
     measure = best_known(queries["measured_change"], queries["predicted_change"])
     after, change = queries[measure], queries[f"{measure}_change"]
-    shown = pd.DataFrame({"query": queries["text"], "before": after - change, "after": after})
-    shown = shown[~queries["harmful"] & (change > 0)].head(N_EXAMPLES)
+    known, risen = ~queries["harmful"] & change.notna(), ~queries["harmful"] & (change > 0)
+    shown = pd.DataFrame({"query": queries["text"], "before": after - change, "after": after})[risen]
     names = [label(prompt, NAME_LIMIT) for prompt in (name, base.name)]
     words = f"Harmless queries that {names[0]!r} makes refused more than {names[1]!r} ({measure}): "
     if change.isna().all():
         return f"<p>{visible(words)}not known before its replies, and those under its base, are sampled.</p>"
     if shown.empty:
         return f"<p>{visible(words)}none.</p>"
-    for column in ("before", "after"):
-        shown[column] = shown[column].map(_short)
-    return f"<p><b>{visible(words)}</b></p>{table(shown)}"
+    head = f"<p><b>{visible(words)}{share_of(len(shown), int(known.sum()))}</b></p>"
+    more = f"<details><summary>show all {len(shown):,}</summary>{tables.table_html(shown[N_EXAMPLES:])}</details>"
+    return head + tables.table_html(shown[:N_EXAMPLES]) + (more if len(shown) > N_EXAMPLES else "")

@@ -10,14 +10,14 @@ from typing import Any
 import ipywidgets as widgets
 import pandas as pd
 
-from drolab.figures import class_names
+from drolab.figures import class_names, tables
 from drolab.figures import rates as tradeoffs
 from drolab.files import write_file
 from drolab.judges import AnyJudge, HandJudge, disagreement, is_refusal, n_unanswered, refusal_words, verdicts
 from drolab.panels.base import Panel, PanelError
 from drolab.panels.controls import Controls, button, choice, labelled, named, pick, refill, row, several, share
 from drolab.panels.export_box import About, ExportBox, Offered
-from drolab.panels.markup import Cell, Spans, label, paragraph, side_by_side, table
+from drolab.panels.markup import Cell, Spans, label, paragraph, side_by_side
 from drolab.panels.picture import Picture
 from drolab.panels.responses.view import ONLY, narrowed, query_changes, query_label, query_rates, refusals_in_words
 
@@ -143,8 +143,8 @@ class ResponsePanel(Panel):
             text += f" Labels that were given to other responses than these, and do not count: {stale}."
         if self._n_unanswered:
             text += f" Responses that end before their answer begins, and are not judged: {self._n_unanswered:,}."
-        pairs = disagreement(self._verdicts)
-        known = table(pairs[pairs["n"] > 0])  # not those with the hand that has labelled nothing yet
+        pairs = disagreement(self._verdicts).query("n > 0")  # not those with the hand that has labelled nothing yet
+        known = tables.table_html(tables.worded(pairs))
         self.judged.value = paragraph(text) + f"<details><summary>how the judges agree</summary>{known}</details>"
 
     # ------------------------------------------------------------ what the user and other panels do

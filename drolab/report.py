@@ -1,0 +1,298 @@
+"""The report: one page of what a run found, made of what its notebooks saved.
+
+In order: what was saved, the page, what it says at its top (the answer in sentences, the verdict as a forest, what was
+not measured), and the notebooks' sections.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from drolab import export
+from drolab.errors import ExportError, TooFewError
+from drolab.figures import CONFIG, THEMES, VERDICT_LOOKS, explained, tables
+from drolab.files import write_file
+
+Listings = Mapping[str, Mapping[str, Any]]
+
+VERDICT = "07_verdict"
+"""The saved table of the decisions, see `claims.verdict`."""
+FIRST = {"04_projection": "shifts", "06_rates": "refusal rates", "07_tradeoff": "the trade-off"}
+"""The saved figures that stand at the top, and what each is of."""
+INSTEAD = "07_forest"
+"""The saved figure in whose place the forest stands, whose rows are those of the verdict's table."""
+LONG = 30
+"""Rows: a longer table is a file beside the page."""
+
+ANSWER = (
+    {
+        "queries are separable without a prompt": (
+            "the states of harmful and harmless queries can be told apart without a safety prompt"
+        ),
+        "safety prompts do not separate them better": "safety prompts do not make them easier to tell apart",
+    },
+    {
+        "safety prompts shift alike": "safety prompts move the states of all queries in similar directions",
+        "more alike than these controls": "these are more alike than those of messages without a word of safety",
+    },
+    {"the shift is along refusal": "safety prompts move the states along the direction of refusal"},
+    {
+        "refusals rise for harmful queries": "safety prompts make the model refuse harmful queries more often",
+        "refusals rise for harmless queries, too": "safety prompts make it refuse harmless queries more often",
+    },
+    {"DRO moves the classes apart": "the prompt that DRO trained moves the refusals of the two classes apart"},
+)
+"""The answer's five sentences: the text of a claim (see `evidence.claims`) → what it says, in words that can follow
+"whether". The claims themselves are not imported: with them comes torch, which no report needs."""
+SUPPORTED, NOT_SUPPORTED, TOO_LITTLE, CANNOT, BY_DESIGN = VERDICT_LOOKS
+_LEADS = {
+    SUPPORTED: "",
+    NOT_SUPPORTED: "it is not supported that ",
+    TOO_LITTLE: "there is too little data to say whether ",
+    CANNOT: "it cannot be tested here whether ",
+}
+
+
+# ---------------------------------------------------------------- what was saved
+
+
+def collect(out: Path) -> dict[str, dict[str, Any]]:
+    """Notebook → what its last cell listed (see `export.save_results`), in order.
+
+    Raises:
+        ExportError: no notebook has saved anything in `out`.
+    """
+    files = sorted((out / "numbers").glob("*.json"))
+    if not files:
+        raise ExportError(f"No results in {out}: run the notebooks' last cells with OUT set to it.")
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
+
+
+def decisions(out: Path, listings: Listings) -> pd.DataFrame:
+    """The verdict's table, see `claims.verdict`; no rows if no notebook saved one."""
+    if not any(VERDICT in listing["tables"] for listing in listings.values()):
+        return pd.DataFrame()
+    texts = dict.fromkeys(("claim", "under", "unit", "verdict", "reason"), str)
+    found = pd.read_csv(out / "tables" / f"{VERDICT}.csv", dtype=texts, keep_default_na=False, na_values=[""])
+    return found.fillna(dict.fromkeys(texts, ""))
+
+
+def _split(numbers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    """Numbers, and tables (lists of records); what the results are about is for the head and the manifest."""
+    shown = {name: value for name, value in numbers.items() if name != "about"}
+    records = {name: pd.DataFrame(value) for name, value in shown.items() if isinstance(value, list)}
+    return {name: value for name, value in shown.items() if name not in records}, records
+
+
+# ---------------------------------------------------------------- the page
+
+
+def write_report(out: Path, listings: Listings) -> Path:
+    """Write `report.html`, `key_numbers.json` and `manifest.json` from what notebooks saved in `out` (see `collect`).
+
+    The page needs no other file to show all that it has. Links lead to CSV files beside it.
+    """
+    numbers = {notebook: listing["numbers"] for notebook, listing in listings.items()}
+    export.save_numbers(out, "key_numbers", numbers)
+    about = {key: value for found in numbers.values() for key, value in found.get("about", {}).items()}
+    model = {key: about.pop(key, None) for key in ("model", "fingerprint")}
+    seed = about.pop("seed", 0)
+    page = write_file(out / "report.html", _page(out, listings, model))
+    export.manifest(out, model=model, settings=about, seed=seed)
+    return page
+
+
+def _page(out: Path, listings: Listings, model: Mapping[str, Any]) -> str:
+    import jinja2
+    from plotly.offline import get_plotlyjs
+
+    verdict = decisions(out, listings)
+    sections = [_section(out, notebook, listing) for notebook, listing in listings.items()]
+    drawn = {figure["name"]: figure for section in sections for figure in section["figures"]}
+    dark = {THEMES["light"][part]: THEMES["dark"][part] for part in reversed(THEMES["light"])}  # ink's and paper's win
+    # What cannot be seen, such as marks that turn the reading direction, becomes a space; jinja escapes the rest.
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: _printable(value) if type(value) is str else value,
+    )
+    template = (resources.files("drolab") / "assets" / "report.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        model=model,
+        organism=model["model"] == "demo",
+        made=_made(),
+        answer=answer(verdict),
+        forest=_forest(verdict),
+        first=[drawn[name] for name in FIRST if name in drawn],
+        unmeasured=list(_unmeasured(out, listings, verdict)),
+        sections=sections,
+        first_names=list(FIRST),
+        themes=THEMES,
+        dark_colors=dark,
+        config=CONFIG,
+        explained=explained,
+        plotlyjs=get_plotlyjs(),
+    )
+
+
+def _made() -> str:
+    """When, and with what."""
+    commit = export.commit()
+    versions = {"Python": platform.python_version(), **export.versions()}
+    versions["drolab"] += f" (commit {commit})" if commit else ""
+    return f"{datetime.now(UTC):%Y-%m-%d}, " + ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+# ---------------------------------------------------------------- the top
+
+
+def answer(verdict: pd.DataFrame) -> list[str]:
+    """A verdict in five sentences, of which none says more than the decisions do; one, if there is no verdict.
+
+    Args:
+        verdict: `Verdict.table` of `claims.verdict`.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from drolab import report
+        >>> row = {"claim": "the shift is along refusal", "under": "", "estimate": 0.812, "low": 0.775, "high": 0.843,
+        ...        "unit": "cosine", "verdict": "supported"}
+        >>> report.answer(pd.DataFrame([row]))[2]
+        'Safety prompts move the states along the direction of refusal (cosine 0.812 [0.775, 0.843]).'
+    """
+    if verdict.empty:
+        return ["Nothing is decided: notebook 07, which comes to the verdict, has saved none here."]
+    return [_sentence("; ".join(_parts(verdict, words))) for words in ANSWER]
+
+
+def _parts(verdict: pd.DataFrame, words: Mapping[str, str]) -> list[str]:
+    """Of a sentence: for each claim, and each decision on it, what it says, with the numbers that it rests on."""
+    parts = []
+    for claim, says in words.items():
+        rows = _rows(verdict, claim)
+        for decision, alike in rows.groupby("verdict", sort=False):
+            where = "" if len(alike) == len(rows) else f"under {' and '.join(alike['under'])}, "
+            parts.append(where + _LEADS[str(decision)] + says + _numbers(alike))
+    return parts or [f"it was not asked whether {next(iter(words.values()))}"]
+
+
+def _rows(verdict: pd.DataFrame, claim: str) -> pd.DataFrame:
+    """The claim's rows, per judge or controls; of several trained prompts each has its name behind the claim's text."""
+    return verdict[verdict["claim"].str.startswith(claim)]
+
+
+def _numbers(rows: pd.DataFrame) -> str:
+    """Of rows of one claim: the unit, and each estimate, behind its judge or controls if there are several."""
+    known = rows[rows["estimate"].notna()]
+    found = [f"{row.under}: " * (len(known) > 1) + _estimate(row) for row in known.itertuples()]
+    return f" ({known['unit'].iloc[0]}{', ' if len(known) > 1 else ' '}{', '.join(found)})" if found else ""
+
+
+def _estimate(row: Any) -> str:
+    sign = row.unit.startswith(("change", "difference"))
+    return tables.interval_words(row.estimate, row.low, row.high, sign=sign)
+
+
+def _forest(verdict: pd.DataFrame) -> dict[str, Any]:
+    """The verdict's table with a picture in each row: where its numbers lie on the axis that all rows of a unit share,
+    in percent, and what stands at the ends of this axis."""
+    if verdict.empty:
+        return {}
+    numbers = verdict[["estimate", "low", "high", "null_low", "null_high", "threshold"]]
+    start, end = (getattr(numbers, side)(axis=1).groupby(verdict["unit"]).transform(side) for side in ("min", "max"))
+    places = 20 + 60 * numbers.sub(start, axis=0).div((end - start).replace(0, 1), axis=0)
+    pictures = places.round(2).assign(
+        start=start.map(tables.number_text),
+        end=end.map(tables.number_text),
+        color=verdict["verdict"].map(lambda decision: VERDICT_LOOKS[decision]["color"]),
+    )
+    under = verdict["under"].map(lambda name: f" ({name})" if name else "")
+    shown = {
+        "claim": verdict["claim"] + under,
+        "decision": verdict["verdict"],
+        "estimate [95 %]": verdict["unit"] + " " + [_estimate(row) for row in verdict.itertuples()],
+        "must be": verdict["side"].map({1: "above ", -1: "below "}) + verdict["threshold"].map("{:g}".format),
+        "n": verdict["n"],
+    }
+    return _table(pd.DataFrame(shown), "") | {"pictures": pictures.to_dict("records")}
+
+
+def _unmeasured(out: Path, listings: Listings, verdict: pd.DataFrame) -> Iterator[str]:
+    """What was not measured and why, and what is known against the rest, in sentences."""
+    for claim, says in () if verdict.empty else [item for words in ANSWER for item in words.items()]:
+        rows = _rows(verdict, claim)
+        if rows.empty:
+            yield f"It was not asked whether {says}: the verdict has no row of it."
+        for row in rows[rows["verdict"] == CANNOT].itertuples():
+            yield _sentence(f"it cannot be tested whether {says}{f' ({row.under})' * bool(row.under)}: {row.reason}")
+    saved = {name for listing in listings.values() for name in listing["figures"]}
+    for name, what in FIRST.items():
+        if name not in saved:
+            yield f"The figure of {what} is missing: notebook {name[:2]} has not saved it."
+    for copy in sorted((out / "notebooks").glob("*.ipynb")):
+        cells = json.loads(copy.read_text(encoding="utf-8"))["cells"]
+        for found in (output for cell in cells for output in cell.get("outputs", ())):
+            if found.get("ename") == TooFewError.__name__:
+                yield _sentence(f"notebook {copy.stem} ended early: {found['evalue']}")
+    for notebook, listing in listings.items():
+        if (problems := listing["numbers"].get("problems", "none known")) != "none known":
+            yield _sentence(f"notebook {notebook} says of its own results: {problems}")
+
+
+# ---------------------------------------------------------------- the notebooks' sections
+
+
+def _section(out: Path, notebook: str, listing: Mapping[str, Any]) -> dict[str, Any]:
+    scalars, found = _split(listing["numbers"])
+    found = {name: table for name, table in found.items() if f"{notebook}_{name}" != VERDICT and len(table)}
+    captions = listing.get("captions", {})
+    files = [f"figures/{name}.{kind}" for name in listing["figures"] for kind in ("html", "csv")]
+    files = [file for file in files if (out / file).is_file()]
+    files += [f"tables/{name}.csv" for name in listing["tables"]]
+    for name, table in found.items():
+        file = f"{notebook}_{re.sub('[^a-z0-9]+', '_', name.lower())[:60]}"
+        if len(table) > LONG and file not in listing["tables"]:
+            files.append(f"tables/{export.save_table(table, out / 'tables', file).name}")
+    return {
+        "notebook": notebook,
+        "title": listing["title"],
+        "numbers": {name: tables.number_text(value) for name, value in scalars.items()},
+        "figures": [
+            _figure(out, name, captions.get(name.removeprefix(f"{notebook}_"), ""))
+            for name in listing["figures"]
+            if name != INSTEAD
+        ],
+        "tables": [
+            _table(table, captions.get(name, _sentence(name))) for name, table in found.items() if len(table) <= LONG
+        ],
+        "files": files,
+    }
+
+
+def _figure(out: Path, name: str, caption: str) -> dict[str, str]:
+    content = (out / "figures" / f"{name}.json").read_text(encoding="utf-8")
+    return {"name": name, "caption": caption, "content": content.replace("<", "\\u003c")}  # it stands in a <script>
+
+
+def _table(table: pd.DataFrame, caption: str) -> dict[str, Any]:
+    words = tables.worded(table)
+    words = words.loc[:, (words != tables.MISSING).any()]  # such as notes of which there are none
+    return {"caption": caption, "columns": list(words.columns), "rows": words.to_numpy().tolist()}
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "." * (text[-1:] not in ".?!…")
