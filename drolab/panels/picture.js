@@ -2,6 +2,7 @@
 // outlines, a path), each a path into the content and a value. Python sends what differs; views follow.
 
 const HEIGHT = 450;  // where the layout has none
+const LARGEST = 130_000;  // characters of a picture that is kept: 100 kB
 const loaded = (globalThis.drolabPlotly ??= new Map());  // version → plotly.js, once for all figures of a page
 
 const library = async (model) => {
@@ -49,11 +50,12 @@ const keepRanges = (last, layout) => {
     if (autorange && !layout[name]?.range) layout[name] = { range, autorange, ...layout[name] };
 };
 
-const editsOf = (figure, event) => Object.entries(event).flatMap(([name, value]) => {
-  const axis = name.match(/^(.axis\d*)\.(auto)?range/)?.[1];
-  if (axis) return ["range", "autorange"].map(one => [["layout", axis, one], figure.layout[axis][one]]);
-  const [list] = name.split("[");
-  return [list === name ? [["layout", ...name.split(".")], value] : [["layout", list], figure.layout[list]]];
+// What an event of plotly.js says has changed, lists as a whole, and a range with what else an axis knows of it.
+const editsOf = (figure, event) => Object.keys(event).flatMap((name) => {
+  const path = ["layout", ...name.split("[")[0].split(".")];
+  const last = path.pop(), names = /^(auto)?range$/.test(last) ? ["range", "autorange"] : [last];
+  const part = path.reduce((part, name) => part[name], figure);
+  return names.map(name => [[...path, name], part[name]]);
 });
 
 // JupyterLab takes an arrow key in a list for the way to another cell, unless the control says that it wants its keys.
@@ -85,10 +87,11 @@ export default () => {
   const follow = (message, buffers) => {
     for (const [path, ...value] of unpacked(message.changes, buffers)) put(content, path, value);
     edit(message.edits);
+    if (message.changes.length) for (const view of views) view.keep();
   };
 
   const makeView = (model, place) => {
-    let plotly, width, asked, held;
+    let plotly, width, asked, held, quiet, stale, kept = "";
 
     const drawNow = async () => {
       asked = undefined;
@@ -104,20 +107,40 @@ export default () => {
       const first = !place.on;
       await plotly.react(place, shown.data, layout, model.get("_config"));
       place.style.minHeight = "";
-      if (first) listen();
+      if (!first) return;
+      listen();
+      view.keep();
     };
 
     // To draw while the mouse draws, or plotly.js still looks what is inside (50 ms), would end a lasso.
-    place.addEventListener("pointerdown", () => {
-      held = true;
-      const release = () => setTimeout(() => { held = false; view.draw(); }, 100);
-      for (const end of ["pointerup", "pointercancel"]) window.addEventListener(end, release, { once: true });
-    });
+    const gone = new AbortController();
+    const release = () => setTimeout(() => { held = false; view.draw(); }, 100);
+    place.addEventListener("pointerdown", () => { held = true; });
+    for (const end of ["pointerup", "pointercancel"])
+      window.addEventListener(end, () => { if (held) release(); }, { signal: gone.signal });
 
-    const view = { draw: () => { asked ??= requestAnimationFrame(drawNow); } };
+    // The picture of a figure that has been left alone for a while. One with WebGL would take contexts from the others
+    // on the page, of which there are 16.
+    const keepNow = async () => {
+      if (!model.get("_keeps") || !place.clientWidth) return;
+      stale = false;
+      const webgl = content.data.some(trace => trace.type?.endsWith("gl"));
+      const size = { format: "webp", width, height: place.layout.height };
+      let image = webgl ? "" : await plotly.toImage(place, size);
+      if (image.length > LARGEST) image = "";
+      if (image === kept) return;
+      kept = image;
+      model.send({ event: "kept", image });
+    };
+
+    const view = {
+      draw: () => { asked ??= requestAnimationFrame(drawNow); },
+      keep: () => { clearTimeout(quiet); stale = true; quiet = setTimeout(keepNow, 1500); },
+    };
 
     const tell = (changes) => {
       edit(changes, view);
+      view.keep();
       model.send({ event: "edit", edits: changes });
     };
 
@@ -142,10 +165,13 @@ export default () => {
     const observer = new ResizeObserver(() => {
       keepKeys(place);
       if (place.clientWidth !== width) view.draw();
+      if (stale) view.keep();  // it may have been hidden when its time came
     });
     observer.observe(place);
     view.remove = () => {
+      gone.abort();
       observer.disconnect();
+      clearTimeout(quiet);
       views.delete(view);
       plotly?.purge(place);
     };

@@ -54,12 +54,16 @@ class Picture(anywidget.AnyWidget):
     _config = traitlets.Dict({**CONFIG, "responsive": False}).tag(sync=True)
     _state = traitlets.Any().tag(sync=True, to_json=lambda _, picture: picture._whole())
     """Never set: what is sent is made when it is asked for."""
+    _keeps = traitlets.Bool(False).tag(sync=True)
     _hovered: Any = traitlets.List().tag(sync=True)
 
     def __init__(self, figure: go.Figure | Mapping[str, Any] | None = None) -> None:
         self._content = figure if isinstance(figure, Mapping) else content_of(figure or go.Figure())
         self._edits: dict[tuple[str | int, ...], Any] = {}
         self._points_callback: PointsCallback | None = None
+        self.kept = ""
+        """What it looked like last, as a `data:` address of an image; empty if no page has said so."""
+        self._kept_callback: Callable[[], None] = lambda: None
         super().__init__()
         self.on_msg(lambda _, message, buffers: self.receive(message))
 
@@ -117,12 +121,21 @@ class Picture(anywidget.AnyWidget):
         """
         self._points_callback = callback
 
+    def on_kept(self, callback: Callable[[], None]) -> None:
+        """From now on let the browser say what the figure looks like, and call `callback()` when `kept` is another."""
+        self._kept_callback, self._keeps = callback, True
+
     def receive(self, message: Mapping[str, Any]) -> None:
         """Take what the browser tells: {"event": click, hover, unhover or deselect, "points": (trace, point) numbers},
-        or {"event": "edit", "edits": (path, value) pairs}.
+        {"event": "edit", "edits": (path, value) pairs}, or {"event": "kept", "image": address}.
 
         A selection is known by the outlines that the user drew, whatever their number of points.
         """
+        if message["event"] == "kept":
+            if re.fullmatch(r"(data:image/\w+;base64,[\w+/=]+)?", message["image"]) and message["image"] != self.kept:
+                self.kept = message["image"]
+                self._kept_callback()
+            return
         edits = {tuple(path): value for path, value in message.get("edits", [])}
         self._edits |= edits
         if self._points_callback is None:
