@@ -136,7 +136,8 @@ class Picture(anywidget.AnyWidget):
                 self.kept = message["image"]
                 self._kept_callback()
             return
-        edits = {tuple(path): value for path, value in message.get("edits", [])}
+        n = len(self._content["data"])  # there may be fewer traces than when the user clicked
+        edits = {tuple(path): value for path, value in message.get("edits", []) if path[0] != "data" or path[1] < n}
         self._edits |= edits
         if self._points_callback is None:
             return
@@ -162,9 +163,10 @@ class Picture(anywidget.AnyWidget):
     def _change(self, content: Mapping[str, Any], *, keep_edits: bool) -> None:
         last, self._content = self._content, content
         changes = list(_differences(last, content))
-        gone = [edit for edit in self._edits if not keep_edits or any(_meet(path, edit) for path, *_ in changes)]
+        edits = list(self._edits)  # the user may add to them meanwhile
+        gone = [edit for edit in edits if not keep_edits or any(_meet(path, edit) for path, *_ in changes)]
         for edit in gone:
-            del self._edits[edit]
+            self._edits.pop(edit, None)
         self._tell(changes, [[edit] for edit in gone])
 
     def _tell(self, changes: list[Any], edits: list[Any]) -> None:
@@ -190,7 +192,7 @@ def packed(part: Any, buffers: list[memoryview]) -> Any:
         return {name: packed(value, buffers) for name, value in part.items()}
     if isinstance(part, (list, tuple)):
         return [packed(value, buffers) for value in part]
-    if isinstance(part, np.ndarray) and part.dtype.kind in "fiu" and part.ndim in (1, 2):
+    if isinstance(part, np.ndarray) and part.dtype.kind in "fiu" and part.ndim in (1, 2) and part.size:
         kind = "f4" if part.dtype == np.float32 else "f8"
         buffers.append(np.ascontiguousarray(part, dtype=kind).data.cast("B"))
         return {"$array": [len(buffers) - 1, kind, *part.shape]}

@@ -117,7 +117,7 @@ def test_what_json_cannot_say_is_sent_as_plotly_says_it() -> None:
     assert as_sent(values) == [None, 0.5, 3, True, "2024-07-01T00:00:00", ["a", None], ["2024-07-01T00:00:00"]]
     arrays = [np.array([[1, 2, 3], [4, 5, 6]]), np.array([2**40]), np.arange(6.0)[::2]]
     assert as_sent(arrays) == [[[1, 2, 3], [4, 5, 6]], [2**40], [0, 2, 4]]
-    assert as_sent(np.array([True, False])) == [True, False]
+    assert as_sent([np.array([True, False]), np.array([])]) == [[True, False], []]
 
 
 def test_what_the_user_did_stays_where_two_figures_agree(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,9 @@ def test_points_and_outlines_reach_python() -> None:
     picture = Picture({"data": [trace, trace], "layout": {}})
     heard: list[Any] = []
     picture.on_points(lambda *what: heard.append(what))
-    picture.receive({"event": "edit", "edits": [(["data", 0, "visible"], "legendonly")]})
+    gone = (["data", 9, "visible"], "legendonly")
+    picture.receive({"event": "edit", "edits": [(["data", 0, "visible"], "legendonly"), gone]})
+    assert [trace.visible for trace in picture.data] == ["legendonly", None]
     box = {"type": "rect", "x0": 0.5, "x1": 2.5, "y0": 0, "y1": 3}
     picture.receive({"event": "edit", "edits": [(["layout", "selections"], [box])]})
     picture._hovered = [[1, 2]]
