@@ -122,7 +122,7 @@ export default () => {
     // The picture of a figure that has been left alone for a while. One with WebGL would take contexts from the others
     // on the page, of which there are 16.
     const keepNow = async () => {
-      if (!model.get("_keeps") || !place.clientWidth) return;
+      if (!model.get("_keeps") || !place.on || !place.clientWidth) return;  // not drawn yet, or hidden
       stale = false;
       const webgl = content.data.some(trace => trace.type?.endsWith("gl"));
       const size = { format: "webp", width, height: place.layout.height };

@@ -244,7 +244,7 @@ class TestRefusalDirection(Notebook):
         until(page, lambda: any("<img src=x" in name for name in legend(lab)))
         until(page, lambda: python(page, "print(lab.job.running)") == "False")
         watched.screenshot("04_prompt_lab")
-        assert lab.locator("img").count() == 0
+        assert lab.locator(".jupyter-widgets img").count() == 0
 
 
 class TestDRO(Notebook):
