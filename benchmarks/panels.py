@@ -67,13 +67,10 @@ def updates(panel: panels.ProjectionPanel) -> dict[str, list[Callable[[], object
         return [lambda value=value: setattr(controls[name], "value", value) for value in wanted]
 
     def event(name: str) -> Callable[[], object]:
-        points = {"trace_indexes": [0], "point_indexes": [3], "xs": [0], "ys": [0]}
-        return lambda: setattr(
-            panel.picture, "_js2py_pointsCallback", {"event_type": f"plotly_{name}", "points": points}
-        )
+        return lambda: panel.picture.receive({"event": name, "points": [(0, 3)]})
 
-    outline = {"selections": [{"type": "path", "path": "M0,2L3,2L3,-1L0,-1Z"}]}
-    message = {"relayout_data": outline, "source_view_id": ""}
+    outline = {"type": "path", "path": "M0,2L3,2L3,-1L0,-1Z"}
+    message = {"event": "edit", "edits": [(("layout", "selections"), [outline])]}
     return {
         "prompts": values("prompts", ("none", "mine"), PROMPTS),
         "colour": values("color", "refusal_rate", "category", "prompt"),
@@ -82,7 +79,7 @@ def updates(panel: panels.ProjectionPanel) -> dict[str, list[Callable[[], object
         "arrows": values("arrows", False, True),
         "theme": values("theme", "dark", "light"),
         "hover": [event("hover"), event("unhover")],
-        "lasso": [lambda: setattr(panel.picture, "_js2py_relayout", message), event("deselect")],
+        "lasso": [lambda: panel.picture.receive(message), event("deselect")],
         "find": [controls["find"].click, controls["clear"].click],
     }
 

@@ -82,6 +82,8 @@ def as_page(output: nbformat.NotebookNode, source: str) -> nbformat.NotebookNode
     """A figure becomes data for static/figures.js, a panel a pointer to its page, and a bar at its end nothing."""
     kinds = output.get("data", {})
     panel = re.search(r"panels\.(\w+)\(", source)
+    if "drolab-kept" in kinds.get("text/html", ""):  # what a saved notebook shows without a kernel
+        return None
     if PLOTLY in kinds:
         figure = json.dumps(kinds[PLOTLY]).replace("</", r"<\/")
         output.data = {"text/html": f'<div class="figure"><script type="application/json">{figure}</script></div>'}

@@ -334,15 +334,18 @@ def query_path(points: pd.DataFrame, *, baseline: str = NO_PROMPT, theme: str = 
     """
     ink = theme_colors(theme)["ink"]
     start = points[points["prompt"] == baseline]
-    shapes: list[dict[str, Any]] = []
+    rings, lines = [], []
     for row in points.itertuples():
         ring = {"type": "circle", "xanchor": row.x, "yanchor": row.y, "xsizemode": "pixel", "ysizemode": "pixel"}
-        shapes.append({**ring, "x0": -9, "x1": 9, "y0": -9, "y1": 9, "line": {"color": ink, "width": 2}})
+        rings.append({**ring, "x0": -9, "x1": 9, "y0": -9, "y1": 9, "line": {"color": ink, "width": 2}})
         if len(start) and row.prompt != baseline:
             ends = {"x0": start["x"].iloc[0], "y0": start["y"].iloc[0], "x1": row.x, "y1": row.y}
             label = {"text": short_name(row.prompt), "textposition": "end", "textangle": 0, "font": {"size": 12}}
-            shapes.append({"type": "line", **ends, "line": {"color": ink, "width": 1.6}, "label": label})
-    return shapes
+            lines.append({"type": "line", **ends, "line": {"color": ink, "width": 1.6}, "label": label})
+    # A line comes last, if need be from a point to itself: after a shape with sizes in pixels, plotly.js takes the
+    # outline of a lasso for pixels, too.
+    dots = [{"type": "line", "x0": row.x, "y0": row.y, "x1": row.x, "y1": row.y} for row in points.tail(1).itertuples()]
+    return [*rings, *(lines or dots)]
 
 
 def plane_box(points: pd.DataFrame) -> Box:

@@ -4,10 +4,11 @@ A panel computes nothing by itself: it calls library functions with the values o
 back. It works without a browser too: setting a control's `.value` or calling a button's `.click()` does what a user's
 hand does, and `.result()` gives the numbers that are shown.
 
-In order: `markup` (text and tables as harmless HTML), `controls` (labelled controls and rows of them), `base` (`Panel`,
-and `Job`, long work in a thread), `picture` (a figure that sends only what changed), `export_box` (the box at the end
-of every panel). Then the panels: `explore` (any figure; tabs) and `board` in a file each; `projection`, `prompt_lab`,
-`dro` and `responses` in a folder each, with a `view` (what is shown, without widgets) and a `panel` (the widgets).
+In order: `markup` (text and tables as harmless HTML), `controls` (labelled controls and rows of them), `picture` (a
+figure that sends only what changed; `picture.js` draws it), `kept` (what stands in a panel's place without a kernel),
+`base` (`Panel`, and `Job`, long work in a thread), `export_box` (the box at the end of every panel). Then the panels:
+`explore` (any figure; tabs) and `board` in a file each; `projection`, `prompt_lab`, `dro` and `responses` in a folder
+each, with a `view` (what is shown, without widgets) and a `panel` (the widgets).
 """
 
 from drolab.panels.base import Job, Panel, PanelError, Stopped

@@ -23,6 +23,7 @@ from IPython.core.getipython import get_ipython
 from drolab.errors import DrolabError
 from drolab.figures import PALETTE
 from drolab.panels.controls import STYLE, button, row
+from drolab.panels.kept import keep
 
 T = TypeVar("T")
 
@@ -54,6 +55,10 @@ class Panel(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
         """Held while a callback runs, so that a job's thread and the user's hand never draw at once."""
         self._filling = False
         super().__init__([row(*self.controls.values()), self.caution, self.message, *body])
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        keep(self)
+        return super()._repr_mimebundle_(**options)
 
     def values(self) -> dict[str, Any]:
         """The present value of each control that has one."""

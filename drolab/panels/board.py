@@ -7,7 +7,6 @@ from typing import Any
 
 import ipywidgets as widgets
 import pandas as pd
-import plotly.graph_objects as go
 
 from drolab import figures
 from drolab.evidence import comparison
@@ -133,7 +132,7 @@ class Board(Panel):
 
     def offer(self) -> Offered:
         """What an export writes."""
-        bars, plane = go.Figure(self.bars), go.Figure(self.plane)
+        bars, plane = self.bars.figure, self.plane.figure
         return {"rates": (bars, self._rates), "tradeoff": (plane, self._front), "comparisons": (None, self._tests)}
 
 

@@ -2,104 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import anywidget
 import ipywidgets as widgets
 import numpy as np
 import plotly
 import plotly.graph_objects as go
 import traitlets
-from plotly.basewidget import BaseFigureWidget
+from plotly.io.json import to_json_plotly
+from plotly.offline import get_plotlyjs
 
 from drolab.figures import CONFIG, escape, template_content
 
-MODULE = """
-const loaded = (globalThis.drolabPlotly ??= new Map());
-
-const library = async (model) => {
-  const id = model.get("_library").replace("IPY_MODEL_", "");
-  let holder;
-  for (let tries = 0; !holder && tries < 200; tries++) {  // after a reload it may come later than the figure
-    holder = await Promise.resolve().then(() => model.widget_manager.get_model(id)).catch(() => undefined);
-    if (!holder) await new Promise(resolve => setTimeout(resolve, 50));
-  }
-  const version = holder.get("version");
-  await new Promise(resolve => setTimeout(resolve, 100));  // first let the other figures come up
-  if (!loaded.has(version)) {
-    const code = new Blob([holder.get("code")], { type: "text/javascript" });
-    loaded.set(version, import(URL.createObjectURL(code)));
-  }
-  return (await loaded.get(version)).default;
-};
-
-const MESSAGES = ["addTraces", "deleteTraces", "moveTraces", "restyle", "relayout", "update", "animate",
-                  "removeLayoutProps", "removeTraceProps"].map(name => `_py2js_${name}`);
-
-const attach = async (context, early) => {
-  const { model } = context;
-  const made = (await library(model))();
-  await made.initialize(context);
-  for (const [name, listener] of early.listeners) model.off(`change:${name}`, listener);
-  for (const [name, message] of early.kept) {
-    model.set(name, null);
-    model.set(name, message);
-  }
-  return made;
-};
-
-// FigureWidget draws before it is on the page, 700 pixels wide, and then follows the window's size only. And JupyterLab
-// takes an arrow key in a list for the way to another cell, unless the control says that it wants its keys.
-const CONTROLS = "select, button, .noUi-handle, input[type=checkbox], summary";
-
-const settle = (place) => {
-  const fit = () => setTimeout(() => window.dispatchEvent(new Event("resize")), 50);
-  const observer = new ResizeObserver(() => {
-    const controls = place.closest(".jp-OutputArea-output")?.querySelectorAll(CONTROLS) ?? [];
-    for (const control of controls) control.setAttribute("data-lm-suppress-shortcuts", "true");
-    fit();
-  });
-  observer.observe(place);
-  document.addEventListener("plotlywidget-after-render", fit);
-  return () => {
-    observer.disconnect();
-    document.removeEventListener("plotlywidget-after-render", fit);
-  };
-};
-
-export default () => {
-  let figure;
-  return {
-    initialize(context) {
-      const early = { kept: [] };
-      const keep = name => () => {
-        const message = context.model.get(name);
-        if (message) early.kept.push([name, message]);
-      };
-      early.listeners = MESSAGES.map(name => [name, keep(name)]);
-      for (const [name, listener] of early.listeners) context.model.on(`change:${name}`, listener);
-      figure = attach(context, early);
-    },
-    render: async context => {
-      const made = await figure, remove = made.render(context), unsettle = settle(context.el);
-      return () => { unsettle(); remove(); };
-    },
-  };
-};
-"""
-
-
-CSS = """
-/* The outline of a selection would take the mouse, so that no second lasso could start in it. */
-.js-plotly-plot .selectionlayer * { pointer-events: none !important; }
-"""
+PointsCallback = Callable[[str, list[tuple[int, int]]], None]
 
 
 class PlotlyJS(widgets.Widget):  # type: ignore[misc]  # ipywidgets ships no types
     """Carries plotly's code to the page. It is not shown."""
 
-    code = traitlets.Unicode().tag(sync=True)
+    code = traitlets.Bytes().tag(sync=True)
     version = traitlets.Unicode().tag(sync=True)
 
 
@@ -109,129 +36,169 @@ _sent: list[PlotlyJS] = []
 def plotlyjs() -> PlotlyJS:
     """The one of this kernel."""
     if not _sent or _sent[0].comm is None:  # never made, or closed with all other widgets
-        code = BaseFigureWidget._esm
-        text = code.read_text(encoding="utf-8") if hasattr(code, "read_text") else str(code)
-        _sent[:] = [PlotlyJS(code=text, version=plotly.__version__)]
+        _sent[:] = [PlotlyJS(code=get_plotlyjs().encode("utf-8"), version=plotly.__version__)]
     return _sent[0]
 
 
-PointsCallback = Callable[[str, list[tuple[int, int]]], None]
+class Picture(anywidget.AnyWidget):
+    """A figure in a panel. `update_to` and `show` put another one in its place; what the user did in it (zoom, hidden
+    legend entries, the outline of a selection) is an edit, which stays where the two agree.
 
-
-class Picture(go.FigureWidget):  # type: ignore[misc]
-    """A figure in a panel. `show` puts another figure in its place; a page reload shows the present one.
-
-    FigureWidget tells the browser its whole state only on construction, and later changes as messages to the views
-    that exist: a view made later (a reload, a second view) would draw the first figure. So the synced state is brought
-    up to date whenever the whole of it is asked for. `_widget_data`, `_widget_layout` and `_data`, `_layout_obj` are
-    plotly's own private names (plotly 6 and 7); the browser test reloads the page to see that this still works.
+    A page that opens, or opens again, gets the whole state; those that are open get what changed.
     """
 
-    _esm = MODULE
-    _css = CSS
+    _esm = Path(__file__).with_suffix(".js")
+    # The outline of a selection would take the mouse, so that no second lasso could start in it.
+    _css = ".js-plotly-plot .selectionlayer * { pointer-events: none !important; }"
     _library = traitlets.Instance(PlotlyJS).tag(sync=True, **widgets.widget_serialization)
+    _config = traitlets.Dict({**CONFIG, "responsive": False}).tag(sync=True)
+    _state = traitlets.Any().tag(sync=True, to_json=lambda _, picture: picture._whole())
+    """Never set: what is sent is made when it is asked for."""
+    _keeps = traitlets.Bool(False).tag(sync=True)
+    _hovered: Any = traitlets.List().tag(sync=True)
 
     def __init__(self, figure: go.Figure | Mapping[str, Any] | None = None) -> None:
-        super().__init__(figure if figure is not None else go.Figure())
-        self._config = {**self._config, **CONFIG}  # type: ignore[has-type]
-        self._complete = True
-        self.open()
-        self._content = figure if isinstance(figure, Mapping) else None
+        self._content = figure if isinstance(figure, Mapping) else content_of(figure or go.Figure())
+        self._edits: dict[tuple[str | int, ...], Any] = {}
         self._points_callback: PointsCallback | None = None
+        self.kept = ""
+        """What it looked like last, as a `data:` address of an image; empty if no page has said so."""
+        self._kept_callback: Callable[[], None] = lambda: None
+        super().__init__()
+        self.on_msg(lambda _, message, buffers: self.receive(message))
 
     @traitlets.default("_library")
     def _default_library(self) -> PlotlyJS:
         return plotlyjs()
 
-    def open(self) -> None:
-        """Tell the browser of this widget: once it is complete, and not, as plotly does, empty and then in parts."""
-        if getattr(self, "_complete", False):
-            super().open()
+    @property
+    def figure(self) -> go.Figure:
+        """What is shown now, as zoomed and hidden by the user; a new figure each time."""
+        figure = go.Figure(self._content)
+        for path, value in self._edits.items():
+            part = figure
+            for name in path[:-1]:
+                part = part[name]
+            part[path[-1]] = value
+        return figure
+
+    @property
+    def data(self) -> Any:
+        """The traces of `figure`."""
+        return self.figure.data
+
+    @property
+    def layout(self) -> Any:
+        """The layout of `figure`."""
+        return self.figure.layout
 
     def show(self, figure: go.Figure) -> None:
-        """Replace everything. Zoom and hidden legend entries stay while `figure.layout.uirevision` is the same."""
-        self._content = None
-        with self.batch_update():
-            self.data = []  # type: ignore[var-annotated]
-            self.layout = figure.layout
-            self.add_traces(figure.data)
+        """Show another figure. Zoom and hidden legend entries stay while `figure.layout.uirevision` is the same."""
+        content = content_of(figure)
+        revisions = [each["layout"].get("uirevision") for each in (self._content, content)]
+        self._change(content, keep_edits=revisions[0] is not None and revisions[0] == revisions[1])
 
     def update_to(self, content: Mapping[str, Any]) -> None:
-        """Show `content`, plain `data` and `layout` as the figures' `…_content` give them, in place of the content
-        before: only what differs is sent. A trace of the same type and name in the same place is the same trace, with
-        its callbacks; from the first that is another one on they are made anew (plotly.js mixes up two traces of which
-        one becomes the other).
+        """Show `content`, plain `data` and `layout` as the figures' `…_content` give them: only what differs is sent.
 
-        What the user did since (zoom, hidden legend entries) stays, where the two contents agree.
+        A trace of the same type and name in the same place is the same trace. What the user did since (zoom, hidden
+        legend entries) stays, where the two contents agree.
         """
-        last, traces = self._content, content["data"]
-        if last is None or _numbered(last) != _numbered(content):
-            self.show(go.Figure(content))
-            self._content = content
-            return
-        pairs = list(zip(last["data"], traces, strict=False))
-        kept = next((i for i, (old, new) in enumerate(pairs) if not _same_trace(old, new)), len(pairs))
-        if kept < len(self.data):
-            self.data = self.data[:kept]
-        with self.batch_update():
-            for trace, (old, new) in zip(self.data, pairs, strict=False):
-                _assign_changes(trace, old, new)
-            _assign_changes(self.layout, last["layout"], content["layout"])
-        if kept < len(traces):
-            self.add_traces(traces[kept:])
-        self._content = content
+        self._change(content, keep_edits=True)
+
+    def relayout(self, changes: Mapping[str, Any]) -> None:
+        """Edit the layout as the user would: names as plotly.js writes them, such as `xaxis.range`, and values."""
+        edits = [(("layout", *name.split(".")), value) for name, value in changes.items()]
+        edits = [(path, value) for path, value in edits if self._edits.get(path) != value]
+        self._edits.update(edits)
+        self._tell([], edits)
 
     def on_points(self, callback: PointsCallback) -> None:
         """Call `callback(event, points)` when points are hovered, clicked or selected in the browser.
 
         Args:
             callback: `event` is hover, unhover, click, selected or deselect, `points` are (trace, point) numbers.
-                It takes the place of the traces' own `on_hover`, `on_selection` and so on: these restyle every trace
-                on a selection, each a redraw, and a selection is lost when the kernel is busy with a hover.
         """
         self._points_callback = callback
 
-    @traitlets.observe("_js2py_pointsCallback")
-    def _handler_js2py_pointsCallback(self, change: Any) -> None:  # noqa: N802 - plotly's name
-        message = change["new"]
-        if self._points_callback is None or not message:
-            super()._handler_js2py_pointsCallback(change)
-            return
-        event, points = message["event_type"].removeprefix("plotly_"), message["points"]
-        if event != "selected":  # see below
-            numbers = list(zip(points["trace_indexes"], points["point_indexes"], strict=True))
-            self._points_callback(event, numbers)
-        self._js2py_pointsCallback = None
+    def on_kept(self, callback: Callable[[], None]) -> None:
+        """From now on let the browser say what the figure looks like, and call `callback()` when `kept` is another."""
+        self._kept_callback, self._keeps = callback, True
 
-    @traitlets.observe("_js2py_relayout")
-    def _handler_js2py_relayout(self, change: Any) -> None:
-        """A selection is known by the outlines that the user drew: the message with the points may never come, as the
-        next hover overwrites it while the kernel is busy."""
-        outlines = ((change["new"] or {}).get("relayout_data") or {}).get("selections")
-        super()._handler_js2py_relayout(change)
-        if outlines and self._points_callback is not None:
+    def receive(self, message: Mapping[str, Any]) -> None:
+        """Take what the browser tells: {"event": click, hover, unhover or deselect, "points": (trace, point) numbers},
+        {"event": "edit", "edits": (path, value) pairs}, or {"event": "kept", "image": address}.
+
+        A selection is known by the outlines that the user drew, whatever their number of points.
+        """
+        if message["event"] == "kept":
+            if re.fullmatch(r"(data:image/\w+;base64,[\w+/=]+)?", message["image"]) and message["image"] != self.kept:
+                self.kept = message["image"]
+                self._kept_callback()
+            return
+        n = len(self._content["data"])  # there may be fewer traces than when the user clicked
+        edits = {tuple(path): value for path, value in message.get("edits", []) if path[0] != "data" or path[1] < n}
+        self._edits |= edits
+        if self._points_callback is None:
+            return
+        if message["event"] != "edit":
+            self._points_callback(message["event"], [(trace, point) for trace, point in message["points"]])
+        elif outlines := edits.get(("layout", "selections")):
             self._points_callback("selected", self._points_in(outlines))
+
+    @traitlets.observe("_hovered")
+    def _hover(self, change: Any) -> None:
+        self.receive({"event": "hover" if change.new else "unhover", "points": change.new})
 
     def _points_in(self, outlines: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
         found = []
-        for number, trace in enumerate(self.data):
-            if trace.visible in (None, True) and trace.x is not None and "markers" in (trace.mode or ""):
-                x, y = np.asarray(trace.x, dtype=float), np.asarray(trace.y, dtype=float)
+        for number, trace in enumerate(self._content["data"]):
+            visible = self._edits.get(("data", number, "visible"), trace.get("visible", True))
+            if visible is True and "markers" in trace.get("mode", "") and trace.get("x") is not None:
+                x, y = np.asarray(trace["x"], dtype=float), np.asarray(trace["y"], dtype=float)
                 inside = np.any([points_inside(outline, x, y) for outline in outlines], axis=0)
                 found += [(number, int(point)) for point in np.flatnonzero(inside)]
         return found
 
-    def get_state(self, key: Any = None, drop_defaults: bool = False) -> Any:
-        if key is None and hasattr(self, "_layout_obj"):
-            # Past the traits' notification: that would send everything to the views that are up to date.
-            self._trait_values["_widget_data"] = self._data
-            self._trait_values["_widget_layout"] = self._layout_obj._props
-        return super().get_state(key, drop_defaults)
+    def _change(self, content: Mapping[str, Any], *, keep_edits: bool) -> None:
+        last, self._content = self._content, content
+        changes = list(_differences(last, content))
+        edits = list(self._edits)  # the user may add to them meanwhile
+        gone = [edit for edit in edits if not keep_edits or any(_meet(path, edit) for path, *_ in changes)]
+        for edit in gone:
+            self._edits.pop(edit, None)
+        self._tell(changes, [[edit] for edit in gone])
+
+    def _tell(self, changes: list[Any], edits: list[Any]) -> None:
+        """Each change and edit is a path and a value, or only a path where there is nothing any more."""
+        buffers: list[memoryview] = []
+        if changes or edits:
+            self.send({"changes": packed(changes, buffers), "edits": packed(edits, buffers)}, buffers)
+
+    def _whole(self) -> dict[str, Any]:
+        buffers: list[memoryview] = []
+        content = packed(self._content, buffers)
+        return {"content": content, "edits": packed(list(self._edits.items()), buffers), "buffers": buffers}
 
 
 def content_of(figure: go.Figure) -> dict[str, Any]:
     """A figure as plain data and layout for `Picture.update_to`, its arrays as arrays."""
     return {"data": [trace.to_plotly_json() for trace in figure.data], "layout": figure.layout.to_plotly_json()}
+
+
+def packed(part: Any, buffers: list[memoryview]) -> Any:
+    """Part of a content for JSON: arrays of numbers go into `buffers`, and `{"$array": …}` stands for them."""
+    if isinstance(part, Mapping):
+        return {name: packed(value, buffers) for name, value in part.items()}
+    if isinstance(part, (list, tuple)):
+        return [packed(value, buffers) for value in part]
+    if isinstance(part, np.ndarray) and part.dtype.kind in "fiu" and part.ndim in (1, 2) and part.size:
+        kind = "f4" if part.dtype == np.float32 else "f8"
+        buffers.append(np.ascontiguousarray(part, dtype=kind).data.cast("B"))
+        return {"$array": [len(buffers) - 1, kind, *part.shape]}
+    if part is None or isinstance(part, (str, int)) or (isinstance(part, float) and math.isfinite(part)):
+        return part
+    return json.loads(to_json_plotly(part))  # times, numpy's and pandas' values; NaN is null
 
 
 def placeholder(words: str) -> dict[str, Any]:
@@ -255,27 +222,37 @@ def points_inside(outline: Mapping[str, Any], x: np.ndarray, y: np.ndarray) -> n
     return inside
 
 
-def _numbered(content: Mapping[str, Any]) -> set[str]:
-    """The parts of a layout that a figure may have several of, such as xaxis5 and legend2: plotly makes them only as a
-    whole."""
-    return {name for name in content["layout"] if name[-1].isdigit()}
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """[path, value] of all that differs between two contents, [path] of what is gone."""
+    last, traces = old["data"], new["data"]
+    for number, trace in enumerate(traces):
+        if number < len(last) and _same_trace(last[number], trace):
+            yield from _changed(last[number], trace, ["data", number])
+        else:
+            yield [["data", number], trace]
+    for number in reversed(range(len(traces), len(last))):
+        yield [["data", number]]
+    yield from _changed(old["layout"], new["layout"], ["layout"])
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any], path: list[str | int]) -> Iterator[list[Any]]:
+    for name in {**old, **new}:
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _changed(before, after, [*path, name])
+        elif after is None and before is not None:
+            yield [[*path, name]]
+        elif before is not after and not _same(before, after):
+            yield [[*path, name], after]
 
 
 def _same_trace(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return all(old.get(name) == new.get(name) for name in ("type", "name"))
 
 
-def _assign_changes(target: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Set the properties of a trace or layout that differ between two descriptions of it."""
-    for name in {**old, **new}:
-        before, after = old.get(name), new.get(name)
-        if before is after:
-            continue
-        # Leaf by leaf, also where all of it comes or goes: plotly refuses `line` and `line.color` in one message.
-        if isinstance(before, Mapping) or isinstance(after, Mapping):
-            _assign_changes(target[name], before or {}, after or {})
-        elif not _same(before, after):
-            target[name] = after
+def _meet(change: Sequence[str | int], edit: Sequence[str | int]) -> bool:
+    """Whether a change is of what was edited, of a part of it, or of what has it as a part."""
+    return all(a == b or {a, b} == {"range", "autorange"} for a, b in zip(change, edit, strict=False))
 
 
 def _same(a: Any, b: Any) -> bool:

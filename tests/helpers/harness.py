@@ -131,8 +131,9 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 @contextmanager
-def jupyterlab(folder: Path, work: Path) -> Iterator[str]:
-    """JupyterLab on the folder `work`, with settings and a kernel of its own in `folder`; yields its address."""
+def jupyterlab(folder: Path, work: Path, app: str = "jupyterlab") -> Iterator[str]:
+    """JupyterLab (or `app`: "notebook", Notebook 7) on the folder `work`, with settings and a kernel of its own in
+    `folder`; yields its address."""
     pages = folder / "config" / "labconfig"
     pages.mkdir(parents=True)
     silent = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
@@ -146,8 +147,9 @@ def jupyterlab(folder: Path, work: Path) -> Iterator[str]:
     environment = {f"JUPYTER_{name.upper()}_DIR": str(folder / name) for name in ("config", "data", "runtime")}
     environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     lab = [
-        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"),
-        *(f"--IdentityProvider.token={TOKEN}", f"--notebook-dir={work}", "--LabApp.expose_app_in_browser=True"),
+        *(sys.executable, "-m", app, "--no-browser", "--allow-root", f"--port={port}"),
+        *(f"--IdentityProvider.token={TOKEN}", f"--notebook-dir={work}"),
+        *(f"--{name}.expose_app_in_browser=True" for name in ("LabApp", "JupyterNotebookApp")),
     ]
     with server(lab, f"http://127.0.0.1:{port}/api?token={TOKEN}", folder / "lab.log", environment):
         yield f"http://127.0.0.1:{port}"
@@ -164,9 +166,14 @@ def copy_notebook(source: Path, target: Path, parameters: Mapping[str, Any]) -> 
 
 
 @contextmanager
-def notebook(context: Any, address: str, name: str, *, timeout_s: int = 600) -> Iterator[Watched]:
+def notebook(
+    context: Any, address: str, name: str, *, folder: str | None = None, timeout_s: int = 600
+) -> Iterator[Watched]:
     """Open a notebook in a page of its own and run all its cells; when the block ends, the page must have been quiet,
     see `check_quiet`. The kernel is the last notebook's, without its names and widgets: imports are most of a start.
+
+    Args:
+        folder: where the address of a notebook begins on this server; None is a workspace of its own in JupyterLab.
 
     Raises (fails the test): a cell ends in an error, or the time is over.
     """
@@ -174,7 +181,8 @@ def notebook(context: Any, address: str, name: str, *, timeout_s: int = 600) -> 
     page = context.new_page()
     watched = Watched(page)
     # A workspace of its own: JupyterLab would open again what was open in the last one.
-    page.goto(f"{address}/lab/workspaces/{Path(name).stem}/tree/{name}?token={TOKEN}")
+    folder = folder or f"lab/workspaces/{Path(name).stem}/tree"
+    page.goto(f"{address}/{folder}/{name}?token={TOKEN}")
     page.wait_for_selector(".jp-Notebook")
     wait_idle(page)
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
@@ -231,7 +239,9 @@ def check_quiet(watched: Watched, *, hosts: set[str]) -> None:
 
 
 def wait_idle(page: Any) -> None:
-    page.get_by_text(re.compile(r"\| Idle")).first.wait_for()
+    page.wait_for_function(
+        "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.kernelDisplayStatus === 'idle'"
+    )
 
 
 def cell(page: Any, text: str) -> Any:

@@ -161,7 +161,7 @@ def test_text_from_data_never_becomes_markup() -> None:
     assert set(re.findall(r"<(\w+)", text)) <= {"div", "p", "table", "td", "th", "tr"}
     assert "&lt;script&gt;" in text
     assert not re.search("[\x00\u202e]", text)
-    shown = str(board.bars.to_dict()) + str(board.plane.to_dict())
+    shown = str(board.bars.figure.to_dict()) + str(board.plane.figure.to_dict())
     assert "<script" not in shown
 
 

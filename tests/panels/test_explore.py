@@ -35,16 +35,15 @@ def test_controls_are_labelled_and_of_the_right_kind(panel: panels.ExplorePanel)
     assert all(control.description and control.tooltip for control in panel.controls.values())
 
 
-def test_changing_a_control_redraws_and_refreshes_the_synced_state(panel: panels.ExplorePanel) -> None:
+def test_changing_a_control_redraws_and_a_page_that_opens_gets_the_present_figure(panel: panels.ExplorePanel) -> None:
     figure = panel.picture
     panel.controls["prompts"].value = ("none", "default")
     panel.controls["layer"].value = 3
     assert [trace.name for trace in figure.data] == ["none", "default"]
     assert figure.layout.title.text == "layer 3"
-    # what a view made after a page reload gets
-    state = figure.get_state()
-    assert [trace["name"] for trace in state["_widget_data"]] == ["none", "default"]
-    assert state["_widget_layout"]["title"]["text"] == "layer 3"
+    state = figure.get_state()["_state"]["content"]
+    assert [trace["name"] for trace in state["data"]] == ["none", "default"]
+    assert state["layout"]["title"]["text"] == "layer 3"
     values, drawn = panel.result()
     assert values == {"prompts": ("none", "default"), "layer": 3, "height": "small"}
     assert drawn.data[1].y == (0, 3)

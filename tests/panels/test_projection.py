@@ -68,21 +68,19 @@ def clouds(picture: go.Figure) -> list[Any]:
 
 
 def shapes(panel: ProjectionPanel) -> tuple[Any, ...]:
-    return go.Figure(panel.picture.to_dict()).layout.shapes
+    return panel.picture.layout.shapes
 
 
 def touch(panel: ProjectionPanel, event: str, *points: tuple[int, int]) -> None:
     """What the browser sends when points, as (trace, point), are hovered or clicked."""
-    traces, numbers = zip(*points, strict=True) if points else ((), ())
-    message = {"trace_indexes": list(traces), "point_indexes": list(numbers), "xs": [], "ys": []}
-    panel.picture._js2py_pointsCallback = {"event_type": f"plotly_{event}", "points": message}
+    panel.picture.receive({"event": event, "points": points})
 
 
 def lasso(panel: ProjectionPanel, left: float, right: float, low: float, high: float) -> None:
     """What it sends when an outline was drawn."""
     path = f"M{left},{low}L{right},{low}L{right},{high}L{left},{high}Z"
     outline = {"xref": "x", "yref": "y", "type": "path", "path": path}
-    panel.picture._js2py_relayout = {"relayout_data": {"selections": [outline]}, "source_view_id": "1"}
+    panel.picture.receive({"event": "edit", "edits": [(["layout", "selections"], [outline])]})
 
 
 # what is shown
@@ -128,13 +126,12 @@ def test_toggling_prompts_and_colours_moves_no_axis_and_no_point(panel: Projecti
     assert places() != before
 
 
-def test_only_differences_are_sent_and_zoom_stays(panel: ProjectionPanel) -> None:
+def test_only_differences_are_sent_and_zoom_stays(panel: ProjectionPanel, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
-    panel.picture.observe(lambda change: sent.append(change.new) if change.new else None, "_py2js_update")
-    panel.picture.plotly_relayout({"xaxis.range": [0, 1]})  # the user zooms
+    panel.picture.relayout({"xaxis.range": [0, 1]})  # the user zooms
+    monkeypatch.setattr(panel.picture, "send", lambda message, buffers: sent.append(message))
     panel.controls["prompts"].value = ("none",)
-    (message,) = sent
-    assert set(message["style_data"]) == {"visible"}
+    assert {path[-1] for message in sent for path, *_ in message["changes"]} == {"visible"}
     assert tuple(panel.picture.layout.xaxis.range) == (0, 1)
     panel.controls["x"].value = 3
     assert tuple(panel.picture.layout.xaxis.range) != (0, 1)
@@ -248,9 +245,9 @@ def test_a_lasso_selects_what_is_inside_and_shown(panel: ProjectionPanel) -> Non
 def test_an_empty_lasso_selects_nothing_and_its_outline_goes_with_its_plane(panel: ProjectionPanel) -> None:
     lasso(panel, -99, 99, -99, 99)
     panel.controls["prompts"].value = ("none",)
-    assert len(panel.picture._layout["selections"]) == 1
+    assert len(panel.picture.layout.selections) == 1
     panel.controls["x"].value = 3
-    assert panel.picture._layout["selections"] == []
+    assert panel.picture.layout.selections == ()
     assert len(panel.selection()) == 180
     lasso(panel, 98, 99, 98, 99)
     assert panel.selection().empty
@@ -464,7 +461,7 @@ def test_the_table_is_cut_and_says_so(panel: ProjectionPanel, monkeypatch: pytes
 
 def test_offer_is_what_is_seen(panel: ProjectionPanel) -> None:
     panel.controls["prompts"].value = ("none", "mine")
-    panel.picture.plotly_relayout({"xaxis.range": [0, 1]})
+    panel.picture.relayout({"xaxis.range": [0, 1]})
     touch(panel, "hover", (0, 0))
     offered = panel.offer()
     figure, table = offered["projection"]

@@ -388,7 +388,7 @@ def test_hostile_text_is_shown_as_text(lab: PromptLab, tmp_path: Path) -> None:
     text = HOSTILE + "x" * 100
     press(lab, "project", text=text, name=HOSTILE[:60])
     press(lab, "project", text=text, name="second", base=HOSTILE[:60].strip())
-    pages = [lab.table.value, lab.examples.value, lab.message.value, lab.picture.to_json()]
+    pages = [lab.table.value, lab.examples.value, lab.message.value, lab.picture.figure.to_json()]
     press(lab, "load", path=HOSTILE)
     for page in [*pages, lab.message.value]:
         assert "<script" not in page
@@ -405,7 +405,7 @@ def test_hostile_queries_are_shown_as_text(fitted: Fitted) -> None:
     options = {"space": fitted.space, "refusal": fitted.refusal, "prompts": [CARE]}
     lab = panels.prompt_lab(fitted.model, queries, **options)
     lab.controls["prompt"].value = "careful"
-    for page in (lab.table.value, lab.examples.value, lab.picture.to_json()):
+    for page in (lab.table.value, lab.examples.value, lab.picture.figure.to_json()):
         assert "<script" not in page
         assert "<img" not in page
 

@@ -57,10 +57,7 @@ def points(panel: panels.ResponsePanel) -> dict[str, tuple[int, int]]:
 
 def click(panel: panels.ResponsePanel, query: str) -> None:
     """What the browser sends when a point is clicked."""
-    trace, point = points(panel)[query]
-    clicked = {"trace_indexes": [trace], "point_indexes": [point]}
-    message = {"event_type": "plotly_click", "points": clicked, "device_state": None, "selector": None}
-    panel.picture._js2py_pointsCallback = message
+    panel.picture.receive({"event": "click", "points": [points(panel)[query]]})
 
 
 # Finding the query

@@ -86,7 +86,7 @@ class ProjectionPanel(Panel):
             self._make_map(choices.layer)
         for name in ("x", "y", "arrows", "boundaries"):
             self.controls[name].disabled = choices.view == "UMAP"
-        self.picture.plotly_relayout({"shapes": []} | ({} if self._outlined == choices.plane else {"selections": []}))
+        self.picture.relayout({"shapes": []} | ({} if self._outlined == choices.plane else {"selections": []}))
         self.picture.update_to(self.view.content(choices, self._selected))
 
     def result(self) -> pd.DataFrame:
@@ -102,7 +102,7 @@ class ProjectionPanel(Panel):
 
     def offer(self) -> Offered:
         """What an export writes: the figure as it is zoomed now with its points, and the chosen ones if there are."""
-        content = self.picture.to_dict()
+        content = self.picture.figure.to_dict()
         data = [trace for trace in content["data"] if trace.get("visible", True) is True]
         layout = {name: value for name, value in content["layout"].items() if name not in ("shapes", "selections")}
         figure = go.Figure({"data": data, "layout": layout})
@@ -142,7 +142,7 @@ class ProjectionPanel(Panel):
             self.guarded(self._clear)()
 
     def _hovered(self, rows: list[int]) -> None:
-        self.picture.plotly_relayout({"shapes": self.view.path(rows[0], self.choices()) if rows else []})
+        self.picture.relayout({"shapes": self.view.path(rows[0], self.choices()) if rows else []})
 
     def _find(self) -> None:
         names = ("kind", "contains", "prompt", "baseline", "at_least")

@@ -10,7 +10,6 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from drolab.figures import class_names, tables
 from drolab.figures import rates as tradeoffs
@@ -242,7 +241,7 @@ class ResponsePanel(Panel):
     def offer(self) -> Offered:
         """What an export writes."""
         return {
-            "queries": (go.Figure(self.picture), self._listed.reset_index()),
+            "queries": (self.picture.figure, self._listed.reset_index()),
             "responses": (None, self.selection()),
             "judges": (None, disagreement(self._verdicts)),
             "hand_labels": (None, self.result()),
