@@ -19,7 +19,7 @@ import pandas as pd
 
 from drolab import export
 from drolab.errors import ExportError, TooFewError
-from drolab.figures import CONFIG, THEMES, VERDICT_LOOKS, explained, tables
+from drolab.figures import CONFIG, DARK, THEMES, VERDICT_LOOKS, explained, tables
 from drolab.files import write_file
 
 Listings = Mapping[str, Mapping[str, Any]]
@@ -118,7 +118,6 @@ def _page(out: Path, listings: Listings, model: Mapping[str, Any]) -> str:
     verdict = decisions(out, listings)
     sections = [_section(out, notebook, listing) for notebook, listing in listings.items()]
     drawn = {figure["name"]: figure for section in sections for figure in section["figures"]}
-    dark = {THEMES["light"][part]: THEMES["dark"][part] for part in reversed(THEMES["light"])}  # ink's and paper's win
     # What cannot be seen, such as marks that turn the reading direction, becomes a space; jinja escapes the rest.
     environment = jinja2.Environment(
         autoescape=True,
@@ -138,7 +137,7 @@ def _page(out: Path, listings: Listings, model: Mapping[str, Any]) -> str:
         sections=sections,
         first_names=list(FIRST),
         themes=THEMES,
-        dark_colors=dark,
+        dark_colors=DARK,
         config=CONFIG,
         explained=explained,
         plotlyjs=get_plotlyjs(),

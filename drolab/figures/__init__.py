@@ -35,6 +35,7 @@ from drolab.figures.sizes import COLUMNS, Sheet, caption, sheet
 from drolab.figures.style import (
     BIDIRECTIONAL,
     CONFIG,
+    DARK,
     PALETTE,
     THEMES,
     FigureError,
@@ -51,6 +52,7 @@ __all__ = [
     "BIDIRECTIONAL",
     "COLUMNS",
     "CONFIG",
+    "DARK",
     "PALETTE",
     "TERMS",
     "THEMES",

@@ -43,6 +43,8 @@ THEMES = {
     },
 }  # fmt: skip
 """`zero` is the middle of diverging colours, `band` a range under a null or over controls."""
+DARK = {THEMES["light"][part]: THEMES["dark"][part] for part in reversed(THEMES["light"])}  # ink's and paper's win
+"""What a page that is dark puts in the place of the light theme's colours."""
 
 CONFIG: dict[str, Any] = {
     "displaylogo": False,

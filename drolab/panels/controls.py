@@ -91,18 +91,24 @@ class Keys(anywidget.AnyWidget):
     _esm = """
     export default {
       render({ model, el }) {
-        const panel = el.closest(".widget-vbox") ?? el.parentElement;
-        panel.tabIndex = 0;
-        panel.setAttribute("data-lm-suppress-shortcuts", "true");
         const press = event => {
-          if (event.ctrlKey || event.altKey || event.metaKey || event.target.matches("input, textarea, select")) return;
+          if (event.ctrlKey || event.altKey || event.metaKey) return;
+          if (event.target.matches("input:not([type=checkbox]), textarea, select")) return;
           if (!model.get("letters").includes(event.key.toLowerCase())) return;
           event.preventDefault();
           event.stopPropagation();
           model.send({ letter: event.key.toLowerCase() });
         };
-        panel.addEventListener("keydown", press);
-        return () => panel.removeEventListener("keydown", press);
+        let panel, ended = false;
+        const listen = () => {  // Voila renders before it attaches
+          panel = el.closest(".widget-vbox");
+          if (!panel) return ended || setTimeout(listen, 100);
+          panel.tabIndex = 0;
+          panel.setAttribute("data-lm-suppress-shortcuts", "true");
+          panel.addEventListener("keydown", press);
+        };
+        listen();
+        return () => { ended = true; panel?.removeEventListener("keydown", press); };
       },
     };
     """

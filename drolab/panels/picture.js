@@ -44,6 +44,38 @@ const writable = (part) => {
   return Object.fromEntries(Object.entries(part).map(([name, one]) => [name, writable(one)]));
 };
 
+// JupyterLab and Notebook say on the page what their theme is; elsewhere it is the system's.
+const system = matchMedia("(prefers-color-scheme: dark)");
+const isDark = () => {
+  const light = document.body.dataset.jpThemeLight;
+  return light === undefined ? system.matches : light === "false";
+};
+const whenTheme = (changed, signal) => {
+  const observer = new MutationObserver(changed);
+  observer.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
+  signal.addEventListener("abort", () => observer.disconnect());
+  system.addEventListener("change", changed, { signal });
+};
+
+const recoloured = new WeakMap();  // plotly.js knows a list by its identity
+
+const recolour = (part, colors) => {
+  for (const [name, value] of Object.entries(part)) {
+    if (value === null || ArrayBuffer.isView(value)) continue;
+    if (Array.isArray(value)) {
+      if (/color/.test(name)) part[name] = otherList(value, colors);
+      else value.forEach(one => one !== null && one?.constructor === Object && recolour(one, colors));
+    } else if (typeof value === "object") recolour(value, colors);
+    else if (/color/.test(name)) part[name] = colors[value] ?? value;
+  }
+};
+
+const otherList = (list, colors) => {
+  if (!recoloured.has(list))
+    recoloured.set(list, list.map(one => Array.isArray(one) ? otherList(one, colors) : colors[one] ?? one));
+  return recoloured.get(list);
+};
+
 // plotly.js finds a range anew only for other data: the one it found last is to stand in the layout that it is given.
 const keepRanges = (last, layout) => {
   for (const [name, { range, autorange }] of Object.entries(last ?? {}).filter(([name]) => /^.axis\d*$/.test(name)))
@@ -91,16 +123,21 @@ export default () => {
   };
 
   const makeView = (model, place) => {
-    let plotly, width, asked, held, quiet, stale, kept = "";
+    let plotly, width, asked, again, held, quiet, stale, kept = "";
 
     const drawNow = async () => {
       asked = undefined;
       if (held) return;
       plotly ??= await library(model);
       width = place.clientWidth;
-      if (!width) return;  // hidden: the observer says when it is not
+      if (!width) {  // hidden: the observer says when it is not, unless it was for less than a frame
+        if (!again) again = setTimeout(view.draw, 500);
+        return;
+      }
+      again = undefined;
       const layout = structuredClone(content.layout), shown = { data: content.data.map(writable), layout };
       for (const [path, ...value] of edits.values()) put(shown, path, structuredClone(value));
+      if (isDark()) recolour(shown, model.get("_dark"));
       keepRanges(place.layout, layout);
       layout.width ??= width;
       layout.height ??= HEIGHT;
@@ -114,6 +151,7 @@ export default () => {
 
     // To draw while the mouse draws, or plotly.js still looks what is inside (50 ms), would end a lasso.
     const gone = new AbortController();
+    whenTheme(() => view.draw(), gone.signal);
     const release = () => setTimeout(() => { held = false; view.draw(); }, 100);
     place.addEventListener("pointerdown", () => { held = true; });
     for (const end of ["pointerup", "pointercancel"])
@@ -122,7 +160,7 @@ export default () => {
     // The picture of a figure that has been left alone for a while. One with WebGL would take contexts from the others
     // on the page, of which there are 16.
     const keepNow = async () => {
-      if (!model.get("_keeps") || !place.on || !place.clientWidth) return;  // not drawn yet, or hidden
+      if (!model.get("_keeps") || !place.on || !width || !place.clientWidth) return;  // not drawn yet, or hidden
       stale = false;
       const webgl = content.data.some(trace => trace.type?.endsWith("gl"));
       const size = { format: "webp", width, height: place.layout.height };
@@ -172,6 +210,7 @@ export default () => {
       gone.abort();
       observer.disconnect();
       clearTimeout(quiet);
+      clearTimeout(again);
       views.delete(view);
       plotly?.purge(place);
     };

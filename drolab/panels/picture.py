@@ -18,7 +18,7 @@ import traitlets
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
-from drolab.figures import CONFIG, escape, template_content
+from drolab.figures import CONFIG, DARK, escape, template_content
 
 PointsCallback = Callable[[str, list[tuple[int, int]]], None]
 
@@ -44,7 +44,8 @@ class Picture(anywidget.AnyWidget):
     """A figure in a panel. `update_to` and `show` put another one in its place; what the user did in it (zoom, hidden
     legend entries, the outline of a selection) is an edit, which stays where the two agree.
 
-    A page that opens, or opens again, gets the whole state; those that are open get what changed.
+    A page that opens, or opens again, gets the whole state; those that are open get what changed. A page that is dark,
+    by JupyterLab's theme or the system's, shows the dark theme's colours in place of the light one's.
     """
 
     _esm = Path(__file__).with_suffix(".js")
@@ -52,6 +53,7 @@ class Picture(anywidget.AnyWidget):
     _css = ".js-plotly-plot .selectionlayer * { pointer-events: none !important; }"
     _library = traitlets.Instance(PlotlyJS).tag(sync=True, **widgets.widget_serialization)
     _config = traitlets.Dict({**CONFIG, "responsive": False}).tag(sync=True)
+    _dark = traitlets.Dict(DARK).tag(sync=True)
     _state = traitlets.Any().tag(sync=True, to_json=lambda _, picture: picture._whole())
     """Never set: what is sent is made when it is asked for."""
     _keeps = traitlets.Bool(False).tag(sync=True)

@@ -83,6 +83,23 @@ def test_the_page_says_what_it_is_about_and_what_it_does(watched: Watched) -> No
     page.get_by_text("What can I do here?").click()
 
 
+def test_a_dark_system_gets_a_dark_page(watched: Watched) -> None:
+    page = watched.page
+
+    def grounds() -> list[str]:
+        return page.evaluate(
+            """() => ["body", ".js-plotly-plot .main-svg"].map(one => getComputedStyle(document.querySelector(one)))
+            .map(style => style.backgroundColor)"""
+        )
+
+    assert grounds() == ["rgb(255, 255, 255)"] * 2
+    page.emulate_media(color_scheme="dark")
+    until(page, lambda: grounds() == ["rgb(22, 22, 22)"] * 2)
+    watched.screenshot("app_dark")
+    page.emulate_media(color_scheme="light")
+    until(page, lambda: grounds() == ["rgb(255, 255, 255)"] * 2)
+
+
 def test_a_control_reacts(watched: Watched) -> None:
     page = watched.page
     prompts = page.get_by_label("prompts").first

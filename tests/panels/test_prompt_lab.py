@@ -300,7 +300,7 @@ def test_the_queries_that_a_prompt_makes_refused_are_listed(lab: PromptLab, monk
     assert lab.examples.value == "", "`none` is measured against nothing"
     press(lab, "project", text=TEXT)
     found = lab.per_query("mine")
-    risen = found[~found["harmful"] & (found["predicted_change"] > 0)]
+    risen = found[~found["harmful"] & (found["predicted_change"] >= view.RISE)]
     assert [text in lab.examples.value for text in found["text"]] == [
         text in set(risen["text"]) for text in found["text"]
     ]

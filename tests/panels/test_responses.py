@@ -283,7 +283,7 @@ def test_labels_are_a_judge_and_lead_on_to_the_next_sample(panel: panels.Respons
     panel.controls["unsure"].click()
     assert panel.result()["label"].tolist() == ["compliance", "refusal"]
     panel.controls["judge"].value = "hand"
-    assert "0.500 → – · harmless · ≠1 · Question q1?" in [label for label, _ in panel.controls["query"].options]
+    assert "0.50 → – · harmless · ≠1 · Question q1?" in [label for label, _ in panel.controls["query"].options]
     assert "refused 1 of 2 by hand" in panel.shown.value
     panel.controls["only"].value = "judges disagree"
     assert listed(panel) == ["q1"]

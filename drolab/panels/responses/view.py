@@ -86,7 +86,7 @@ def narrowed(
 
 def query_label(row: Any) -> str:
     """A row of `query_changes` on one line: both rates, class, how often judges disagree, the text."""
-    rates = " → ".join(map(tables.number_text, (row.rate_a, row.rate_b)))
+    rates = " → ".join(tables.MISSING if pd.isna(rate) else f"{rate:.2f}" for rate in (row.rate_a, row.rate_b))
     split = f" · ≠{int(row.disagreements)}" if row.disagreements else ""
     return f"{rates} · {label(row.group, 20)}{split} · {label(row.text, 90)}"
 
