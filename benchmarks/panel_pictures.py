@@ -133,6 +133,8 @@ def play() -> list[tuple[Image.Image, int]]:
         shoot(2000)
         button(train, "Replay").click()
         until(page, lambda: re.search(r"Movement\s+(\d+) of \1\s", train.inner_text()))
+        movement = train.locator(".js-plotly-plot:visible").nth(1)
+        until(page, lambda: movement.bounding_box()["height"] > 300)
         page.mouse.wheel(0, 2000)
         page.wait_for_timeout(1000)
         rewind, start = train.locator(".widget-play button").nth(1), train.locator(".widget-play button").first

@@ -185,9 +185,11 @@ class DROPanel(Panel):
                 if kept.training.done.step > training.done.step:  # without a store it is here only
                     training.done = kept.training.done
                 kept.training, kept.trouble = training, ""
+                self.shelf.active = kept
                 self.shelf.choose(name)
                 return kept, training
         kept = KeptRun(training=training)
+        self.shelf.active = kept
         self.shelf.add(kept, self.controls["name"].value)
         return kept, training
 
