@@ -79,8 +79,8 @@ def use(name: str, panel: Any) -> None:
         panel.get_by_label("queries", exact=True).select_option(index=2)  # the largest change first
 
 
-def picture(page: Any, place: Any) -> Image.Image:
-    return Image.open(io.BytesIO(page.screenshot(clip=place.bounding_box()))).convert("RGB")
+def picture(page: Any, **options: Any) -> Image.Image:
+    return Image.open(io.BytesIO(page.screenshot(**options))).convert("RGB")
 
 
 def draw_panels() -> None:
@@ -93,7 +93,7 @@ def draw_panels() -> None:
             page.wait_for_timeout(1500)  # the last drawing, and what the mouse had called up
             path = ROOT / "docs" / "panels" / f"{name}.webp"
             path.parent.mkdir(exist_ok=True)
-            picture(page, panel).save(path, quality=85, method=6)
+            picture(page, clip=panel.bounding_box()).save(path, quality=85, method=6)
             print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
@@ -104,7 +104,7 @@ def play() -> list[tuple[Image.Image, int]]:
         page.set_viewport_size({"width": FILM[0], "height": FILM[1]})
 
         def shoot(milliseconds: int) -> None:
-            frames.append((Image.open(io.BytesIO(page.screenshot())).convert("RGB"), milliseconds))
+            frames.append((picture(page), milliseconds))
 
         def shoot_until(reached: Callable[[], Any], milliseconds: int, every: int) -> None:
             """Time that passes between two frames is shown shorter than it was."""

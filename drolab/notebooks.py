@@ -263,13 +263,9 @@ def _failure(path: Path, notebook: NotebookNode, copy: Path, error: Exception) -
 def _failed_cell(notebook: NotebookNode) -> tuple[int, NotebookNode]:
     """Number (from 1) and cell: the one with an error, or the last that was started."""
     code = [(number, cell) for number, cell in enumerate(notebook.cells, 1) if cell.cell_type == "code"]
-    failed = [item for item in code if _errors(item[1])]
+    failed = [item for item in code if any(out.output_type == "error" for out in item[1].outputs)]
     started = [item for item in code if item[1].execution_count or "execution" in item[1].metadata]
     return (failed or started or code)[-1]
-
-
-def _errors(cell: NotebookNode) -> bool:
-    return any(output.output_type == "error" for output in cell.outputs)
 
 
 # ---------------------------------------------------------------- the demo
@@ -302,19 +298,17 @@ def demo(
     for path in (root / "numbers").glob("*.json"):  # of an earlier run: the report shall not take them for this one's
         path.unlink()
     at_once = min(2, os.cpu_count() or 1)
-    copies = run_notebooks(paths, root, parameters=parameters, at_once=at_once, progress=True)
+    run_notebooks(paths, root, parameters=parameters, at_once=at_once, progress=True)
     listings = report.collect(root)
     page = report.write_report(root, listings)
     print("", *report.answer(report.decisions(root, listings)), sep="\n")
     print(f"\nDone in {time.perf_counter() - started:.0f} s. Report: {page}")
     print(f"Open the notebooks yourself: make lab, or {Path(sys.executable).parent / 'jupyter'} lab {folder}")
-    for copy in copies:
-        number, last = _failed_cell(_read(copy))
-        if _errors(last):
-            raise NotebookError(
-                f"{copy.name} ended at cell {number}, for want of something to measure, which the demo model has: see "
-                f"{copy}. The report has what was found before."
-            )
+    for copy, number, _ in report.ended_early(root):
+        raise NotebookError(
+            f"{copy.name} ended at cell {number}, for want of something to measure, which the demo model has: see "
+            f"{copy}. The report has what was found before."
+        )
     return page
 
 

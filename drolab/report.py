@@ -86,6 +86,16 @@ def decisions(out: Path, listings: Listings) -> pd.DataFrame:
     return found.fillna(dict.fromkeys(texts, ""))
 
 
+def ended_early(out: Path) -> Iterator[tuple[Path, int, str]]:
+    """The executed copies that ended where nothing was left to measure: each with the number of that cell, from 1, and
+    the reason."""
+    for copy in sorted((out / "notebooks").glob("*.ipynb")):
+        for number, cell in enumerate(json.loads(copy.read_text(encoding="utf-8"))["cells"], start=1):
+            for found in cell.get("outputs", ()):
+                if found.get("ename") == TooFewError.__name__:
+                    yield copy, number, found["evalue"]
+
+
 def _split(numbers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
     """Numbers, and tables (lists of records); what the results are about is for the head and the manifest."""
     shown = {name: value for name, value in numbers.items() if name != "about"}
@@ -242,11 +252,8 @@ def _unmeasured(out: Path, listings: Listings, verdict: pd.DataFrame) -> Iterato
     for name, what in FIRST.items():
         if name not in saved:
             yield f"The figure of {what} is missing: notebook {name[:2]} has not saved it."
-    for copy in sorted((out / "notebooks").glob("*.ipynb")):
-        cells = json.loads(copy.read_text(encoding="utf-8"))["cells"]
-        for found in (output for cell in cells for output in cell.get("outputs", ())):
-            if found.get("ename") == TooFewError.__name__:
-                yield _sentence(f"notebook {copy.stem} ended early: {found['evalue']}")
+    for copy, _, why in ended_early(out):
+        yield _sentence(f"notebook {copy.stem} ended early: {why}")
     for notebook, listing in listings.items():
         if (problems := listing["numbers"].get("problems", "none known")) != "none known":
             yield _sentence(f"notebook {notebook} says of its own results: {problems}")

@@ -194,7 +194,6 @@ class DROPanel(Panel):
         return kept, training
 
     def _train(self, job: Job, kept: KeptRun, training: Training) -> None:
-        self.shelf.active = kept
         try:
             job.tick(training.done.step, training.n_steps)
             self._measure(job, kept, training)

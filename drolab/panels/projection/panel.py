@@ -150,12 +150,13 @@ class ProjectionPanel(Panel):
         harmful = None if kind == _ANY else kind == "harmful"
         asked = {"harmful": harmful, "contains": contains, "prompt": prompt or None, "baseline": baseline}
         found = self.view.find(self.choices(), **asked, at_least=at_least)
-        everything = self.view.find(self.choices(), **asked, at_least=-math.inf)
         those = f"{'' if kind == _ANY else kind + ' '}{'queries' if prompt else 'points'}"
-        what = markup.share_of(len(found), len(everything), those) if prompt else f"{len(found):,} {those}"
-        what += f" containing “{markup.label(contains, 40)}”" if contains else ""
+        containing = f" containing “{markup.label(contains, 40)}”" if contains else ""
+        what = f"{len(found):,} {those}{containing}"
         if prompt:
+            everything = self.view.find(self.choices(), **asked, at_least=-math.inf)
             one, other = (markup.label(name, 40) for name in (prompt, baseline))
+            what = f"{markup.share_of(len(found), len(everything), those)}{containing}"
             what += f" refused more under “{one}” than under “{other}” by at least {tables.number_text(at_least)}"
             largest = [tables.number_text(change, sign=True) for change in everything["change"].head(1)]
             what += "".join(f"; the largest change is {words}" for words in largest)
