@@ -16,6 +16,7 @@ from drolab.models.chat import (
     check_fits,
     embed_text,
     encode,
+    own_text,
     prompt_token_ids,
     render,
 )
@@ -95,6 +96,7 @@ __all__ = [
     "load_model",
     "loading",
     "model_source",
+    "own_text",
     "passes",
     "plan_passes",
     "prefix_cache",

@@ -309,7 +309,20 @@ def audit(model: ChatModel) -> pd.DataFrame:
     Examples:
         >>> import drolab
         >>> table = drolab.chat.audit(drolab.load_model("demo"))
-        >>> print(table[["check", "status", "found"]].to_string(index=False))
+        >>> print(table[["check", "status", "found"]].to_string(index=False))  # doctest: +NORMALIZE_WHITESPACE
+                    check status                                                         found
+           system message     ok                                                 kept as it is
+                    query     ok                                                 kept as it is
+          own system text     ok                none: without a prompt there is no system text
+        empty system text     ok                                     as the template writes it
+                     date     ok                                              no date of today
+                      BOS     ok                                                 once, <|bos|>
+        generation prompt     ok                                      "<|im_start|>assistant↵"
+                 thinking     ok                                                 no sign of it
+               last token     ok                              "↵": the answer begins behind it
+          prompt's tokens     ok                                      the same as on their own
+           special tokens     ok                                            one token each (4)
+         shared beginning     ok all chats under a prompt share the 19 tokens before the query
     """
     from drolab.models.template_audit import Row, audit_rows  # it renders chats
 

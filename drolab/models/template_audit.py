@@ -72,7 +72,7 @@ def audit_rows(model: ChatModel) -> list[Row]:
 
 
 def _no_system(template: Template, error: ChatTemplateError) -> Row:
-    problem = str(error).partition(f"{template.owner!r} ")[2].partition(": pass")[0]
+    problem = re.split(": (?:pass|write|leave) ", str(error).partition(f"{template.owner!r} ")[2])[0]
     offer = f"load it with system_as={FIRST_USER!r}, or with another chat_template"
     do = offer if template.system_as is None else "load it with another chat_template"
     return Row("system message", PROBLEM, f"it {problem}", "no safety prompt can arrive", do)
@@ -239,7 +239,7 @@ def _generation(template: Template) -> Row:
     written = _safely(lambda: template.write(_QUERY, None, reply=_REPLY)).partition(_REPLY)[0]
     ours, theirs = (_THOUGHT.split(each[each.find(_QUERY) :])[0].rstrip() for each in (text, written))
     if written and not (theirs.startswith(ours) or ours.startswith(theirs)):  # but for thoughts, which chats leave out
-        found = f"{_quoted(begins)}, but a reply is written behind {_quoted(written[-len(begins) :])}"
+        found = f"{_quoted(begins)}, but a reply is written behind {_quoted(theirs.removeprefix(_QUERY))}"
         return Row(check, NOTE, found, "replies may begin otherwise than in training", "compare with its makers' code")
     return Row(check, OK, _quoted(begins))
 
@@ -267,6 +267,7 @@ def _thinking(template: Template) -> Row:
         f"{how} by template_kwargs={dict(kwargs)}" for how, kwargs in (("off", found.off), ("on", found.on)) if kwargs
     ]
     switches += [f"{name} changes it" for name in found.names if name not in {**(found.off or {}), **(found.on or {})}]
+    switches += [f"words in the text switch it: {', '.join(found.words)}"] * bool(found.words)
     return Row("thinking", status, "; ".join([words, *switches]), means, "; ".join(switches) and "choose one at load")
 
 

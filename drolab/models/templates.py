@@ -122,6 +122,8 @@ class Thinking:
     """`template_kwargs` with which it begins with one."""
     names: tuple[str, ...] = ()
     """All `template_kwargs` that have to do with it and change a chat."""
+    words: tuple[str, ...] = ()
+    """Words that switch it if they are in a text, such as /no_think. Texts that have them are refused."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -396,22 +398,30 @@ class Template:
         """What it does about thinking aloud: found by its marks, and by what its switches change."""
         tail = _tail(self.write(_QUERY, None))
         opens, closed = _thought(tail, self.generation_prompt)
+        words = tuple(filter(self._takes, sorted(set(re.findall(r"(?<![<\w])/(?:no_?)?think\b", self.jinja)))))
         changes = [(name, value, self._state(told)) for name, value, told in self._switched()]
         names = tuple(dict.fromkeys(name for name, _, _ in changes))
         now = self._state(self)
         off = next(({name: value} for name, value, state in changes if _turns(now, state, value) == "off"), None)
         on = next(({name: value} for name, value, state in changes if _turns(now, state, value) == "on"), None)
         if opens:
-            return Thinking("optional" if off else "always", "thought", opens=opens, off=off, names=names)
+            kind = "optional" if off or words else "always"
+            return Thinking(kind, "thought", opens=opens, off=off, names=names, words=words)
         if "<|channel|>" in self.jinja and not closed:
             return Thinking("always", _channel(tail), names=names)
         if closed:
-            return Thinking("optional" if on else "none", "answer", closed=closed, on=on, names=names)
-        if names:
-            return Thinking("optional", "reply", off=off, on=on, names=names)
+            kind = "optional" if on or words else "none"
+            return Thinking(kind, "answer", closed=closed, on=on, names=names, words=words)
+        if names or words:
+            return Thinking("optional", "reply", off=off, on=on, names=names, words=words)
         if _THOUGHT.search(self.jinja):
             return Thinking("by the model", "reply")
         return Thinking("none", "answer")
+
+    def _takes(self, word: str) -> bool:
+        """Whether the chat around a query is another if this word is in it."""
+        query = f"{_QUERY} {word}"
+        return self.layout(with_system=False).find(self.write(query, None), "", query) is None
 
     def _state(self, told: Template) -> str:
         opens, closed = _thought(_tail(told.write(_QUERY, None)), told.generation_prompt)
@@ -632,7 +642,7 @@ def _parsed(jinja: str) -> nodes.Template:
 
 def _check_syntax(template: Template) -> None:
     try:
-        _parsed(template.jinja)
+        _ENVIRONMENT.compile(template.jinja)
     except TemplateSyntaxError as error:
         raise ChatTemplateError(
             f"The chat template of {template.owner!r} cannot be read: {error.message} (line {error.lineno}). Correct "
@@ -660,25 +670,27 @@ def _check_kwargs(template: Template) -> None:
         _check_effects(template)
 
 
+def _safely(template: Template) -> str:
+    try:
+        return template.write(_QUERY, None)
+    except ChatTemplateError:
+        return ""
+
+
 def _readable(template: Template) -> str:
     return f"among template_kwargs it reads {', '.join(sorted(template.reads)) or 'nothing'}."
 
 
 def _check_effects(template: Template) -> None:
     """Whether chats can be written with what a template is told, and whether thinking is off where it was put off."""
-    untold = replace(template, kwargs={})
-    try:
-        untold.write(_QUERY, None)
-    except ChatTemplateError:  # of a kind that a chat of one query is not for, or it needs what it is told
-        return
-    text = template.write(_QUERY, None)
+    text, untold = template.write(_QUERY, None), replace(template, kwargs={})
     for name, value in template.kwargs.items():
         if not _is_switch(name) or not _is_off(value):
             continue
         problem = ""
         if _thought(_tail(text), template.generation_prompt)[0]:
             problem = "opens a thought all the same"
-        elif text == untold.write(_QUERY, None) == template.told_more(**{name: True}).write(_QUERY, None):
+        elif text == _safely(untold) == _safely(template.told_more(**{name: True})):
             problem = "writes the same chat whatever it is"
         if problem:
             raise ChatTemplateError(
