@@ -42,6 +42,9 @@ RESPONSE_COLUMNS = (
 )
 """Columns of the responses table: one row per query, prompt and sample; `text` is the query."""
 
+REASONING_COLUMNS = ("reasoning", "n_reasoning_tokens")
+"""Further columns of a responses table of a model that thinks: `response` is then the answer without the thought."""
+
 SCORE_COLUMNS = ("harmful", "n_samples", "refusal_rate", "compliance_rate", "any_refusal", "any_compliance")
 """Columns of the table that `judge` returns, indexed by (query_id, prompt)."""
 

@@ -15,7 +15,9 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
 import pandas as pd
@@ -25,12 +27,16 @@ from torch import Tensor
 
 from drolab.errors import ChatTemplateError, DrolabError, PromptError, QueryError, StatesError
 from drolab.models.load import CHAT_FORMATS, ChatModel
+from drolab.models.reasoning import Thinking, find_thinking, open_thought, to_answer
 from drolab.types import SafetyPrompt, SoftPrompt
 
 Prompt = SafetyPrompt | SoftPrompt
 Prompts = Mapping[str, Prompt] | Sequence[Prompt] | Prompt
 """What takes several prompts takes one, too; a mapping's keys name them."""
 Span = tuple[int, int]
+ReadAt = Literal["reply", "answer", "after_thinking"]
+"""Where a chat ends, and its last token is read. For a model that thinks first these are three places: the end of the
+chat, where the reply begins; after a thought that is closed and empty; and after a thought of the model's own."""
 
 _TRIAL = "DROLAB0QUERY"
 _HALF_A_CHARACTER = (
@@ -49,6 +55,8 @@ class RenderedChat:
     prompt_span: Span | None
     """Token range [start, stop) of the safety prompt: for a soft prompt exactly its slots, for a text every
     token that has a character of it (a token at the border may have a neighbour's too); None without a prompt."""
+    opening: str = ""
+    """What of the text's end stands in a thought that is not closed: the reply goes on with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +70,8 @@ class EncodedBatch:
     soft: SoftPrompt | None
     span: Span | None
     """Where in `prefix` the soft prompt's embeddings go; None for a text prompt."""
+    openings: tuple[str, ...] = ()
+    """Of each chat what its text leaves open of a thought, see `RenderedChat.opening`; () if none does."""
 
     def __len__(self) -> int:
         return len(self.suffixes)
@@ -104,15 +114,21 @@ def _is_prompt(prompt: object) -> bool:
     return True
 
 
-def render(model: ChatModel, query: str, prompt: Prompt) -> RenderedChat:
+def render(model: ChatModel, query: str, prompt: Prompt, *, read_at: ReadAt = "reply") -> RenderedChat:
     """The chat of one query under one prompt, with the generation prompt.
 
     A soft prompt takes as many copies of a special token in the system text's place as it has vectors.
+
+    Args:
+        read_at: "answer" goes on to where the answer begins, with a thought that is closed and empty: as the template
+            writes it when its own switch is off, or else as `to_answer` does. The same as "reply" for a model that does
+            not think.
 
     Raises:
         ChatTemplateError: the template rejects, drops or rewrites the system text.
         PromptError: a soft prompt that was made for another model, or a blank text.
         QueryError, PromptError: the query or the prompt makes the chat longer than the model's context.
+        StatesError: there is no such place; or the place is after a thought, which nobody knows before it was thought.
 
     Examples:
         >>> import drolab
@@ -128,22 +144,26 @@ def render(model: ChatModel, query: str, prompt: Prompt) -> RenderedChat:
         >>> model.tokenizer.decode(chat.input_ids[start:stop])[:24]
         'You are a careful and re'
     """
-    return next(_rendered(model, [query], prompt))
+    return next(_rendered(model, [query], prompt, read_at))
 
 
-def encode(model: ChatModel, texts: Sequence[str], prompt: Prompt, *, min_suffix: int = 1) -> EncodedBatch:
+def encode(
+    model: ChatModel, texts: Sequence[str], prompt: Prompt, *, min_suffix: int = 1, read_at: ReadAt = "reply"
+) -> EncodedBatch:
     """The chats of several queries under one prompt, split at their longest common beginning.
 
     Args:
         texts: the queries.
         min_suffix: how many tokens stay outside the shared prefix at least: the deepest position read.
+        read_at: where the chats end, see `render`.
 
     Raises:
         ChatTemplateError: the template rejects, drops or rewrites the system text.
         PromptError: a soft prompt that was made for another model, or a blank text.
         QueryError: no texts; half a character (a lone surrogate) in one.
         QueryError, PromptError: a query or the prompt makes a chat longer than the model's context.
-        StatesError: a chat is shorter than `min_suffix`, or its last `min_suffix` tokens reach into the soft prompt.
+        StatesError: a chat is shorter than `min_suffix`, or its last `min_suffix` tokens reach into the soft prompt; or
+            there is no such place to read at, see `render`.
 
     Examples:
         >>> import drolab
@@ -156,16 +176,18 @@ def encode(model: ChatModel, texts: Sequence[str], prompt: Prompt, *, min_suffix
     """
     if not texts:
         raise QueryError("No queries given: pass at least one.")
-    chats = _rendered(model, texts, prompt)
+    chats = _rendered(model, texts, prompt, read_at)
     first = next(chats)
     shared = shortest = len(first.input_ids)
     tails: list[tuple[int, tuple[int, ...]]] = []  # of each chat from where it parts: all of them whole would be large
+    openings: list[str] = []
     known: dict[int, int] = {}  # one object for each id: a number of its own for every token would be large, too
     for chat in itertools.chain([first], chats):
         shared = _common_length(first.input_ids[:shared], chat.input_ids)
         shortest = min(shortest, len(chat.input_ids))
         tail = chat.input_ids[shared:]
         tails.append((shared, tuple(map(known.setdefault, tail, tail))))
+        openings.append(chat.opening)
     if shortest < min_suffix:
         raise StatesError(f"A chat has only {shortest} tokens: ask for positions from -{shortest} to -1.")
     shared = min(shared, shortest - min_suffix)
@@ -177,7 +199,13 @@ def encode(model: ChatModel, texts: Sequence[str], prompt: Prompt, *, min_suffix
             f"{prompt.name!r}: ask for later positions, or use a template with the system text first."
         )
     suffixes = tuple(first.input_ids[shared:start] + tail for start, tail in tails)
-    return EncodedBatch(prefix=first.input_ids[:shared], suffixes=suffixes, soft=soft, span=span)
+    return EncodedBatch(
+        prefix=first.input_ids[:shared],
+        suffixes=suffixes,
+        soft=soft,
+        span=span,
+        openings=tuple(openings) if any(openings) else (),
+    )
 
 
 def _common_length(one: tuple[int, ...], other: tuple[int, ...]) -> int:
@@ -218,16 +246,24 @@ def check_fits(model: ChatModel, soft: SoftPrompt) -> None:
 # --- text --------------------------------------------------------------------------------------------------
 
 
-def _rendered(model: ChatModel, queries: Sequence[str], prompt: Prompt) -> Iterator[RenderedChat]:
+def _rendered(model: ChatModel, queries: Sequence[str], prompt: Prompt, read_at: ReadAt) -> Iterator[RenderedChat]:
+    check_read_at(read_at)
+    if read_at == "after_thinking":
+        raise StatesError(
+            "Where a thought ends is not known before it was thought: hidden_states and first_token_probabilities take "
+            "read_at='after_thinking', and here it is 'reply' or 'answer'."
+        )
     system = _system_text(model, prompt)
     for begin in range(0, len(queries), _AT_ONCE):
-        yield from _render_some(model, queries[begin : begin + _AT_ONCE], prompt, system)
+        yield from _render_some(model, queries[begin : begin + _AT_ONCE], prompt, system, read_at)
 
 
-def _render_some(model: ChatModel, queries: Sequence[str], prompt: Prompt, system: str) -> Iterator[RenderedChat]:
+def _render_some(
+    model: ChatModel, queries: Sequence[str], prompt: Prompt, system: str, read_at: ReadAt
+) -> Iterator[RenderedChat]:
     if broken := next((query for query in queries if not _is_unicode(query)), None):
         raise QueryError(f"The query {broken[:60]!r} {_HALF_A_CHARACTER}")
-    layouts = [_layout(model, query, system, prompt.name) for query in queries]
+    layouts = [_layout(model, query, system, prompt.name, read_at) for query in queries]
     tokens = model.tokenizer(
         [text for text, _ in layouts], add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
@@ -239,7 +275,8 @@ def _render_some(model: ChatModel, queries: Sequence[str], prompt: Prompt, syste
             _check_slots(prompt, ids, token_span)
         if len(ids) > model.max_length:
             raise _too_long(model, query, prompt, len(ids), token_span)
-        yield RenderedChat(text=text, input_ids=tuple(ids), prompt_span=token_span)
+        opening = open_thought(_ending(model, text, query))
+        yield RenderedChat(text=text, input_ids=tuple(ids), prompt_span=token_span, opening=opening)
 
 
 def _is_unicode(text: str) -> bool:
@@ -272,22 +309,73 @@ def _placeholder(model: ChatModel) -> str:
     return model.tokenizer.eos_token or special[0]
 
 
-def _layout(model: ChatModel, query: str, system: str, name: str) -> tuple[str, Span | None]:
+def _layout(model: ChatModel, query: str, system: str, name: str, read_at: ReadAt = "reply") -> tuple[str, Span | None]:
     """The rendered text, which has the query in it, and the character range of the system text in it."""
-    text, span = _system_in(model, query, system, name)
+    known = thinking(model) if read_at == "answer" else None
+    switch = known.off if known and known.mark else None
+    text, span = _system_in(model, query, system, name, switch or {})
     if query.strip() not in text:
         raise ChatTemplateError(
             f"The chat template of {model.name!r} drops or changes the query {query[:60]!r}: " + _another_template()
         )
-    return text, span
+    return text + (to_answer(_ending(model, text, query), known.mark) if known else ""), span
 
 
-def _system_in(model: ChatModel, query: str, system: str, name: str) -> tuple[str, Span | None]:
-    text = _apply(model, query, system)
+def _ending(model: ChatModel, text: str, query: str) -> str:
+    """What stands behind the query: mostly the same for all, so that it need not be searched for."""
+    if model not in _ENDINGS:
+        try:
+            _ENDINGS[model] = _trial_ending(model, {})
+        except ChatTemplateError:
+            _ENDINGS[model] = None
+    usual = _ENDINGS[model]
+    if usual is not None and text.endswith(usual):
+        return usual
+    return text.rpartition(query.strip())[2] if query.strip() else text
+
+
+_ENDINGS: WeakKeyDictionary[ChatModel, str | None] = WeakKeyDictionary()
+
+
+def check_read_at(read_at: str) -> None:
+    """Raise StatesError if there is no such place."""
+    if read_at not in get_args(ReadAt):
+        raise StatesError(f"read_at must be one of {', '.join(get_args(ReadAt))}, not {read_at!r}.")
+
+
+_THINKING: WeakKeyDictionary[ChatModel, Thinking] = WeakKeyDictionary()
+
+
+def thinking(model: ChatModel) -> Thinking:
+    """What the chats of this model do about thinking.
+
+    Examples:
+        >>> import drolab
+        >>> from drolab.models import thinking
+        >>> thinking(drolab.load_model("demo")).mark is None  # it does not think
+        True
+    """
+    if model not in _THINKING:
+        _THINKING[model] = find_thinking(model.tokenizer.get_chat_template(), partial(_trial_ending, model))
+    return _THINKING[model]
+
+
+def _trial_ending(model: ChatModel, given: Mapping[str, Any]) -> str:
+    try:
+        text = _apply(model, _TRIAL, "", given)
+    except ChatTemplateError:  # of a template that wants a system message
+        text = _apply(model, _TRIAL, "DROLAB0SYSTEM", given)
+    return text.rpartition(_TRIAL)[2]
+
+
+def _system_in(
+    model: ChatModel, query: str, system: str, name: str, given: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[str, Span | None]:
+    text = _apply(model, query, system, given)
     if not system:
         return text, None
     marker = next(m for m in (f"DROLAB{i}SLOT" for i in itertools.count()) if m not in query)
-    before, *rest = _apply(model, query, marker).split(marker)
+    before, *rest = _apply(model, query, marker, given).split(marker)
     if not rest:
         raise ChatTemplateError(
             f"The chat template of {model.name!r} drops the system message, so no safety prompt can arrive: "
@@ -303,10 +391,16 @@ def _system_in(model: ChatModel, query: str, system: str, name: str) -> tuple[st
     return text, (start, stop)
 
 
-def _apply(model: ChatModel, query: str, system: str, *, add_generation_prompt: bool = True) -> str:
-    return _text_of(
-        model, query, system, parts=_takes_parts(model, bool(system)), add_generation_prompt=add_generation_prompt
-    )
+def _apply(
+    model: ChatModel,
+    query: str,
+    system: str,
+    given: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    add_generation_prompt: bool = True,
+) -> str:
+    parts = _takes_parts(model, bool(system))
+    return _text_of(model, query, system, given, parts=parts, add_generation_prompt=add_generation_prompt)
 
 
 _PARTS: WeakKeyDictionary[ChatModel, dict[bool, bool]] = WeakKeyDictionary()
@@ -329,7 +423,7 @@ def _try_parts(model: ChatModel, system: str) -> bool:
     counts, refusals = [], []
     for parts in (False, True):
         try:
-            text = _text_of(model, _TRIAL, system, parts=parts)
+            text = _text_of(model, _TRIAL, system, {}, parts=parts)
         except ChatTemplateError as error:
             refusals.append(error)
             continue
@@ -342,14 +436,24 @@ def _try_parts(model: ChatModel, system: str) -> bool:
     raise ChatTemplateError(f"The chat template of {model.name!r} {problem} the query: " + _another_template())
 
 
-def _text_of(model: ChatModel, query: str, system: str, *, parts: bool, add_generation_prompt: bool = True) -> str:
+def _text_of(
+    model: ChatModel,
+    query: str,
+    system: str,
+    given: Mapping[str, Any],
+    *,
+    parts: bool,
+    add_generation_prompt: bool = True,
+) -> str:
     said = ([("system", system)] if system else []) + [("user", query)]
     messages: list[Any] = [
         {"role": role, "content": [{"type": "text", "text": text}] if parts else text} for role, text in said
     ]
     try:
         return str(
-            model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+            model.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **given
+            )
         )
     except (TemplateError, TypeError) as error:
         problem = "rejects a system message" if system else "cannot render a user message"
