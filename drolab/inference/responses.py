@@ -36,7 +36,7 @@ from drolab.models import (
     encode,
     reader_for,
     split_reply,
-    thinking,
+    thought_mark,
 )
 from drolab.progress import Progress, found_in_words, resumable_bar
 from drolab.store import Store, key
@@ -117,7 +117,7 @@ def generate(
             these are the answer's.
         max_thinking_tokens: what a thought before the answer may have beside them. A reply whose answer has not begun
             by then ends there, its finish_reason is then "thinking". None is `THINKING_TOKENS` for a model that thinks
-            (`models.thinking`), or a quarter of its context if that is less. A model that does not think has no such
+            (`models.thought_mark`), or a quarter of its context if that is less. A model that does not think has no such
             budget: a thought that it writes all the same counts to `max_new_tokens`.
         min_new_tokens: until then no end token is written; a stop string ends a reply all the same.
         stop_strings: a reply ends before the first of these; its finish_reason is then "stop". In a thought that has a
@@ -207,7 +207,7 @@ def generate(
 
 def thinking_budget(model: ChatModel, asked: int | None = None) -> int | None:
     """What a thought may have: what was asked for, or what suits the model; None if it does not think."""
-    if asked is not None or thinking(model).mark is None:
+    if asked is not None or thought_mark(model.template) is None:
         return asked
     return min(THINKING_TOKENS, max(1, model.max_length // 4))
 

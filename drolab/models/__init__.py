@@ -1,9 +1,9 @@
 """One model, one batch of chats: loading, templates, forward passes, edits of hidden states.
 
-In order: `fingerprint` (what a model computes, as a hash), `load` (`ChatModel`), `chat` (query and prompt → tokens),
-`layers` (where the blocks are), `interventions` (edits while the model runs), `passes` (states of a batch behind a
-shared prefix), `kv_cache` (reading a batch token by token), `threads` (how many on a CPU), `reasoning` (a reply taken
-apart). What runs many queries and keeps the results is `inference`.
+In order: `fingerprint` (what a model computes, as a hash), `reasoning` (a reply taken apart), `templates` (what writes
+the chats), `places` (where they end), `load` (`ChatModel`), `chat` (query and prompt → tokens), `layers` (where the blocks are), `interventions`
+(edits while the model runs), `passes` (states of a batch behind a shared prefix), `kv_cache` (reading a batch token by
+token). What runs many queries and keeps the results is `inference`.
 """
 
 from drolab.models import chat, interventions, passes
@@ -11,16 +11,13 @@ from drolab.models.chat import (
     EncodedBatch,
     Prompt,
     Prompts,
-    ReadAt,
     as_prompts,
     audit,
     check_fits,
-    check_read_at,
     embed_text,
     encode,
     prompt_token_ids,
     render,
-    thinking,
 )
 from drolab.models.fingerprint import fingerprint
 from drolab.models.interventions import (
@@ -39,7 +36,7 @@ from drolab.models.interventions import (
 )
 from drolab.models.kv_cache import Reader, reader_for
 from drolab.models.layers import check_layers, resolve_layers
-from drolab.models.load import CHAT_FORMATS, ChatModel, chat_format, load_model, loading, model_source, wrap
+from drolab.models.load import ChatModel, load_model, loading, model_source, wrap
 from drolab.models.passes import (
     Prefix,
     accumulating_gradients,
@@ -55,19 +52,19 @@ from drolab.models.passes import (
     run_prefix,
     states_by_pass,
 )
+from drolab.models.places import ReadAt, check_read_at, thought_mark
 from drolab.models.reasoning import (
     THOUGHT_MARKS,
     Reply,
-    Thinking,
     at_answer,
     could_be_mark,
-    find_thinking,
     marks_among,
     marks_in,
     open_thought,
     split_reply,
     to_answer,
 )
+from drolab.models.templates import CHAT_FORMATS, Template, Thinking, chat_format
 
 __all__ = [
     "CHAT_FORMATS",
@@ -85,6 +82,7 @@ __all__ = [
     "ReadAt",
     "Reader",
     "Reply",
+    "Template",
     "Thinking",
     "accumulating_gradients",
     "acts_at_read_position",
@@ -105,7 +103,6 @@ __all__ = [
     "edited_fingerprint",
     "embed_text",
     "encode",
-    "find_thinking",
     "fingerprint",
     "forward_states",
     "halve_pass_tokens",
@@ -129,7 +126,7 @@ __all__ = [
     "split_reply",
     "states_by_pass",
     "steered",
-    "thinking",
+    "thought_mark",
     "to_answer",
     "vectors_of",
     "with_vectors",

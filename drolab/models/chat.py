@@ -15,30 +15,22 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from types import MappingProxyType
-from typing import Any, Literal, get_args
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import pandas as pd
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from drolab.errors import ChatTemplateError, DrolabError, PromptError, QueryError, StatesError
-from drolab.models.load import CHAT_FORMATS, ChatModel
-from drolab.models.reasoning import Thinking, find_thinking, open_thought, to_answer
-from drolab.types import SafetyPrompt, SoftPrompt
+from drolab.models.load import ChatModel
+from drolab.models.places import ReadAt, answering, check_read_at, ending_of
+from drolab.models.reasoning import open_thought
+from drolab.models.templates import Span
+from drolab.types import NO_PROMPT, SafetyPrompt, SoftPrompt
 
 Prompt = SafetyPrompt | SoftPrompt
 Prompts = Mapping[str, Prompt] | Sequence[Prompt] | Prompt
 """What takes several prompts takes one, too; a mapping's keys name them."""
-Span = tuple[int, int]
-ReadAt = Literal["reply", "answer", "after_thinking"]
-"""Where a chat ends, and its last token is read. For a model that thinks first these are three places: the end of the
-chat, where the reply begins; after a thought that is closed and empty; and after a thought of the model's own."""
-
-_TRIAL = "DROLAB0QUERY"
 _HALF_A_CHARACTER = (
     "holds half a character (a lone surrogate), which no tokenizer reads: load the text again with the right encoding."
 )
@@ -120,15 +112,15 @@ def render(model: ChatModel, query: str, prompt: Prompt, *, read_at: ReadAt = "r
     A soft prompt takes as many copies of a special token in the system text's place as it has vectors.
 
     Args:
-        read_at: "answer" goes on to where the answer begins, with a thought that is closed and empty: as the template
-            writes it when its own switch is off, or else as `to_answer` does. The same as "reply" for a model that does
-            not think.
+        read_at: "answer" takes the chat on to where the answer begins, behind a thought that is closed and empty: all
+            of it as the template writes it with its own switch off, or, where that closes none, with what
+            `models.to_answer` gives. The same as "reply" for a model that does not think.
 
     Raises:
         ChatTemplateError: the template rejects, drops or rewrites the system text.
         PromptError: a soft prompt that was made for another model, or a blank text.
         QueryError, PromptError: the query or the prompt makes the chat longer than the model's context.
-        StatesError: there is no such place; or the place is after a thought, which nobody knows before it was thought.
+        StatesError: another place, or one after a thought, which nobody knows before it was thought.
 
     Examples:
         >>> import drolab
@@ -163,7 +155,7 @@ def encode(
         QueryError: no texts; half a character (a lone surrogate) in one.
         QueryError, PromptError: a query or the prompt makes a chat longer than the model's context.
         StatesError: a chat is shorter than `min_suffix`, or its last `min_suffix` tokens reach into the soft prompt; or
-            there is no such place to read at, see `render`.
+            they cannot end there, see `render`.
 
     Examples:
         >>> import drolab
@@ -247,35 +239,33 @@ def check_fits(model: ChatModel, soft: SoftPrompt) -> None:
 
 
 def _rendered(model: ChatModel, queries: Sequence[str], prompt: Prompt, read_at: ReadAt) -> Iterator[RenderedChat]:
-    check_read_at(read_at)
-    if read_at == "after_thinking":
-        raise StatesError(
-            "Where a thought ends is not known before it was thought: hidden_states and first_token_probabilities take "
-            "read_at='after_thinking', and here it is 'reply' or 'answer'."
-        )
+    check_read_at(read_at, known=True)
+    model = model if read_at == "reply" else replace(model, template=answering(model.template))
     system = _system_text(model, prompt)
     for begin in range(0, len(queries), _AT_ONCE):
         yield from _render_some(model, queries[begin : begin + _AT_ONCE], prompt, system, read_at)
 
 
 def _render_some(
-    model: ChatModel, queries: Sequence[str], prompt: Prompt, system: str, read_at: ReadAt
+    model: ChatModel, queries: Sequence[str], prompt: Prompt, system: str | None, read_at: ReadAt
 ) -> Iterator[RenderedChat]:
     if broken := next((query for query in queries if not _is_unicode(query)), None):
         raise QueryError(f"The query {broken[:60]!r} {_HALF_A_CHARACTER}")
-    layouts = [_layout(model, query, system, prompt.name, read_at) for query in queries]
+    chats = [model.template.chat(query, system, prompt.name) for query in queries]
+    if read_at == "answer":
+        chats = [(text + ending_of(model.template, text[asked[1] :]), span, asked) for text, span, asked in chats]
     tokens = model.tokenizer(
-        [text for text, _ in layouts], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        [text for text, _, _ in chats], add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
-    for query, (text, span), ids, offsets in zip(
-        queries, layouts, tokens["input_ids"], tokens["offset_mapping"], strict=True
+    for query, (text, span, asked), ids, offsets in zip(
+        queries, chats, tokens["input_ids"], tokens["offset_mapping"], strict=True
     ):
         token_span = None if span is None else _token_span(offsets, span)
         if isinstance(prompt, SoftPrompt):
             _check_slots(prompt, ids, token_span)
         if len(ids) > model.max_length:
             raise _too_long(model, query, prompt, len(ids), token_span)
-        opening = open_thought(_ending(model, text, query))
+        opening = open_thought(text[asked[1] :])
         yield RenderedChat(text=text, input_ids=tuple(ids), prompt_span=token_span, opening=opening)
 
 
@@ -287,10 +277,13 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _system_text(model: ChatModel, prompt: Prompt) -> str:
+def _system_text(model: ChatModel, prompt: Prompt) -> str | None:
+    """What goes into the system's place; None if there is no system message."""
     if isinstance(prompt, SoftPrompt):
         check_fits(model, prompt)
         return _placeholder(model) * len(prompt)
+    if prompt.name == NO_PROMPT:
+        return None
     if prompt.text and not prompt.text.strip():
         raise PromptError(f"Prompt {prompt.name!r} is blank: give it a text, or use the prompt 'none'.")
     if not _is_unicode(prompt.text):
@@ -307,166 +300,6 @@ def _placeholder(model: ChatModel) -> str:
             "add one with tokenizer.add_special_tokens({'eos_token': …})."
         )
     return model.tokenizer.eos_token or special[0]
-
-
-def _layout(model: ChatModel, query: str, system: str, name: str, read_at: ReadAt = "reply") -> tuple[str, Span | None]:
-    """The rendered text, which has the query in it, and the character range of the system text in it."""
-    known = thinking(model) if read_at == "answer" else None
-    switch = known.off if known and known.mark else None
-    text, span = _system_in(model, query, system, name, switch or {})
-    if query.strip() not in text:
-        raise ChatTemplateError(
-            f"The chat template of {model.name!r} drops or changes the query {query[:60]!r}: " + _another_template()
-        )
-    return text + (to_answer(_ending(model, text, query), known.mark) if known else ""), span
-
-
-def _ending(model: ChatModel, text: str, query: str) -> str:
-    """What stands behind the query: mostly the same for all, so that it need not be searched for."""
-    if model not in _ENDINGS:
-        try:
-            _ENDINGS[model] = _trial_ending(model, {})
-        except ChatTemplateError:
-            _ENDINGS[model] = None
-    usual = _ENDINGS[model]
-    if usual is not None and text.endswith(usual):
-        return usual
-    return text.rpartition(query.strip())[2] if query.strip() else text
-
-
-_ENDINGS: WeakKeyDictionary[ChatModel, str | None] = WeakKeyDictionary()
-
-
-def check_read_at(read_at: str) -> None:
-    """Raise StatesError if there is no such place."""
-    if read_at not in get_args(ReadAt):
-        raise StatesError(f"read_at must be one of {', '.join(get_args(ReadAt))}, not {read_at!r}.")
-
-
-_THINKING: WeakKeyDictionary[ChatModel, Thinking] = WeakKeyDictionary()
-
-
-def thinking(model: ChatModel) -> Thinking:
-    """What the chats of this model do about thinking.
-
-    Examples:
-        >>> import drolab
-        >>> from drolab.models import thinking
-        >>> thinking(drolab.load_model("demo")).mark is None  # it does not think
-        True
-    """
-    if model not in _THINKING:
-        _THINKING[model] = find_thinking(model.tokenizer.get_chat_template(), partial(_trial_ending, model))
-    return _THINKING[model]
-
-
-def _trial_ending(model: ChatModel, given: Mapping[str, Any]) -> str:
-    try:
-        text = _apply(model, _TRIAL, "", given)
-    except ChatTemplateError:  # of a template that wants a system message
-        text = _apply(model, _TRIAL, "DROLAB0SYSTEM", given)
-    return text.rpartition(_TRIAL)[2]
-
-
-def _system_in(
-    model: ChatModel, query: str, system: str, name: str, given: Mapping[str, Any] = MappingProxyType({})
-) -> tuple[str, Span | None]:
-    text = _apply(model, query, system, given)
-    if not system:
-        return text, None
-    marker = next(m for m in (f"DROLAB{i}SLOT" for i in itertools.count()) if m not in query)
-    before, *rest = _apply(model, query, marker, given).split(marker)
-    if not rest:
-        raise ChatTemplateError(
-            f"The chat template of {model.name!r} drops the system message, so no safety prompt can arrive: "
-            + _another_template()
-        )
-    start, stop = len(before), len(text) - len(rest[-1])
-    intact = text.startswith(before) and text.endswith(rest[-1]) and start < stop
-    if len(rest) > 1 or not intact or text[start:stop].strip() != system.strip():
-        raise ChatTemplateError(
-            f"The chat template of {model.name!r} changes or repeats the text of prompt {name!r}: "
-            + _another_template()
-        )
-    return text, (start, stop)
-
-
-def _apply(
-    model: ChatModel,
-    query: str,
-    system: str,
-    given: Mapping[str, Any] = MappingProxyType({}),
-    *,
-    add_generation_prompt: bool = True,
-) -> str:
-    parts = _takes_parts(model, bool(system))
-    return _text_of(model, query, system, given, parts=parts, add_generation_prompt=add_generation_prompt)
-
-
-_PARTS: WeakKeyDictionary[ChatModel, dict[bool, bool]] = WeakKeyDictionary()
-"""What `_takes_parts` found for chats without and with a system message."""
-
-
-def _takes_parts(model: ChatModel, with_system: bool) -> bool:
-    """Whether a message's content must be a list of parts, as for models that also see images: found by trial.
-
-    Raises:
-        ChatTemplateError: a query arrives neither as a text nor as a part, or more than once.
-    """
-    known = _PARTS.setdefault(model, {})
-    if with_system not in known:
-        known[with_system] = _try_parts(model, "DROLAB0SYSTEM" if with_system else "")
-    return known[with_system]
-
-
-def _try_parts(model: ChatModel, system: str) -> bool:
-    counts, refusals = [], []
-    for parts in (False, True):
-        try:
-            text = _text_of(model, _TRIAL, system, {}, parts=parts)
-        except ChatTemplateError as error:
-            refusals.append(error)
-            continue
-        counts.append(0 if f"'{_TRIAL}'" in text else text.count(_TRIAL))  # quoted: a list as Python writes it
-        if counts[-1] == 1:
-            return parts
-    if not counts:
-        raise refusals[0]
-    problem = "repeats" if max(counts) else "drops"
-    raise ChatTemplateError(f"The chat template of {model.name!r} {problem} the query: " + _another_template())
-
-
-def _text_of(
-    model: ChatModel,
-    query: str,
-    system: str,
-    given: Mapping[str, Any],
-    *,
-    parts: bool,
-    add_generation_prompt: bool = True,
-) -> str:
-    said = ([("system", system)] if system else []) + [("user", query)]
-    messages: list[Any] = [
-        {"role": role, "content": [{"type": "text", "text": text}] if parts else text} for role, text in said
-    ]
-    try:
-        return str(
-            model.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **given
-            )
-        )
-    except (TemplateError, TypeError) as error:
-        problem = "rejects a system message" if system else "cannot render a user message"
-        raise ChatTemplateError(
-            f"The chat template of {model.name!r} {problem} ({error}): " + _another_template()
-        ) from error
-
-
-def _another_template() -> str:
-    return (
-        f"pass load_model(…, chat_template=…), one of {', '.join(CHAT_FORMATS)}, "
-        "or Jinja text that puts the system text into the first user turn."
-    )
 
 
 # --- tokens ------------------------------------------------------------------------------------------------
@@ -542,7 +375,7 @@ def audit(model: ChatModel) -> pd.DataFrame:
 
 def _audit_verbatim(model: ChatModel) -> tuple[str, bool, str]:
     spaced = f" {_AUDIT_SYSTEM}\n\nBe kind. "
-    text, span = _layout(model, _AUDIT_QUERY, spaced, "audit")
+    text, span, _ = model.template.chat(_AUDIT_QUERY, spaced, "audit")
     arrived = text[slice(*(span or (0, 0)))]
     detail = "" if arrived == spaced else "blanks around it are trimmed"
     return "system text arrives verbatim", arrived.strip() == spaced.strip(), detail
@@ -568,8 +401,7 @@ def _audit_bos(model: ChatModel, chat: RenderedChat) -> tuple[str, bool, str]:
 
 
 def _audit_generation(model: ChatModel) -> tuple[str, bool, str]:
-    without = _apply(model, _AUDIT_QUERY, "", add_generation_prompt=False)
-    added = _apply(model, _AUDIT_QUERY, "").removeprefix(without)
+    added = model.template.generation_prompt
     detail = repr(added) if added else "the last token belongs to the user's turn"
     return "generation prompt adds something", bool(added), detail
 

@@ -12,8 +12,8 @@ it to the model to begin one; and what must be written there so that the answer 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 _MARKS = {
     "<think>": "</think>",
@@ -292,42 +292,3 @@ def _closing(begun: str) -> str:
     line = _LINES.get(mark.lower()) or ("\n" if "\n" in said else "")
     before = line if said else 2 * line
     return before + end + _THEN.get(end, 2 * line)
-
-
-class Thinking(NamedTuple):
-    """What the chats of a model do about thinking, as they are rendered."""
-
-    mark: str | None
-    """How its thoughts begin; None if the model does not think here: it never does, or it is switched off."""
-    off: Mapping[str, Any] | None
-    """What to give its template so that the thought is closed and empty; None if there is no such switch."""
-    on: Mapping[str, Any] | None
-    """What to give its template so that it thinks; None if it does, or cannot."""
-
-
-SWITCHES = ("enable_thinking", "thinking", "reasoning")
-"""What templates call their switches."""
-
-
-def find_thinking(template: str, ending: Callable[[Mapping[str, Any]], str]) -> Thinking:
-    """What the chats of a template do about thinking: found out by rendering one with each switch on and off.
-
-    Args:
-        template: its source.
-        ending: the end of a chat, as in `open_thought`, with something more given to the template; all of the chat
-            where that says more.
-    """
-    now = ending({})
-    mark, off, on = marks_in(template), None, None
-    switched_off = at_answer(now)
-    for name in SWITCHES:
-        if name not in template:
-            continue
-        with_it, without = ending({name: True}), ending({name: False})
-        if with_it == without:
-            continue
-        if at_answer(without):
-            off = off or {name: False}
-        if now == without:
-            switched_off, on = True, {name: True}
-    return Thinking(None if switched_off and not open_thought(now) else mark, off, on)
