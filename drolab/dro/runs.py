@@ -64,7 +64,7 @@ _KINDS: dict[str, Callable[[str], Any]] = {
 _ABOUT, _SUMS = "run.json", "SHA256SUMS"
 _FILES = ("state.safetensors", "history.csv", "measured.csv", "soft_prompt.safetensors", _ABOUT)
 _SPACE = ("mean", "components", "explained_variance_ratio")
-_SPACE_NUMBERS = ("layer", "residual_variance", "residual_spread", "model_fingerprint")
+_SPACE_NUMBERS = ("layer", "residual_variance", "residual_spread", "model_fingerprint", "read_at")
 _PROBES = ("refusal", "harmfulness")
 _READ_ERRORS = (OSError, SafetensorError, KeyError, TypeError, ValueError, DrolabError)
 

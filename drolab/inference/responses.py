@@ -116,8 +116,8 @@ def generate(
         max_new_tokens: a reply that is longer is cut, its finish_reason is then "length". Of a reply that thinks first,
             these are the answer's.
         max_thinking_tokens: what a thought before the answer may have beside them. A reply whose answer has not begun
-            by then ends there, its finish_reason is then "thinking". None is `THINKING_TOKENS` for a model that thinks
-            (`models.thought_mark`), or a quarter of its context if that is less. A model that does not think has no such
+            by then ends there, its finish_reason is then "thinking". None is 1024 for a model that thinks (see
+            `models.thought_mark`), or a quarter of its context if that is less. One that does not think has no such
             budget: a thought that it writes all the same counts to `max_new_tokens`.
         min_new_tokens: until then no end token is written; a stop string ends a reply all the same.
         stop_strings: a reply ends before the first of these; its finish_reason is then "stop". In a thought that has a

@@ -1,9 +1,9 @@
 """One model, one batch of chats: loading, templates, forward passes, edits of hidden states.
 
 In order: `fingerprint` (what a model computes, as a hash), `reasoning` (a reply taken apart), `templates` (what writes
-the chats), `places` (where they end), `load` (`ChatModel`), `chat` (query and prompt → tokens), `layers` (where the blocks are), `interventions`
-(edits while the model runs), `passes` (states of a batch behind a shared prefix), `kv_cache` (reading a batch token by
-token). What runs many queries and keeps the results is `inference`.
+the chats), `places` (where they end), `load` (`ChatModel`), `chat` (query and prompt → tokens), `layers` (where the
+blocks are), `interventions` (edits while the model runs), `passes` (states of a batch behind a shared prefix),
+`kv_cache` (reading a batch token by token). What runs many queries and keeps the results is `inference`.
 """
 
 from drolab.models import chat, interventions, passes
