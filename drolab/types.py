@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from drolab.errors import PromptError, StatesError, TrainingError, shown
 from drolab.files import read_bytes, write_file
@@ -44,6 +44,13 @@ RESPONSE_COLUMNS = (
 
 REASONING_COLUMNS = ("reasoning", "n_reasoning_tokens")
 """Further columns of a responses table of a model that thinks: `response` is then the answer without the thought."""
+
+ReadAt = Literal["reply", "answer", "after_thinking"]
+"""Where a chat ends, and its last token is read. For a model that thinks first these are three places: the end of the
+chat, where the reply begins; after a thought that is closed and empty; and after a thought of the model's own."""
+
+UNFINISHED = "thinking"
+"""The `finish_reason` of a reply that ended before its answer began."""
 
 SCORE_COLUMNS = ("harmful", "n_samples", "refusal_rate", "compliance_rate", "any_refusal", "any_compliance")
 """Columns of the table that `judge` returns, indexed by (query_id, prompt)."""
@@ -270,7 +277,7 @@ class HiddenStates:
     `num_hidden_layers` the output after the last block (and, in most families, the final norm)."""
     num_hidden_layers: int
     model_fingerprint: str = ""
-    read_at: str = "reply"
+    read_at: ReadAt = "reply"
     """Where the chats end whose last tokens were read, see `hidden_states`."""
     missing: tuple[tuple[str, str], ...] = ()
     """(query_id, prompt) of the chats that were asked for and have no state, since their thought did not end."""
@@ -440,7 +447,7 @@ class AnchorSpace:
     None: not known (a space that was made by hand, is of an earlier version, or of too few queries). It follows from
     the fit and changes nothing, so neither checksum nor key holds it."""
     model_fingerprint: str = ""
-    read_at: str = "reply"
+    read_at: ReadAt = "reply"
     """Where the chats end of whose states it was made, see `hidden_states`."""
     origin: Origin | None = field(default=None, repr=False)
 

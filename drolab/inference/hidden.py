@@ -25,7 +25,6 @@ from drolab.models import (
     Prefix,
     Prompt,
     Prompts,
-    ReadAt,
     as_prompts,
     can_share_prefix,
     check_edits,
@@ -41,7 +40,7 @@ from drolab.models import (
 from drolab.progress import Progress, found_in_words, resumable_bar
 from drolab.store import Store, key
 from drolab.threads import threads_for
-from drolab.types import STATE_COLUMNS, HiddenStates
+from drolab.types import STATE_COLUMNS, HiddenStates, ReadAt
 
 _log = logging.getLogger(__name__)
 
@@ -133,9 +132,16 @@ def hidden_states(
     check_read_at(read_at)
     places = tuple(dict.fromkeys(positions))
     wanted, texts = as_prompts(prompts), queries["text"].tolist()
-    thoughts = {"max_thinking_tokens": max_thinking_tokens, "thinking_seed": thinking_seed}
     placed, found = place_chats(
-        model, texts, wanted, read_at, min_suffix=-min(places), store=store, progress=progress, **thoughts
+        model,
+        texts,
+        wanted,
+        read_at,
+        min_suffix=-min(places),
+        max_thinking_tokens=max_thinking_tokens,
+        thinking_seed=thinking_seed,
+        store=store,
+        progress=progress,
     )
     sizes = [len(chats.rows) for _, chats in placed]
     shape = (sum(sizes), len(places), len(resolved), model.hidden_size)

@@ -41,7 +41,7 @@ from drolab.models import (
 from drolab.progress import Progress, found_in_words, resumable_bar
 from drolab.store import Store, key
 from drolab.threads import threads_for
-from drolab.types import REASONING_COLUMNS, RESPONSE_COLUMNS
+from drolab.types import REASONING_COLUMNS, RESPONSE_COLUMNS, UNFINISHED
 
 _FEWEST, _MOST = 128, 1024
 _BYTES = 2**29
@@ -50,8 +50,6 @@ _BYTES = 2**29
 
 THINKING_TOKENS = 1024
 """How long a model that thinks may do so before each answer, unless something else is asked for."""
-UNFINISHED = "thinking"
-"""The finish_reason of a reply that ended before its answer began."""
 
 
 class _Reply(NamedTuple):
@@ -282,8 +280,10 @@ class _Task:
         """The replies taken apart, queries x samples."""
         rows = []
         for reply, parts in self._split():
-            reason = UNFINISHED if parts.answer is None else reply.finish_reason
             n_before, first = reply.n_reasoning_tokens, reply.answer_token
+            # A stop string may have cut an answer off at its first character: that is one all the same.
+            ended = parts.answer is None and first in (None, -1)
+            reason = UNFINISHED if ended else reply.finish_reason
             if n_before is None:  # no thought; or one of an earlier drolab, which did not count its tokens
                 unknown = bool(parts.begins) or parts.answer is None
                 n_before, first = (None, -1) if unknown else (0, reply.first_token)
@@ -447,5 +447,7 @@ def _reply(
     reply = _Reply(text if cut < 0 else text[:cut], len(written), reason, written[0])
     if not (budgeted or parts.begins or parts.answer is None):
         return reply
+    if parts.answer is None:
+        return reply._replace(n_reasoning_tokens=len(body), answer_token=-1)
     place = answer_token(model, body, parts.begins) if parts.begins else 0
-    return reply._replace(n_reasoning_tokens=place, answer_token=written[place] if place < len(written) else -1)
+    return reply._replace(n_reasoning_tokens=place, answer_token=written[place])

@@ -193,7 +193,9 @@ def decode(
             going = ~rules.reached(written[live, : step + 1])
         else:
             begins = thoughts.look(live.tolist(), written[live, : step + 1])
-            going = ~(rules.reached(written[live, : step + 1], begins) | thoughts.over_budget(begins, step + 1))
+            going = ~(
+                rules.reached(written[live, : step + 1], begins) | thoughts.spent(live.tolist(), begins, step + 1)
+            )
         live, rows, chosen = live[going], rows[going], chosen[going]
         if not len(live) or step + 1 == settings.most_tokens:
             break

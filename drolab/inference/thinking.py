@@ -29,7 +29,6 @@ from drolab.models import (
     ChatModel,
     EncodedBatch,
     Prompt,
-    ReadAt,
     check_edits,
     encode,
     reader_for,
@@ -39,6 +38,7 @@ from drolab.models import (
 from drolab.progress import Progress, resumable_bar
 from drolab.store import Store, key
 from drolab.threads import threads_for
+from drolab.types import ReadAt
 
 _LOOK_AHEAD = 24
 """Tokens of an answer that are written so that it is sure to be one: what begins like a mark may be one."""

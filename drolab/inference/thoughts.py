@@ -16,10 +16,10 @@ from drolab.models import THOUGHT_MARKS, ChatModel, could_be_mark, marks_among, 
 
 _TAIL = max(len(mark.encode()) for mark in THOUGHT_MARKS)
 """A token adds at least a byte, so a mark that ends with the last token began within these."""
-_ENDS = tuple(mark for mark in THOUGHT_MARKS if mark.startswith(("</", "[/", "◁/")) or mark.endswith("|>"))
+_ENDS = tuple(mark.lower() for mark in THOUGHT_MARKS if mark.startswith(("</", "[/", "◁/", "<|", "<channel")))
 
 
-def decoded_texts(model: ChatModel, ids: Sequence[Sequence[int]]) -> list[str]:
+def decoded_texts(model: ChatModel, ids: list[list[int]]) -> list[str]:
     """Without special tokens, but with those that mark thoughts."""
     dropped = _dropped(model)
     if dropped is None:
@@ -56,7 +56,7 @@ def answer_token(model: ChatModel, ids: Sequence[int], begins: int) -> int:
     low, high = 0, len(ids)
     while low < high:
         middle = (low + high) // 2
-        if len(decoded_texts(model, [ids[: middle + 1]])[0]) > begins:
+        if len(decoded_texts(model, [list(ids[: middle + 1])])[0]) > begins:
             high = middle
         else:
             low = middle + 1
@@ -89,12 +89,18 @@ class Thoughts:
         unsettled = [row for row in range(len(live)) if live[row] not in self._settled]
         deep = [row for row in unsettled if live[row] in self._deep]
         ends = decoded_texts(self._model, written[deep, -_TAIL:].tolist()) if deep else []
-        still = {row for row, text in zip(deep, ends, strict=True) if not any(end in text.lower() for end in _LOW)}
+        still = {row for row, text in zip(deep, ends, strict=True) if not any(end in text.lower() for end in _ENDS)}
         asked = [row for row in unsettled if row not in still]
         texts = decoded_texts(self._model, written[asked].tolist()) if asked else []
         for row, text in zip(asked, texts, strict=True):
             self._read(live[row], text, written[row].tolist())
         return torch.tensor([self._begins.get(number, tokens) for number in live])
+
+    def spent(self, live: Sequence[int], begins: Tensor, tokens: int) -> Tensor:
+        """[n] booleans: whether the replies `live` must end after so many tokens; `begins` is what `look` gave."""
+        deep = torch.tensor([number in self._deep for number in live])
+        thought = (tokens >= self._most_thinking) & deep | (tokens > self._most_thinking)
+        return torch.where(begins < tokens, tokens - begins >= self._most_new, thought)
 
     def _read(self, number: int, text: str, ids: list[int]) -> None:
         opening = self._openings[number]
@@ -108,10 +114,3 @@ class Thoughts:
         self._begins.pop(number, None)
         if not split_reply(text + "a", opening).answer:
             self._deep.add(number)
-
-    def over_budget(self, begins: Tensor, tokens: int) -> Tensor:
-        """[n] booleans: whether these replies must end after so many tokens, from what `look` gave."""
-        return torch.where(begins < tokens, tokens - begins >= self._most_new, tokens > self._most_thinking)
-
-
-_LOW = tuple(mark.lower() for mark in _ENDS)

@@ -52,7 +52,7 @@ from drolab.models.passes import (
     run_prefix,
     states_by_pass,
 )
-from drolab.models.places import ReadAt, check_read_at, thought_mark
+from drolab.models.places import check_read_at, thought_mark
 from drolab.models.reasoning import (
     THOUGHT_MARKS,
     Reply,
@@ -79,7 +79,6 @@ __all__ = [
     "Prefix",
     "Prompt",
     "Prompts",
-    "ReadAt",
     "Reader",
     "Reply",
     "Template",

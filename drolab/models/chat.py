@@ -23,10 +23,10 @@ from torch import Tensor
 
 from drolab.errors import ChatTemplateError, DrolabError, PromptError, QueryError, StatesError
 from drolab.models.load import ChatModel
-from drolab.models.places import ReadAt, answering, check_read_at, ending_of
+from drolab.models.places import answering, check_read_at, ending_of
 from drolab.models.reasoning import open_thought
 from drolab.models.templates import Span
-from drolab.types import NO_PROMPT, SafetyPrompt, SoftPrompt
+from drolab.types import NO_PROMPT, ReadAt, SafetyPrompt, SoftPrompt
 
 Prompt = SafetyPrompt | SoftPrompt
 Prompts = Mapping[str, Prompt] | Sequence[Prompt] | Prompt

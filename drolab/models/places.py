@@ -6,15 +6,12 @@ For a model that thinks before it answers these are different places. What its t
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 from drolab.errors import ChatTemplateError, StatesError
 from drolab.models.reasoning import at_answer, marks_in, to_answer
 from drolab.models.templates import Template
-
-ReadAt = Literal["reply", "answer", "after_thinking"]
-"""Where a chat ends, and its last token is read. For a model that thinks first these are three places: the end of the
-chat, where the reply begins; after a thought that is closed and empty; and after a thought of the model's own."""
+from drolab.types import ReadAt
 
 
 def check_read_at(read_at: str, *, known: bool = False) -> None:
