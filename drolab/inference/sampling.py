@@ -204,7 +204,8 @@ def decode(
         branches, rows = torch.unique(rows * vocabulary + chosen, return_inverse=True)
         logits = reader.step(branches // vocabulary, branches % vocabulary)
     lengths = (written >= 0).sum(dim=1).tolist()
-    return [ids[:length] for ids, length in zip(written.tolist(), lengths, strict=True)]
+    replies = [ids[:length] for ids, length in zip(written.tolist(), lengths, strict=True)]
+    return replies if thoughts is None else thoughts.cut(replies)
 
 
 # --- what may come next, and what ends a reply ---------------------------------------------------------------

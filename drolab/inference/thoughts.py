@@ -99,8 +99,13 @@ class Thoughts:
     def spent(self, live: Sequence[int], begins: Tensor, tokens: int) -> Tensor:
         """[n] booleans: whether the replies `live` must end after so many tokens; `begins` is what `look` gave."""
         deep = torch.tensor([number in self._deep for number in live])
+        settled = torch.tensor([number in self._settled for number in live])
         thought = (tokens >= self._most_thinking) & deep | (tokens > self._most_thinking)
-        return torch.where(begins < tokens, tokens - begins >= self._most_new, thought)
+        return torch.where(begins < tokens, (tokens - begins >= self._most_new) & settled, thought)
+
+    def cut(self, written: Sequence[list[int]]) -> list[list[int]]:
+        """Whole replies, without what was written beyond their budgets before it was clear that it was an answer."""
+        return [ids[: self._begins.get(number, len(ids)) + self._most_new] for number, ids in enumerate(written)]
 
     def _read(self, number: int, text: str, ids: list[int]) -> None:
         opening = self._openings[number]

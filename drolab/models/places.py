@@ -6,7 +6,7 @@ For a model that thinks before it answers these are different places. What its t
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 from drolab.errors import ChatTemplateError, StatesError
 from drolab.models.reasoning import at_answer, marks_in, to_answer
@@ -36,10 +36,26 @@ def thought_mark(template: Template) -> str | None:
         True
     """
     found = template.thinking
-    switched_off = found.place == "reply" and found.on is not None and found.off is None
-    if found.kind == "none" or found.place == "answer" or switched_off:
+    if found.kind == "none" or found.place == "answer" or (found.place == "reply" and _switched_off(template)):
         return None
     return marks_in(found.opens) or marks_in(template.jinja)
+
+
+def _switched_off(template: Template) -> bool:
+    """Whether a switch is off, in a chat whose end does not show it: off changes nothing, and on does."""
+
+    def changed(name: str, value: Any) -> bool:
+        try:
+            return template.told_more(**{name: value}).write("?", None) != now
+        except ChatTemplateError:
+            return False
+
+    now = template.write("?", None)
+    return any(
+        any(changed(name, value) for value in (True, "high"))
+        and not all(changed(name, value) for value in (False, "none"))
+        for name in template.thinking.names
+    )
 
 
 def answering(template: Template) -> Template:
