@@ -59,7 +59,7 @@ SPECIAL: Mapping[str, Sequence[str]] = {
     "gemma": ("<|channel>", "<channel|>"),
 }
 """Marks that are special tokens of their tokenizers."""
-WIDTH, CONTEXT = 128, 384
+WIDTH, CONTEXT = 256, 384
 
 
 def thinker(kind: str, jinja: str | None = None, **told: object) -> ChatModel:
@@ -91,13 +91,9 @@ def says(model: ChatModel, spoken: Mapping[int, str]) -> None:
     for start, text in spoken.items():
         ids = model.tokenizer.encode(text, add_special_tokens=False)
         tokens |= dict(enumerate([*ids, model.tokenizer.eos_token_id], start=start))
-    head, code = (
-        torch.zeros(len(model.tokenizer), WIDTH),
-        torch.nn.functional.normalize(model.model.transformer.wpe.weight),
-    )
-    for position, token in tokens.items():
-        head[token] += code[position - 1]
-    model.model.lm_head.weight.data = 100 * head
+    codes = torch.nn.functional.normalize(model.model.transformer.wpe.weight[[position - 1 for position in tokens]])
+    said = torch.nn.functional.one_hot(torch.tensor(list(tokens.values())), len(model.tokenizer)).float()
+    model.model.lm_head.weight.data = 100 * (torch.linalg.pinv(codes) @ said).T
 
 
 def length(model: ChatModel, query: str, prompt: SafetyPrompt = NONE) -> int:

@@ -231,7 +231,7 @@ def test_states_are_those_of_the_whole_sequence(kind: str, prompts) -> None:
 
 def test_states_under_a_soft_prompt(tmp_path: Path) -> None:
     model = thinker("always")
-    soft = SoftPrompt(name="soft", embeddings=torch.randn(5, 128, generator=torch.Generator().manual_seed(0)))
+    soft = SoftPrompt(name="soft", embeddings=torch.randn(5, 256, generator=torch.Generator().manual_seed(0)))
     chat = render(model, QUERIES.text.iloc[0], soft)
     says(model, {len(chat.input_ids): REPLIES["always"]})
     found = states(model, prompts=soft, read_at="after_thinking", max_thinking_tokens=BUDGET, store=Store(tmp_path))
@@ -275,7 +275,7 @@ def test_the_answers_place_is_the_replys_where_nothing_is_thought(tmp_path: Path
 
 def test_sampled_thoughts_are_the_first_samples_thoughts() -> None:
     model = speaking("always")
-    model.model.lm_head.weight.data[:, :64] /= 8  # so that others are possible
+    model.model.lm_head.weight.data[:, :128] /= 8  # so that others are possible
     given = {"read_at": "after_thinking", "max_thinking_tokens": BUDGET}
     table = replies(model, do_sample=True, seed=3)
     sampled = states(model, **given, thinking_seed=3)
