@@ -22,8 +22,10 @@ from torch import Tensor
 
 from drolab.errors import ChatTemplateError, DrolabError, PromptError, QueryError, StatesError
 from drolab.models.load import ChatModel
+from drolab.models.places import answering, check_read_at, ending_of
+from drolab.models.reasoning import open_thought
 from drolab.models.templates import Span
-from drolab.types import EMPTY_PROMPT, NO_PROMPT, OWN_PROMPT, SafetyPrompt, SoftPrompt
+from drolab.types import EMPTY_PROMPT, NO_PROMPT, OWN_PROMPT, ReadAt, SafetyPrompt, SoftPrompt
 
 Prompt = SafetyPrompt | SoftPrompt
 Prompts = Mapping[str, Prompt] | Sequence[Prompt] | Prompt
@@ -31,6 +33,8 @@ Prompts = Mapping[str, Prompt] | Sequence[Prompt] | Prompt
 _HALF_A_CHARACTER = (
     "holds half a character (a lone surrogate), which no tokenizer reads: load the text again with the right encoding."
 )
+_Written = tuple[str, Span | None, Span]
+"""A chat, and where in it the prompt's text and the query are."""
 _AT_ONCE = 256
 """Chats that are tokenised together; where each token lies in the text takes 20 kB a chat."""
 
@@ -44,6 +48,8 @@ class RenderedChat:
     prompt_span: Span | None
     """Token range [start, stop) of the safety prompt: for a soft prompt exactly its slots, for a text every
     token that has a character of it (a token at the border may have a neighbour's too); None without a prompt."""
+    opening: str = ""
+    """What of the text's end stands in a thought that is not closed: the reply goes on with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +63,8 @@ class EncodedBatch:
     soft: SoftPrompt | None
     span: Span | None
     """Where in `prefix` the soft prompt's embeddings go; None for a text prompt."""
+    openings: tuple[str, ...] = ()
+    """Of each chat what its text leaves open of a thought, see `RenderedChat.opening`; () if none does."""
 
     def __len__(self) -> int:
         return len(self.suffixes)
@@ -99,15 +107,21 @@ def _is_prompt(prompt: object) -> bool:
     return True
 
 
-def render(model: ChatModel, query: str, prompt: Prompt) -> RenderedChat:
+def render(model: ChatModel, query: str, prompt: Prompt, *, read_at: ReadAt = "reply") -> RenderedChat:
     """The chat of one query under one prompt, with the generation prompt.
 
     A soft prompt takes as many copies of a special token in the system text's place as it has vectors.
+
+    Args:
+        read_at: "answer" takes the chat on to where the answer begins, behind a thought that is closed and empty: all
+            of it as the template writes it with its own switch off, or, where that closes none, with what
+            `models.to_answer` gives. The same as "reply" for a model that does not think.
 
     Raises:
         ChatTemplateError: the template rejects, drops or rewrites the system text.
         PromptError: a soft prompt that was made for another model, or a blank text.
         QueryError, PromptError: the query or the prompt makes the chat longer than the model's context.
+        StatesError: another place, or one after a thought, which nobody knows before it was thought.
 
     Examples:
         >>> import drolab
@@ -123,22 +137,26 @@ def render(model: ChatModel, query: str, prompt: Prompt) -> RenderedChat:
         >>> model.tokenizer.decode(chat.input_ids[start:stop])[:24]
         'You are a careful and re'
     """
-    return next(_rendered(model, [query], prompt))
+    return next(_rendered(model, [query], prompt, read_at))
 
 
-def encode(model: ChatModel, texts: Sequence[str], prompt: Prompt, *, min_suffix: int = 1) -> EncodedBatch:
+def encode(
+    model: ChatModel, texts: Sequence[str], prompt: Prompt, *, min_suffix: int = 1, read_at: ReadAt = "reply"
+) -> EncodedBatch:
     """The chats of several queries under one prompt, split at their longest common beginning.
 
     Args:
         texts: the queries.
         min_suffix: how many tokens stay outside the shared prefix at least: the deepest position read.
+        read_at: where the chats end, see `render`.
 
     Raises:
         ChatTemplateError: the template rejects, drops or rewrites the system text.
         PromptError: a soft prompt that was made for another model, or a blank text.
         QueryError: no texts; half a character (a lone surrogate) in one.
         QueryError, PromptError: a query or the prompt makes a chat longer than the model's context.
-        StatesError: a chat is shorter than `min_suffix`, or its last `min_suffix` tokens reach into the soft prompt.
+        StatesError: a chat is shorter than `min_suffix`, or its last `min_suffix` tokens reach into the soft prompt; or
+            they cannot end there, see `render`.
 
     Examples:
         >>> import drolab
@@ -151,16 +169,18 @@ def encode(model: ChatModel, texts: Sequence[str], prompt: Prompt, *, min_suffix
     """
     if not texts:
         raise QueryError("No queries given: pass at least one.")
-    chats = _rendered(model, texts, prompt)
+    chats = _rendered(model, texts, prompt, read_at)
     first = next(chats)
     shared = shortest = len(first.input_ids)
     tails: list[tuple[int, tuple[int, ...]]] = []  # of each chat from where it parts: all of them whole would be large
+    openings: list[str] = []
     known: dict[int, int] = {}  # one object for each id: a number of its own for every token would be large, too
     for chat in itertools.chain([first], chats):
         shared = _common_length(first.input_ids[:shared], chat.input_ids)
         shortest = min(shortest, len(chat.input_ids))
         tail = chat.input_ids[shared:]
         tails.append((shared, tuple(map(known.setdefault, tail, tail))))
+        openings.append(chat.opening)
     if shortest < min_suffix:
         raise StatesError(f"A chat has only {shortest} tokens: ask for positions from -{shortest} to -1.")
     shared = min(shared, shortest - min_suffix)
@@ -172,7 +192,13 @@ def encode(model: ChatModel, texts: Sequence[str], prompt: Prompt, *, min_suffix
             f"{prompt.name!r}: ask for later positions, or use a template with the system text first."
         )
     suffixes = tuple(first.input_ids[shared:start] + tail for start, tail in tails)
-    return EncodedBatch(prefix=first.input_ids[:shared], suffixes=suffixes, soft=soft, span=span)
+    return EncodedBatch(
+        prefix=first.input_ids[:shared],
+        suffixes=suffixes,
+        soft=soft,
+        span=span,
+        openings=tuple(openings) if any(openings) else (),
+    )
 
 
 def _common_length(one: tuple[int, ...], other: tuple[int, ...]) -> int:
@@ -225,22 +251,26 @@ def check_fits(model: ChatModel, soft: SoftPrompt) -> None:
 # --- text --------------------------------------------------------------------------------------------------
 
 
-def _rendered(model: ChatModel, queries: Sequence[str], prompt: Prompt) -> Iterator[RenderedChat]:
+def _rendered(model: ChatModel, queries: Sequence[str], prompt: Prompt, read_at: ReadAt) -> Iterator[RenderedChat]:
+    check_read_at(read_at, known=True)
+    model = model if read_at == "reply" else replace(model, template=answering(model.template))
     write = _writer(model, prompt)
     for begin in range(0, len(queries), _AT_ONCE):
-        yield from _render_some(model, queries[begin : begin + _AT_ONCE], prompt, write)
+        yield from _render_some(model, queries[begin : begin + _AT_ONCE], prompt, write, read_at)
 
 
 def _render_some(
-    model: ChatModel, queries: Sequence[str], prompt: Prompt, write: Callable[[str], tuple[str, Span | None]]
+    model: ChatModel, queries: Sequence[str], prompt: Prompt, write: Callable[[str], _Written], read_at: ReadAt
 ) -> Iterator[RenderedChat]:
     if broken := next((query for query in queries if not _is_unicode(query)), None):
         raise QueryError(f"The query {broken[:60]!r} {_HALF_A_CHARACTER}")
     chats = [write(query) for query in queries]
+    if read_at == "answer":
+        chats = [(text + ending_of(model.template, text[asked[1] :]), span, asked) for text, span, asked in chats]
     tokens = model.tokenizer(
-        [text for text, _ in chats], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        [text for text, _, _ in chats], add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
-    for query, (text, span), ids, offsets in zip(
+    for query, (text, span, asked), ids, offsets in zip(
         queries, chats, tokens["input_ids"], tokens["offset_mapping"], strict=True
     ):
         token_span = None if span is None else _token_span(offsets, span)
@@ -248,7 +278,8 @@ def _render_some(
             _check_slots(prompt, ids, token_span)
         if len(ids) > model.max_length:
             raise _too_long(model, query, prompt, len(ids), token_span)
-        yield RenderedChat(text=text, input_ids=tuple(ids), prompt_span=token_span)
+        opening = open_thought(text[asked[1] :])
+        yield RenderedChat(text=text, input_ids=tuple(ids), prompt_span=token_span, opening=opening)
 
 
 def _is_unicode(text: str) -> bool:
@@ -259,10 +290,9 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _writer(model: ChatModel, prompt: Prompt) -> Callable[[str], tuple[str, Span | None]]:
-    """What makes of a query its chat under a prompt, and the place of the prompt's text in that."""
+def _writer(model: ChatModel, prompt: Prompt) -> Callable[[str], _Written]:
     if prompt.name == EMPTY_PROMPT:
-        return lambda query: (model.template.empty_chat(query, prompt.name)[0], None)
+        return lambda query: model.template.empty_chat(query, prompt.name)
     if prompt.name == OWN_PROMPT and isinstance(prompt, SafetyPrompt) and not prompt.text:
         if not own_text(model):
             raise PromptError(
@@ -271,7 +301,7 @@ def _writer(model: ChatModel, prompt: Prompt) -> Callable[[str], tuple[str, Span
             )
         return lambda query: model.template.own_chat(query, prompt.name)
     system = None if prompt.name == NO_PROMPT else _system_text(model, prompt)
-    return lambda query: model.template.chat(query, system, prompt.name)[:2]
+    return lambda query: model.template.chat(query, system, prompt.name)
 
 
 def _system_text(model: ChatModel, prompt: Prompt) -> str:
