@@ -115,7 +115,10 @@ def write_report(out: Path, listings: Listings) -> Path:
     numbers = {notebook: listing["numbers"] for notebook, listing in listings.items()}
     export.save_numbers(out, "key_numbers", numbers)
     about = {key: value for found in numbers.values() for key, value in found.get("about", {}).items()}
-    model = {key: about.pop(key, None) for key in ("model", "fingerprint", "none")}
+    model = {key: about.pop(key, None) for key in ("model", "fingerprint")}
+    none = str(about.pop("none", ""))  # what the prompt of this name is for the model
+    if none:
+        model["none"] = none
     seed = about.pop("seed", 0)
     page = write_file(out / "report.html", _page(out, listings, model))
     export.manifest(out, model=model, settings=about, seed=seed)
@@ -127,7 +130,7 @@ def _page(out: Path, listings: Listings, model: Mapping[str, Any]) -> str:
     from plotly.offline import get_plotlyjs
 
     verdict = decisions(out, listings)
-    none = str(model["none"] or "")  # what the prompt of this name is for the model
+    none = model.get("none") or ""
     sections = [_section(out, notebook, listing, none) for notebook, listing in listings.items()]
     drawn = {figure["name"]: figure for section in sections for figure in section["figures"]}
     # What cannot be seen, such as marks that turn the reading direction, becomes a space; jinja escapes the rest.
