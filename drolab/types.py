@@ -56,7 +56,12 @@ SCORE_COLUMNS = ("harmful", "n_samples", "refusal_rate", "compliance_rate", "any
 """Columns of the table that `judge` returns, indexed by (query_id, prompt)."""
 
 NO_PROMPT = "none"
-"""The name of the absence of a safety prompt."""
+"""The name of the absence of a safety prompt: what the model gets when the user gives nothing, which for many models is
+a system text that their template writes itself."""
+EMPTY_PROMPT = "empty"
+"""The name of a system message that is there and empty."""
+OWN_PROMPT = "own"
+"""The name of the system text that a model's template writes itself, as a prompt among others."""
 
 
 def _check_shape(owner: object, field: str, tensor: Tensor, *shape: int | None) -> None:
@@ -70,10 +75,12 @@ def _check_shape(owner: object, field: str, tensor: Tensor, *shape: int | None) 
 class SafetyPrompt:
     """A text that goes into the system role of every chat.
 
-    The name `none` stands for the absence of a prompt; its text is empty.
+    Three names have no text: `none` is the absence of a prompt, which leaves the system message to the model's
+    template; `empty` is a system message that is there and empty; `own` is what the template writes itself (it may also
+    be given a text, and is then like any other).
 
     Raises:
-        PromptError: no name, a text that is no string, another kind, or an empty text that is not called `none`.
+        PromptError: no name, a text that is no string, another kind, or an empty text under another name.
 
     Examples:
         >>> from drolab import SafetyPrompt
@@ -98,11 +105,14 @@ class SafetyPrompt:
             )
         if self.kind not in ("safety", "neutral"):
             raise PromptError(f"Prompt {shown(self.name)}: kind must be 'safety' or 'neutral', got {shown(self.kind)}.")
-        if (self.name == NO_PROMPT) != (self.text == ""):
+        if self.text == "" and self.name not in (NO_PROMPT, EMPTY_PROMPT, OWN_PROMPT):
             raise PromptError(
-                f"Prompt {shown(self.name)}: an empty text is called {NO_PROMPT!r}, and nothing else is. "
-                "Give the prompt a text, or use SafetyPrompt(name='none', text='')."
+                f"Prompt {shown(self.name)}: an empty text is called {NO_PROMPT!r}, and nothing else is (but for "
+                f"{EMPTY_PROMPT!r} and {OWN_PROMPT!r}). Give the prompt a text, or use SafetyPrompt(name='none', "
+                "text='')."
             )
+        if self.text and self.name in (NO_PROMPT, EMPTY_PROMPT):
+            raise PromptError(f"Prompt {shown(self.name)} has no text: give a prompt with a text another name.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

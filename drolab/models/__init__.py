@@ -16,6 +16,7 @@ from drolab.models.chat import (
     check_fits,
     embed_text,
     encode,
+    own_text,
     prompt_token_ids,
     render,
 )
@@ -113,6 +114,7 @@ __all__ = [
     "marks_in",
     "model_source",
     "open_thought",
+    "own_text",
     "passes",
     "plan_passes",
     "prefix_cache",

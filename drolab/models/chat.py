@@ -12,8 +12,7 @@ among the tokens by their offsets in the text; neither the text nor the ids are 
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,10 +22,9 @@ from torch import Tensor
 
 from drolab.errors import ChatTemplateError, DrolabError, PromptError, QueryError, StatesError
 from drolab.models.load import ChatModel
-from drolab.models.places import answering, check_read_at, ending_of
-from drolab.models.reasoning import open_thought
+from drolab.models.places import answering, check_read_at, opening, rest_to_answer
 from drolab.models.templates import Span
-from drolab.types import NO_PROMPT, ReadAt, SafetyPrompt, SoftPrompt
+from drolab.types import EMPTY_PROMPT, NO_PROMPT, OWN_PROMPT, ReadAt, SafetyPrompt, SoftPrompt
 
 Prompt = SafetyPrompt | SoftPrompt
 Prompts = Mapping[str, Prompt] | Sequence[Prompt] | Prompt
@@ -207,6 +205,18 @@ def _common_length(one: tuple[int, ...], other: tuple[int, ...]) -> int:
     return next(place for place, (a, b) in enumerate(itertools.zip_longest(one, other)) if a != b)
 
 
+def own_text(model: ChatModel) -> str:
+    """The system text that a model's template writes where none is given, and that a prompt takes the place of; "" if
+    there is none. It is what the prompt `own` says, and what `none` is for this model.
+
+    Examples:
+        >>> import drolab
+        >>> drolab.chat.own_text(drolab.load_model("demo"))
+        ''
+    """
+    return model.template.own.replaced
+
+
 def prompt_token_ids(model: ChatModel, text: str) -> list[int]:
     """The tokens of a prompt's text on its own, without BOS: what a soft prompt starts from."""
     ids: list[int] = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -241,23 +251,27 @@ def check_fits(model: ChatModel, soft: SoftPrompt) -> None:
 def _rendered(model: ChatModel, queries: Sequence[str], prompt: Prompt, read_at: ReadAt) -> Iterator[RenderedChat]:
     check_read_at(read_at, known=True)
     model = model if read_at == "reply" else replace(model, template=answering(model.template))
-    system = _system_text(model, prompt)
+    write = _writer(model, prompt)
     for begin in range(0, len(queries), _AT_ONCE):
-        yield from _render_some(model, queries[begin : begin + _AT_ONCE], prompt, system, read_at)
+        yield from _render_some(model, queries[begin : begin + _AT_ONCE], prompt, write, read_at)
 
 
 def _render_some(
-    model: ChatModel, queries: Sequence[str], prompt: Prompt, system: str | None, read_at: ReadAt
+    model: ChatModel,
+    queries: Sequence[str],
+    prompt: Prompt,
+    write: Callable[[str], tuple[str, Span | None]],
+    read_at: ReadAt,
 ) -> Iterator[RenderedChat]:
     if broken := next((query for query in queries if not _is_unicode(query)), None):
         raise QueryError(f"The query {broken[:60]!r} {_HALF_A_CHARACTER}")
-    chats = [model.template.chat(query, system, prompt.name) for query in queries]
+    chats = [write(query) for query in queries]
     if read_at == "answer":
-        chats = [(text + ending_of(model.template, text[asked[1] :]), span, asked) for text, span, asked in chats]
+        chats = [(text + rest_to_answer(model.template, text), span) for text, span in chats]
     tokens = model.tokenizer(
-        [text for text, _, _ in chats], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        [text for text, _ in chats], add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
-    for query, (text, span, asked), ids, offsets in zip(
+    for query, (text, span), ids, offsets in zip(
         queries, chats, tokens["input_ids"], tokens["offset_mapping"], strict=True
     ):
         token_span = None if span is None else _token_span(offsets, span)
@@ -265,8 +279,8 @@ def _render_some(
             _check_slots(prompt, ids, token_span)
         if len(ids) > model.max_length:
             raise _too_long(model, query, prompt, len(ids), token_span)
-        opening = open_thought(text[asked[1] :])
-        yield RenderedChat(text=text, input_ids=tuple(ids), prompt_span=token_span, opening=opening)
+        begun = opening(model.template, text)
+        yield RenderedChat(text=text, input_ids=tuple(ids), prompt_span=token_span, opening=begun)
 
 
 def _is_unicode(text: str) -> bool:
@@ -277,18 +291,31 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _system_text(model: ChatModel, prompt: Prompt) -> str | None:
-    """What goes into the system's place; None if there is no system message."""
+def _writer(model: ChatModel, prompt: Prompt) -> Callable[[str], tuple[str, Span | None]]:
+    """What makes of a query its chat under a prompt, and the place of the prompt's text in that."""
+    if prompt.name == EMPTY_PROMPT:
+        return lambda query: (model.template.empty_chat(query, prompt.name)[0], None)
+    if prompt.name == OWN_PROMPT and isinstance(prompt, SafetyPrompt) and not prompt.text:
+        if not own_text(model):
+            raise PromptError(
+                f"The chat template of {model.name!r} writes no system text of its own in a prompt's place: leave the "
+                f"prompt {prompt.name!r} out."
+            )
+        return lambda query: model.template.own_chat(query, prompt.name)
+    system = None if prompt.name == NO_PROMPT else _system_text(model, prompt)
+    return lambda query: model.template.chat(query, system, prompt.name)[:2]
+
+
+def _system_text(model: ChatModel, prompt: Prompt) -> str:
     if isinstance(prompt, SoftPrompt):
         check_fits(model, prompt)
         return _placeholder(model) * len(prompt)
-    if prompt.name == NO_PROMPT:
-        return None
-    if prompt.text and not prompt.text.strip():
+    text = prompt.text
+    if not text.strip():
         raise PromptError(f"Prompt {prompt.name!r} is blank: give it a text, or use the prompt 'none'.")
-    if not _is_unicode(prompt.text):
+    if not _is_unicode(text):
         raise PromptError(f"The text of prompt {prompt.name!r} {_HALF_A_CHARACTER}")
-    return prompt.text
+    return text
 
 
 def _placeholder(model: ChatModel) -> str:
@@ -300,6 +327,38 @@ def _placeholder(model: ChatModel) -> str:
             "add one with tokenizer.add_special_tokens({'eos_token': …})."
         )
     return model.tokenizer.eos_token or special[0]
+
+
+def audit(model: ChatModel) -> pd.DataFrame:
+    """What the chat template does with a chat: one row per check, all in words.
+
+    Columns: check; status (`ok`, `note`: to be known, `problem`: comparisons are in doubt, or some are refused); found;
+    means, what that means for comparisons between prompts; do, what can be done. Nothing of it is an error.
+
+    Raises:
+        ChatTemplateError: the template renders no chat at all, not even without a system message.
+
+    Examples:
+        >>> import drolab
+        >>> table = drolab.chat.audit(drolab.load_model("demo"))
+        >>> print(table[["check", "status", "found"]].to_string(index=False))  # doctest: +NORMALIZE_WHITESPACE
+                    check status                                                         found
+           system message     ok                                                 kept as it is
+                    query     ok                                                 kept as it is
+          own system text     ok                none: without a prompt there is no system text
+        empty system text     ok                                     as the template writes it
+                     date     ok                                              no date of today
+                      BOS     ok                                                 once, <|bos|>
+        generation prompt     ok                                      "<|im_start|>assistant↵"
+                 thinking     ok                                                 no sign of it
+               last token     ok                              "↵": the answer begins behind it
+          prompt's tokens     ok                                      the same as on their own
+           special tokens     ok                                            one token each (4)
+         shared beginning     ok all chats under a prompt share the 19 tokens before the query
+    """
+    from drolab.models.template_audit import Row, audit_rows  # it renders chats
+
+    return pd.DataFrame(audit_rows(model), columns=list(Row._fields))
 
 
 # --- tokens ------------------------------------------------------------------------------------------------
@@ -333,87 +392,3 @@ def _too_long(model: ChatModel, query: str, prompt: Prompt, length: int, span: S
         f"The chat of query {shown!r} under prompt {prompt.name!r} has {length} tokens, but {model.name!r} "
         f"reads at most {limit}: shorten the query or drop it."
     )
-
-
-# --- the audit ---------------------------------------------------------------------------------------------
-
-_AUDIT_SYSTEM = "You answer questions about gardens. Keep it short."
-_AUDIT_QUERY = "How to paint a wooden fence?"
-
-
-def audit(model: ChatModel) -> pd.DataFrame:
-    """What the chat template does with a chat: one row per check, with columns check, ok, detail.
-
-    A failed check is no error: it says what to know before trusting comparisons between prompts.
-
-    Raises:
-        ChatTemplateError: the template renders no chat at all, not even without a system message.
-
-    Examples:
-        >>> import drolab
-        >>> drolab.chat.audit(drolab.load_model("demo"))[["check", "ok"]]
-                                      check    ok
-        0              system role accepted  True
-        1      system text arrives verbatim  True
-        2    prompt tokenises as on its own  True
-        3                  BOS exactly once  True
-        4  generation prompt adds something  True
-        5     special tokens are single ids  True
-        6            same text on every day  True
-    """
-    prompt = SafetyPrompt(name="audit", text=_AUDIT_SYSTEM)
-    try:
-        chat = render(model, _AUDIT_QUERY, prompt)
-    except ChatTemplateError as error:
-        rows = [("system role accepted", False, str(error))]
-        chat = render(model, _AUDIT_QUERY, SafetyPrompt(name="none", text=""))
-    else:
-        rows = [("system role accepted", True, ""), _audit_verbatim(model), _audit_span(model, chat)]
-    rows += [_audit_bos(model, chat), _audit_generation(model), _audit_markers(model, chat), _audit_date(model)]
-    return pd.DataFrame(rows, columns=["check", "ok", "detail"])
-
-
-def _audit_verbatim(model: ChatModel) -> tuple[str, bool, str]:
-    spaced = f" {_AUDIT_SYSTEM}\n\nBe kind. "
-    text, span, _ = model.template.chat(_AUDIT_QUERY, spaced, "audit")
-    arrived = text[slice(*(span or (0, 0)))]
-    detail = "" if arrived == spaced else "blanks around it are trimmed"
-    return "system text arrives verbatim", arrived.strip() == spaced.strip(), detail
-
-
-def _audit_span(model: ChatModel, chat: RenderedChat) -> tuple[str, bool, str]:
-    start, stop = chat.prompt_span or (0, 0)
-    own, here = prompt_token_ids(model, _AUDIT_SYSTEM), list(chat.input_ids[start:stop])
-    detail = "" if own == here else f"{len(own)} tokens alone, {len(here)} in the chat: it merges with its neighbours"
-    return "prompt tokenises as on its own", own == here, detail
-
-
-def _audit_bos(model: ChatModel, chat: RenderedChat) -> tuple[str, bool, str]:
-    bos = model.tokenizer.bos_token_id
-    count = chat.input_ids.count(bos)
-    added = bos is not None and bos in model.tokenizer("a")["input_ids"]
-    if not count and not added:
-        return "BOS exactly once", True, "this tokenizer uses none"
-    detail = "" if count == 1 else f"{count} times"
-    if not count:
-        detail = "the tokenizer would add one, the template does not; drolab follows the template"
-    return "BOS exactly once", count == 1, detail
-
-
-def _audit_generation(model: ChatModel) -> tuple[str, bool, str]:
-    added = model.template.generation_prompt
-    detail = repr(added) if added else "the last token belongs to the user's turn"
-    return "generation prompt adds something", bool(added), detail
-
-
-def _audit_markers(model: ChatModel, chat: RenderedChat) -> tuple[str, bool, str]:
-    markers = {*re.findall(r"<\|[^|<>\s]+\|>", chat.text), *model.tokenizer.all_special_tokens}
-    split = sorted(marker for marker in markers if len(prompt_token_ids(model, marker)) != 1)
-    detail = f"split into several: {', '.join(split)}" if split else f"{len(markers)} markers"
-    return "special tokens are single ids", not split, detail
-
-
-def _audit_date(model: ChatModel) -> tuple[str, bool, str]:
-    dated = "strftime_now" in model.tokenizer.get_chat_template()
-    detail = "it writes today's date: pass chat_template=… with a fixed one, or states change daily" if dated else ""
-    return "same text on every day", not dated, detail
