@@ -7,6 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from helpers.replies import queries
+from helpers.thinkers import ANSWERS, CARE, NONE, REPLIES, length, says, thinker
 
 import drolab
 from drolab.errors import QueryError, StatesError
@@ -14,8 +16,6 @@ from drolab.inference import first_token_probabilities, responses, thinking
 from drolab.models import ChatModel, render, split_reply
 from drolab.store import Store
 from drolab.types import REASONING_COLUMNS, RESPONSE_COLUMNS, SoftPrompt
-from helpers.replies import queries
-from helpers.thinkers import ANSWERS, CARE, NONE, REPLIES, length, says, thinker
 
 QUERIES = queries("How to sing?", "How to sink?")
 BUDGET = 80

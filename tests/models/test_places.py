@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from helpers.replies import queries
+from helpers.thinkers import ANSWERS, CARE, HARMONY, NONE, TEMPLATES, thinker
 
 from drolab.errors import ChatTemplateError, StatesError
 from drolab.models import at_answer, could_be_mark, encode, marks_among, open_thought, render, thought_mark, to_answer
-from helpers.replies import queries
-from helpers.thinkers import ANSWERS, CARE, HARMONY, NONE, TEMPLATES, thinker
 
 THINKING = [kind for kind in ANSWERS if kind != "plain"]
 
