@@ -22,7 +22,8 @@ from torch import Tensor
 
 from drolab.errors import ChatTemplateError, DrolabError, PromptError, QueryError, StatesError
 from drolab.models.load import ChatModel
-from drolab.models.places import answering, check_read_at, opening, rest_to_answer
+from drolab.models.places import answering, check_read_at, ending_of
+from drolab.models.reasoning import open_thought
 from drolab.models.templates import Span
 from drolab.types import EMPTY_PROMPT, NO_PROMPT, OWN_PROMPT, ReadAt, SafetyPrompt, SoftPrompt
 
@@ -32,6 +33,8 @@ Prompts = Mapping[str, Prompt] | Sequence[Prompt] | Prompt
 _HALF_A_CHARACTER = (
     "holds half a character (a lone surrogate), which no tokenizer reads: load the text again with the right encoding."
 )
+_Written = tuple[str, Span | None, Span]
+"""A chat, and where in it the prompt's text and the query are."""
 _AT_ONCE = 256
 """Chats that are tokenised together; where each token lies in the text takes 20 kB a chat."""
 
@@ -257,21 +260,17 @@ def _rendered(model: ChatModel, queries: Sequence[str], prompt: Prompt, read_at:
 
 
 def _render_some(
-    model: ChatModel,
-    queries: Sequence[str],
-    prompt: Prompt,
-    write: Callable[[str], tuple[str, Span | None]],
-    read_at: ReadAt,
+    model: ChatModel, queries: Sequence[str], prompt: Prompt, write: Callable[[str], _Written], read_at: ReadAt
 ) -> Iterator[RenderedChat]:
     if broken := next((query for query in queries if not _is_unicode(query)), None):
         raise QueryError(f"The query {broken[:60]!r} {_HALF_A_CHARACTER}")
     chats = [write(query) for query in queries]
     if read_at == "answer":
-        chats = [(text + rest_to_answer(model.template, text), span) for text, span in chats]
+        chats = [(text + ending_of(model.template, text[asked[1] :]), span, asked) for text, span, asked in chats]
     tokens = model.tokenizer(
-        [text for text, _ in chats], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        [text for text, _, _ in chats], add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
-    for query, (text, span), ids, offsets in zip(
+    for query, (text, span, asked), ids, offsets in zip(
         queries, chats, tokens["input_ids"], tokens["offset_mapping"], strict=True
     ):
         token_span = None if span is None else _token_span(offsets, span)
@@ -279,8 +278,8 @@ def _render_some(
             _check_slots(prompt, ids, token_span)
         if len(ids) > model.max_length:
             raise _too_long(model, query, prompt, len(ids), token_span)
-        begun = opening(model.template, text)
-        yield RenderedChat(text=text, input_ids=tuple(ids), prompt_span=token_span, opening=begun)
+        opening = open_thought(text[asked[1] :])
+        yield RenderedChat(text=text, input_ids=tuple(ids), prompt_span=token_span, opening=opening)
 
 
 def _is_unicode(text: str) -> bool:
@@ -291,10 +290,9 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _writer(model: ChatModel, prompt: Prompt) -> Callable[[str], tuple[str, Span | None]]:
-    """What makes of a query its chat under a prompt, and the place of the prompt's text in that."""
+def _writer(model: ChatModel, prompt: Prompt) -> Callable[[str], _Written]:
     if prompt.name == EMPTY_PROMPT:
-        return lambda query: (model.template.empty_chat(query, prompt.name)[0], None)
+        return lambda query: model.template.empty_chat(query, prompt.name)
     if prompt.name == OWN_PROMPT and isinstance(prompt, SafetyPrompt) and not prompt.text:
         if not own_text(model):
             raise PromptError(
@@ -303,7 +301,7 @@ def _writer(model: ChatModel, prompt: Prompt) -> Callable[[str], tuple[str, Span
             )
         return lambda query: model.template.own_chat(query, prompt.name)
     system = None if prompt.name == NO_PROMPT else _system_text(model, prompt)
-    return lambda query: model.template.chat(query, system, prompt.name)[:2]
+    return lambda query: model.template.chat(query, system, prompt.name)
 
 
 def _system_text(model: ChatModel, prompt: Prompt) -> str:

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from drolab.errors import ModelError
 from drolab.files import expanded
 from drolab.models.fingerprint import fingerprint
+from drolab.models.tekken import from_mistral_common, is_mistral_common
 from drolab.models.templates import Template, open_template
 
 DEMO = "demo"
@@ -167,7 +168,9 @@ def load_model(
     if gguf is not None:
         source, options["gguf_file"] = str(gguf.parent), gguf.name
     with loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
+        if is_mistral_common(tokenizer):
+            tokenizer = from_mistral_common(tokenizer, source, name, **options)
         _check_tokenizer(tokenizer, name)  # before gigabytes of weights are read
         open_template(tokenizer, name, **writing)
         result: Any = AutoModelForCausalLM.from_pretrained(
@@ -293,7 +296,7 @@ def _check_folder(name: str, folder: Path) -> None:
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    if not tokenizer.is_fast:
+    if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"The tokenizer of {name!r} is a slow one, which cannot say where in the text each token lies: "
             "use a checkpoint that has a tokenizer.json."
@@ -334,6 +337,11 @@ def _explain(name: str, error: Exception) -> str:
         return (
             f"The hub has no model {name!r} that you may see: check the spelling; for a private one set HF_TOKEN. "
             "drolab.load_model('demo') works without the hub."
+        )
+    if "mistral-common" in text or "mistral_common" in text:
+        return (
+            f"The tokenizer of {name!r} is a file of Mistral's (tekken.json), which needs the package mistral-common: "
+            "pip install mistral-common."
         )
     if "trust_remote_code" in text:
         return f"{name!r} brings its own Python code: read it, then pass trust_remote_code=True if you trust it."

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from drolab.errors import ChatTemplateError, StatesError
-from drolab.models.reasoning import at_answer, marks_in, open_thought, to_answer
+from drolab.models.reasoning import at_answer, marks_in, to_answer
 from drolab.models.templates import Template
 from drolab.types import ReadAt
 
@@ -70,24 +70,10 @@ def answering(template: Template) -> Template:
         return template
 
 
-def _ending(template: Template, text: str) -> str:
-    """What of a chat stands behind the query: the same in all of them."""
-    for with_system in (False, True):
-        try:
-            last = template.layout(with_system=with_system).last
-        except ChatTemplateError:
-            continue
-        if text.endswith(last):
-            return last
-    return ""
+def ending_of(template: Template, ending: str) -> str:
+    """What to write after a chat of `answering(template)` so that its answer comes next.
 
-
-def opening(template: Template, text: str) -> str:
-    """What of a chat's end stands in a thought that is not closed: the reply goes on with it."""
-    return open_thought(_ending(template, text))
-
-
-def rest_to_answer(template: Template, text: str) -> str:
-    """What to write behind a chat of `answering(template)` so that its answer comes next."""
-    ending = _ending(template, text)
+    Args:
+        ending: the chat from the end of the query on.
+    """
     return "" if at_answer(ending) else to_answer(ending, thought_mark(template))

@@ -230,11 +230,11 @@ class Template:
         added = [line for line in beside if line not in always]
         return OwnText(replaced.strip(), place, "\n".join(kept), "\n".join(added))
 
-    def own_chat(self, query: str, name: str) -> tuple[str, Span]:
-        """The chat without a system message, and where in it the template's own text is."""
+    def own_chat(self, query: str, name: str) -> tuple[str, Span, Span]:
+        """The chat without a system message, and where in it the template's own text and the query are."""
         text, _, span = self.chat(query, None, name)
         shift = span[1] if self.layout(with_system=True).query_first else 0
-        return text, (shift + self.own.place[0], shift + self.own.place[1])
+        return text, (shift + self.own.place[0], shift + self.own.place[1]), span
 
     @cached_property
     def empty(self) -> str:
@@ -261,7 +261,7 @@ class Template:
         news = set(_prose(text.replace(_QUERY, ""))) - set(f"{own.kept}\n{own.added}".split("\n"))
         return "cut" if text.count(_QUERY) != 1 or news or (own.replaced and own.replaced in text) else "written"
 
-    def empty_chat(self, query: str, name: str) -> tuple[str, Span]:
+    def empty_chat(self, query: str, name: str) -> tuple[str, None, Span]:
         """The chat with an empty system text (see `empty`), and where in it the query is."""
         if self.empty == "absent":
             text, _, span = self.chat(query, None, name)
@@ -277,7 +277,7 @@ class Template:
             if found is None:
                 raise self._changed(query, None, name)
             span = found[1]
-        return text, span
+        return text, None, span
 
     @cached_property
     def _trials(self) -> dict[bool, tuple[Layout, tuple[bool, bool]]]:
