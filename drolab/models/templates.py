@@ -144,6 +144,11 @@ class Template:
         return str(self.tokenizer.get_chat_template())
 
     @cached_property
+    def _dated(self) -> str:
+        """The template with a clock of its own; "" if it asks for no date."""
+        return _clock(self.date or DATE, self.jinja) + self.jinja if "strftime_now" in self.jinja else ""
+
+    @cached_property
     def reads(self) -> set[str]:
         """The names of what it reads beside the messages and the tokenizer's special tokens: what can be passed."""
         tree = _parsed(self.jinja)
@@ -343,8 +348,8 @@ class Template:
             for role, text, as_parts in said
         ]
         options: dict[str, Any] = dict(self.kwargs)
-        if "strftime_now" in self.jinja:
-            options["chat_template"] = _clock(self.date or DATE, self.jinja) + self.jinja
+        if self._dated:
+            options["chat_template"] = self._dated
         try:
             return str(
                 self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=begin, **options)
@@ -355,6 +360,7 @@ class Template:
             named = [name for name in lacks if re.search(rf"\b{name}\b", self.jinja) and name not in self.kwargs]
             wants = ", ".join(f"{name!r}: {'[]' if name == 'tools' else '…'}" for name in named)
             needs = f"; it wants template_kwargs={{{wants}}}" if named else ""
+            needs = needs or (f"; template_kwargs={dict(self.kwargs)}" if self.kwargs else "")
             raise self._error(f"{problem} ({error}{needs})", of_system=system is not None) from error
 
     def _changed(self, query: str, system: str | None, name: str) -> ChatTemplateError:
@@ -656,6 +662,7 @@ def _check_kwargs(template: Template) -> None:
         if not isinstance(name, str) or name in own | _GIVEN or name not in template.reads:
             raise ChatTemplateError(
                 f"The chat template of {template.owner!r} never reads {name!r}: {_readable(template)}"
+                + (_no_switch(template) if _is_switch(str(name)) else "")
             )
     try:
         json.dumps(dict(template.kwargs))
@@ -668,6 +675,16 @@ def _check_kwargs(template: Template) -> None:
         )
     if template.kwargs:
         _check_effects(template)
+
+
+def _no_switch(template: Template) -> str:
+    """What to say to somebody who asked for a switch of thinking that is not there."""
+    try:
+        found = replace(template, kwargs={}).thinking
+    except ChatTemplateError:
+        return ""
+    known = {"always": " It has thinking always on, without a switch.", "none": " It knows nothing of thinking."}
+    return known.get(found.kind, "")
 
 
 def _safely(template: Template) -> str:
