@@ -195,6 +195,11 @@ CASES = {
         + BEGIN,
         none=None,
         refused="cannot render a user message .begin with a system message",
+        rows={
+            "system message": ("problem", "without one it cannot render .* .begin with a system message"),
+            "empty system text": ("ok", "as the template writes it"),
+            "generation prompt": ("ok", "<assistant>"),
+        },
     ),
     "drops the system message": Case(
         "{% for m in messages if m.role == 'user' %}" + TURN + "{% endfor %}" + BEGIN,
@@ -464,6 +469,11 @@ CASES = {
         care=f"1 May\n{S}{U}<assistant>",
         told={"template_kwargs": {"date_string": "1 May"}},
         rows={"date": ("ok", "template_kwargs may give date_string"), "template_kwargs": ("ok", "date_string='1 May'")},
+    ),
+    "a part in the template's own words": Case(
+        "Answer with {'type': 'text', 'text': '…'}.\n" + TURNS + BEGIN,
+        none="Answer with {'type': 'text', 'text': '…'}.\n" + U + "<assistant>",
+        care="Answer with {'type': 'text', 'text': '…'}.\n" + S + U + "<assistant>",
     ),
     "tools that must be there": Case(
         "{% for t in tools %}{{ t }}{% endfor %}" + TURNS + BEGIN,
