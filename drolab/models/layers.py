@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from drolab.errors import ModelError, StatesError
+from drolab.models.decoder import TRIAL_ERRORS
 from drolab.models.load import ChatModel
 
 if TYPE_CHECKING:
@@ -39,10 +40,6 @@ def resolve_layers(model: ChatModel, layers: Sequence[int]) -> tuple[int, ...]:
     if not layers:
         raise StatesError("No layers asked for: pass layers=(-1,) for the last one.")
     return tuple(dict.fromkeys(layer % (last + 1) for layer in layers))
-
-
-TRIAL_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
-"""What a family may raise that cannot do what is tried."""
 
 
 class _Found(NamedTuple):

@@ -17,12 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from drolab.errors import ChatTemplateError, ModelError
 from drolab.files import expanded
+from drolab.models.decoder import check_decoder, supply_ids, text_decoder
 from drolab.models.fingerprint import fingerprint
 
 DEMO = "demo"
@@ -92,7 +101,7 @@ class ChatModel:
     @property
     def base_model(self) -> nn.Module:
         """The decoder without the language-model head: its output is `hidden_states[-1]`."""
-        return self.model.get_decoder()
+        return text_decoder(self.model)
 
     @property
     def _text_config(self) -> Any:
@@ -155,7 +164,7 @@ def load_model(
     with loading(name):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         _check_tokenizer(tokenizer, name, template)  # before gigabytes of weights are read
-        result: Any = AutoModelForCausalLM.from_pretrained(
+        result: Any = _auto_class(source, options).from_pretrained(
             source,
             dtype=torch_dtype,
             device_map=device_map,
@@ -190,6 +199,8 @@ def wrap(
         tokenizer = copy.copy(tokenizer)
         tokenizer.chat_template = template
     model.eval().requires_grad_(False)
+    supply_ids(model)
+    check_decoder(model, tokenizer, name)
     return ChatModel(model=model, tokenizer=tokenizer, name=name, fingerprint=fingerprint(model, tokenizer))
 
 
@@ -284,6 +295,19 @@ def _check_folder(name: str, folder: Path) -> None:
             "trust them, with model.save_pretrained(folder) of transformers, which writes safetensors."
         )
     raise ModelError(f"The folder {name!r} has no weights (*.safetensors): save or download the model again.")
+
+
+def _auto_class(source: str, options: dict[str, Any]) -> Any:
+    """The class that loads a checkpoint's text model: where transformers has none, the whole of what also sees or hears."""
+    if "gguf_file" in options:
+        return AutoModelForCausalLM
+    config = AutoConfig.from_pretrained(source, **options)
+    mapped = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if mapped or type(config) in AutoModelForCausalLM._model_mapping:
+        return AutoModelForCausalLM
+    others = [AutoModelForImageTextToText, getattr(transformers, "AutoModelForMultimodalLM", None)]
+    found = [auto for auto in others if auto is not None and type(config) in auto._model_mapping]
+    return found[0] if found else AutoModelForCausalLM
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str, template: str | None) -> None:
