@@ -1,6 +1,6 @@
 """One model, one batch of chats: loading, templates, forward passes, edits of hidden states.
 
-In order: `fingerprint` (what a model computes, as a hash), `load` (`ChatModel`), `chat` (query and prompt → tokens),
+In order: `fingerprint` (what a model computes, as a hash), `decoder` (the part that reads text), `load` (`ChatModel`), `chat` (query and prompt → tokens),
 `layers` (where the blocks are), `interventions` (edits while the model runs), `passes` (states of a batch behind a
 shared prefix), `kv_cache` (reading a batch token by token), `threads` (how many on a CPU), `reasoning` (a reply taken
 apart). What runs many queries and keeps the results is `inference`.
@@ -19,6 +19,7 @@ from drolab.models.chat import (
     prompt_token_ids,
     render,
 )
+from drolab.models.decoder import check_takes_vectors
 from drolab.models.fingerprint import fingerprint
 from drolab.models.interventions import (
     Ablate,
@@ -80,6 +81,7 @@ __all__ = [
     "check_fits",
     "check_layers",
     "check_positions",
+    "check_takes_vectors",
     "copy_cache",
     "edited_fingerprint",
     "embed_text",

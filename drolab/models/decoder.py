@@ -35,19 +35,15 @@ def text_decoder(model: PreTrainedModel) -> nn.Module:
     """The decoder without the language-model head: transformers' own answer, or, where that is the whole model (Llama 4),
     the innermost model around the input embeddings."""
     found: nn.Module = model.get_decoder()
-    if not _has_head(found):
-        return found
     embedding = model.get_input_embeddings()
-    around = [
-        module
-        for module in model.modules()
-        if isinstance(module, PreTrainedModel) and any(part is embedding for part in module.modules())
-    ]
-    return around[-1]
 
+    def holds_embedding(module: nn.Module) -> bool:
+        return any(part is embedding for part in module.modules())
 
-def _has_head(module: nn.Module) -> bool:
-    return isinstance(module, PreTrainedModel) and module.get_output_embeddings() is not None
+    if found is not model and holds_embedding(found):
+        return found
+    inside = [part for part in model.modules() if isinstance(part, PreTrainedModel) and holds_embedding(part)]
+    return inside[-1] if inside else found
 
 
 # --- whether it can stand alone ----------------------------------------------------------------------------
@@ -95,6 +91,12 @@ def check_decoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, na
         raise ModelError(
             f"The decoder of {name!r} ({kind}) computes other states by itself than inside the model (it may mask or "
             "place text in a way of its own), so drolab's numbers would be wrong: use another family."
+        )
+    begun = decoder(inputs_embeds=model.get_input_embeddings()(ids[:, :-1]), use_cache=False).last_hidden_state
+    if not _equal(begun, alone[:, :-1]):
+        raise ModelError(
+            f"In {name!r} ({kind}) tokens see those that come after them, so a chat has no state that its reply begins "
+            "from: use a decoder-only chat model (in a configuration of the BERT family, is_decoder=True)."
         )
 
 
