@@ -1,9 +1,10 @@
 """One model, one batch of chats: loading, templates, forward passes, edits of hidden states.
 
-In order: `fingerprint` (what a model computes, as a hash), `decoder` (the part that reads text), `load` (`ChatModel`), `chat` (query and prompt → tokens),
-`layers` (where the blocks are), `interventions` (edits while the model runs), `passes` (states of a batch behind a
-shared prefix), `kv_cache` (reading a batch token by token), `threads` (how many on a CPU), `reasoning` (a reply taken
-apart). What runs many queries and keeps the results is `inference`.
+In order: `fingerprint` (what a model computes, as a hash), `reasoning` (a reply taken apart), `templates` (what writes
+the chats), `decoder` (the part of a model that reads text), `adapters`, `sources` and `memory` (where weights are, what
+is wrong with them, and whether there is room), `load` (`ChatModel`), `chat` (query and prompt → tokens), `layers` (where
+the blocks are), `interventions` (edits while the model runs), `passes` (states of a batch behind a shared prefix),
+`kv_cache` (reading a batch token by token). What runs many queries and keeps the results is `inference`.
 """
 
 from drolab.models import chat, interventions, passes
@@ -37,7 +38,7 @@ from drolab.models.interventions import (
 )
 from drolab.models.kv_cache import Reader, reader_for
 from drolab.models.layers import check_layers, resolve_layers
-from drolab.models.load import CHAT_FORMATS, ChatModel, chat_format, load_model, loading, model_source, wrap
+from drolab.models.load import ChatModel, load_model, loading, model_source, wrap
 from drolab.models.passes import (
     Prefix,
     accumulating_gradients,
@@ -54,6 +55,7 @@ from drolab.models.passes import (
     states_by_pass,
 )
 from drolab.models.reasoning import Reply, split_reply
+from drolab.models.templates import CHAT_FORMATS, Template, Thinking, chat_format
 
 __all__ = [
     "CHAT_FORMATS",
@@ -69,6 +71,8 @@ __all__ = [
     "Prompts",
     "Reader",
     "Reply",
+    "Template",
+    "Thinking",
     "accumulating_gradients",
     "acts_at_read_position",
     "as_prompts",

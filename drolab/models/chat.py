@@ -16,24 +16,20 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import pandas as pd
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from drolab.errors import ChatTemplateError, DrolabError, PromptError, QueryError, StatesError
 from drolab.models.decoder import check_takes_vectors
-from drolab.models.load import CHAT_FORMATS, ChatModel
-from drolab.types import SafetyPrompt, SoftPrompt
+from drolab.models.load import ChatModel
+from drolab.models.templates import Span
+from drolab.types import NO_PROMPT, SafetyPrompt, SoftPrompt
 
 Prompt = SafetyPrompt | SoftPrompt
 Prompts = Mapping[str, Prompt] | Sequence[Prompt] | Prompt
 """What takes several prompts takes one, too; a mapping's keys name them."""
-Span = tuple[int, int]
-
-_TRIAL = "DROLAB0QUERY"
 _HALF_A_CHARACTER = (
     "holds half a character (a lone surrogate), which no tokenizer reads: load the text again with the right encoding."
 )
@@ -226,15 +222,17 @@ def _rendered(model: ChatModel, queries: Sequence[str], prompt: Prompt) -> Itera
         yield from _render_some(model, queries[begin : begin + _AT_ONCE], prompt, system)
 
 
-def _render_some(model: ChatModel, queries: Sequence[str], prompt: Prompt, system: str) -> Iterator[RenderedChat]:
+def _render_some(
+    model: ChatModel, queries: Sequence[str], prompt: Prompt, system: str | None
+) -> Iterator[RenderedChat]:
     if broken := next((query for query in queries if not _is_unicode(query)), None):
         raise QueryError(f"The query {broken[:60]!r} {_HALF_A_CHARACTER}")
-    layouts = [_layout(model, query, system, prompt.name) for query in queries]
+    chats = [model.template.chat(query, system, prompt.name) for query in queries]
     tokens = model.tokenizer(
-        [text for text, _ in layouts], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        [text for text, _, _ in chats], add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
-    for query, (text, span), ids, offsets in zip(
-        queries, layouts, tokens["input_ids"], tokens["offset_mapping"], strict=True
+    for query, (text, span, _), ids, offsets in zip(
+        queries, chats, tokens["input_ids"], tokens["offset_mapping"], strict=True
     ):
         token_span = None if span is None else _token_span(offsets, span)
         if isinstance(prompt, SoftPrompt):
@@ -252,10 +250,13 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _system_text(model: ChatModel, prompt: Prompt) -> str:
+def _system_text(model: ChatModel, prompt: Prompt) -> str | None:
+    """What goes into the system's place; None if there is no system message."""
     if isinstance(prompt, SoftPrompt):
         check_fits(model, prompt)
         return _placeholder(model) * len(prompt)
+    if prompt.name == NO_PROMPT:
+        return None
     if prompt.text and not prompt.text.strip():
         raise PromptError(f"Prompt {prompt.name!r} is blank: give it a text, or use the prompt 'none'.")
     if not _is_unicode(prompt.text):
@@ -272,99 +273,6 @@ def _placeholder(model: ChatModel) -> str:
             "add one with tokenizer.add_special_tokens({'eos_token': …})."
         )
     return model.tokenizer.eos_token or special[0]
-
-
-def _layout(model: ChatModel, query: str, system: str, name: str) -> tuple[str, Span | None]:
-    """The rendered text, which has the query in it, and the character range of the system text in it."""
-    text, span = _system_in(model, query, system, name)
-    if query.strip() not in text:
-        raise ChatTemplateError(
-            f"The chat template of {model.name!r} drops or changes the query {query[:60]!r}: " + _another_template()
-        )
-    return text, span
-
-
-def _system_in(model: ChatModel, query: str, system: str, name: str) -> tuple[str, Span | None]:
-    text = _apply(model, query, system)
-    if not system:
-        return text, None
-    marker = next(m for m in (f"DROLAB{i}SLOT" for i in itertools.count()) if m not in query)
-    before, *rest = _apply(model, query, marker).split(marker)
-    if not rest:
-        raise ChatTemplateError(
-            f"The chat template of {model.name!r} drops the system message, so no safety prompt can arrive: "
-            + _another_template()
-        )
-    start, stop = len(before), len(text) - len(rest[-1])
-    intact = text.startswith(before) and text.endswith(rest[-1]) and start < stop
-    if len(rest) > 1 or not intact or text[start:stop].strip() != system.strip():
-        raise ChatTemplateError(
-            f"The chat template of {model.name!r} changes or repeats the text of prompt {name!r}: "
-            + _another_template()
-        )
-    return text, (start, stop)
-
-
-def _apply(model: ChatModel, query: str, system: str, *, add_generation_prompt: bool = True) -> str:
-    return _text_of(
-        model, query, system, parts=_takes_parts(model, bool(system)), add_generation_prompt=add_generation_prompt
-    )
-
-
-_PARTS: WeakKeyDictionary[ChatModel, dict[bool, bool]] = WeakKeyDictionary()
-"""What `_takes_parts` found for chats without and with a system message."""
-
-
-def _takes_parts(model: ChatModel, with_system: bool) -> bool:
-    """Whether a message's content must be a list of parts, as for models that also see images: found by trial.
-
-    Raises:
-        ChatTemplateError: a query arrives neither as a text nor as a part, or more than once.
-    """
-    known = _PARTS.setdefault(model, {})
-    if with_system not in known:
-        known[with_system] = _try_parts(model, "DROLAB0SYSTEM" if with_system else "")
-    return known[with_system]
-
-
-def _try_parts(model: ChatModel, system: str) -> bool:
-    counts, refusals = [], []
-    for parts in (False, True):
-        try:
-            text = _text_of(model, _TRIAL, system, parts=parts)
-        except ChatTemplateError as error:
-            refusals.append(error)
-            continue
-        counts.append(0 if f"'{_TRIAL}'" in text else text.count(_TRIAL))  # quoted: a list as Python writes it
-        if counts[-1] == 1:
-            return parts
-    if not counts:
-        raise refusals[0]
-    problem = "repeats" if max(counts) else "drops"
-    raise ChatTemplateError(f"The chat template of {model.name!r} {problem} the query: " + _another_template())
-
-
-def _text_of(model: ChatModel, query: str, system: str, *, parts: bool, add_generation_prompt: bool = True) -> str:
-    said = ([("system", system)] if system else []) + [("user", query)]
-    messages: list[Any] = [
-        {"role": role, "content": [{"type": "text", "text": text}] if parts else text} for role, text in said
-    ]
-    try:
-        return str(
-            model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-        )
-    except (TemplateError, TypeError) as error:
-        problem = "rejects a system message" if system else "cannot render a user message"
-        raise ChatTemplateError(
-            f"The chat template of {model.name!r} {problem} ({error}): " + _another_template()
-        ) from error
-
-
-def _another_template() -> str:
-    return (
-        f"pass load_model(…, chat_template=…), one of {', '.join(CHAT_FORMATS)}, "
-        "or Jinja text that puts the system text into the first user turn."
-    )
 
 
 # --- tokens ------------------------------------------------------------------------------------------------
@@ -440,7 +348,7 @@ def audit(model: ChatModel) -> pd.DataFrame:
 
 def _audit_verbatim(model: ChatModel) -> tuple[str, bool, str]:
     spaced = f" {_AUDIT_SYSTEM}\n\nBe kind. "
-    text, span = _layout(model, _AUDIT_QUERY, spaced, "audit")
+    text, span, _ = model.template.chat(_AUDIT_QUERY, spaced, "audit")
     arrived = text[slice(*(span or (0, 0)))]
     detail = "" if arrived == spaced else "blanks around it are trimmed"
     return "system text arrives verbatim", arrived.strip() == spaced.strip(), detail
@@ -466,8 +374,7 @@ def _audit_bos(model: ChatModel, chat: RenderedChat) -> tuple[str, bool, str]:
 
 
 def _audit_generation(model: ChatModel) -> tuple[str, bool, str]:
-    without = _apply(model, _AUDIT_QUERY, "", add_generation_prompt=False)
-    added = _apply(model, _AUDIT_QUERY, "").removeprefix(without)
+    added = model.template.generation_prompt
     detail = repr(added) if added else "the last token belongs to the user's turn"
     return "generation prompt adds something", bool(added), detail
 
