@@ -49,7 +49,9 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
     **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads", "linear_num_value_heads"), 4),
     **dict.fromkeys(("num_key_value_heads", "linear_num_key_heads", "depth"), 2),
-    **dict.fromkeys(("head_dim", "v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "hidden_size_per_layer_input"), 8),
+    **dict.fromkeys(
+        ("head_dim", "v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "hidden_size_per_layer_input"), 8
+    ),
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "attention_head_dim", "global_head_dim"), 8),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len"), 512),
     **dict.fromkeys(("initializer_range", "init_std"), 0.2),
@@ -110,7 +112,11 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "dots1": {"sliding_window": 64},
     "zaya": {"num_experts_per_tok": 1},
-    "zamba": {"layers_block_type": ["linear_attention", "hybrid"], "attention_hidden_size": 64, "attention_head_dim": 16},
+    "zamba": {
+        "layers_block_type": ["linear_attention", "hybrid"],
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+    },
     "zamba2": {
         **{"layers_block_type": ["linear_attention", "hybrid"], "attention_hidden_size": 64, "attention_head_dim": 16},
         **{"hybrid_layer_ids": [1], "num_key_value_heads": 4, "mamba_headdim": 8, "adapter_rank": 8, "kv_channels": 8},
@@ -120,12 +126,16 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "mistral4": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
     "longcat_flash": {"zero_expert_num": 2, "expert_ffn_hidden_size": 16},
     "cohere_compass_text": {
-        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")},
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")
+        },
         "layer_types": ["sliding_attention", "full_attention"],
     },
     "step3p7": {"text_config": {"layer_types": ["full_attention"] * 2}},
     "llama4": {"vision_config": {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32}},
-    "hunyuan_vl": {"text_config": {"rope_parameters": {"rope_type": "xdrope", "rope_theta": 1e4, "xdrope_section": [1, 1, 1, 1]}}},
+    "hunyuan_vl": {
+        "text_config": {"rope_parameters": {"rope_type": "xdrope", "rope_theta": 1e4, "xdrope_section": [1, 1, 1, 1]}}
+    },
     "granite4_vision": {"spatial_target_layers": [0, 1], "deepstack_layer_map": [[0, 0], [1, 1]]},
     "molmo2": {"adapter_config": {"vision_feature_layers": [0, 1], "vision_feature_layer": [0, 1]}},
     "inkling2": {"vision_config": {"text_hidden_size": 32}},
@@ -273,9 +283,12 @@ def compare(model_type: str) -> Outcome:
     _compare_replies(found, model, plain)
     _compare_gradient(found, model, plain)
     found.how = (
-        "in place" if can_read_in_place(model, 64)
-        else "packed" if can_pack(model, 64)
-        else "shared" if can_share_prefix(model)
+        "in place"
+        if can_read_in_place(model, 64)
+        else "packed"
+        if can_pack(model, 64)
+        else "shared"
+        if can_share_prefix(model)
         else "whole"
     )
     found.seconds = time.perf_counter() - started
@@ -394,7 +407,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("drolab").setLevel(logging.ERROR)
-    for outcome in sweep([name for name in CLASSES if any(part in name for part in options.only.split(','))]):
+    for outcome in sweep([name for name in CLASSES if any(part in name for part in options.only.split(","))]):
         print(outcome.model_type, "OK" if outcome.right and not outcome.broken else "BAD", outcome, flush=True)
 
 

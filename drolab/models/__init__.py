@@ -20,7 +20,7 @@ from drolab.models.chat import (
     prompt_token_ids,
     render,
 )
-from drolab.models.decoder import check_takes_vectors
+from drolab.models.decoder import check_trainable
 from drolab.models.fingerprint import fingerprint
 from drolab.models.interventions import (
     Ablate,
@@ -38,7 +38,7 @@ from drolab.models.interventions import (
 )
 from drolab.models.kv_cache import Reader, reader_for
 from drolab.models.layers import check_layers, resolve_layers
-from drolab.models.load import ChatModel, load_model, loading, model_source, wrap
+from drolab.models.load import ChatModel, load_model, wrap
 from drolab.models.passes import (
     Prefix,
     accumulating_gradients,
@@ -55,6 +55,7 @@ from drolab.models.passes import (
     states_by_pass,
 )
 from drolab.models.reasoning import Reply, split_reply
+from drolab.models.sources import loading, model_source
 from drolab.models.templates import CHAT_FORMATS, Template, Thinking, chat_format
 
 __all__ = [
@@ -85,7 +86,7 @@ __all__ = [
     "check_fits",
     "check_layers",
     "check_positions",
-    "check_takes_vectors",
+    "check_trainable",
     "copy_cache",
     "edited_fingerprint",
     "embed_text",

@@ -103,11 +103,16 @@ def check_decoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, na
 def _trial_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """[1, 4]: ordinary tokens, none that stands for an image, say."""
     ids = tokenizer("How do I boil an egg?", add_special_tokens=False)["input_ids"][:4]
+    return torch.tensor([ids], device=device_of(model))
+
+
+def device_of(model: PreTrainedModel) -> torch.device:
+    """Where token ids and embeddings enter the model."""
     embedding: Any = model.get_input_embeddings()
-    device = embedding.weight.device
+    device: torch.device = embedding.weight.device
     if device.type == "meta":  # offloaded by accelerate: its hook knows where the layer runs
-        device = torch.device(embedding._hf_hook.execution_device)
-    return torch.tensor([ids], device=device)
+        return torch.device(embedding._hf_hook.execution_device)
+    return device
 
 
 def _inside(model: PreTrainedModel, ids: Tensor) -> Tensor | None:
@@ -134,6 +139,47 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 def _short(error: Exception) -> str:
     lines = str(error).strip().splitlines() or ["no message"]
     return lines[0][:160].rstrip(".")
+
+
+# --- gradients ---------------------------------------------------------------------------------------------
+
+
+def check_trainable(model: PreTrainedModel, name: str) -> None:
+    """Raise ModelError if the gradient of a soft prompt would be missing or wrong.
+
+    Found out by trying: behind every module with weights that is given something to differentiate there must be
+    something to differentiate. Some ways to multiply with quantised weights return a result without a gradient, and the
+    sum that it is added to then has a wrong one.
+    """
+    check_takes_vectors(model, name)
+    embedding: Any = model.get_input_embeddings()
+    vectors = embedding(torch.arange(4, device=device_of(model))[None]).detach().requires_grad_()
+    cut: list[str] = []
+
+    def note(module: nn.Module, args: tuple, output: Any) -> None:
+        given = any(isinstance(part, Tensor) and part.requires_grad for part in args)
+        if given and isinstance(output, Tensor) and output.is_floating_point() and not output.requires_grad:
+            cut.append(f"{type(module).__name__} of {_kind_of_weights(module)}")
+
+    decoder = text_decoder(model)
+    hooks = [part.register_forward_hook(note) for part in decoder.modules() if isinstance(part, nn.Linear)]
+    try:
+        with torch.enable_grad():
+            decoder(inputs_embeds=vectors, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if cut:
+        raise ModelError(
+            f"No gradient comes back through the quantised weights of {name!r} ({cut[0]}, {len(cut)} of them), so a soft "
+            "prompt would be trained on a wrong one: load the model unquantised, or in 8 bits by bitsandbytes, for DRO. "
+            "Hidden states and replies are not concerned."
+        )
+
+
+def _kind_of_weights(module: nn.Module) -> str:
+    weight = getattr(module, "weight", None)
+    return type(weight).__name__ if weight is not None else "packed weights"
 
 
 # --- a second embedding, by token id -----------------------------------------------------------------------
