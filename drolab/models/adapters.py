@@ -194,14 +194,17 @@ def with_adapter(base: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     from peft import PeftConfig, PeftModel, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    quantised = getattr(base, "hf_quantizer", None) is not None
+    weights = load_file(adapter.weights)
+    rows = next((len(value) for key, value in weights.items() if key.endswith("embed_tokens.weight")), None)
+    if rows not in (None, len(base.get_input_embeddings().weight)):  # it was trained with more tokens, and brings them
+        base.resize_token_embeddings(rows, mean_resizing=False)
     config = PeftConfig.from_pretrained(adapter.place, revision=adapter.revision)
     config.inference_mode = True
     model = PeftModel(base, config, autocast_adapter_dtype=False)
-    result = set_peft_model_state_dict(model, load_file(adapter.weights))
+    result = set_peft_model_state_dict(model, weights)
     if result.unexpected_keys:
         raise _misfit(adapter, base, f"{result.unexpected_keys[0]} has no place")
-    if quantised:
+    if getattr(base, "is_quantized", False):
         return model.get_base_model()
     merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
     merged.__dict__.pop("peft_config", None)
