@@ -1,8 +1,7 @@
 """Which families drolab reads rightly: each built tiny and random, saved, loaded, and compared with plain transformers.
 
-    python benchmarks/families.py                 # all of them, some minutes: the table of docs/models.md
-    python benchmarks/families.py --write         # … and write it into docs/models.md
     python benchmarks/families.py --only gemma    # families whose name holds this
+    python benchmarks/families.py --write         # all of them, some minutes: the tables of docs/models.md
 
 For each: the states of four chats at every layer, greedy replies of some tokens, and the gradient of one DRO step at the
 soft prompt. *Plain* is the model as transformers built it, run on one whole chat at a time, with nothing shared.
@@ -13,7 +12,6 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
-import sys
 import tempfile
 import time
 import warnings
@@ -123,7 +121,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
     "kimi_linear": {"num_experts_per_token": 2, "linear_head_dim": 8, "linear_num_heads": 4},
-    "mistral4": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "mistral4": {"qk_rope_head_dim": 4, "qk_nope_head_dim": 4},
     "longcat_flash": {"zero_expert_num": 2, "expert_ffn_hidden_size": 16},
     "cohere_compass_text": {
         "rope_parameters": {
@@ -161,7 +159,7 @@ def tiny(model_type: str, seed: int = 0) -> PreTrainedModel:
     generator_state = torch.get_rng_state()
     torch.manual_seed(seed)
     try:
-        model = getattr(transformers, class_of(model_type))._from_config(config)
+        model = _class(model_type)._from_config(config)
         for parameter in model.parameters():
             if parameter.std() == 0 and parameter.ndim == 1:  # norms and biases: let them matter
                 parameter.data += 0.1 * torch.randn_like(parameter)
@@ -180,6 +178,10 @@ CLASSES: dict[str, str] = {
 
 def class_of(model_type: str) -> str:
     return CLASSES[model_type]
+
+
+def _class(model_type: str) -> Any:
+    return getattr(transformers, class_of(model_type))
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -221,14 +223,18 @@ class Outcome:
     how: str = ""
     """How chats run together."""
     seconds: float = 0.0
-    n: int = 0
     broken: str = ""
+    """An error that is not drolab's."""
+    untried: str = ""
 
     @property
-    def right(self) -> bool:
-        if self.refused:
-            return True
-        return self.states < 2e-5 and self.replies and (self.gradient < 2e-4 or bool(self.no_dro))
+    def kind(self) -> str:
+        """right, part, refused, wrong or untried."""
+        if self.untried or self.refused:
+            return "untried" if self.untried else "refused"
+        if self.broken or not (self.states < 2e-5 and self.replies and (self.gradient < 2e-4 or self.no_dro)):
+            return "wrong"
+        return "right" if self.layers == "all" and not self.no_dro else "part"
 
 
 def queries() -> Any:
@@ -267,9 +273,7 @@ def plain_replies(model: PreTrainedModel, chats: list[list[int]]) -> list[list[i
 
 def compare(model_type: str) -> Outcome:
     found = Outcome(model_type)
-    started = time.perf_counter()
     plain = tiny(model_type)
-    found.n = sum(parameter.numel() for parameter in plain.parameters())
     with tempfile.TemporaryDirectory() as folder:
         plain.save_pretrained(folder)
         byte_tokenizer().save_pretrained(folder)
@@ -277,7 +281,6 @@ def compare(model_type: str) -> Outcome:
             model = drolab.load_model(folder)
         except DrolabError as error:
             found.refused = str(error).replace(folder, "…")
-            found.seconds = time.perf_counter() - started
             return found
     _compare_states(found, model, plain)
     _compare_replies(found, model, plain)
@@ -291,7 +294,6 @@ def compare(model_type: str) -> Outcome:
         if can_share_prefix(model)
         else "whole"
     )
-    found.seconds = time.perf_counter() - started
     return found
 
 
@@ -375,8 +377,8 @@ def _compare_gradient(found: Outcome, model: ChatModel, plain: PreTrainedModel) 
         whole.retain_grad()
         wholes.append(whole)
         with taking_last(plain) as taken:
-            plain(inputs_embeds=whole, use_cache=False)
-        rows.append(taken[0][0, -1])
+            states = plain(inputs_embeds=whole, use_cache=False, output_hidden_states=True).hidden_states
+        rows.append(states[-1][0, -1] if found.layers == "all" else taken[0][0, -1])
     terms = dro.losses(
         space, refusal, harm, torch.stack(rows), start, torch.tensor(table["harmful"].to_numpy()), training.config
     )
@@ -389,26 +391,119 @@ def _compare_gradient(found: Outcome, model: ChatModel, plain: PreTrainedModel) 
 
 # --- the table ---------------------------------------------------------------------------------------------
 
+MOST_WEIGHTS = 30_000_000
+SLOW = ("glm5_next",)
+"""Minutes for a tiny one: its code loops in Python."""
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+BEGIN, END = "<!-- benchmarks/families.py --write -->", "<!-- end -->"
+
 
 def sweep(names: list[str]) -> Iterator[Outcome]:
     for name in names:
-        try:
-            yield compare(name)
-        except Exception as error:
-            yield Outcome(name, broken=f"{type(error).__name__}: {error}".replace("\n", " ")[:300])
+        yield outcome_of(name)
         gc.collect()
+
+
+def outcome_of(name: str) -> Outcome:
+    """What was found, or what kept us from trying."""
+    started = time.perf_counter()
+    try:
+        with torch.device("meta"):
+            weights = sum(part.numel() for part in _class(name)._from_config(tiny_config(name)).parameters())
+    except Exception as error:
+        return Outcome(name, untried=_in_short(error))
+    if weights > MOST_WEIGHTS or name in SLOW:
+        return Outcome(name, untried="cannot be made small" if weights > MOST_WEIGHTS else "takes minutes")
+    try:
+        found = compare(name)
+    except Exception as error:
+        found = Outcome(name, broken=_in_short(error))
+    found.seconds = time.perf_counter() - started
+    return found
+
+
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+
+
+def tables(outcomes: list[Outcome]) -> str:
+    """The part of docs/models.md that a sweep writes."""
+    right = [one for one in outcomes if one.kind == "right"]
+    part = [one for one in outcomes if one.kind == "part"]
+    refused = [one for one in outcomes if one.kind == "refused"]
+    wrong = [one for one in outcomes if one.kind == "wrong"]
+    untried = [one for one in outcomes if one.kind == "untried"]
+    lines = [
+        f"transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}, float32, one thread: "
+        f"{len(right)} families are right in all, {len(part)} in part, {len(refused)} are refused, {len(wrong)} are wrong.",
+        "",
+        "| family | class | states | DRO step | chats run |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {one.model_type} | {class_of(one.model_type)} | {one.states:.0e} | {one.gradient:.0e} | {one.how} |"
+            for one in right
+        ),
+        "",
+        "Right in part:",
+        "",
+        "| family | class | states | DRO step | chats run |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {one.model_type} | {class_of(one.model_type)} | {one.states:.0e}{'' if one.layers == 'all' else ', last layer only'} | "
+            f"{'refused' if one.no_dro else f'{one.gradient:.0e}'} | {one.how} |"
+            for one in part
+        ),
+        "",
+        "Refused when they are loaded:",
+        "",
+        "| family | why |",
+        "|---|---|",
+        *(f"| {one.model_type} | {_cell(one.refused)} |" for one in refused),
+        "",
+        *(
+            ["Wrong:", "", *(f"- {one.model_type}: {_cell(one.broken or repr(one))}" for one in wrong), ""]
+            if wrong
+            else []
+        ),
+        "Not tried, since no small model of them was built: " + ", ".join(one.model_type for one in untried) + ".",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "/").replace("<", "").replace(">", "")
+
+
+def page_with(text: str, outcomes: list[Outcome]) -> str:
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{tables(outcomes)}\n\n{END}{after}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="families whose name holds one of these, with commas between")
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/models.md")
     options = parser.parse_args()
+    quiet()
+    chosen = [name for name in CLASSES if any(part in name for part in options.only.split(","))]
+    outcomes = []
+    for outcome in sweep(chosen):
+        outcomes.append(outcome)
+        print(
+            f"{len(outcomes)}/{len(chosen)} {outcome.model_type}: {outcome.kind}, {outcome.seconds:.1f} s", flush=True
+        )
+    print(tables(outcomes))
+    if options.write:
+        PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), outcomes), encoding="utf-8")
+
+
+def quiet() -> None:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("drolab").setLevel(logging.ERROR)
-    for outcome in sweep([name for name in CLASSES if any(part in name for part in options.only.split(","))]):
-        print(outcome.model_type, "OK" if outcome.right and not outcome.broken else "BAD", outcome, flush=True)
+    torch.set_num_threads(1)
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def check_trainable(model: PreTrainedModel, name: str) -> None:
             cut.append(f"{type(module).__name__} of {_kind_of_weights(module)}")
 
     decoder = text_decoder(model)
-    hooks = [part.register_forward_hook(note) for part in decoder.modules() if isinstance(part, nn.Linear)]
+    hooks = [part.register_forward_hook(note) for part in decoder.modules() if _is_quantised(part)]
     try:
         with torch.enable_grad():
             decoder(inputs_embeds=vectors, use_cache=False)
@@ -175,6 +175,13 @@ def check_trainable(model: PreTrainedModel, name: str) -> None:
             "prompt would be trained on a wrong one: load the model unquantised, or in 8 bits by bitsandbytes, for DRO. "
             "Hidden states and replies are not concerned."
         )
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    """Or otherwise special. Plain ones pass gradients on, unless a family's code means them not to (a sparse index)."""
+    if not isinstance(module, nn.Linear):
+        return False
+    return type(module) is not nn.Linear or type(getattr(module, "weight", None)) is not nn.Parameter
 
 
 def _kind_of_weights(module: nn.Module) -> str:

@@ -114,7 +114,9 @@ def test_an_adapter_on_an_adapter(adapter: Path, folder: Path, tmp_path: Path) -
 
 def test_the_base_is_not_there(folder: Path, tmp_path: Path) -> None:
     save_adapter(tmp_path / "lost", "/no/such/folder")
-    with pytest.raises(ModelError, match=r"made for '/no/such/folder', which cannot be loaded: give that model with base="):
+    with pytest.raises(
+        ModelError, match=r"made for '/no/such/folder', which cannot be loaded: give that model with base="
+    ):
         load_model(tmp_path / "lost")
     assert load_model(tmp_path / "lost", base=folder).num_hidden_layers == 2
     save_adapter(tmp_path / "silent", None)

@@ -147,5 +147,7 @@ def test_a_missing_library_is_named(folder: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(module, "is_bitsandbytes_available", lambda: False)
     (folder / "model.safetensors").stat()
     for bits in ("load_in_4bit", "load_in_8bit"):
-        with pytest.raises(ModelError, match=r"needs a package that is missing or too old: .*pip install -U bitsandbytes"):
+        with pytest.raises(
+            ModelError, match=r"needs a package that is missing or too old: .*pip install -U bitsandbytes"
+        ):
             load_model(folder, quantization_config={"quant_method": "bitsandbytes", bits: True})
