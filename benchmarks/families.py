@@ -3,8 +3,8 @@
     python benchmarks/families.py --only gemma    # families whose name holds this
     python benchmarks/families.py --write         # all of them, some minutes: the tables of docs/models.md
 
-For each: the states of four chats at every layer, greedy replies of some tokens, and the gradient of one DRO step at the
-soft prompt. *Plain* is the model as transformers built it, run on one whole chat at a time, with nothing shared.
+For each: the states of four chats at every layer, greedy replies of some tokens, and the gradient of one DRO step at
+the soft prompt. *Plain* is the model as transformers built it, run on one whole chat at a time, with nothing shared.
 """
 
 from __future__ import annotations
@@ -56,8 +56,15 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "q_lora_rank", "kv_lora_rank"), 16),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "experts_per_token", "moe_topk", "top_k_experts", "moe_k"), 2),
-    **{"rotary_dim": 4, "state_size": 4, "image_size": 28, "patch_size": 14, "mlp_ratio": 2, "num_channels": 3},
-    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+    "rotary_dim": 4,
+    "state_size": 4,
+    "image_size": 28,
+    "patch_size": 14,
+    "mlp_ratio": 2,
+    "num_channels": 3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 """Field of a configuration → its value in a tiny model. What is not there keeps its default."""
 IMAGE_TOKEN = 259
@@ -116,8 +123,14 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "attention_head_dim": 16,
     },
     "zamba2": {
-        **{"layers_block_type": ["linear_attention", "hybrid"], "attention_hidden_size": 64, "attention_head_dim": 16},
-        **{"hybrid_layer_ids": [1], "num_key_value_heads": 4, "mamba_headdim": 8, "adapter_rank": 8, "kv_channels": 8},
+        "layers_block_type": ["linear_attention", "hybrid"],
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "hybrid_layer_ids": [1],
+        "num_key_value_heads": 4,
+        "mamba_headdim": 8,
+        "adapter_rank": 8,
+        "kv_channels": 8,
     },
     "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
     "kimi_linear": {"num_experts_per_token": 2, "linear_head_dim": 8, "linear_num_heads": 4},
@@ -384,7 +397,7 @@ def _compare_gradient(found: Outcome, model: ChatModel, plain: PreTrainedModel) 
     )
     terms.total(training.config).backward()
     assert again.grad is not None
-    # Layers that forget (recurrent ones, random) leave a gradient of rounding noise at the prompt: then by that of the chat.
+    # Random recurrent layers forget, and leave a gradient of rounding noise at the prompt: then by that of the chat.
     most = max(float(whole.grad.norm()) for whole in wholes if whole.grad is not None)
     found.gradient = float((soft.grad - again.grad).norm()) / max(float(again.grad.norm()), 1e-3 * most)
 
@@ -435,7 +448,8 @@ def tables(outcomes: list[Outcome]) -> str:
     untried = [one for one in outcomes if one.kind == "untried"]
     lines = [
         f"transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}, float32, one thread: "
-        f"{len(right)} families are right in all, {len(part)} in part, {len(refused)} are refused, {len(wrong)} are wrong.",
+        f"{len(right)} families are right in all, {len(part)} in part, {len(refused)} are refused, "
+        f"{len(wrong)} are wrong.",
         "",
         "| family | class | states | DRO step | chats run |",
         "|---|---|---|---|---|",
@@ -449,7 +463,8 @@ def tables(outcomes: list[Outcome]) -> str:
         "| family | class | states | DRO step | chats run |",
         "|---|---|---|---|---|",
         *(
-            f"| {one.model_type} | {class_of(one.model_type)} | {one.states:.0e}{'' if one.layers == 'all' else ', last layer only'} | "
+            f"| {one.model_type} | {class_of(one.model_type)} | "
+            f"{one.states:.0e}{'' if one.layers == 'all' else ', last layer only'} | "
             f"{'refused' if one.no_dro else f'{one.gradient:.0e}'} | {one.how} |"
             for one in part
         ),

@@ -2,8 +2,8 @@
 
 In order: `fingerprint` (what a model computes, as a hash), `reasoning` (a reply taken apart), `templates` (what writes
 the chats), `decoder` (the part of a model that reads text), `adapters`, `sources` and `memory` (where weights are, what
-is wrong with them, and whether there is room), `load` (`ChatModel`), `chat` (query and prompt → tokens), `layers` (where
-the blocks are), `interventions` (edits while the model runs), `passes` (states of a batch behind a shared prefix),
+is wrong with them, is there room), `load` (`ChatModel`), `chat` (query and prompt → tokens), `layers` (where the blocks
+are), `interventions` (edits while the model runs), `passes` (states of a batch behind a shared prefix),
 `kv_cache` (reading a batch token by token). What runs many queries and keeps the results is `inference`.
 """
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
-from transformers.utils import cached_file, find_adapter_config_file
+from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from drolab.errors import ModelError
 
@@ -70,8 +71,8 @@ def find_adapter(name: str, place: str, revision: str | None) -> Adapter | None:
     _check_kind(name, kind, config)
     if importlib.util.find_spec("peft") is None:
         raise ModelError(
-            f"{name!r} is an adapter ({kind}), which needs the package peft: pip install peft. Or merge it into its base "
-            "where that is installed (merge_and_unload), and load the whole."
+            f"{name!r} is an adapter ({kind}), which needs the package peft: pip install peft. Or merge it into its "
+            "base where that is installed (merge_and_unload), and load the whole."
         )
     tokenizer = Path(found).with_name("tokenizer_config.json") if Path(place).is_dir() else None
     return Adapter(
@@ -90,8 +91,8 @@ def find_adapter(name: str, place: str, revision: str | None) -> Adapter | None:
 def _check_kind(name: str, kind: str, config: dict[str, Any]) -> None:
     if kind in _VIRTUAL_TOKENS:
         raise ModelError(
-            f"{name!r} is prompt tuning ({kind}): vectors for a place in the input, and no change of the model. Load its "
-            "base model; a prompt of that kind is a drolab.SoftPrompt, which train_dro makes."
+            f"{name!r} is prompt tuning ({kind}): vectors for a place in the input, and no change of the model. Load "
+            "its base model; a prompt of that kind is a drolab.SoftPrompt, which train_dro makes."
         )
     if config.get("task_type") not in (None, "CAUSAL_LM"):
         raise ModelError(
@@ -146,7 +147,8 @@ def shapes(adapter: Adapter) -> dict[str, tuple[int, ...]]:
 
 
 def check_fits_base(adapter: Adapter, base: PreTrainedModel) -> None:
-    """Raise ModelError unless every tensor of the adapter has its place in a base, which may be without memory ("meta")."""
+    """Raise ModelError unless every tensor of the adapter has its place in a base, which may be without memory "
+    "("meta")."""
     from peft import PeftConfig, get_peft_model_state_dict
 
     try:
@@ -180,9 +182,13 @@ def _injected(base: PreTrainedModel, config: Any) -> Any:
 def _misfit(adapter: Adapter, base: PreTrainedModel, why: str) -> ModelError:
     said = f", it says for {adapter.base!r}" if adapter.base else ""
     return ModelError(
-        f"The adapter {adapter.name!r} was made for another model{said}, and does not fit this {base.config.model_type} "
-        f"({why}): give the right one with base=…."
+        f"The adapter {adapter.name!r} was made for another model{said}, and does not fit this "
+        f"{base.config.model_type} ({why}): give the right one with base=…."
     )
+
+
+def _embedding(base: PreTrainedModel) -> Any:
+    return base.get_input_embeddings().weight
 
 
 def with_adapter(base: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
@@ -196,7 +202,7 @@ def with_adapter(base: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
 
     weights = load_file(adapter.weights)
     rows = next((len(value) for key, value in weights.items() if key.endswith("embed_tokens.weight")), None)
-    if rows not in (None, len(base.get_input_embeddings().weight)):  # it was trained with more tokens, and brings them
+    if rows not in (None, len(_embedding(base))):  # it was trained with more tokens, and brings them
         base.resize_token_embeddings(rows, mean_resizing=False)
     config = PeftConfig.from_pretrained(adapter.place, revision=adapter.revision)
     config.inference_mode = True

@@ -32,7 +32,7 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def text_decoder(model: PreTrainedModel) -> nn.Module:
-    """The decoder without the language-model head: transformers' own answer, or, where that is the whole model (Llama 4),
+    """The decoder without the language-model head: transformers' own answer; where that is the whole model (Llama 4),
     the innermost model around the input embeddings."""
     found: nn.Module = model.get_decoder()
     embedding = model.get_input_embeddings()
@@ -59,7 +59,8 @@ def check_decoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, na
     kind = model.config.model_type
     if getattr(model.config, "is_encoder_decoder", False):
         raise ModelError(
-            f"{name!r} ({kind}) is an encoder with a decoder, and drolab reads decoder-only models: choose one of those."
+            f"{name!r} ({kind}) is an encoder with a decoder, and drolab reads decoder-only models: choose one of "
+            "those."
         )
     ids = _trial_ids(model, tokenizer)
     try:
@@ -77,15 +78,15 @@ def check_decoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, na
     decoder = text_decoder(model)
     if whole is None:
         raise ModelError(
-            f"{name!r} ({kind}) does not compute its reply from one decoder's last hidden state ({type(decoder).__name__}"
-            " has none), so there is no state to read: use a decoder-only chat model."
+            f"{name!r} ({kind}) does not compute its reply from one decoder's last hidden state "
+            f"({type(decoder).__name__} has none), so there is no state to read: use a decoder-only chat model."
         )
     try:
         alone = decoder(inputs_embeds=model.get_input_embeddings()(ids), use_cache=False).last_hidden_state
     except TRIAL_ERRORS as error:
         raise ModelError(
-            f"{name!r} ({kind}) cannot run on embeddings ({type(error).__name__}: {_short(error)}), which is what a soft "
-            "prompt consists of: use another family."
+            f"{name!r} ({kind}) cannot run on embeddings ({type(error).__name__}: {_short(error)}), which is what a "
+            "soft prompt consists of: use another family."
         ) from error
     if not _equal(alone, whole):
         raise ModelError(
@@ -103,7 +104,7 @@ def check_decoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, na
 def _trial_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """[1, 4]: ordinary tokens, none that stands for an image, say."""
     ids = tokenizer("How do I boil an egg?", add_special_tokens=False)["input_ids"][:4]
-    return torch.tensor([ids], device=device_of(model))
+    return torch.tensor([ids if len(ids) == 4 else range(4)], device=device_of(model))
 
 
 def device_of(model: PreTrainedModel) -> torch.device:
@@ -171,9 +172,9 @@ def check_trainable(model: PreTrainedModel, name: str) -> None:
             hook.remove()
     if cut:
         raise ModelError(
-            f"No gradient comes back through the quantised weights of {name!r} ({cut[0]}, {len(cut)} of them), so a soft "
-            "prompt would be trained on a wrong one: load the model unquantised, or in 8 bits by bitsandbytes, for DRO. "
-            "Hidden states and replies are not concerned."
+            f"No gradient comes back through the quantised weights of {name!r} ({cut[0]}, {len(cut)} of them), so a "
+            "soft prompt would be trained on a wrong one: load the model unquantised, or in 8 bits by bitsandbytes, "
+            "for DRO. Hidden states and replies are not concerned."
         )
 
 
@@ -196,8 +197,9 @@ def check_takes_vectors(model: PreTrainedModel, name: str) -> None:
     """Raise ModelError if the model must know the token id of everything it reads."""
     if reads_ids(model):
         raise ModelError(
-            f"{name!r} ({model.config.model_type}) looks up a second embedding in every layer by token id, and the vectors "
-            "of a soft prompt have no ids: hidden states and replies under text prompts work, DRO needs another family."
+            f"{name!r} ({model.config.model_type}) looks up a second embedding in every layer by token id, and the "
+            "vectors of a soft prompt have no ids: hidden states and replies under text prompts work, DRO needs "
+            "another family."
         )
 
 
@@ -249,8 +251,8 @@ class _Rows:
         found = order[places]
         if not torch.equal(self._embedding(found), embeddings):
             raise ModelError(
-                f"A model of the family {self._name} looks up a second embedding in every layer by token id, and one of "
-                "these vectors is the embedding of no token: give it the embeddings of tokens."
+                f"A model of the family {self._name} looks up a second embedding in every layer by token id, and one "
+                "of these vectors is the embedding of no token: give it the embeddings of tokens."
             )
         return found
 

@@ -69,9 +69,9 @@ def check_layers(model: ChatModel, layers: Sequence[int]) -> None:
     streams = _found(model).streams
     if streams is not None and set(layers) - {last}:
         raise ModelError(
-            f"{model.name!r} ({model.model.config.model_type}) carries several streams through its blocks: its inner hidden "
-            f"states have the shape {list(streams)} for four tokens, so no layer but the last has one state for a token. "
-            "Ask for layers=(-1,)."
+            f"{model.name!r} ({model.model.config.model_type}) carries several streams through its blocks: its inner "
+            f"hidden states have the shape {list(streams)} for four tokens, so no layer but the last has one state "
+            "for a token. Ask for layers=(-1,)."
         )
     if last not in layers or _found(model).last_is_final:
         return

@@ -292,7 +292,8 @@ def _config(source: Source, how: _How) -> Any:
 
 
 def _auto_class(source: Source, how: _How) -> Any:
-    """The class that loads a checkpoint's text model; where transformers has none, the whole of what also sees or hears."""
+    """The class that loads a checkpoint's text model; where transformers has none, the whole of what also sees or "
+    "hears."""
     if source.gguf is not None:
         return AutoModelForCausalLM
     config = _config(source, how)
@@ -350,8 +351,8 @@ def _quantization(config: Any) -> Any:
 def _let_gradients_through(model: PreTrainedModel) -> None:
     """Some CPUs have a faster way to multiply with bitsandbytes' 4 bits, which loses the gradient without a word."""
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        if "support_avx512bf16_for_cpu" in vars(module):
+            vars(module)["support_avx512bf16_for_cpu"] = False
 
 
 # --- what can be wrong -------------------------------------------------------------------------------------

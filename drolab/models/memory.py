@@ -13,6 +13,10 @@ import torch
 from drolab.errors import ModelError
 
 
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux says what a container may use."""
+
+
 def check_room(name: str, needed: int, device: torch.device) -> None:
     """Raise ModelError if a device has less memory left than the weights need, as far as that can be known."""
     free = free_memory(device)
@@ -20,8 +24,8 @@ def check_room(name: str, needed: int, device: torch.device) -> None:
         where = "the CPU's memory" if device.type == "cpu" else f"{device}"
         raise ModelError(
             f"The weights of {name!r} need {_gigabytes(needed)}, and {where} has {_gigabytes(free)} free: load it with "
-            "dtype='bfloat16', in 4 or 8 bits (quantization_config), spread over all devices (device_map='auto'), or take "
-            "a smaller model."
+            "dtype='bfloat16', in 4 or 8 bits (quantization_config), spread over all devices (device_map='auto'), or "
+            "take a smaller model."
         )
 
 
@@ -41,12 +45,11 @@ def free_memory(device: torch.device) -> int | None:
 
 def _container() -> list[int]:
     """What a container's limit leaves, if there is one."""
-    folder = Path("/sys/fs/cgroup")
     try:
-        limit, used = ((folder / file).read_text() for file in ("memory.max", "memory.current"))
+        limit, used = ((CGROUP / file).read_text() for file in ("memory.max", "memory.current"))
         inactive = next(
             int(line.split()[1])
-            for line in (folder / "memory.stat").read_text().splitlines()
+            for line in (CGROUP / "memory.stat").read_text().splitlines()
             if line.startswith("inactive_file ")
         )
         return [int(limit) - int(used) + inactive]

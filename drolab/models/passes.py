@@ -479,6 +479,9 @@ def last_logits(model: ChatModel, columns: Tensor | None = None, **inputs: Any) 
     Args:
         columns: [n], for a single packed row: [n, vocabulary] at these positions instead.
     """
+    inner: Any = getattr(model.model, "model", None)
+    if getattr(inner, "rope_deltas", None) is not None:  # where an image of another chat has moved positions to
+        inner.rope_deltas = None
     keeps = "logits_to_keep" in inspect.signature(model.model.forward).parameters
     if keeps:
         inputs["logits_to_keep"] = 1 if columns is None else columns

@@ -75,8 +75,8 @@ def find_source(
 def _base_of(adapter: Adapter, base: str | None) -> Source:
     if any(Path(adapter.place).glob("model*.safetensors")):
         raise ModelError(
-            f"The folder {adapter.name!r} has an adapter beside the weights of a whole model, and it does not say which of "
-            f"the two you mean: move {CONFIG} and the adapter's weights into a folder of their own."
+            f"The folder {adapter.name!r} has an adapter beside the weights of a whole model, and it does not say "
+            f"which of the two you mean: move {CONFIG} and the adapter's weights into a folder of their own."
         )
     if base is not None:
         return find_source(base)
@@ -175,7 +175,8 @@ def _check_folder(name: str, folder: Path) -> None:
 
 @contextmanager
 def loading(name: str) -> Iterator[None]:
-    """Turns what transformers' loaders, and the libraries that they call, raise into a ModelError that says what to do."""
+    """Turns what transformers' loaders, and the libraries that they call, raise into a ModelError that says what to "
+    "do."""
     try:
         yield
     except ModelError:
@@ -192,8 +193,8 @@ def _explain(name: str, error: Exception) -> str:
     text = " ".join(map(str, causes))
     if any(map(_is_out_of_memory, causes)):
         return (
-            f"There is no memory for {name!r}: load it with dtype='bfloat16', in 4 or 8 bits (quantization_config), spread "
-            f"over all devices (device_map='auto'), or take a smaller model. ({_first_line(error)})"
+            f"There is no memory for {name!r}: load it with dtype='bfloat16', in 4 or 8 bits (quantization_config), "
+            f"spread over all devices (device_map='auto'), or take a smaller model. ({_first_line(error)})"
         )
     if any(isinstance(cause, GatedRepoError) for cause in causes) or "gated repo" in text:
         return f"{name!r} is gated: accept its licence on its hub page, then set HF_TOKEN to a token of your account."
@@ -234,11 +235,12 @@ def _explain_gguf(name: str, error: Exception) -> str:
     if "is not supported" in str(error):
         return (
             f"{name!r} is a GGUF file of an architecture that this version of transformers does not read "
-            f"({_first_line(error).rstrip('.')}): load the model that it was made from, in safetensors, or update transformers."
+            f"({_first_line(error).rstrip('.')}): load the model that it was made from, in safetensors, or update "
+            "transformers."
         )
     return (
-        f"The GGUF file {name!r} cannot be read: download it again if it was cut off (compare its size), or load the model "
-        f"that it was made from, in safetensors. ({_first_line(error)})"
+        f"The GGUF file {name!r} cannot be read: download it again if it was cut off (compare its size), or load the "
+        f"model that it was made from, in safetensors. ({_first_line(error)})"
     )
 
 

@@ -30,14 +30,18 @@ NAMES = {
 
 def tiny_qwen() -> Qwen2ForCausalLM:
     config = Qwen2Config(
-        **{"vocab_size": 260, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
-        **{
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 512,
-            "initializer_range": 0.15,
-        },
-        **{"tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, "rms_norm_eps": 1e-6},
+        vocab_size=260,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.15,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        rms_norm_eps=1e-6,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers.gguf_files import save_gguf
+from transformers import AutoTokenizer
 
 import drolab
 from drolab.errors import ModelError
@@ -38,8 +40,22 @@ def test_which_of_several_files(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"several GGUF files \(other.gguf, tiny.gguf\): give the path of one"):
         load_model(tmp_path)
     assert load_model(tmp_path, gguf_file="tiny.gguf").num_hidden_layers == 2
-    with pytest.raises(ModelError, match="There is no file .*nothing.gguf"):
+    with pytest.raises(ModelError, match=r"There is no file .*nothing.gguf"):
         load_model(tmp_path, gguf_file="nothing.gguf")
+
+
+def test_a_file_on_the_hub_is_asked_for_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def fail(*args: Any, **options: Any) -> None:
+        asked.append((args, options))
+        raise OSError("couldn't connect")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", fail)
+    with pytest.raises(ModelError, match="hub cannot be reached"):
+        load_model("org/model-GGUF", gguf_file="model.Q4_K_M.gguf", revision="abc")
+    options = {"revision": "abc", "trust_remote_code": False, "gguf_file": "model.Q4_K_M.gguf"}
+    assert asked == [(("org/model-GGUF",), options)]
 
 
 def test_an_unknown_architecture(tmp_path: Path) -> None:

@@ -239,27 +239,6 @@ def test_a_gguf_file_needs_its_package(tmp_path: Path, monkeypatch: pytest.Monke
         load_model(tmp_path)
 
 
-def test_a_gguf_file_is_given_to_transformers(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "tiny.gguf"
-    path.write_bytes(b"GGUF")
-    asked = []
-
-    def whole(original: Any) -> Any:
-        def from_pretrained(source: str, *, gguf_file: str, **options: Any) -> Any:
-            asked.append((source, gguf_file))
-            return original(folder, **options)
-
-        return from_pretrained
-
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    for loader in (AutoTokenizer, AutoModelForCausalLM):
-        monkeypatch.setattr(loader, "from_pretrained", whole(loader.from_pretrained))
-    model = load_model(path)
-    assert asked == [(str(tmp_path), "tiny.gguf")] * 2
-    monkeypatch.undo()
-    assert model.fingerprint == load_model(folder).fingerprint
-
-
 def test_a_file_that_only_has_the_ending(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from helpers.families import PREFIX, QUERIES, SUFFIXES, relative
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM
 import drolab
 from drolab.errors import ModelError
 from drolab.models import ChatModel, forward_states, load_model, render
+from drolab.models.load import _let_gradients_through
 from drolab.types import SafetyPrompt
 
 CARE = SafetyPrompt(name="care", text="Be careful with what you say.")
@@ -58,6 +60,7 @@ def test_its_weights_are_quantised(model: ChatModel) -> None:
 @torch.no_grad()
 def test_states_and_replies_are_transformers(kind: str, place: str, model: ChatModel) -> None:
     plain = AutoModelForCausalLM.from_pretrained(place).eval()
+    _let_gradients_through(plain)  # or it rounds differently on some CPUs
     states = drolab.hidden_states(model, QUERIES, CARE, layers=(0, 1, 2), progress=False)
     chats = [torch.tensor([render(model, text, CARE).input_ids]) for text in QUERIES["text"]]
     for layer in (0, 1, 2):
@@ -124,6 +127,31 @@ def test_quantised_while_it_is_loaded(tmp_path: Path) -> None:
     assert found.fingerprint != load_model(source).fingerprint
 
 
+def test_an_adapter_stays_beside_quantised_weights(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="not installed: pip install drolab[quantised]")
+    base = save_quantised(tmp_path / "base", "bitsandbytes, 4 bits")
+    options: dict[str, Any] = {"r": 4, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+    prints, logits, ids = set(), [], torch.tensor([[5, 60, 61, 62]])
+    for alpha in (8, 32):
+        torch.manual_seed(1)
+        model = peft.get_peft_model(whole(), peft.LoraConfig(lora_alpha=alpha, **options))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        model.peft_config["default"].base_model_name_or_path = base
+        model.save_pretrained(tmp_path / str(alpha))
+        found = load_model(tmp_path / str(alpha))
+        prints |= {found.fingerprint, load_model(tmp_path / str(alpha)).fingerprint}
+        logits.append(found.model(ids).logits)
+        quantised = AutoModelForCausalLM.from_pretrained(base)
+        _let_gradients_through(quantised)
+        expected = peft.PeftModel.from_pretrained(quantised, tmp_path / str(alpha))
+        assert relative(logits[-1], expected(ids).logits) < 1e-5
+        next(setting_of(found).steps())
+    assert len(prints) == 2
+    assert relative(logits[0], logits[1]) > 0.01
+
+
 # --- what can be wrong -------------------------------------------------------------------------------------
 
 
@@ -145,7 +173,6 @@ def test_a_missing_library_is_named(folder: Path, monkeypatch: pytest.MonkeyPatc
     for method in ("bnb_4bit", "bnb_8bit"):
         module = importlib.import_module(f"transformers.quantizers.quantizer_{method}")
         monkeypatch.setattr(module, "is_bitsandbytes_available", lambda: False)
-    (folder / "model.safetensors").stat()
     for bits in ("load_in_4bit", "load_in_8bit"):
         with pytest.raises(
             ModelError, match=r"needs a package that is missing or too old: .*pip install -U bitsandbytes"
