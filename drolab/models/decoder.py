@@ -22,7 +22,16 @@ from drolab.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TRIAL_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+TRIAL_ERRORS = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 """What a family may raise that cannot do what is tried."""
 
 
@@ -62,8 +71,8 @@ def check_decoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, na
             f"{name!r} ({kind}) is an encoder with a decoder, and drolab reads decoder-only models: choose one of "
             "those."
         )
-    ids = _trial_ids(model, tokenizer)
     try:
+        ids = _trial_ids(model, tokenizer)
         whole = _inside(model, ids)
     except torch.OutOfMemoryError as error:
         raise ModelError(
@@ -81,19 +90,25 @@ def check_decoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, na
             f"{name!r} ({kind}) does not compute its reply from one decoder's last hidden state "
             f"({type(decoder).__name__} has none), so there is no state to read: use a decoder-only chat model."
         )
+    embedded = model.get_input_embeddings()(ids)
+    given = embedded.clone()
     try:
-        alone = decoder(inputs_embeds=model.get_input_embeddings()(ids), use_cache=False).last_hidden_state
+        alone = decoder(inputs_embeds=given, use_cache=False).last_hidden_state
     except TRIAL_ERRORS as error:
         raise ModelError(
             f"{name!r} ({kind}) cannot run on embeddings ({type(error).__name__}: {_short(error)}), which is what a "
             "soft prompt consists of: use another family."
         ) from error
+    if not torch.equal(given, embedded):
+        raise ModelError(
+            f"{name!r} ({kind}) overwrites the embeddings that it is given, which many chats share: use another family."
+        )
     if not _equal(alone, whole):
         raise ModelError(
             f"The decoder of {name!r} ({kind}) computes other states by itself than inside the model (it may mask or "
             "place text in a way of its own), so drolab's numbers would be wrong: use another family."
         )
-    begun = decoder(inputs_embeds=model.get_input_embeddings()(ids[:, :-1]), use_cache=False).last_hidden_state
+    begun = decoder(inputs_embeds=embedded[:, :-1], use_cache=False).last_hidden_state
     if not _equal(begun, alone[:, :-1]):
         raise ModelError(
             f"In {name!r} ({kind}) tokens see those that come after them, so a chat has no state that its reply begins "

@@ -34,7 +34,9 @@ def test_no_room_is_said_before_anything_is_read(folder: Path, monkeypatch: pyte
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", never)
     monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
-    with pytest.raises(ModelError, match=r"need 0.0 GiB, and the CPU's memory has 0.0 GiB free: .*bfloat16.*smaller model"):
+    with pytest.raises(
+        ModelError, match=r"need 0.0 GiB, and the CPU's memory has 0.0 GiB free: .*bfloat16.*smaller model"
+    ):
         load_model(folder)
     with pytest.raises(AssertionError, match="weights were read"):
         load_model_in_spite(folder)
