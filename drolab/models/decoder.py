@@ -72,6 +72,7 @@ def check_decoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, na
             "those."
         )
     try:
+        supply_ids(model)
         ids = _trial_ids(model, tokenizer)
         whole = _inside(model, ids)
     except torch.OutOfMemoryError as error:

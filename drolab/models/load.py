@@ -26,7 +26,7 @@ from transformers import (
 
 from drolab.errors import ModelError
 from drolab.models.adapters import check_fits_base, with_adapter
-from drolab.models.decoder import check_decoder, device_of, supply_ids, text_decoder
+from drolab.models.decoder import check_decoder, device_of, text_decoder
 from drolab.models.fingerprint import fingerprint
 from drolab.models.memory import check_room, file_bytes
 from drolab.models.sources import DEMO, Source, demo_source, find_source, loading
@@ -224,7 +224,6 @@ def wrap(
         tokenizer, name, chat_template=chat_template, template_kwargs=template_kwargs, system_as=system_as, date=date
     )
     model.eval().requires_grad_(False)
-    supply_ids(model)
     check_decoder(model, tokenizer, name)
     own = fingerprint(model, template.tokenizer, told=template.told)
     return ChatModel(model=model, tokenizer=template.tokenizer, name=name, fingerprint=own, template=template)

@@ -12,7 +12,6 @@ import torch
 
 from drolab.errors import ModelError
 
-
 CGROUP = Path("/sys/fs/cgroup")
 """Where Linux says what a container may use."""
 

@@ -41,6 +41,14 @@ def test_a_family(name: str) -> None:
     assert bool(found.no_dro) == (name in ("gemma4", "gemma4_text", "gemma3n_text"))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_gemma_4_without_embeddings_by_token_id_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The larger ones have none."""
+    special = {**families.SHARED_LAYERS, "hidden_size_per_layer_input": 0}
+    monkeypatch.setitem(families.SPECIAL, "gemma4_text", special)
+    assert families.outcome_of("gemma4_text").kind == "right"
+
+
 def rows(title: str) -> dict[str, str]:
     """Family → its row, in the table of the page below this text."""
     part = PAGE[PAGE.index(title) :].split("\n\n")[1]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.tiny import ROOT, byte_tokenizer, random_llama
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import drolab
 from drolab.errors import ChatTemplateError, ModelError

@@ -63,7 +63,7 @@ def test_a_container_limits_the_memory(tmp_path: Path, monkeypatch: pytest.Monke
 def test_exactly_enough_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda device: 10)
     check_room("m", 10, torch.device("cpu"))
-    with pytest.raises(ModelError, match="cuda:1 has 0.0 GiB free"):
+    with pytest.raises(ModelError, match=r"cuda:1 has 0\.0 GiB free"):
         check_room("m", 11, torch.device("cuda:1"))
 
 

