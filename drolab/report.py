@@ -21,6 +21,7 @@ from drolab import export
 from drolab.errors import ExportError, TooFewError
 from drolab.figures import CONFIG, DARK, THEMES, VERDICT_LOOKS, explained, tables
 from drolab.files import write_file
+from drolab.types import NO_PROMPT
 
 Listings = Mapping[str, Mapping[str, Any]]
 
@@ -49,7 +50,11 @@ ANSWER = (
         "refusals rise for harmful queries": "safety prompts make the model refuse harmful queries more often",
         "refusals rise for harmless queries, too": "safety prompts make it refuse harmless queries more often",
     },
-    {"DRO moves the classes apart": "the prompt that DRO trained moves the refusals of the two classes apart"},
+    {
+        "DRO moves the classes apart": (
+            "the prompt that DRO trained raises the refusals of harmful queries more than those of harmless ones"
+        )
+    },
 )
 """The answer's five sentences: the text of a claim (see `evidence.claims`) → what it says, in words that can follow
 "whether". The claims themselves are not imported: with them comes torch, which no report needs."""
@@ -115,6 +120,9 @@ def write_report(out: Path, listings: Listings) -> Path:
     export.save_numbers(out, "key_numbers", numbers)
     about = {key: value for found in numbers.values() for key, value in found.get("about", {}).items()}
     model = {key: about.pop(key, None) for key in ("model", "fingerprint")}
+    none = str(about.pop("none", ""))  # what the prompt of this name is for the model
+    if none:
+        model["none"] = none
     seed = about.pop("seed", 0)
     page = write_file(out / "report.html", _page(out, listings, model))
     export.manifest(out, model=model, settings=about, seed=seed)
@@ -126,7 +134,8 @@ def _page(out: Path, listings: Listings, model: Mapping[str, Any]) -> str:
     from plotly.offline import get_plotlyjs
 
     verdict = decisions(out, listings)
-    sections = [_section(out, notebook, listing) for notebook, listing in listings.items()]
+    none = model.get("none") or ""
+    sections = [_section(out, notebook, listing, none) for notebook, listing in listings.items()]
     drawn = {figure["name"]: figure for section in sections for figure in section["figures"]}
     # What cannot be seen, such as marks that turn the reading direction, becomes a space; jinja escapes the rest.
     environment = jinja2.Environment(
@@ -205,9 +214,12 @@ def _rows(verdict: pd.DataFrame, claim: str) -> pd.DataFrame:
 
 
 def _numbers(rows: pd.DataFrame) -> str:
-    """Of rows of one claim: the unit, and each estimate, behind its judge or controls if there are several."""
+    """Of rows of one claim: the unit, and each estimate, behind its judges or controls if there are several."""
     known = rows[rows["estimate"].notna()]
-    found = [f"{row.under}: " * (len(known) > 1) + _estimate(row) for row in known.itertuples()]
+    under: dict[str, list[str]] = {}
+    for row in known.itertuples():
+        under.setdefault(_estimate(row), []).append(row.under)
+    found = [f"{' and '.join(names)}: " * (len(known) > 1) + words for words, names in under.items()]
     return f" ({known['unit'].iloc[0]}{', ' if len(known) > 1 else ' '}{', '.join(found)})" if found else ""
 
 
@@ -257,12 +269,24 @@ def _unmeasured(out: Path, listings: Listings, verdict: pd.DataFrame) -> Iterato
     for notebook, listing in listings.items():
         if (problems := listing["numbers"].get("problems", "none known")) != "none known":
             yield _sentence(f"notebook {notebook} says of its own results: {problems}")
+    abouts = (listing["numbers"].get("about", {}) for listing in listings.values())
+    seeds = sorted({about["seed"] for about in abouts if "seed" in about})
+    if seeds:
+        yield (
+            f"This is one run, with seed {' and '.join(map(str, seeds))}. Its intervals are over queries and samples: "
+            "they do not say how much another training of the prompt would differ."
+        )
+    if "08" not in listings:
+        yield (
+            "The paper's own numbers do not stand beside these: notebook 08, which shows them from a clone of the "
+            "paper's code, has saved nothing here."
+        )
 
 
 # ---------------------------------------------------------------- the notebooks' sections
 
 
-def _section(out: Path, notebook: str, listing: Mapping[str, Any]) -> dict[str, Any]:
+def _section(out: Path, notebook: str, listing: Mapping[str, Any], none: str) -> dict[str, Any]:
     scalars, found = _split(listing["numbers"])
     found = {name: table for name, table in found.items() if f"{notebook}_{name}" != VERDICT and len(table)}
     captions = listing.get("captions", {})
@@ -278,24 +302,28 @@ def _section(out: Path, notebook: str, listing: Mapping[str, Any]) -> dict[str, 
         "title": listing["title"],
         "numbers": {name: tables.number_text(value) for name, value in scalars.items()},
         "figures": [
-            _figure(out, name, captions.get(name.removeprefix(f"{notebook}_"), ""))
+            _figure(out, name, captions.get(name.removeprefix(f"{notebook}_"), ""), none)
             for name in listing["figures"]
             if name != INSTEAD
         ],
         "tables": [
-            _table(table, captions.get(name, _sentence(name))) for name, table in found.items() if len(table) <= LONG
+            _table(table, captions.get(name, _sentence(name)), none)
+            for name, table in found.items()
+            if len(table) <= LONG
         ],
         "files": files,
     }
 
 
-def _figure(out: Path, name: str, caption: str) -> dict[str, str]:
+def _figure(out: Path, name: str, caption: str, none: str) -> dict[str, str]:
     content = (out / "figures" / f"{name}.json").read_text(encoding="utf-8")
+    caption = f"{caption} {none}".strip() if f'"{NO_PROMPT}"' in content else caption
     return {"name": name, "caption": caption, "content": content.replace("<", "\\u003c")}  # it stands in a <script>
 
 
-def _table(table: pd.DataFrame, caption: str) -> dict[str, Any]:
+def _table(table: pd.DataFrame, caption: str, none: str = "") -> dict[str, Any]:
     words = tables.worded(table)
+    caption = f"{caption} {none}".strip() if (words == NO_PROMPT).to_numpy().any() else caption
     words = words.loc[:, (words != tables.MISSING).any()]  # such as notes of which there are none
     return {"caption": caption, "columns": list(words.columns), "rows": words.to_numpy().tolist()}
 

@@ -1,10 +1,11 @@
 """One model, one batch of chats: loading, templates, forward passes, edits of hidden states.
 
 In order: `fingerprint` (what a model computes, as a hash), `reasoning` (a reply taken apart), `templates` (what writes
-the chats), `decoder` (the part of a model that reads text), `adapters`, `sources` and `memory` (where weights are, what
-is wrong with them, is there room), `load` (`ChatModel`), `chat` (query and prompt → tokens), `layers` (where the blocks
-are), `interventions` (edits while the model runs), `passes` (states of a batch behind a shared prefix),
-`kv_cache` (reading a batch token by token). What runs many queries and keeps the results is `inference`.
+the chats), `places` (where they end), `decoder` (the part of a model that reads text), `adapters`, `sources` and
+`memory` (where weights are, what is wrong with them, is there room), `load` (`ChatModel`), `chat` (query and prompt →
+tokens), `layers` (where the blocks are), `interventions` (edits while the model runs), `passes` (states of a batch
+behind a shared prefix), `kv_cache` (reading a batch token by token). What runs many queries and keeps the results is
+`inference`.
 """
 
 from drolab.models import chat, interventions, passes
@@ -12,11 +13,14 @@ from drolab.models.chat import (
     EncodedBatch,
     Prompt,
     Prompts,
+    about_none,
     as_prompts,
     audit,
+    baselines,
     check_fits,
     embed_text,
     encode,
+    own_text,
     prompt_token_ids,
     render,
 )
@@ -54,12 +58,24 @@ from drolab.models.passes import (
     run_prefix,
     states_by_pass,
 )
-from drolab.models.reasoning import Reply, split_reply
+from drolab.models.places import check_read_at, thought_mark
+from drolab.models.reasoning import (
+    THOUGHT_MARKS,
+    Reply,
+    at_answer,
+    could_be_mark,
+    marks_among,
+    marks_in,
+    open_thought,
+    split_reply,
+    to_answer,
+)
 from drolab.models.sources import loading, model_source
 from drolab.models.templates import CHAT_FORMATS, Template, Thinking, chat_format
 
 __all__ = [
     "CHAT_FORMATS",
+    "THOUGHT_MARKS",
     "Ablate",
     "Add",
     "ChatModel",
@@ -74,10 +90,13 @@ __all__ = [
     "Reply",
     "Template",
     "Thinking",
+    "about_none",
     "accumulating_gradients",
     "acts_at_read_position",
     "as_prompts",
+    "at_answer",
     "audit",
+    "baselines",
     "can_share_prefix",
     "chat",
     "chat_format",
@@ -86,8 +105,10 @@ __all__ = [
     "check_fits",
     "check_layers",
     "check_positions",
+    "check_read_at",
     "check_trainable",
     "copy_cache",
+    "could_be_mark",
     "edited_fingerprint",
     "embed_text",
     "encode",
@@ -98,7 +119,11 @@ __all__ = [
     "last_logits",
     "load_model",
     "loading",
+    "marks_among",
+    "marks_in",
     "model_source",
+    "open_thought",
+    "own_text",
     "passes",
     "plan_passes",
     "prefix_cache",
@@ -111,6 +136,8 @@ __all__ = [
     "split_reply",
     "states_by_pass",
     "steered",
+    "thought_mark",
+    "to_answer",
     "vectors_of",
     "with_vectors",
     "wrap",

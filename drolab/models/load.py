@@ -7,6 +7,7 @@ determines what the model computes. Stored results and soft prompts are tied to 
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,12 @@ from transformers import (
 )
 
 from drolab.errors import ModelError
-from drolab.models.adapters import check_fits_base, with_adapter
+from drolab.models.adapters import check_fits_base, file_of, with_adapter
 from drolab.models.decoder import check_decoder, device_of, text_decoder
 from drolab.models.fingerprint import fingerprint
 from drolab.models.memory import check_room, file_bytes
 from drolab.models.sources import DEMO, Source, demo_source, find_source, loading
+from drolab.models.tekken import from_mistral_common, is_mistral_common
 from drolab.models.templates import Template, open_template
 
 _UNBOUNDED = 2**31
@@ -236,9 +238,21 @@ def _tokenizer(source: Source, how: _How) -> PreTrainedTokenizerBase:
     """An adapter's own, if it has one."""
     if source.base is not None and not (source.adapter and source.adapter.has_tokenizer):
         return _tokenizer(source.base, how)
-    return AutoTokenizer.from_pretrained(
-        source.place, revision=source.revision, trust_remote_code=how.trust_remote_code, **_gguf(source)
-    )
+    options = {"revision": source.revision, "trust_remote_code": how.trust_remote_code, **_gguf(source)}
+    tokenizer: Any = AutoTokenizer.from_pretrained(source.place, **options)
+    if is_mistral_common(tokenizer):
+        tokenizer = from_mistral_common(tokenizer, source.place, source.name, **options)
+    if not tokenizer.chat_template and source.gguf is None:
+        tokenizer.chat_template = _template_beside(source)
+    return tokenizer
+
+
+def _template_beside(source: Source) -> Any:
+    """Of older checkpoints that also see images: a template in a file of its own, which only their processor reads."""
+    found = file_of(source.place, "chat_template.json", source.revision)
+    if found is None:
+        return None
+    return json.loads(Path(found).read_text(encoding="utf-8")).get("chat_template")
 
 
 def _gguf(source: Source) -> dict[str, str]:
@@ -254,8 +268,8 @@ def _weights(source: Source, how: _How) -> PreTrainedModel:
     quantization = how.quantization if source.gguf is None else how.quantization or _unpacked()
     if quantization is not None:
         options["quantization_config"] = quantization
-    elif source.folder is not None and (device := _one_device(how.device_map)) is not None:
-        check_room(source.name, file_bytes(source.folder, how.dtype), device)
+    elif (device := _one_device(how.device_map)) is not None:
+        check_room(source.name, _bytes(source, loader, how), device)
     model, loaded = loader.from_pretrained(
         source.place,
         dtype=how.dtype,
@@ -273,6 +287,18 @@ def _weights(source: Source, how: _How) -> PreTrainedModel:
         )
     _let_gradients_through(model)
     return model
+
+
+def _bytes(source: Source, loader: Any, how: _How) -> int:
+    """What the weights need in memory: from the files if they are here, else from the configuration; 0 if not known."""
+    if source.folder is not None:
+        return file_bytes(source.folder, how.dtype)
+    config = _config(source, how)
+    if how.trust_remote_code or getattr(config, "quantization_config", None) is not None:
+        return 0
+    dtype = how.dtype if isinstance(how.dtype, torch.dtype) else config.get_text_config().dtype or torch.float32
+    with torch.device("meta"):
+        return sum(part.numel() for part in loader.from_config(config).parameters()) * int(dtype.itemsize)
 
 
 def _check_adapter(source: Source, how: _How) -> None:
@@ -358,7 +384,7 @@ def _let_gradients_through(model: PreTrainedModel) -> None:
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    if not tokenizer.is_fast:
+    if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"The tokenizer of {name!r} is a slow one, which cannot say where in the text each token lies: "
             "use a checkpoint that has a tokenizer.json."

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from drolab.errors import ModelError
+from drolab.errors import ModelError, UnreliableWarning
 from drolab.files import expanded
 from drolab.models.adapters import CONFIG, Adapter, find_adapter
 
@@ -79,6 +80,13 @@ def _base_of(adapter: Adapter, base: str | None) -> Source:
             f"which of the two you mean: move {CONFIG} and the adapter's weights into a folder of their own."
         )
     if base is not None:
+        if adapter.base and Path(adapter.base).name.lower() != Path(base).name.lower():
+            warnings.warn(
+                f"The adapter {adapter.name!r} says that it was made for {adapter.base!r}, and goes onto {base!r}: if "
+                "those are not the same weights, it makes another model than its makers mean.",
+                UnreliableWarning,
+                stacklevel=2,
+            )
         return find_source(base)
     if not adapter.base:
         raise ModelError(f"The adapter {adapter.name!r} does not say what it was made for: give its model with base=….")
@@ -202,6 +210,11 @@ def _explain(name: str, error: Exception) -> str:
         return (
             f"The hub has no model {name!r} that you may see: check the spelling; for a private one set HF_TOKEN. "
             "drolab.load_model('demo') works without the hub."
+        )
+    if "mistral-common" in text or "mistral_common" in text:
+        return (
+            f"The tokenizer of {name!r} is a file of Mistral's (tekken.json), which needs the package mistral-common: "
+            "pip install mistral-common."
         )
     if "trust_remote_code" in text:
         return f"{name!r} brings its own Python code: read it, then pass trust_remote_code=True if you trust it."

@@ -15,9 +15,8 @@ import inspect
 import itertools
 import json
 import re
-import string
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -90,6 +89,20 @@ def _trimmed(text: str) -> list[str]:
 
 
 @dataclass(frozen=True)
+class OwnText:
+    """The words that a template writes of its own, without its marks and the names of its roles."""
+
+    replaced: str
+    """What stands in a system text's place where none is given; a prompt takes its place."""
+    place: Span
+    """Where that is, in what stands before the query (behind it, where the system text does)."""
+    kept: str
+    """What stands in every chat, also beside a prompt."""
+    added: str
+    """What comes with a prompt only, whatever the prompt says."""
+
+
+@dataclass(frozen=True)
 class Thinking:
     """What a template does about thinking aloud, and where it leaves the model when the reply begins."""
 
@@ -109,6 +122,8 @@ class Thinking:
     """`template_kwargs` with which it begins with one."""
     names: tuple[str, ...] = ()
     """All `template_kwargs` that have to do with it and change a chat."""
+    words: tuple[str, ...] = ()
+    """Words that switch it if they are in a text, such as /no_think. Texts that have them are refused."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +147,19 @@ class Template:
     def reads(self) -> set[str]:
         """The names of what it reads beside the messages and the tokenizer's special tokens: what can be passed."""
         tree = _parsed(self.jinja)
-        return meta.find_undeclared_variables(tree) - _GIVEN - set(self.tokenizer.special_tokens_map) - _GLOBALS
+        found = meta.find_undeclared_variables(tree) - _GIVEN - set(self.tokenizer.special_tokens_map) - _GLOBALS
+        sets = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "store"}
+        return {name for name in found if name not in sets or self._is_read(name)}
+
+    def _is_read(self, name: str) -> bool:
+        """Whether a value under a name that the template sets as well arrives, and is not set anew in any case."""
+        try:
+            plain = self._write(_QUERY, None, (False, False))
+            return any(
+                self.told_more(**{name: value})._write(_QUERY, None, (False, False)) != plain for value in _VALUES
+            )
+        except ChatTemplateError:
+            return True
 
     @property
     def told(self) -> dict[str, Any]:
@@ -178,7 +205,79 @@ class Template:
 
     def told_more(self, **kwargs: Any) -> Template:
         """The same template, told something else."""
-        return Template(self.tokenizer, self.owner, {**self.kwargs, **kwargs}, self.system_as, self.date)
+        return replace(self, kwargs={**self.kwargs, **kwargs})
+
+    @cached_property
+    def own(self) -> OwnText:
+        """The words that it writes of its own."""
+        plain = self.layout(with_system=False)
+        try:
+            asked = self.layout(with_system=True)
+        except ChatTemplateError:
+            return OwnText("", (0, 0), "\n".join(_prose(plain.first) + _prose(plain.last)), "")
+        written = plain.last if asked.query_first else plain.first
+        before, behind = (asked.middle, asked.last) if asked.query_first else (asked.first, asked.middle)
+        start = _alike(written, before)
+        rest = written[start:]
+        end = _alike(rest[::-1], behind[::-1])
+        place = start, len(written) - end
+        replaced = written[slice(*place)]
+        if (start, end) != (len(before), len(behind)):  # not just the text: some marks, too
+            replaced = "\n".join(_prose(replaced))
+        always = _prose(plain.first) + _prose(plain.last)
+        beside = _prose(asked.first) + _prose(asked.middle) + _prose(asked.last)
+        kept = [line for line in beside if line in always and line not in _prose(replaced)]
+        added = [line for line in beside if line not in always]
+        return OwnText(replaced.strip(), place, "\n".join(kept), "\n".join(added))
+
+    def own_chat(self, query: str, name: str) -> tuple[str, Span, Span]:
+        """The chat without a system message, and where in it the template's own text and the query are."""
+        text, _, span = self.chat(query, None, name)
+        shift = span[1] if self.layout(with_system=True).query_first else 0
+        return text, (shift + self.own.place[0], shift + self.own.place[1]), span
+
+    @cached_property
+    def empty(self) -> str:
+        """How a chat with an empty system text is made: `written` by the template; `cut`, by leaving the system text's
+        place of its chats empty, because it writes its own text there otherwise; or `absent`, as without a prompt,
+        because there is no system message that could be empty.
+
+        Raises:
+            ChatTemplateError: its own text stands where no system message is, and nothing can take its place.
+        """
+        own = self.own
+        if self.system_as is not None:
+            return "absent"
+        try:
+            self.layout(with_system=True)
+        except ChatTemplateError:
+            if not own.kept:
+                return "absent"
+            raise
+        try:
+            text = self.write(_QUERY, "")
+        except ChatTemplateError:
+            return "cut"
+        news = set(_prose(text.replace(_QUERY, ""))) - set(f"{own.kept}\n{own.added}".split("\n"))
+        return "cut" if text.count(_QUERY) != 1 or news or (own.replaced and own.replaced in text) else "written"
+
+    def empty_chat(self, query: str, name: str) -> tuple[str, None, Span]:
+        """The chat with an empty system text (see `empty`), and where in it the query is."""
+        if self.empty == "absent":
+            text, _, span = self.chat(query, None, name)
+        elif self.empty == "cut":
+            whole, slot, span = self.chat(query, _SYSTEM, name)
+            start, stop = slot or (0, 0)
+            text = whole[:start] + whole[stop:]
+            span = span if span[0] < start else (span[0] - (stop - start), span[1] - (stop - start))
+        else:
+            text = self.write(query, "")
+            first, _, last = self.write(_QUERY, "").partition(_QUERY)
+            found = Layout(first, "", last, system=False).find(text, "", query)
+            if found is None:
+                raise self._changed(query, None, name)
+            span = found[1]
+        return text, None, span
 
     @cached_property
     def _trials(self) -> dict[bool, tuple[Layout, tuple[bool, bool]]]:
@@ -200,7 +299,8 @@ class Template:
                 return self._laid_out(text, with_system), parts
             except ChatTemplateError as error:
                 problems.append(error)
-        # What went wrong first, unless a later trial came further: nothing said of a text is said better than "drops".
+        if with_system:
+            self._trial(False)  # if there is no chat at all, that is what to say
         raise next((error for error in problems if "repeats" in str(error)), problems[0])
 
     def _laid_out(self, text: str, with_system: bool) -> Layout:
@@ -244,14 +344,18 @@ class Template:
         ]
         options: dict[str, Any] = dict(self.kwargs)
         if "strftime_now" in self.jinja:
-            options["chat_template"] = _clock(self.date or DATE) + self.jinja
+            options["chat_template"] = _clock(self.date or DATE, self.jinja) + self.jinja
         try:
             return str(
                 self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=begin, **options)
             )
         except Exception as error:  # a template can divide by zero as well as raise what jinja knows
             problem = "rejects a system message" if system is not None else "cannot render a user message"
-            raise self._error(f"{problem} ({error})", of_system=system is not None) from error
+            lacks = re.findall(r"'(\w+)' is undefined", str(error)) + ["tools"] * ("NoneType" in str(error))
+            named = [name for name in lacks if re.search(rf"\b{name}\b", self.jinja) and name not in self.kwargs]
+            wants = ", ".join(f"{name!r}: {'[]' if name == 'tools' else '…'}" for name in named)
+            needs = f"; it wants template_kwargs={{{wants}}}" if named else ""
+            raise self._error(f"{problem} ({error}{needs})", of_system=system is not None) from error
 
     def _changed(self, query: str, system: str | None, name: str) -> ChatTemplateError:
         """What to say of a chat that is not its layout's: it is the query's fault, or else the prompt's."""
@@ -281,6 +385,8 @@ class Template:
         tail, without = (_tail(self.write(_QUERY, None, begin=begin)) for begin in (True, False))
         if tail != without:
             return tail[_common(tail, without) :]
+        if _THOUGHT.search(tail):
+            return tail
         try:
             answered = _tail(self.write(_QUERY, None, reply=_REPLY)).partition(_REPLY)[0]
         except ChatTemplateError:
@@ -290,51 +396,109 @@ class Template:
     @cached_property
     def thinking(self) -> Thinking:
         """What it does about thinking aloud: found by its marks, and by what its switches change."""
-        base = _thought(self._tail_with({}))
-        changes = list(self._switched())
+        tail = _tail(self.write(_QUERY, None))
+        opens, closed = _thought(tail, self.generation_prompt)
+        words = tuple(filter(self._takes, sorted(set(re.findall(r"(?<![<\w])/(?:no_?)?think\b", self.jinja)))))
+        changes = [(name, value, self._state(told)) for name, value, told in self._switched()]
         names = tuple(dict.fromkeys(name for name, _, _ in changes))
-        off = next(({name: value} for name, value, tail in changes if not _thought(tail)[0] and _is_off(value)), None)
-        on = next(({name: value} for name, value, tail in changes if _thought(tail)[0] or not _is_off(value)), None)
-        opens, closed = base
+        now = self._state(self)
+        off = next(({name: value} for name, value, state in changes if _turns(now, state, value) == "off"), None)
+        on = next(({name: value} for name, value, state in changes if _turns(now, state, value) == "on"), None)
         if opens:
-            return Thinking("optional" if off else "always", "thought", opens=opens, off=off, names=names)
+            kind = "optional" if off or words else "always"
+            return Thinking(kind, "thought", opens=opens, off=off, names=names, words=words)
         if "<|channel|>" in self.jinja and not closed:
-            return Thinking("always", _channel(self._tail_with({})), names=names)
+            return Thinking("always", _channel(tail), names=names)
         if closed:
-            return Thinking("optional" if on else "none", "answer", closed=closed, on=on, names=names)
-        if names:
-            return Thinking("optional", "reply", off=off, on=on, names=names)
-        if any(mark in self.jinja for mark in _MARKS.values()):
+            kind = "optional" if on or words else "none"
+            return Thinking(kind, "answer", closed=closed, on=on, names=names, words=words)
+        if names or words:
+            return Thinking("optional", "reply", off=off, on=on, names=names, words=words)
+        if _THOUGHT.search(self.jinja):
             return Thinking("by the model", "reply")
         return Thinking("none", "answer")
 
-    def _tail_with(self, kwargs: Mapping[str, Any]) -> str:
-        return _tail((self.told_more(**kwargs) if kwargs else self).write(_QUERY, None))
+    def _takes(self, word: str) -> bool:
+        """Whether the chat around a query is another if this word is in it."""
+        query = f"{_QUERY} {word}"
+        return self.layout(with_system=False).find(self.write(query, None), "", query) is None
 
-    def _switched(self) -> Iterator[tuple[str, Any, str]]:
-        """Each switch and value that changes a chat, and what then stands behind the query."""
+    def _state(self, told: Template) -> str:
+        opens, closed = _thought(_tail(told.write(_QUERY, None)), told.generation_prompt)
+        return "open" if opens else "closed" if closed else "bare"
+
+    def _switched(self) -> Iterator[tuple[str, Any, Template]]:
+        """Each switch and value that changes a chat, and the template that is told so."""
         whole = self.write(_QUERY, None)
-        for name in sorted(name for name in self.reads if re.search("think|reason|thought", name)):
-            for value in _SWITCHES:
+        for name in sorted(filter(_is_switch, self.reads)):
+            for value in self._values(name):
+                told = self.told_more(**{name: value})
                 try:
-                    text = self.told_more(**{name: value}).write(_QUERY, None)
+                    if told.write(_QUERY, None) != whole:
+                        yield name, value, told
                 except ChatTemplateError:
                     continue
-                if text != whole:
-                    yield name, value, _tail(text)
+
+    def _values(self, name: str) -> list[Any]:
+        """What may be said under this name: what the template compares it with, or what is usual."""
+        found = [
+            constant.value
+            for compared in _parsed(self.jinja).find_all(nodes.Compare)
+            if any(each.name == name for each in compared.find_all(nodes.Name))
+            for constant in compared.find_all(nodes.Const)
+        ]
+        words = [value for value in found if isinstance(value, str)]
+        graded = re.search("effort|level|strength|mode|budget|option", name) is not None
+        usual = ["none", "low", "high"] if graded and not words else []
+        return [*([] if graded else [False, True]), *dict.fromkeys(words), *usual, *([0, 512] * ("budget" in name))]
 
 
-_SWITCHES: tuple[Any, ...] = (False, True, "none", "low", "high", 0)
-"""Values to try of what has to do with thinking."""
+def _is_switch(name: str) -> bool:
+    return re.search("think|reason|thought", name) is not None
+
+
+_BETWEEN = re.compile(r"<[^<>\n]{1,60}>|\[/?[A-Z_]{2,}\]|\n")
+"""What stands between a template's words: its marks, and line breaks."""
+
+
+def _prose(text: str) -> list[str]:
+    """The lines of a template's text that say something: three words at least (or six letters of a script without
+    spaces), and no heading such as "USER:"."""
+    lines = [line.strip() for line in _BETWEEN.split(text)]
+    return [line for line in lines if _says_something(line) and not line.endswith(":")]
+
+
+def _says_something(line: str) -> bool:
+    words = [word for word in line.split() if re.search(r"[^\W_]", word) and "=" not in word]
+    return len(words) > 2 or len(re.findall(r"[^\W\d_\x00-\u02ff]", line)) > 5
+
+
+_VALUES: tuple[Any, ...] = ("dRolab0Value", False, True, 0)
+_OFF = ("none", "off", "no", "false", "disable", "disabled", "no_think", "nothink")
 
 
 def _is_off(value: Any) -> bool:
-    return value is False or value == 0 or value == "none"
+    return value is False or (value == 0 and value is not True) or (isinstance(value, str) and value.lower() in _OFF)
+
+
+def _turns(now: str, then: str, value: Any) -> str:
+    """What a switch does that takes the chat's end from one state to another: "off", "on" or nothing known."""
+    if now != then:
+        closes = then == "closed" or now == "open"
+        return "off" if closes else "on"
+    if now != "bare":
+        return ""
+    return "off" if _is_off(value) else "on"
 
 
 def _tail(text: str) -> str:
     """What stands behind the query."""
     return text.partition(_QUERY)[2]
+
+
+def _alike(one: str, other: str) -> int:
+    """How many first characters they share."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 _PIECE = re.compile(r"<[^<>\s]*>|\[/?[A-Z_]+\]|.", re.DOTALL)
@@ -346,19 +510,34 @@ def _common(one: str, other: str) -> int:
     return sum(len(a) for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-_THOUGHT = re.compile("|".join(map(re.escape, [*_MARKS, *_MARKS.values()])))
+_THOUGHT = re.compile(  # those of known families, and what looks like them
+    "|".join(map(re.escape, [*_MARKS, *_MARKS.values()]))
+    + r"|<\|(?:open|close)\|>think\w*<\|sep\|>|[<\[◁]\|?/?[\w:.-]{0,24}?(?:think|thought|reason)[\w:|.-]{0,24}[>\]▷]",
+    re.IGNORECASE,
+)
+_ENDS = re.compile(r"^[<\[◁]\|?/|end|close|suffix", re.IGNORECASE)
 
 
-def _thought(tail: str) -> tuple[str, str]:
-    """The end of a chat from the mark of a thought that is open, and from an empty one that is closed."""
+def _thought(tail: str, begins: str) -> tuple[str, str]:
+    """The end of a chat from the mark of a thought that is open, and from an empty one that is closed.
+
+    Args:
+        tail: what stands behind the query.
+        begins: the generation prompt, which may open a thought in words ("Here are my reasoning steps:").
+    """
     marks = list(_THOUGHT.finditer(tail))
     if not marks:
-        return "", ""
+        words = re.search(r"[^\n]*\b(?:think|thought|reason)\w*[^\n<>]*\s*\Z", re.sub(r"<[^<>]*>", "", begins), re.I)
+        return (words[0], "") if words and len(words[0].split()) > 2 else ("", "")
     last = marks[-1]
-    if last[0] in _MARKS:
+    if not _is_end(last[0]):
         return tail[last.start() :], ""
-    begin = marks[-2] if len(marks) > 1 and marks[-2][0] in _MARKS else last
+    begin = marks[-2] if len(marks) > 1 and not _is_end(marks[-2][0]) else last
     return "", tail[begin.start() :]
+
+
+def _is_end(mark: str) -> bool:
+    return mark in _MARKS.values() or (mark not in _MARKS and _ENDS.search(mark) is not None)
 
 
 def _channel(tail: str) -> str:
@@ -463,7 +642,7 @@ def _parsed(jinja: str) -> nodes.Template:
 
 def _check_syntax(template: Template) -> None:
     try:
-        _parsed(template.jinja)
+        _ENVIRONMENT.compile(template.jinja)
     except TemplateSyntaxError as error:
         raise ChatTemplateError(
             f"The chat template of {template.owner!r} cannot be read: {error.message} (line {error.lineno}). Correct "
@@ -475,9 +654,8 @@ def _check_kwargs(template: Template) -> None:
     own = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {"tools", "documents"}
     for name in template.kwargs:
         if not isinstance(name, str) or name in own | _GIVEN or name not in template.reads:
-            known = ", ".join(sorted(template.reads - own)) or "nothing"
             raise ChatTemplateError(
-                f"The chat template of {template.owner!r} never reads {name!r}: among template_kwargs it reads {known}."
+                f"The chat template of {template.owner!r} never reads {name!r}: {_readable(template)}"
             )
     try:
         json.dumps(dict(template.kwargs))
@@ -486,16 +664,47 @@ def _check_kwargs(template: Template) -> None:
     if template.date is not None and "strftime_now" not in template.jinja:
         raise ChatTemplateError(
             f"The chat template of {template.owner!r} does not ask for today's date, so date= changes nothing: leave "
-            f"it out. Among template_kwargs it reads {', '.join(sorted(template.reads)) or 'nothing'}."
+            f"it out; {_readable(template)}"
         )
+    if template.kwargs:
+        _check_effects(template)
 
 
-def _clock(today: datetime.date) -> str:
+def _safely(template: Template) -> str:
+    try:
+        return template.write(_QUERY, None)
+    except ChatTemplateError:
+        return ""
+
+
+def _readable(template: Template) -> str:
+    return f"among template_kwargs it reads {', '.join(sorted(template.reads)) or 'nothing'}."
+
+
+def _check_effects(template: Template) -> None:
+    """Whether chats can be written with what a template is told, and whether thinking is off where it was put off."""
+    text, untold = template.write(_QUERY, None), replace(template, kwargs={})
+    for name, value in template.kwargs.items():
+        if not _is_switch(name) or not _is_off(value):
+            continue
+        problem = ""
+        if _thought(_tail(text), template.generation_prompt)[0]:
+            problem = "opens a thought all the same"
+        elif text == _safely(untold) == _safely(template.told_more(**{name: True})):
+            problem = "writes the same chat whatever it is"
+        if problem:
+            raise ChatTemplateError(
+                f"Thinking cannot be switched off so: the chat template of {template.owner!r} reads {name!r}, but "
+                f"{problem}. Leave it out; chat.audit(model) says what the template does."
+            )
+
+
+def _clock(today: datetime.date, jinja: str) -> str:
     """Jinja text that, before a template, tells it this date when it asks for today's.
 
     A macro of the name that transformers gives its function, because a function cannot be passed.
     """
-    codes = [f"%{flag}{letter}" for letter in string.ascii_letters.replace("s", "") for flag in ("", "-")]
-    said = {"%%": "\0", **{code: today.strftime(code) for code in codes}, "\0": "%"}
-    replaced = "".join(f"|replace({code!r}, {text!r})" for code, text in said.items())
+    codes = sorted(set(re.findall("%-?[A-Za-z]", jinja)), key=len, reverse=True)
+    said = [("%%", "\0"), *((code, today.strftime(code)) for code in codes), ("\0", "%")]
+    replaced = "".join(f"|replace({code!r}, {text!r})" for code, text in said)
     return f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n"

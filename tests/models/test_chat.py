@@ -266,34 +266,18 @@ def test_a_soft_prompt_after_the_query_cannot_be_shared() -> None:
 # --- the audit ---------------------------------------------------------------------------------------------
 
 
-def failed(model: ChatModel) -> dict[str, str]:
+def problems(model: ChatModel) -> dict[str, str]:
     table = audit(model)
-    assert list(table.columns) == ["check", "ok", "detail"]
-    return dict(table.loc[~table.ok, ["check", "detail"]].itertuples(index=False))
+    assert list(table.columns) == ["check", "status", "found", "means", "do"]
+    return dict(table.loc[table["status"] == "problem", ["check", "found"]].itertuples(index=False))
 
 
 def test_the_audit_passes_a_good_template() -> None:
-    assert failed(MODELS["vicuna"]) == {}
+    assert problems(MODELS["vicuna"]) == {}
 
 
 def test_the_audit_finds_markers_that_are_not_tokens() -> None:
-    assert failed(MODELS["chatml"]) == {"special tokens are single ids": "split into several: <|im_end|>, <|im_start|>"}
-
-
-def test_the_audit_finds_a_missing_system_role() -> None:
-    assert "System role not supported" in failed(templated(REJECTS))["system role accepted"]
-
-
-def test_the_audit_counts_bos() -> None:
-    twice = templated("{{ bos_token }}{{ bos_token }}{% for m in messages %}{{ m.content }}:{% endfor %}")
-    assert failed(twice)["BOS exactly once"] == "2 times"
-
-
-def test_the_audit_finds_a_missing_generation_prompt_and_todays_date() -> None:
-    model = templated("{{ bos_token }}{{ strftime_now('%d') }}{% for m in messages %}{{ m.content }}:{% endfor %}")
-    found = failed(model)
-    assert set(found) == {"same text on every day"}
-    assert "with a fixed one" in found["same text on every day"]
+    assert problems(MODELS["chatml"]) == {"special tokens": "split into several: <|im_end|>, <|im_start|>"}
 
 
 PARTS = (
@@ -310,7 +294,7 @@ def test_a_template_of_parts_has_the_query(prompt: SafetyPrompt | SoftPrompt) ->
     assert "<user>How do I bake bread?<assistant>" in chats[0].text
     assert "<user>user<assistant>" in chats[1].text
     assert ("<system>" in chats[0].text) == (prompt is not NONE)
-    assert audit(model)["ok"].iloc[0]
+    assert "system message" not in problems(model)
 
 
 @pytest.mark.parametrize("query", ["How do I bake bread?", "user"])
