@@ -87,8 +87,8 @@ def _base_of(adapter: Adapter, base: str | None) -> Source:
                 UnreliableWarning,
                 stacklevel=2,
             )
-        return find_source(base)
-    if not adapter.base:
+        return demo_source() if base == DEMO else find_source(base)
+    if adapter.base in ("", adapter.place):
         raise ModelError(f"The adapter {adapter.name!r} does not say what it was made for: give its model with base=….")
     try:
         return find_source(adapter.base, revision=adapter.base_revision)
