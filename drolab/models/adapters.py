@@ -199,8 +199,8 @@ def with_adapter(base: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
         base.resize_token_embeddings(rows, mean_resizing=False)
     config = PeftConfig.from_pretrained(adapter.place, revision=adapter.revision)
     config.inference_mode = True
-    model = PeftModel(base, config, autocast_adapter_dtype=False)
-    result = set_peft_model_state_dict(model, weights)
+    model: Any = PeftModel(base, config, autocast_adapter_dtype=False)
+    result: Any = set_peft_model_state_dict(model, weights)
     if result.unexpected_keys:
         raise _misfit(adapter, base, f"{result.unexpected_keys[0]} has no place")
     if getattr(base, "is_quantized", False):
