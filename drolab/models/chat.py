@@ -220,6 +220,33 @@ def own_text(model: ChatModel) -> str:
     return model.template.own.replaced
 
 
+def about_none(model: ChatModel) -> str:
+    """What `none` is for a model whose template writes words of its own, in a sentence for beside results; "" for one
+    that writes none."""
+    own = model.template.own
+    beside = " ".join(filter(None, [*own.kept.split("\n"), *own.added.split("\n")]))
+    replaced = f"`none` is the model's own system text, {_quoted(own.replaced)}; a prompt takes its place."
+    said = [replaced] * bool(own.replaced) + [f"Beside every prompt the chat has {_quoted(beside)}."] * bool(beside)
+    return " ".join(said)
+
+
+def _quoted(text: str) -> str:
+    return f"“{text if len(text) <= 300 else text[:150] + ' … ' + text[-140:]}”"
+
+
+def baselines(model: ChatModel) -> dict[str, SafetyPrompt]:
+    """What prompts are compared with: `none`, and, where the model's template then writes a system text of its own,
+    also `empty`.
+
+    Examples:
+        >>> import drolab
+        >>> list(drolab.chat.baselines(drolab.load_model("demo")))
+        ['none']
+    """
+    names = [NO_PROMPT, *([EMPTY_PROMPT] * bool(own_text(model)))]
+    return {name: SafetyPrompt(name=name, text="") for name in names}
+
+
 def prompt_token_ids(model: ChatModel, text: str) -> list[int]:
     """The tokens of a prompt's text on its own, without BOS: what a soft prompt starts from."""
     ids: list[int] = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -14,8 +14,9 @@ from helpers.tiny import byte_tokenizer, random_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from drolab import export
 from drolab.errors import ChatTemplateError, PromptError
-from drolab.models import ChatModel, audit, own_text, render, wrap
+from drolab.models import ChatModel, about_none, audit, baselines, own_text, render, wrap
 from drolab.models.templates import DATE, open_template
 from drolab.types import SafetyPrompt
 
@@ -562,6 +563,21 @@ def test_no_own_text(tiny_llama: ChatModel) -> None:
 def test_an_own_text_that_cannot_be_left_out() -> None:
     with pytest.raises(ChatTemplateError, match="drops the system message"):
         render(model_of(CASES["own text that no prompt replaces"]), QUERY, EMPTY)
+
+
+def test_baselines_and_what_is_said_of_none(tiny_llama: ChatModel) -> None:
+    assert (list(baselines(tiny_llama)), about_none(tiny_llama)) == (["none"], "")
+    model = model_of(CASES["own text as well as replaced text"])
+    assert baselines(model) == {"none": NONE, "empty": EMPTY}
+    assert about_none(model) == (
+        "`none` is the model's own system text, “You are Rosa, made by Botanics.”; a prompt takes its place. "
+        "Beside every prompt the chat has “Knowledge ends in May 2023.”."
+    )
+    described = export.about(model)["model"]
+    assert described["own_system_text"] == "You are Rosa, made by Botanics."
+    assert "template" not in described
+    told = export.about(model_of(CASES["thinking switched off"]))["model"]
+    assert told["template"] == {"enable_thinking": False}
 
 
 # --- what is told ------------------------------------------------------------------------------------------
