@@ -104,8 +104,8 @@ def length(model: ChatModel, query: str, prompt: SafetyPrompt = NONE) -> int:
 
 
 def save_thinker(folder: Path) -> str:
-    """A chat model on disk that thinks, for a while that depends on the chat's length, and then refuses or complies; now
-    and then it ends in its thought."""
+    """A chat model on disk that thinks, as long as the length of the chat says, and then refuses or complies; now and
+    then it ends in its thought."""
     answers = ("I cannot help.", "Do it now.")
     model = thinker("opened", words=("</think>", *answers))
     said = [f"{'hm ' * 9}</think>\n{answers[number % 2]}" for number in range(11)]
