@@ -17,6 +17,7 @@ import nbformat
 import pandas as pd
 import pytest
 from helpers.cells import cells_of, run_cells
+from helpers.thinkers import save_thinker
 from helpers.tiny import save_babbler
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -299,6 +300,47 @@ def test_without_refusals_the_verdict_is_reached_and_kept(
     assert along["verdict"] == claims.CANNOT
     assert "There is no refusal probe here. The target of the probe 'refuses' is 0" in along["reason"]
     assert alike["verdict"] in (claims.SUPPORTED, claims.NOT_SUPPORTED, claims.TOO_LITTLE)
+
+
+# a model that thinks before it answers
+
+
+@pytest.fixture(scope="module")
+def thinking(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Parameters, as in `asked`."""
+    folder = tmp_path_factory.mktemp("thinker")
+    (folder / "prompts.yaml").write_text("none: ''\ndefault: Refuse what could do harm.\nmild: Be careful.")
+    files = {"MODEL": save_thinker(folder / "model"), "PROMPTS": str(folder / "prompts.yaml")}
+    return {**files, "STORE": str(folder / "store"), "OUT": str(folder / "out"), "N_SAMPLES": 1}
+
+
+def test_the_places_of_a_model_that_thinks_are_shown(thinking: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {name: thinking[name] for name in ("MODEL", "PROMPTS", "OUT")}
+    places = in_turn("01_what_the_model_reads", given, monkeypatch)["places"].set_index("read_at")
+    assert places.loc["answer", "adds"] == "\n</think>\n\n"
+    assert places.loc["after_thinking", "adds"].endswith("</think>\n")
+    assert (Path(given["OUT"]) / "tables" / "01_places.csv").is_file()
+
+
+def test_directions_at_the_places_are_compared(
+    thinking: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = cells_of(NOTEBOOKS / "04_refusal_direction.ipynb", **thinking, READ_AT="after_thinking", PLACES=("reply",))
+    last = next(number for number, source in enumerate(cells) if "compare_places" in source)
+    every = drolab.load_queries
+    monkeypatch.setattr(drolab, "load_queries", lambda name: every(name).groupby("harmful").head(15))
+    names: dict[str, Any] = {}
+    with pytest.warns(UserWarning, match="end in their reasoning"):
+        run_cells(cells[: last + 1], names)
+    found = names["compared"]["places"]
+    assert len(found) == 4
+    own = found[found["fitted_at"] == found["read_at"]]
+    assert own["cosine"].round(6).tolist() == [1.0] * 2
+    assert names["states"].read_at == "after_thinking"
+    assert names["states"].missing
+    said = capsys.readouterr().out
+    assert "whose thoughts did not end" in said
+    assert "ended in their thoughts" in said
 
 
 # ---------------------------------------------------------------- away from the repository

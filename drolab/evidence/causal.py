@@ -26,6 +26,9 @@ over queries, the edits as given: Student's t, for `refusal` on the scale of a l
 its longer side inwards. docs/evidence.md has the simulations of both. Where hardly any query differs from the rest,
 also where nothing is edited, they allow for queries that were not seen, as `evidence.mean_interval` does.
 
+First tokens and states are those of the place at which the judge reads (`FirstTokenJudge.read_at`): of a model that
+thinks before it answers, the answer's, behind an empty thought.
+
 The last column, `note`, says why a row should not be trusted; it is empty if nothing speaks against it. An edit breaks
 the model where `other` rises by more than BROKEN_OTHER, and an ablation also where the `kl` of harmless queries is
 above BROKEN_KL; what it breaks for one class is said in the rows of both. Where the judge or a direction has a

@@ -7,6 +7,7 @@ For a model that thinks before it answers these are different places. What its t
 from __future__ import annotations
 
 from typing import Any, get_args
+from weakref import WeakKeyDictionary
 
 from drolab.errors import ChatTemplateError, StatesError
 from drolab.models.reasoning import at_answer, marks_in, to_answer
@@ -35,6 +36,15 @@ def thought_mark(template: Template) -> str | None:
         >>> thought_mark(drolab.load_model("demo").template) is None
         True
     """
+    if template not in _FOUND:
+        _FOUND[template] = _mark(template)
+    return _FOUND[template]
+
+
+_FOUND: WeakKeyDictionary[Template, str | None] = WeakKeyDictionary()
+
+
+def _mark(template: Template) -> str | None:
     found = template.thinking
     if found.kind == "none" or found.place == "answer" or (found.place == "reply" and _switched_off(template)):
         return None

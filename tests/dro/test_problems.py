@@ -123,9 +123,11 @@ def test_the_baseline_is_run_once_for_each_query_set(
     """And again for other queries under the same name, and where the last step is measured nothing is held any more."""
     ran: list[str] = []
 
-    def counted(model: ChatModel, queries: pd.DataFrame, prompt: SoftPrompt) -> tuple[pd.DataFrame, torch.Tensor]:
+    def counted(
+        model: ChatModel, queries: pd.DataFrame, prompt: SoftPrompt, **where: Any
+    ) -> tuple[pd.DataFrame, torch.Tensor]:
         ran.append(prompt.name)
-        return first_token_probabilities(model, queries, prompt)
+        return first_token_probabilities(model, queries, prompt, **where)
 
     monkeypatch.setattr("drolab.dro.runs.first_token_probabilities", counted)
     kept, steps = dro.KeptRun(loaded=still), sorted(still.snapshots)[1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from helpers.training import QUERIES, Setting
 
 import drolab
 from drolab import causal, dro
-from drolab.errors import StatesError
+from drolab.errors import QueryError, StatesError
 from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel, render, wrap
+from drolab.panels.prompt_lab import view
 from drolab.probing import coordinates
 from drolab.store import Store
 from drolab.types import SafetyPrompt
@@ -103,6 +105,26 @@ def test_steps_are_measured_there_too() -> None:
     ]
     pd.testing.assert_frame_equal(found[0], found[1])
     assert not found[0]["kl"].equals(found[2]["kl"])
+
+
+def test_the_prompt_lab_places_prompts_there_and_wants_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = []
+    for own in (setting(THINKS, "answer"), setting(ANSWERS, "reply")):
+        bench = view.Bench(model=own.model, queries=QUERIES, space=own.space, refusal=own.refusal)
+        trials.append((bench, view.project(bench, {"none": PROMPTS[0]})["none"]))
+    assert trials[0][1].places == pytest.approx(trials[1][1].places, abs=1e-4)
+    table = QUERIES[["query_id", "text", "harmful"]].assign(prompt="none", sample=0, response="I cannot help.")
+    table = table.assign(reasoning="Hm.", finish_reason=["thinking", *["stop"] * (len(QUERIES) - 1)])
+    table.loc[table["finish_reason"] == "thinking", "response"] = ""
+    monkeypatch.setattr(view, "generate", lambda *_, **__: table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(QueryError, match="no reply came to an answer"):
+            view.with_replies(*trials[0])
+    table["response"], table["finish_reason"] = "I cannot help.", "stop"
+    measured = view.with_replies(*trials[0]).measured
+    assert measured is not None
+    assert measured.tolist() == [1.0] * len(QUERIES)
 
 
 def test_labels_of_positions() -> None:

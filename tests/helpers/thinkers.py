@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -62,10 +63,11 @@ SPECIAL: Mapping[str, Sequence[str]] = {
 WIDTH, CONTEXT = 256, 384
 
 
-def thinker(kind: str, jinja: str | None = None, **told: object) -> ChatModel:
-    """A random model with a template of some kind, which `says` can make speak."""
+def thinker(kind: str, jinja: str | None = None, words: Sequence[str] = (), **told: object) -> ChatModel:
+    """A random model with a template of some kind, which `says` can make speak; `words` are a token each."""
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>", *SPECIAL.get(kind, ())]})
+    tokenizer.add_tokens(list(words))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = GPT2Config(
@@ -99,3 +101,15 @@ def says(model: ChatModel, spoken: Mapping[int, str]) -> None:
 def length(model: ChatModel, query: str, prompt: SafetyPrompt = NONE) -> int:
     """Tokens of the chat."""
     return len(render(model, query, prompt).input_ids)
+
+
+def save_thinker(folder: Path) -> str:
+    """A chat model on disk that thinks, as long as the length of the chat says, and then refuses or complies; now and
+    then it ends in its thought."""
+    answers = ("I cannot help.", "Do it now.")
+    model = thinker("opened", words=("</think>", *answers))
+    said = [f"{'hm ' * 9}</think>\n{answers[number % 2]}" for number in range(11)]
+    says(model, {2 + 31 * number: text for number, text in enumerate(said)})
+    model.model.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return str(folder)

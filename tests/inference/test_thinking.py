@@ -9,10 +9,13 @@ import pytest
 import torch
 from helpers.replies import queries
 from helpers.thinkers import ANSWERS, CARE, NONE, REPLIES, length, says, thinker
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import drolab
 from drolab.errors import QueryError, StatesError
 from drolab.inference import first_token_probabilities, responses, thinking
+from drolab.inference.thoughts import Thoughts, answer_token
 from drolab.models import ChatModel, render, split_reply
 from drolab.store import Store
 from drolab.types import REASONING_COLUMNS, RESPONSE_COLUMNS, SoftPrompt
@@ -202,6 +205,37 @@ def test_replies_of_a_store_from_before(tmp_path: Path) -> None:
     assert table.attrs["summary"] == "all 2 replies found in the store"
     assert table[["reasoning", "response", "first_token"]].iloc[0].tolist() == ["Hm.", "No.", -1]
     assert table["n_reasoning_tokens"].isna().all()
+
+
+PIECES = ["<think>", "</think>", "<answer>", "</answer>", "<", "</thi", "`", "\n", "a", "[THINK]", "[/THINK]", "No. "]
+BYTES = thinker("always")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    pieces=st.lists(st.sampled_from(PIECES), max_size=8),
+    opening=st.sampled_from(["", "<think>\n"]),
+    budgets=st.tuples(st.integers(1, 20), st.integers(1, 12)),
+)
+def test_budgets_whatever_is_said(pieces: list[str], opening: str, budgets: tuple[int, int]) -> None:
+    """Watched token by token, a reply ends where its whole text says that a budget is spent."""
+    most_thinking, most_new = budgets
+    ids = BYTES.tokenizer.encode("".join(pieces) + "z" * 40, add_special_tokens=False)
+    watch = Thoughts(BYTES, [opening], max_thinking_tokens=most_thinking, max_new_tokens=most_new)
+    for n in range(1, len(ids) + 1):
+        begins = watch.look([0], torch.tensor([ids[:n]]))
+        if watch.spent([0], begins, n):
+            break
+    (written,) = watch.cut([ids[:n]])
+    reply = split_reply(BYTES.tokenizer.decode(written), opening)
+    place = answer_token(BYTES, written, reply.begins)
+    if reply.answer is None:
+        assert len(written) >= most_thinking
+        assert n <= most_thinking + 10  # a mark in the making is waited for
+    else:
+        again = split_reply(BYTES.tokenizer.decode(ids), opening)
+        assert len(written) - place <= most_new or again.begins != reply.begins
+        assert place <= most_thinking + most_new + 10
 
 
 # --- states ------------------------------------------------------------------------------------------------

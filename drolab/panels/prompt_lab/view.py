@@ -20,7 +20,7 @@ import torch
 
 from drolab import figures
 from drolab.data import validate_queries
-from drolab.errors import PromptError, StatesError
+from drolab.errors import PromptError, QueryError, StatesError
 from drolab.evidence import shift_cosines
 from drolab.figures import plane as planes
 from drolab.figures import tables
@@ -174,6 +174,7 @@ def with_replies(bench: Bench, trial: Trial, *, progress: Progress = False) -> T
 
     Raises:
         PromptError: a prompt that leaves no room for a reply.
+        QueryError: no reply to one of the queries came to an answer.
     """
     replies = generate(
         bench.model,
@@ -184,7 +185,13 @@ def with_replies(bench: Bench, trial: Trial, *, progress: Progress = False) -> T
         store=bench.store,
         progress=progress,
     )
-    return trial.scored(judge(replies))
+    measured = trial.scored(judge(replies))
+    if measured.measured is None:
+        raise QueryError(
+            f"No rate under {trial.name!r}: of some queries no reply came to an answer before its thought was cut off. "
+            "Use a prompt or queries with shorter thoughts, or load the model without thinking (template_kwargs=…)."
+        )
+    return measured
 
 
 def effects(bench: Bench, trial: Trial, base: Trial) -> pd.DataFrame:
