@@ -24,12 +24,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from drolab.errors import QueryError
 from drolab.models import ChatModel, Reader
 
 _FEW = 64
-"""How many of the most probable tokens are tried before the whole vocabulary is sorted."""
+"""How many of the most probable tokens are tried before all are looked at."""
+_AT_ONCE, _AT_ONCE_ELSEWHERE = {"cpu": 2**18}, 2**24
+"""Logits from which tokens are picked at once, by type of device. On a CPU more fall out of its caches."""
+_BIN_BITS = 17
+"""Of a float32, this many last bits do not count for its bin: there are 64 bins to each power of two."""
 
 _LIST_NUMBER = re.compile(r"\d\.$")
 
@@ -292,17 +297,17 @@ def _pick(logits: Tensor, rows: Tensor, uniforms: Tensor | None, settings: Setti
     rows = rows.to(logits.device)
     if uniforms is None:
         return logits.argmax(dim=-1)[rows].cpu()
-    logits = _highest(logits / settings.temperature, settings.top_k)
-    probabilities, ids = _ranked(logits.softmax(dim=-1), settings.top_p)
-    cumulative = probabilities.double().cumsum(dim=-1)
-    last = _in_nucleus(probabilities, settings.top_p).sum(dim=-1) - 1
-    total = cumulative.gather(1, last[:, None]).squeeze(1)
-    # One search over all rows: row r lies on [2r, 2r + 1].
-    offsets = 2.0 * torch.arange(len(logits), device=logits.device, dtype=torch.float64)
-    target = uniforms.to(logits.device) * total[rows] + offsets[rows]
-    places = torch.searchsorted((cumulative + offsets[:, None]).flatten(), target, right=True)
-    places = (places - rows * ids.shape[1]).minimum(last[rows])
-    return ids[rows, places].cpu()
+    rows, order = rows.sort()
+    uniforms = uniforms.to(logits.device)[order]
+    chosen = torch.empty_like(rows)
+    size = max(1, _AT_ONCE.get(logits.device.type, _AT_ONCE_ELSEWHERE) // logits.shape[1])
+    for first in range(0, len(logits), size):
+        some = slice(*torch.searchsorted(rows, torch.tensor([first, first + size], device=rows.device)).tolist())
+        part = logits[first : first + size]
+        part = part if settings.temperature == 1 else part / settings.temperature
+        probabilities = _highest(part, settings.top_k).softmax(dim=-1)
+        chosen[some] = _pointed_at(probabilities, rows[some] - first, uniforms[some], settings.top_p)
+    return chosen[order.argsort()].cpu()
 
 
 def _highest(logits: Tensor, k: int) -> Tensor:
@@ -312,22 +317,90 @@ def _highest(logits: Tensor, k: int) -> Tensor:
     return logits.masked_fill(logits < logits.topk(k).values[:, -1:], -torch.inf)
 
 
-def _ranked(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """Probabilities in descending order (ties: by id) and their ids, at least as far as `top_p` reaches.
+def _pointed_at(probabilities: Tensor, rows: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
+    """[n] ids: where uniform numbers point in the fewest tokens of their row that together reach `top_p`.
 
-    A full sort costs more than the forward pass of a small model, and few tokens usually suffice.
+    A sort of the vocabulary costs as much as the model, if the model is small. Mostly few tokens suffice; where they do
+    not, only those are sorted that could be the one.
     """
-    if top_p < 1 and probabilities.shape[1] > _FEW:
-        top, ids = probabilities.topk(_FEW)
+    chosen, left = torch.empty_like(rows), torch.ones_like(rows, dtype=torch.bool)
+    n_few = min(_FEW, probabilities.shape[1])
+    if (probabilities.amax(dim=-1) * n_few >= top_p).any():
+        top, ids = probabilities.topk(n_few)
         # Tokens as probable as the last of the few may have been left out: none of them may be needed.
-        if not (_in_nucleus(top, top_p) & (top == top[:, -1:])).any():
-            ids, order = ids.sort(dim=-1)
-            top, order = top.gather(1, order).sort(dim=-1, descending=True, stable=True)
-            return top, ids.gather(1, order)
-    return probabilities.sort(dim=-1, descending=True, stable=True)
+        before = top.double().cumsum(dim=-1) - top
+        needed = (before < top_p) & (top == top[:, -1:]) & (n_few < probabilities.shape[1])
+        left = needed.any(dim=1)[rows]
+        ids, order = ids.sort(dim=-1)
+        top, order = top.gather(1, order).sort(dim=-1, descending=True, stable=True)
+        some, reached = rows[~left], top.double().cumsum(dim=-1)
+        total = reached.gather(1, _first(reached, reached[:, -1].clamp(max=top_p))).squeeze(1)
+        place = _first(reached[some], _below(uniforms[~left] * total[some], total[some]), exceeds=True)
+        chosen[~left] = ids.gather(1, order)[some].gather(1, place).squeeze(1)
+    if left.any():
+        those, some = rows[left].unique(return_inverse=True)
+        found = probabilities if len(those) == len(probabilities) else probabilities[those]
+        chosen[left] = _Bins(found).pick(some, uniforms[left], top_p)
+    return chosen
 
 
-def _in_nucleus(ranked: Tensor, top_p: float) -> Tensor:
-    """Bool: the fewest tokens that together reach `top_p`."""
-    before = ranked.double().cumsum(dim=-1) - ranked
-    return (before < top_p) & (ranked > 0)
+def _first(sums: Tensor, values: Tensor, exceeds: bool = False) -> Tensor:
+    """[n, 1]: the first place of each row, of [n, m] growing sums, that reaches (or exceeds) its value."""
+    return torch.searchsorted(sums, values[:, None], right=exceeds)
+
+
+def _below(values: Tensor, ends: Tensor) -> Tensor:
+    """Less than the end: no uniform number is 1, but its product with the end may be rounded to it."""
+    return values.minimum(ends.nextafter(torch.zeros_like(ends)))
+
+
+class _Bins:
+    """The tokens of each row by their probability, without a sort of all: those whose float32 has the same first bits
+    share a bin.
+
+    What the bins above it hold together is a sum, whose order does not matter: in float64 it is exact but for
+    what is less probable than 1e-9. So the borders between tokens are those that a sort of all gives.
+    """
+
+    def __init__(self, probabilities: Tensor) -> None:
+        """[rows, vocabulary] float32."""
+        self._probabilities = probabilities
+        self._bins = probabilities.view(torch.int32) >> _BIN_BITS  # floats from 0 on have the order of their bits
+        self._highest = int(torch.ones(1).view(torch.int32)) >> _BIN_BITS
+        mass = probabilities.new_zeros(len(probabilities), self._highest + 1, dtype=torch.float64)
+        mass.scatter_add_(1, self._bins.long(), probabilities.double())
+        self._reached = mass.flip(1).cumsum(dim=1)
+        """[rows, bins], from the highest bin on: what it and those above it hold."""
+
+    def pick(self, rows: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
+        """See `_pointed_at`; every row has a sample, and rows are in order."""
+        total, _ = self._find(None, self._reached[:, -1].clamp(max=top_p))
+        values = _below(uniforms * total[rows], total[rows])
+        return self._find(rows if len(rows) > len(total) else None, values, exceeds=True)[1]
+
+    def _find(self, rows: Tensor | None, values: Tensor, exceeds: bool = False) -> tuple[Tensor, Tensor]:
+        """The first token of each row (None: all once) with which the sum reaches (or exceeds) its value: the sum, and
+        the token's id."""
+        tables = (self._reached, self._bins, self._probabilities)
+        reached, bins, probabilities = tables if rows is None else (table.index_select(0, rows) for table in tables)
+        found = _first(reached, values, exceeds).clamp_(max=self._highest)
+        before = torch.where(found > 0, reached.gather(1, (found - 1).clamp_(min=0)), 0.0)
+        which, ids = _equal(bins, (self._highest - found).int())
+        starts = torch.searchsorted(which, torch.arange(len(bins) + 1, device=bins.device))
+        counts = starts.diff()
+        members = probabilities.new_zeros(len(bins), int(counts.max()))
+        members[which, torch.arange(len(which), device=bins.device) - starts[which]] = probabilities[which, ids]
+        members, order = members.sort(dim=-1, descending=True, stable=True)
+        sums = before + members.double().cumsum(dim=-1)
+        place = _first(sums, values, exceeds).minimum(counts[:, None] - 1)
+        return sums.gather(1, place).squeeze(1), ids[starts[:-1] + order.gather(1, place).squeeze(1)]
+
+
+def _equal(table: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of where [n, m] is [n, 1], row by row. On a CPU numpy takes a fifth of torch's time for it."""
+    if table.device.type != "cpu":
+        rows, columns = (table == values).nonzero(as_tuple=True)
+        return rows, columns
+    flat = torch.from_numpy(np.flatnonzero(table.numpy() == values.numpy()))
+    rows = flat // table.shape[1]
+    return rows, flat - rows * table.shape[1]
