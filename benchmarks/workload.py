@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import drolab
 from drolab.models import ChatModel, wrap
 
+
 @dataclass(frozen=True)
 class Shape:
     """Of a random Llama."""
@@ -30,7 +31,7 @@ class Shape:
     """What the states are multiplied with before the head. With 1, all tokens are about equally probable."""
 
 
-SMOL = Shape(width=576, inner=1536, layers=30, heads=9, key_heads=3, sharpness=7.0)
+SMOL = Shape(width=576, inner=1536, layers=30, heads=9, key_heads=3, sharpness=10.5)
 """SmolLM2-135M, whose vocabulary is 49k and tied, and as uncertain as it (see `docs/performance.md`)."""
 SHAPES = {
     "random 85M": Shape(width=768, inner=2048, layers=12, heads=12, key_heads=12),

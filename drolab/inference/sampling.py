@@ -24,17 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from drolab.errors import QueryError
 from drolab.models import ChatModel, Reader
 
-_FEW = 64
-"""How many of the most probable tokens are tried before all are looked at."""
-_AT_ONCE, _AT_ONCE_ELSEWHERE = {"cpu": 2**18}, 2**24
+_AT_ONCE, _AT_ONCE_ELSEWHERE = {"cpu": 2**19}, 2**24
 """Logits from which tokens are picked at once, by type of device. On a CPU more fall out of its caches."""
-_BIN_BITS = 17
-"""Of a float32, this many last bits do not count for its bin: there are 64 bins to each power of two."""
 
 _LIST_NUMBER = re.compile(r"\d\.$")
 
@@ -306,7 +301,7 @@ def _pick(logits: Tensor, rows: Tensor, uniforms: Tensor | None, settings: Setti
         part = logits[first : first + size]
         part = part if settings.temperature == 1 else part / settings.temperature
         probabilities = _highest(part, settings.top_k).softmax(dim=-1)
-        chosen[some] = _pointed_at(probabilities, rows[some] - first, uniforms[some], settings.top_p)
+        chosen[some] = _pointed_at(probabilities, rows[some] - first, uniforms[some], settings)
     return chosen[order.argsort()].cpu()
 
 
@@ -317,90 +312,79 @@ def _highest(logits: Tensor, k: int) -> Tensor:
     return logits.masked_fill(logits < logits.topk(k).values[:, -1:], -torch.inf)
 
 
-def _pointed_at(probabilities: Tensor, rows: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
+def _pointed_at(probabilities: Tensor, rows: Tensor, uniforms: Tensor, settings: Settings) -> Tensor:
     """[n] ids: where uniform numbers point in the fewest tokens of their row that together reach `top_p`.
 
-    A sort of the vocabulary costs as much as the model, if the model is small. Mostly few tokens suffice; where they do
-    not, only those are sorted that could be the one.
+    Args:
+        probabilities: [rows, vocabulary] float32.
+        rows: [n] in order; each is there.
     """
-    chosen, left = torch.empty_like(rows), torch.ones_like(rows, dtype=torch.bool)
-    n_few = min(_FEW, probabilities.shape[1])
-    if (probabilities.amax(dim=-1) * n_few >= top_p).any():
-        top, ids = probabilities.topk(n_few)
-        # Tokens as probable as the last of the few may have been left out: none of them may be needed.
-        before = top.double().cumsum(dim=-1) - top
-        needed = (before < top_p) & (top == top[:, -1:]) & (n_few < probabilities.shape[1])
-        left = needed.any(dim=1)[rows]
-        ids, order = ids.sort(dim=-1)
-        top, order = top.gather(1, order).sort(dim=-1, descending=True, stable=True)
-        some, reached = rows[~left], top.double().cumsum(dim=-1)
-        total = reached.gather(1, _first(reached, reached[:, -1].clamp(max=top_p))).squeeze(1)
-        place = _first(reached[some], _below(uniforms[~left] * total[some], total[some]), exceeds=True)
-        chosen[~left] = ids.gather(1, order)[some].gather(1, place).squeeze(1)
-    if left.any():
-        those, some = rows[left].unique(return_inverse=True)
-        found = probabilities if len(those) == len(probabilities) else probabilities[those]
-        chosen[left] = _Bins(found).pick(some, uniforms[left], top_p)
-    return chosen
-
-
-def _first(sums: Tensor, values: Tensor, exceeds: bool = False) -> Tensor:
-    """[n, 1]: the first place of each row, of [n, m] growing sums, that reaches (or exceeds) its value."""
-    return torch.searchsorted(sums, values[:, None], right=exceeds)
-
-
-def _below(values: Tensor, ends: Tensor) -> Tensor:
-    """Less than the end: no uniform number is 1, but its product with the end may be rounded to it."""
-    return values.minimum(ends.nextafter(torch.zeros_like(ends)))
+    if settings.top_k:  # few are left
+        left, ids, _ = _taken(probabilities, ~_equal(probabilities, torch.zeros(1, 1).to(probabilities)))
+        return ids[rows].gather(1, _Bins(left).pick(rows, uniforms, settings.top_p)[:, None]).squeeze(1)
+    return _Bins(probabilities).pick(rows, uniforms, settings.top_p)
 
 
 class _Bins:
-    """The tokens of each row by their probability, without a sort of all: those whose float32 has the same first bits
-    share a bin.
+    """Finds places among tokens in the order of their probability without sorting them, which would cost as much as a
+    small model does: those whose float32 has the same first bits share a bin, and only tokens of one bin are sorted.
 
     What the bins above it hold together is a sum, whose order does not matter: in float64 it is exact but for
     what is less probable than 1e-9. So the borders between tokens are those that a sort of all gives.
     """
 
     def __init__(self, probabilities: Tensor) -> None:
-        """[rows, vocabulary] float32."""
         self._probabilities = probabilities
-        self._bins = probabilities.view(torch.int32) >> _BIN_BITS  # floats from 0 on have the order of their bits
-        self._highest = int(torch.ones(1).view(torch.int32)) >> _BIN_BITS
+        dropped = 17 if probabilities.shape[1] > 2**13 else 20  # 64 bins to each power of two, or 8
+        self._bins = probabilities.view(torch.int32) >> dropped  # floats from 0 on have the order of their bits
+        self._highest = int(torch.ones(1).view(torch.int32)) >> dropped
         mass = probabilities.new_zeros(len(probabilities), self._highest + 1, dtype=torch.float64)
-        mass.scatter_add_(1, self._bins.long(), probabilities.double())
+        for in_row, bins, values in zip(mass, self._bins, probabilities, strict=True):  # wide copies of one at a time
+            in_row.scatter_add_(0, bins.long(), values.double())
         self._reached = mass.flip(1).cumsum(dim=1)
         """[rows, bins], from the highest bin on: what it and those above it hold."""
 
     def pick(self, rows: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
-        """See `_pointed_at`; every row has a sample, and rows are in order."""
+        """See `_pointed_at`."""
         total, _ = self._find(None, self._reached[:, -1].clamp(max=top_p))
-        values = _below(uniforms * total[rows], total[rows])
-        return self._find(rows if len(rows) > len(total) else None, values, exceeds=True)[1]
+        total = total[rows]
+        # Below it, always: no uniform number is 1, but a product may be rounded to the whole.
+        values = (uniforms * total).minimum(total.nextafter(torch.zeros_like(total)))
+        return self._find(rows if len(rows) > len(self._bins) else None, values, exceeds=True)[1]
 
     def _find(self, rows: Tensor | None, values: Tensor, exceeds: bool = False) -> tuple[Tensor, Tensor]:
         """The first token of each row (None: all once) with which the sum reaches (or exceeds) its value: the sum, and
         the token's id."""
         tables = (self._reached, self._bins, self._probabilities)
         reached, bins, probabilities = tables if rows is None else (table.index_select(0, rows) for table in tables)
-        found = _first(reached, values, exceeds).clamp_(max=self._highest)
+        values = values[:, None]
+        found = torch.searchsorted(reached, values, right=exceeds).clamp_(max=self._highest)
         before = torch.where(found > 0, reached.gather(1, (found - 1).clamp_(min=0)), 0.0)
-        which, ids = _equal(bins, (self._highest - found).int())
-        starts = torch.searchsorted(which, torch.arange(len(bins) + 1, device=bins.device))
-        counts = starts.diff()
-        members = probabilities.new_zeros(len(bins), int(counts.max()))
-        members[which, torch.arange(len(which), device=bins.device) - starts[which]] = probabilities[which, ids]
-        members, order = members.sort(dim=-1, descending=True, stable=True)
-        sums = before + members.double().cumsum(dim=-1)
-        place = _first(sums, values, exceeds).minimum(counts[:, None] - 1)
-        return sums.gather(1, place).squeeze(1), ids[starts[:-1] + order.gather(1, place).squeeze(1)]
+
+        members, ids, counts = _taken(probabilities, _equal(bins, (self._highest - found).int()))
+        members, order = members.sort(dim=1, descending=True, stable=True)
+        sums = before + members.double().cumsum(dim=1)
+        place = torch.searchsorted(sums, values, right=exceeds).minimum(counts[:, None] - 1)
+        return sums.gather(1, place).squeeze(1), ids.gather(1, order.gather(1, place)).squeeze(1)
 
 
-def _equal(table: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of where [n, m] is [n, 1], row by row. On a CPU numpy takes a fifth of torch's time for it."""
-    if table.device.type != "cpu":
-        rows, columns = (table == values).nonzero(as_tuple=True)
-        return rows, columns
-    flat = torch.from_numpy(np.flatnonzero(table.numpy() == values.numpy()))
-    rows = flat // table.shape[1]
-    return rows, flat - rows * table.shape[1]
+def _taken(table: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the mask has of each row of [n, m]: the values and their columns, in order, [n, most] with zeros behind, and
+    how many there are, [n]."""
+    flat = mask.flatten()
+    on_cpu = mask.device.type == "cpu"  # where numpy compares, and finds what is true, in a sixth of torch's time
+    places = torch.from_numpy(np.flatnonzero(flat.numpy())) if on_cpu else flat.nonzero().squeeze(1)
+    begins = torch.arange(len(mask) + 1, device=mask.device) * mask.shape[1]
+    starts = torch.searchsorted(places, begins)
+    counts = starts.diff()
+    most = int(counts.max())
+    shifts = torch.arange(len(mask), device=mask.device) * most - starts[:-1]
+    targets = torch.arange(len(places), device=mask.device) + shifts.repeat_interleave(counts)
+    values, columns = table.new_zeros(len(mask), most), places.new_zeros(len(mask), most)
+    values.view(-1)[targets] = table.take(places)
+    columns.view(-1)[targets] = places % mask.shape[1]
+    return values, columns, counts
+
+
+def _equal(table: Tensor, values: Tensor) -> Tensor:
+    return torch.from_numpy(table.numpy() == values.numpy()) if table.device.type == "cpu" else table == values
