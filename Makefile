@@ -61,10 +61,11 @@ browser:
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "drolab needs Python 3.11 to 3.13: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
-	@echo "Setting up $(VENV): a few minutes, once."
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install $$(grep '^torch==' constraints.txt)
-	$(PIP) install --constraint constraints.txt --editable .
+	@echo "Setting up $(VENV), once: two to four minutes, in which pip is silent. First torch …"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install $$(grep '^torch==' constraints.txt)
+	@echo "… then the other packages …"
+	@$(PIP) install --constraint constraints.txt --editable .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

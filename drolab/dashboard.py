@@ -48,8 +48,9 @@ class Study:
     queries: pd.DataFrame
     """The query set of the states, the probes and the training."""
     prompts: dict[str, SafetyPrompt]
+    """Those that space and probes are fitted under."""
     states: HiddenStates
-    """Of `queries`, at up to nine layers, the last one among them."""
+    """Of `queries`, under these prompts and the typed ones, at up to nine layers, the last one among them."""
     replies: pd.DataFrame
     """RESPONSE_COLUMNS: to `queries` and to the borderline ones."""
     scores: pd.DataFrame
@@ -81,6 +82,7 @@ def study(
     *,
     queries: str = "anchors",
     prompts: str = "safety",
+    typed: str | Path | None = None,
     store: str | Path | None = None,
     n_samples: int = 10,
     seed: int = 0,
@@ -90,6 +92,7 @@ def study(
 
     Args:
         model, queries, prompts: as `load_model`, `load_queries` and `load_prompts` take them.
+        typed: a file of further prompts, if it is there: shown like the others, but nothing is fitted under them.
         n_samples: replies per query and prompt.
     """
     # Here, since the server needs none of these, and what it has to say comes seconds sooner.
@@ -103,12 +106,15 @@ def study(
 
     chat, kept = load_model(model), Store(store)
     asked, named = load_queries(queries), load_prompts(prompts)
+    more = load_prompts(typed) if typed is not None and Path(typed).exists() else {}
+    shown = {**named, **{name: prompt for name, prompt in more.items() if name not in named}}
     everything = pd.concat([asked, load_queries("borderline")]).drop_duplicates("query_id")
     layers = _spread(chat.num_hidden_layers)
-    states = hidden_states(chat, asked, named, layers=layers, store=kept, progress=progress)
-    replies = generate(chat, everything, named, n_samples=n_samples, seed=seed, store=kept, progress=progress)
-    scores, space = judge(replies), fit_anchors(states, n_components=4)
-    refusal, problem = try_probe(space, states, scores["refusal_rate"], positive="refuses")
+    states = hidden_states(chat, asked, shown, layers=layers, store=kept, progress=progress)
+    replies = generate(chat, everything, shown, n_samples=n_samples, seed=seed, store=kept, progress=progress)
+    scores, fitted = judge(replies), states.select(prompt=list(named))
+    space = fit_anchors(fitted, n_components=4)
+    refusal, problem = try_probe(space, fitted, scores["refusal_rate"], positive="refuses")
     settings = {"n_samples": n_samples, "layer": space.layer}
     return Study(
         model=chat,
@@ -121,9 +127,9 @@ def study(
         groups=comparison.query_groups(everything),
         space=space,
         refusal=refusal,
-        harmfulness=fit_probe(space, states, asked["harmful"], positive="harmful"),
+        harmfulness=fit_probe(space, fitted, asked["harmful"], positive="harmful"),
         problem=problem,
-        about=export.about(chat, named, asked, settings, seed),
+        about=export.about(chat, shown, asked, settings, seed),
     )
 
 
@@ -141,12 +147,16 @@ def heading(found: Study) -> str:
     """What the page is about and what its tabs are for, as HTML."""
     checked = "" if found.refusal is None or found.refusal.check is None else f"{found.refusal.check.auc:.2f}"
     probe = f"a refusal probe with a cross-validated AUC of {checked}" if checked else "no refusal probe"
-    counts = f"{len(found.queries)} queries, {len(found.prompts)} prompts, {len(found.replies):,} replies, {probe}"
+    more, each = len(found.groups) - len(found.queries), found.replies.groupby(["query_id", "prompt"]).size().max()
+    asked = f"{len(found.queries)} queries{f' and {more} borderline ones' * bool(more)}"
+    replies = f"{each} repl{'y' if each == 1 else 'ies'} to each under each"
+    counts = f"{asked}, {found.states.index['prompt'].nunique()} prompts, {replies}, {probe}"
     tabs = "".join(f"<li><b>{name}</b>: {what}</li>" for name, what in _HELP.items())
     return (
         f'<h1 style="margin:8px 0 0">drolab: {escape(found.model.name)}</h1><p style="margin:4px 0">{counts}.</p>'
         f"<details><summary>What can I do here?</summary><ul>{tabs}</ul><p>Every tab exports its "
-        "figures and tables. Prompts that you type stay as long as the server runs.</p></details>"
+        "figures and tables. Prompts that you type in the lab stay as long as the server runs; after a reload of the "
+        "page the other tabs show them, too.</p></details>"
     )
 
 

@@ -49,7 +49,11 @@ ANSWER = (
         "refusals rise for harmful queries": "safety prompts make the model refuse harmful queries more often",
         "refusals rise for harmless queries, too": "safety prompts make it refuse harmless queries more often",
     },
-    {"DRO moves the classes apart": "the prompt that DRO trained moves the refusals of the two classes apart"},
+    {
+        "DRO moves the classes apart": (
+            "the prompt that DRO trained raises the refusals of harmful queries more than those of harmless ones"
+        )
+    },
 )
 """The answer's five sentences: the text of a claim (see `evidence.claims`) → what it says, in words that can follow
 "whether". The claims themselves are not imported: with them comes torch, which no report needs."""
@@ -205,9 +209,12 @@ def _rows(verdict: pd.DataFrame, claim: str) -> pd.DataFrame:
 
 
 def _numbers(rows: pd.DataFrame) -> str:
-    """Of rows of one claim: the unit, and each estimate, behind its judge or controls if there are several."""
+    """Of rows of one claim: the unit, and each estimate, behind its judges or controls if there are several."""
     known = rows[rows["estimate"].notna()]
-    found = [f"{row.under}: " * (len(known) > 1) + _estimate(row) for row in known.itertuples()]
+    under: dict[str, list[str]] = {}
+    for row in known.itertuples():
+        under.setdefault(_estimate(row), []).append(row.under)
+    found = [f"{' and '.join(names)}: " * (len(known) > 1) + words for words, names in under.items()]
     return f" ({known['unit'].iloc[0]}{', ' if len(known) > 1 else ' '}{', '.join(found)})" if found else ""
 
 
@@ -257,6 +264,18 @@ def _unmeasured(out: Path, listings: Listings, verdict: pd.DataFrame) -> Iterato
     for notebook, listing in listings.items():
         if (problems := listing["numbers"].get("problems", "none known")) != "none known":
             yield _sentence(f"notebook {notebook} says of its own results: {problems}")
+    abouts = (listing["numbers"].get("about", {}) for listing in listings.values())
+    seeds = sorted({about["seed"] for about in abouts if "seed" in about})
+    if seeds:
+        yield (
+            f"This is one run, with seed {' and '.join(map(str, seeds))}. Its intervals are over queries and samples: "
+            "they do not say how much another training of the prompt would differ."
+        )
+    if "08" not in listings:
+        yield (
+            "The paper's own numbers do not stand beside these: notebook 08, which shows them from a clone of the "
+            "paper's code, has saved nothing here."
+        )
 
 
 # ---------------------------------------------------------------- the notebooks' sections

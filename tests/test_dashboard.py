@@ -18,7 +18,7 @@ from helpers.tiny import save_babbler
 import drolab
 from drolab import dashboard, panels
 from drolab.__main__ import main
-from drolab.dashboard import Study, study
+from drolab.dashboard import Study, heading, study
 from drolab.errors import DrolabError, StatesError
 
 
@@ -162,6 +162,30 @@ def test_a_model_that_refuses_has_all_tabs(folder: Path, small: Study, monkeypat
     kinds = (panels.ProjectionPanel, panels.PromptLab, panels.DROPanel, panels.ResponsePanel, panels.Board)
     assert [type(panel) for panel in shown.values()] == list(kinds)
     assert "no refusal probe" not in shown["Prompt lab"].caution.value
+
+
+def test_typed_prompts_are_shown_and_nothing_is_fitted_under_them(
+    folder: Path, small: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    typed = folder / "typed.yaml"
+    typed.write_text("mine: Refuse all that is asked.\ndefault: Another text under a name that is taken.\n")
+    found = study(**few(folder), typed=typed, progress=False)
+    for own, before in ((found.space, small.space), (found.refusal, small.refusal)):
+        assert own is not None
+        assert before is not None
+        assert own.sha256 == before.sha256
+    assert list(found.prompts) == list(small.prompts)
+    assert '<p style="margin:4px 0">12 queries and ' in heading(found)
+    assert "3 prompts, 1 reply to each under each" in heading(found)
+    shown = tabs_of(folder, few(folder) | {"keep": str(typed)})
+    assert shown["Prompt lab"].job.wait(60)
+    assert "Projected: mine" in shown.pop("Prompt lab").message.value
+    assert [panel.message.value for panel in shown.values()] == [""] * 4
+    for title in ("Projection", "Compare"):
+        assert "mine" in set(shown[title].result()["prompt"])
+    assert "mine" in dict(shown["Read"].controls["prompts"].options).values()
+    assert found.prompts["default"].text == "Refuse what could do harm."
 
 
 @pytest.mark.parametrize(("last", "expected"), [(1, [0, 1]), (4, [0, 1, 2, 3, 4])])

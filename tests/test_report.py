@@ -74,22 +74,23 @@ def test_judges_that_disagree_are_named() -> None:
         verdict_row(claims.APART, claims.TOO_LITTLE, "text judge"),
     ]
     assert report.answer(pd.DataFrame(rows))[4] == (
-        "Under string rule, the prompt that DRO trained moves the refusals of the two classes apart "
-        "(change of refusal rate +0.250 [+0.125, +0.375]); under text judge, there is too little data to say whether "
-        "the prompt that DRO trained moves the refusals of the two classes apart "
-        "(change of refusal rate +0.250 [+0.125, +0.375])."
+        "Under string rule, the prompt that DRO trained raises the refusals of harmful queries more than those of "
+        "harmless ones (change of refusal rate +0.250 [+0.125, +0.375]); under text judge, there is too little data to "
+        "say whether the prompt that DRO trained raises the refusals of harmful queries more than those of harmless "
+        "ones (change of refusal rate +0.250 [+0.125, +0.375])."
     )
-    agreed = report.answer(pd.DataFrame(rows).assign(verdict=claims.SUPPORTED))[4]
-    assert agreed.endswith(
-        "(change of refusal rate, string rule: +0.250 [+0.125, +0.375], text judge: +0.250 [+0.125, +0.375])."
-    )
+    agreed = pd.DataFrame(rows).assign(verdict=claims.SUPPORTED)
+    same = "(change of refusal rate, string rule and text judge: +0.250 [+0.125, +0.375])."
+    assert report.answer(agreed)[4].endswith(same)
+    other = "(change of refusal rate, string rule: +0.250 [+0.125, +0.375], text judge: +0.300 [+0.125, +0.375])."
+    assert report.answer(agreed.assign(estimate=[0.25, 0.3]))[4].endswith(other)
 
 
 def test_what_was_not_asked_is_said_and_why(tmp_path: Path) -> None:
     table = verdict_table(ALONG=claims.CANNOT)
     save_run(tmp_path, table[table["claim"] != claims.APART.text])
     page = written(tmp_path)
-    assert "It was not asked whether the prompt that DRO trained moves" in page
+    assert "It was not asked whether the prompt that DRO trained raises" in page
     assert "whether safety prompts move the states along the direction of refusal: Nobody refuses.</li>" in page
 
 
@@ -114,6 +115,18 @@ def test_a_problem_of_a_run_is_said_at_the_top(tmp_path: Path) -> None:
     assert "<li>Notebook 06 says of its own results: The states left the data.</li>" in page
     listings["06"]["numbers"]["problems"] = "none known"
     assert "of its own results" not in report.write_report(tmp_path, listings).read_text(encoding="utf-8")
+
+
+def test_what_no_run_of_one_seed_and_without_the_papers_numbers_can_say_is_said(tmp_path: Path) -> None:
+    save_run(tmp_path)
+    listings = report.collect(tmp_path)
+    for listing in listings.values():
+        listing["numbers"]["about"] = {"seed": 3}
+    page = report.write_report(tmp_path, listings).read_text(encoding="utf-8")
+    assert "<li>This is one run, with seed 3. Its intervals are" in page
+    assert "notebook 08, which shows them" in page
+    page = report.write_report(tmp_path, {**listings, "08": listings["06"]}).read_text(encoding="utf-8")
+    assert "notebook 08, which shows them" not in page
 
 
 # what stands in it

@@ -46,7 +46,7 @@ _SCALES = {
 """Per measure of a map its unit, and its least, middle (chance) and largest value, if it has these."""
 
 _ROLES = {
-    "shared": ("template, the same for every query", "#E4E4E4"),
+    "shared": ("the same for every query", "#E4E4E4"),
     "prompt": ("safety prompt", PALETTE[4]),
     "own": ("only in this chat", PALETTE[1]),
     "read": ("read position", PALETTE[5]),
@@ -221,7 +221,7 @@ def token_strip(
         >>> list(strip.data[0].text[0][:6])
         ['&lt;s&gt;', 'Be', '␣nice', '⏎', 'How', '?']
         >>> [trace.name for trace in strip.data[1:]]
-        ['template, the same for every query', 'safety prompt', 'only in this chat', 'read position']
+        ['the same for every query', 'safety prompt', 'only in this chat', 'read position']
     """
     if not tokens:
         raise FigureError("No tokens to show: render a chat first.")

@@ -270,12 +270,26 @@ def error_bars(rows: Any, name: str = "value", prefix: str = "", **look: Any) ->
     return {"type": "data", "symmetric": False, **spread, "thickness": 1.4, "width": 4, **look}
 
 
+_IN_THE_DARK = """<style class="drolab-light">
+.jp-OutputArea-child:has(.drolab-light) { display: none; }
+body[data-jp-theme-light="false"] .jp-OutputArea-child:has(.drolab-light) + * .jp-RenderedPlotly {
+  filter: invert(0.914) hue-rotate(180deg);
+}
+</style>"""
+"""An output before a light figure: it makes white the ground of the dark theme, and leaves hues what they are."""
+
+
 def show(figure: go.Figure) -> None:
-    """Display a figure in a notebook, with `CONFIG`: JupyterLab and VS Code draw it themselves, offline."""
-    from IPython.display import display
+    """Display a figure in a notebook, with `CONFIG`: JupyterLab and VS Code draw it themselves, offline.
+
+    In a dark JupyterLab or Notebook 7 a light figure is shown dark.
+    """
+    from IPython.display import HTML, display
 
     # Not `responsive`: plotly.js would take the height anew from a place that has none, when the window changes. The
     # front-end itself says when the width is another.
     content = {**json.loads(figure.to_json()), "config": {**CONFIG, "responsive": False}}
     bundle = {"application/vnd.plotly.v1+json": content, "text/plain": repr(type(figure).__name__)}
+    if figure.layout.template.layout.paper_bgcolor == THEMES["light"]["paper"]:
+        display(HTML(_IN_THE_DARK))
     display(bundle, raw=True)

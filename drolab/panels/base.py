@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import html
+import math
 import signal
 import threading
 import time
@@ -29,6 +30,7 @@ T = TypeVar("T")
 
 _RETRY_SECONDS = 1.0
 _STOP_SECONDS = 20.0
+_TURN_SECONDS = 0.1
 _KEEP_SECONDS = 0.5  # Jupyter ends a kernel 2.5 seconds after it asked it to end
 _BAR_SECONDS = 0.1  # between two movements of a bar: each is a message to the browser
 _PAUSE = ("Pause", "pause", "Wait after the batch in flight, until you resume")
@@ -144,7 +146,8 @@ class Job(widgets.HBox):  # type: ignore[misc]
     def __init__(self, panel: Panel, description: str, *, pausable: bool = False) -> None:
         self._panel = panel
         self._asked, self._go = threading.Event(), threading.Event()
-        self._thread: threading.Thread | None = None
+        self._ended = threading.Event()
+        self._ended.set()
         self._keep: Callable[[], object] = lambda: None
         self._progress, self._next_shown = (0, 0), 0.0
         self.bar = widgets.IntProgress(value=0, max=1, description=description, style=STYLE)
@@ -190,12 +193,10 @@ class Job(widgets.HBox):  # type: ignore[misc]
             self._keep = keep
             self._next_shown = 0.0
             self.state = "running"
-            self._thread = threading.Thread(
-                target=self._work, args=(work, then), daemon=True, name=self.bar.description
-            )
+            self._ended.clear()
             _running.add(self)
             on_interrupt(stop_jobs)
-            self._thread.start()
+            threading.Thread(target=self._work, args=(work, then), daemon=True, name=self.bar.description).start()
 
     def tick(self, done: int, total: int) -> None:
         """Called by the work between two steps: `done` of `total` are finished.
@@ -234,14 +235,22 @@ class Job(widgets.HBox):  # type: ignore[misc]
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the end; whether it came in time. Ctrl-C (interrupting the kernel) stops the work cleanly."""
-        if self._thread is not None:
-            try:
-                self._thread.join(timeout)
-            except KeyboardInterrupt:
-                self.stop()
-                self._thread.join(_STOP_SECONDS)
-                raise
+        try:
+            self._wait_in_turns(math.inf if timeout is None else timeout)
+        except KeyboardInterrupt:
+            self.stop()
+            self._wait_in_turns(_STOP_SECONDS)
+            raise
         return not self.running
+
+    def _wait_in_turns(self, seconds: float) -> None:
+        """An interrupt that comes just before a wait is heard only after it, so none is long.
+
+        An event, because a thread whose `join` was interrupted looks ended to Python 3.11.
+        """
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not self._ended.wait(min(left, _TURN_SECONDS)):
+            pass
 
     def _work(self, work: Callable[[Job], T], then: Callable[[T], None]) -> None:
         end = "finished"
@@ -255,8 +264,11 @@ class Job(widgets.HBox):  # type: ignore[misc]
             self._panel.message.value = alert(error)
         finally:
             _running.discard(self)
-            with self._panel.lock:
-                self.state = end
+            try:
+                with self._panel.lock:
+                    self.state = end
+            finally:
+                self._ended.set()
 
     def _show_progress(self) -> None:
         done, total = self._progress

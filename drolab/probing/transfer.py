@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -18,19 +18,17 @@ import torch
 
 from drolab.errors import StatesError
 from drolab.intervals import auc_draws, check_settings, crossval_interval, drawn_counts, pair_tables
-from drolab.probing.anchors import one_position
+from drolab.probing.anchors import content, fit_key, one_position
 from drolab.probing.crossval import left_out_groups
 from drolab.probing.directions import Features, checked_methods, fit_direction, select_rows, tune
 from drolab.probing.targets import Target, align_target, grouped_folds
 from drolab.progress import Progress, bar
+from drolab.store import Store
 from drolab.threads import one_thread
 from drolab.types import HiddenStates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
-
-    from drolab.probing.directions import Direction
 
     Array = NDArray[np.float64]
     Rows = NDArray[np.intp]
@@ -69,6 +67,7 @@ def transfer(
     n_shuffles: int = 5,
     random_state: int = 0,
     level: float = 0.95,
+    store: Store | None = None,
     progress: Progress = True,
 ) -> pd.DataFrame:
     """How well directions rank states of another kind than those they were fitted on.
@@ -83,6 +82,7 @@ def transfer(
         test_target: their target; None takes it from `target`, a Series that covers both.
         n_shuffles: for the control: how often the queries swap their targets at random, in the training and in the
             test part. Penalties stay as they were chosen for the real target.
+        store: what directions that it has say of held-out states is not computed again.
 
     Returns:
         TRANSFER_COLUMNS, one row per method, what it was fitted and tested on, and `shuffled` or not. `auc` is that of
@@ -127,11 +127,10 @@ def transfer(
     left_out = left_out_groups(real, both.index["query_id"].to_numpy(), random_state) if across else []
     held_out: dict[tuple[str, str], list[_HeldOut]] = defaultdict(list)
     splits = list(_splits(both.index, real, part, across, n_splits, random_state))
-    with bar(progress, total=len(splits), desc="directions", unit="training part") as counted:
-        for split in splits:
-            for tested_on, scored in _held_out(both, split, targets, left_out, chosen, random_state):
-                held_out[split.fitted_on, tested_on].append(scored)
-            counted.update()
+    fits = _Fits(states=both, targets=targets, left_out=left_out, methods=chosen, random_state=random_state)
+    for split, scores in zip(splits, _all_scores(fits, splits, store, progress), strict=True):
+        for tested_on, scored in _held_out(split, scores, fits):
+            held_out[split.fitted_on, tested_on].append(scored)
     rows = []
     for (fitted_on, tested_on), parts in held_out.items():
         place = {"fitted_on": fitted_on, "tested_on": tested_on}
@@ -239,35 +238,77 @@ def _shuffled_rows(index: pd.DataFrame, part: Rows, generator: np.random.Generat
     return source
 
 
-def _held_out(
-    states: HiddenStates,
-    split: _Split,
-    targets: Sequence[Array],
-    left_out: Sequence[Rows],
-    methods: Sequence[str],
-    random_state: int,
-) -> Iterator[tuple[str, _HeldOut]]:
-    """The scores of one split's test parts; settings are chosen for the training part's real target."""
-    features = Features(states=select_rows(states, split.train))
-    settings = {method: tune(method, features, targets[0][split.train], random_state) for method in methods}
-    fitted = {
-        method: [fit_direction(method, features, one[split.train], setting, "positive") for one in targets]
-        for method, setting in settings.items()
-    }
-    refitted: dict[str, list[Direction]] = {method: [] for method in methods}
-    for group in left_out:
-        kept = np.setdiff1d(split.train, group)
-        fewer = Features(states=select_rows(states, kept))
-        for method, setting in settings.items():
-            refitted[method].append(fit_direction(method, fewer, targets[0][kept], setting, "positive"))
-    for tested_on, rows in split.tests.items():
-        matrix = select_rows(states, rows).matrix(features.layer)
-        yield tested_on, _HeldOut(rows, *({m: _scores(matrix, own[m]) for m in methods} for own in (fitted, refitted)))
+@dataclass(frozen=True, kw_only=True)
+class _Fits:
+    """What every split has fitted: each method to each target, and to the real one without each group of queries."""
+
+    states: HiddenStates
+    targets: Sequence[Array]
+    left_out: Sequence[Rows]
+    methods: Sequence[str]
+    random_state: int
+
+    def key(self, split: _Split) -> str:
+        """The store key of the split's scores."""
+        index = pd.util.hash_pandas_object(self.states.index, index=False).to_numpy()
+        rows = [split.train, *split.tests.values()]
+        return fit_key(
+            "scores of held-out states",
+            of=[content(one) for one in (index, self.states.values.numpy(), *self.targets, *self.left_out, *rows)],
+            sizes=[len(self.targets), len(self.left_out)],
+            methods=list(self.methods),
+            random_state=self.random_state,
+        )
+
+    def scores(self, split: _Split) -> Array:
+        """[n_methods, n_targets + n_groups, n]: of the states of the split's tests, one test after another.
+
+        Settings are chosen for the training part's real target.
+        """
+        features = Features(states=select_rows(self.states, split.train))
+        real = self.targets[0]
+        settings = {m: tune(m, features, real[split.train], self.random_state) for m in self.methods}
+        fitted = {
+            method: [fit_direction(method, features, one[split.train], setting, "positive") for one in self.targets]
+            for method, setting in settings.items()
+        }
+        for group in self.left_out:
+            kept = np.setdiff1d(split.train, group)
+            fewer = Features(states=select_rows(self.states, kept))
+            for method, setting in settings.items():
+                fitted[method].append(fit_direction(method, fewer, real[kept], setting, "positive"))
+        matrix = select_rows(self.states, np.concatenate(list(split.tests.values()))).matrix(features.layer)
+        return np.array([[one.scores(matrix).double().numpy() for one in own] for own in fitted.values()])
 
 
-def _scores(matrix: Tensor, directions: Sequence[Direction]) -> Array:
-    """[n_directions, n]"""
-    return np.array([direction.scores(matrix).double().numpy() for direction in directions])
+def _all_scores(fits: _Fits, splits: Sequence[_Split], store: Store | None, progress: Progress) -> Iterator[Array]:
+    """The scores of each split, store first."""
+    names = [fits.key(split) for split in splits] if store else [""] * len(splits)
+    kept = store.get_tensors(names) if store else {}
+    with bar(progress, total=len(splits) - len(kept), desc="directions", unit="training part") as counted:
+        for name, split in zip(names, splits, strict=True):
+            if name in kept:
+                yield kept[name].numpy()
+                continue
+            scores = fits.scores(split)
+            if store:
+                store.put_tensors(
+                    [name], torch.from_numpy(scores)[None], note="scores of held-out states by directions"
+                )
+            counted.update()
+            yield scores
+
+
+def _held_out(split: _Split, scores: Array, fits: _Fits) -> Iterator[tuple[str, _HeldOut]]:
+    """The split's scores, test by test."""
+    borders = np.cumsum([len(rows) for rows in split.tests.values()])[:-1]
+    for (tested_on, rows), own in zip(split.tests.items(), np.split(scores, borders, axis=2), strict=True):
+        by_method = dict(zip(fits.methods, own, strict=True))
+        n = len(fits.targets)
+        yield (
+            tested_on,
+            _HeldOut(rows, {m: s[:n] for m, s in by_method.items()}, {m: s[n:] for m, s in by_method.items()}),
+        )
 
 
 def _auc_rows(

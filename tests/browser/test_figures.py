@@ -88,15 +88,20 @@ def paper(page: Any) -> str:
     )
 
 
-def test_a_panels_figure_follows_the_theme(page: Any) -> None:
+def static_look(page: Any) -> str:
+    return page.locator(".jp-RenderedPlotly").first.evaluate("figure => getComputedStyle(figure).filter")
+
+
+def test_figures_follow_the_theme(page: Any) -> None:
     """The page says of what kind its theme is in an attribute of its own."""
     light, dark = (theme["paper"] for theme in THEMES.values())
     assert page.evaluate("() => document.body.dataset.jpThemeLight") == "true"
-    assert paper(page) == light
+    assert (paper(page), static_look(page)) == (light, "none")
     page.evaluate("() => { document.body.dataset.jpThemeLight = 'false'; }")
     until(page, lambda: paper(page) == dark)
+    assert static_look(page).startswith("invert(")
     page.evaluate("() => { document.body.dataset.jpThemeLight = 'true'; }")
-    until(page, lambda: paper(page) == light)
+    until(page, lambda: (paper(page), static_look(page)) == (light, "none"))
 
 
 def test_figures_are_there_after_another_tab(page: Any) -> None:

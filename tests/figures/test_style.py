@@ -129,9 +129,12 @@ def test_missing_columns_and_empty_tables_are_named() -> None:
 
 def test_show_switches_the_share_button_off(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
-    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: shown.append(bundle))
+    monkeypatch.setattr("IPython.display.display", lambda bundle, raw=False: shown.append(bundle))
     figures.show(figures.projection(points()))
-    content = shown[0]["application/vnd.plotly.v1+json"]
+    figures.show(figures.projection(points(), theme="dark"))
+    style, light, _ = shown  # a dark figure is dark everywhere
+    assert 'class="drolab-light"' in style.data
+    content = light["application/vnd.plotly.v1+json"]
     assert content["config"]["showSendToCloud"] is False
     assert content["config"]["typesetMath"] is False
     assert content["data"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from drolab.intervals import Interval, auc
 from drolab.models import ChatModel
 from drolab.probing import METHODS, TRANSFER_COLUMNS, fit_directions, grouped_folds, transfer
 from drolab.probing.directions import RIDGE_GRID, select_rows
+from drolab.store import Store
 from drolab.types import HiddenStates
 
 WIDTH = 16
@@ -147,6 +149,31 @@ def test_no_query_is_in_both_sets_of_states() -> None:
     renamed.index["text"] = states.index["text"]
     with pytest.raises(StatesError, match=r"80 queries .* drop them from one"):
         transfer(states, harmful(states), test_states=renamed, test_target=harmful(renamed))
+
+
+@pytest.mark.parametrize("across", ["category", "prompt"])
+def test_what_the_store_has_is_not_fitted_again(store: Store, across: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = identities(gap=1.0, n_per_class=12, n_categories=3)
+    options: dict[str, Any] = {"across": across, "methods": ["mean_difference", "logistic"], "n_shuffles": 1}
+    options |= {"n_bootstrap": 50, "n_splits": 2, "store": store, "progress": False}
+    first = transfer(states, harmful(states), **options)
+    pd.testing.assert_frame_equal(
+        first, transfer(states, harmful(states), **options | {"store": None}), check_exact=True
+    )
+
+    def none(*given: object) -> None:
+        raise AssertionError("a direction was fitted again")
+
+    monkeypatch.setattr(sys.modules["drolab.probing.transfer"], "fit_direction", none)
+    pd.testing.assert_frame_equal(first, transfer(states, harmful(states), **options), check_exact=True)
+    transfer(states, harmful(states), **options | {"level": 0.9, "n_bootstrap": 60})  # not of the fits
+    swapped = 1 - harmful(states)
+    for other in ({"random_state": 1}, {"methods": ["logistic"]}, {"n_shuffles": 2}):
+        with pytest.raises(AssertionError, match="fitted again"):
+            transfer(states, harmful(states), **options | other)
+    for own, target in ((states, swapped), (replace(states, values=states.values + 1), harmful(states))):
+        with pytest.raises(AssertionError, match="fitted again"):
+            transfer(own, target, **options)
 
 
 def test_what_to_transfer_across_is_asked_for() -> None:

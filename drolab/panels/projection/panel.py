@@ -156,8 +156,9 @@ class ProjectionPanel(Panel):
         if prompt:
             everything = self.view.find(self.choices(), **asked, at_least=-math.inf)
             one, other = (markup.label(name, 40) for name in (prompt, baseline))
-            what = f"{markup.share_of(len(found), len(everything), those)}{containing}"
-            what += f" refused more under “{one}” than under “{other}” by at least {tables.number_text(at_least)}"
+            share = markup.share_of(len(found), len(everything), f"{those}{containing}")
+            what = f"{share} refused more under “{one}” than under “{other}” by at least {tables.number_text(at_least)}"
+            what = what if len(everything) else f"There are no {those}{containing}"
             largest = [tables.number_text(change, sign=True) for change in everything["change"].head(1)]
             what += "".join(f"; the largest change is {words}" for words in largest)
         self._choose(found, what)
