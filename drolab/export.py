@@ -326,11 +326,11 @@ def about(
     settings: Mapping[str, Any] | None = None,
     seed: int | None = None,
 ) -> dict[str, Any]:
-    """What made a result, for the manifest of a `bundle`: the model's name and fingerprint, the prompts with their
-    texts, which queries, settings and seed."""
+    """What made a result, for the manifest of a `bundle`: the model's name and fingerprint (with what its chat template
+    is told and writes of its own), the prompts with their texts, which queries, settings and seed."""
     named = prompts if isinstance(prompts, Mapping) else {prompt.name: prompt for prompt in prompts}
     return {
-        "model": {} if model is None else {"name": model.name, "fingerprint": model.fingerprint},
+        "model": {} if model is None else _described_model(model),
         "prompts": {name: _described(prompt) for name, prompt in named.items()},
         "queries": {} if queries is None else _described_queries(queries),
         **(settings or {}),
@@ -400,6 +400,14 @@ def _save_plain(
         if "csv" in formats:
             written.append(save_table(table, root, name))
     return written
+
+
+def _described_model(model: Any) -> dict[str, Any]:
+    """Its name and fingerprint; what its chat template is told, and the system text that this writes itself, if any."""
+    template = getattr(model, "template", None)
+    told, own = (template.told, template.own.replaced) if template else ({}, "")
+    named = {"name": model.name, "fingerprint": model.fingerprint}
+    return named | ({"template": told} if told else {}) | ({"own_system_text": own} if own else {})
 
 
 def _described(prompt: SafetyPrompt | SoftPrompt) -> str | dict[str, Any]:

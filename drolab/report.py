@@ -21,6 +21,7 @@ from drolab import export
 from drolab.errors import ExportError, TooFewError
 from drolab.figures import CONFIG, DARK, THEMES, VERDICT_LOOKS, explained, tables
 from drolab.files import write_file
+from drolab.types import NO_PROMPT
 
 Listings = Mapping[str, Mapping[str, Any]]
 
@@ -119,6 +120,9 @@ def write_report(out: Path, listings: Listings) -> Path:
     export.save_numbers(out, "key_numbers", numbers)
     about = {key: value for found in numbers.values() for key, value in found.get("about", {}).items()}
     model = {key: about.pop(key, None) for key in ("model", "fingerprint")}
+    none = str(about.pop("none", ""))  # what the prompt of this name is for the model
+    if none:
+        model["none"] = none
     seed = about.pop("seed", 0)
     page = write_file(out / "report.html", _page(out, listings, model))
     export.manifest(out, model=model, settings=about, seed=seed)
@@ -130,7 +134,8 @@ def _page(out: Path, listings: Listings, model: Mapping[str, Any]) -> str:
     from plotly.offline import get_plotlyjs
 
     verdict = decisions(out, listings)
-    sections = [_section(out, notebook, listing) for notebook, listing in listings.items()]
+    none = model.get("none") or ""
+    sections = [_section(out, notebook, listing, none) for notebook, listing in listings.items()]
     drawn = {figure["name"]: figure for section in sections for figure in section["figures"]}
     # What cannot be seen, such as marks that turn the reading direction, becomes a space; jinja escapes the rest.
     environment = jinja2.Environment(
@@ -281,7 +286,7 @@ def _unmeasured(out: Path, listings: Listings, verdict: pd.DataFrame) -> Iterato
 # ---------------------------------------------------------------- the notebooks' sections
 
 
-def _section(out: Path, notebook: str, listing: Mapping[str, Any]) -> dict[str, Any]:
+def _section(out: Path, notebook: str, listing: Mapping[str, Any], none: str) -> dict[str, Any]:
     scalars, found = _split(listing["numbers"])
     found = {name: table for name, table in found.items() if f"{notebook}_{name}" != VERDICT and len(table)}
     captions = listing.get("captions", {})
@@ -297,24 +302,28 @@ def _section(out: Path, notebook: str, listing: Mapping[str, Any]) -> dict[str, 
         "title": listing["title"],
         "numbers": {name: tables.number_text(value) for name, value in scalars.items()},
         "figures": [
-            _figure(out, name, captions.get(name.removeprefix(f"{notebook}_"), ""))
+            _figure(out, name, captions.get(name.removeprefix(f"{notebook}_"), ""), none)
             for name in listing["figures"]
             if name != INSTEAD
         ],
         "tables": [
-            _table(table, captions.get(name, _sentence(name))) for name, table in found.items() if len(table) <= LONG
+            _table(table, captions.get(name, _sentence(name)), none)
+            for name, table in found.items()
+            if len(table) <= LONG
         ],
         "files": files,
     }
 
 
-def _figure(out: Path, name: str, caption: str) -> dict[str, str]:
+def _figure(out: Path, name: str, caption: str, none: str) -> dict[str, str]:
     content = (out / "figures" / f"{name}.json").read_text(encoding="utf-8")
+    caption = f"{caption} {none}".strip() if f'"{NO_PROMPT}"' in content else caption
     return {"name": name, "caption": caption, "content": content.replace("<", "\\u003c")}  # it stands in a <script>
 
 
-def _table(table: pd.DataFrame, caption: str) -> dict[str, Any]:
+def _table(table: pd.DataFrame, caption: str, none: str = "") -> dict[str, Any]:
     words = tables.worded(table)
+    caption = f"{caption} {none}".strip() if (words == NO_PROMPT).to_numpy().any() else caption
     words = words.loc[:, (words != tables.MISSING).any()]  # such as notes of which there are none
     return {"caption": caption, "columns": list(words.columns), "rows": words.to_numpy().tolist()}
 

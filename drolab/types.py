@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from drolab.errors import PromptError, StatesError, TrainingError, shown
 from drolab.files import read_bytes, write_file
@@ -42,11 +42,26 @@ RESPONSE_COLUMNS = (
 )
 """Columns of the responses table: one row per query, prompt and sample; `text` is the query."""
 
+REASONING_COLUMNS = ("reasoning", "n_reasoning_tokens")
+"""Further columns of a responses table of a model that thinks: `response` is then the answer without the thought."""
+
+ReadAt = Literal["reply", "answer", "after_thinking"]
+"""Where a chat ends, and its last token is read. For a model that thinks first these are three places: the end of the
+chat, where the reply begins; after a thought that is closed and empty; and after a thought of the model's own."""
+
+UNFINISHED = "thinking"
+"""The `finish_reason` of a reply that ended before its answer began."""
+
 SCORE_COLUMNS = ("harmful", "n_samples", "refusal_rate", "compliance_rate", "any_refusal", "any_compliance")
 """Columns of the table that `judge` returns, indexed by (query_id, prompt)."""
 
 NO_PROMPT = "none"
-"""The name of the absence of a safety prompt."""
+"""The name of the absence of a safety prompt: what the model gets when the user gives nothing, which for many models is
+a system text that their template writes itself."""
+EMPTY_PROMPT = "empty"
+"""The name of a system message that is there and empty."""
+OWN_PROMPT = "own"
+"""The name of the system text that a model's template writes itself, as a prompt among others."""
 
 
 def _check_shape(owner: object, field: str, tensor: Tensor, *shape: int | None) -> None:
@@ -60,10 +75,12 @@ def _check_shape(owner: object, field: str, tensor: Tensor, *shape: int | None) 
 class SafetyPrompt:
     """A text that goes into the system role of every chat.
 
-    The name `none` stands for the absence of a prompt; its text is empty.
+    Three names have no text: `none` is the absence of a prompt, which leaves the system message to the model's
+    template; `empty` is a system message that is there and empty; `own` is what the template writes itself (it may also
+    be given a text, and is then like any other).
 
     Raises:
-        PromptError: no name, a text that is no string, another kind, or an empty text that is not called `none`.
+        PromptError: no name, a text that is no string, another kind, or an empty text under another name.
 
     Examples:
         >>> from drolab import SafetyPrompt
@@ -88,11 +105,14 @@ class SafetyPrompt:
             )
         if self.kind not in ("safety", "neutral"):
             raise PromptError(f"Prompt {shown(self.name)}: kind must be 'safety' or 'neutral', got {shown(self.kind)}.")
-        if (self.name == NO_PROMPT) != (self.text == ""):
+        if self.text == "" and self.name not in (NO_PROMPT, EMPTY_PROMPT, OWN_PROMPT):
             raise PromptError(
-                f"Prompt {shown(self.name)}: an empty text is called {NO_PROMPT!r}, and nothing else is. "
-                "Give the prompt a text, or use SafetyPrompt(name='none', text='')."
+                f"Prompt {shown(self.name)}: an empty text is called {NO_PROMPT!r}, and nothing else is (but for "
+                f"{EMPTY_PROMPT!r} and {OWN_PROMPT!r}). Give the prompt a text, or use SafetyPrompt(name='none', "
+                "text='')."
             )
+        if self.text and self.name in (NO_PROMPT, EMPTY_PROMPT):
+            raise PromptError(f"Prompt {shown(self.name)} has no text: give a prompt with a text another name.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -267,6 +287,10 @@ class HiddenStates:
     `num_hidden_layers` the output after the last block (and, in most families, the final norm)."""
     num_hidden_layers: int
     model_fingerprint: str = ""
+    read_at: ReadAt = "reply"
+    """Where the chats end whose last tokens were read, see `hidden_states`."""
+    missing: tuple[tuple[str, str], ...] = ()
+    """(query_id, prompt) of the chats that were asked for and have no state, since their thought did not end."""
 
     def __post_init__(self) -> None:
         _check_shape(self, "values", self.values, len(self.index), len(self.layers), None)
@@ -279,7 +303,9 @@ class HiddenStates:
     def __repr__(self) -> str:
         n, n_layers, width = self.values.shape
         prompts = list(self.index["prompt"].unique())
-        return f"HiddenStates(n={n}, n_layers={n_layers}, d={width}, prompts={prompts})"
+        place = "" if self.read_at == "reply" else f", read_at={self.read_at!r}"
+        lost = f", missing={len(self.missing)}" if self.missing else ""
+        return f"HiddenStates(n={n}, n_layers={n_layers}, d={width}, prompts={prompts}{place}{lost})"
 
     def select(
         self,
@@ -324,6 +350,31 @@ class HiddenStates:
         columns = [self.layers.index(number) for number in layers]
         values = self.values[keep.nonzero()[0][:, None], columns]  # one step: no copy of the other layers
         return replace(self, values=values, index=self.index[keep].reset_index(drop=True), layers=layers)
+
+    def paired(self) -> HiddenStates:
+        """The states of those queries that have one under every prompt: what comparisons between prompts need. All of
+        them, unless some are missing.
+
+        Raises:
+            StatesError: no query has a state under every prompt.
+
+        Examples:
+            >>> import pandas as pd, torch
+            >>> from drolab import HiddenStates
+            >>> about = dict(position=-1, text="?", harmful=True, category="", split="train")
+            >>> index = pd.DataFrame({"query_id": ["a", "b", "a"], "prompt": ["none", "none", "mine"], **about})
+            >>> states = HiddenStates(values=torch.zeros(3, 1, 8), index=index, layers=(4,), num_hidden_layers=4)
+            >>> states.paired().index["query_id"].tolist()
+            ['a', 'a']
+        """
+        prompts = self.index.groupby("query_id")["prompt"].nunique()
+        whole = prompts.index[prompts == self.index["prompt"].nunique()]
+        keep = self.index["query_id"].isin(whole).to_numpy()
+        if not keep.any():
+            raise StatesError(
+                "No query has a state under every prompt: raise max_thinking_tokens, or take fewer prompts."
+            )
+        return replace(self, values=self.values[keep.nonzero()[0]], index=self.index[keep].reset_index(drop=True))
 
     def _resolve_layers(self, layer: int | Sequence[int]) -> tuple[int, ...]:
         wanted = (layer,) if isinstance(layer, int) else tuple(layer)
@@ -406,6 +457,8 @@ class AnchorSpace:
     None: not known (a space that was made by hand, is of an earlier version, or of too few queries). It follows from
     the fit and changes nothing, so neither checksum nor key holds it."""
     model_fingerprint: str = ""
+    read_at: ReadAt = "reply"
+    """Where the chats end of whose states it was made, see `hidden_states`."""
     origin: Origin | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:

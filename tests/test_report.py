@@ -173,6 +173,16 @@ def test_texts_stay_texts(tmp_path: Path) -> None:
     assert "&lt;script&gt;window.hit=1" in page
 
 
+def test_what_none_is_stands_beside_all_that_shows_it(tmp_path: Path) -> None:
+    save_run(tmp_path, none="`none` is <b>its own text</b>.")
+    page = written(tmp_path)
+    said = page.count("`none` is &lt;b&gt;its own text&lt;/b&gt;.")
+    assert said == 1 + 3 + 1  # the head, three figures, one table
+    assert "<b>its own" not in page
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["model"]["none"].startswith("`none` is")
+
+
 def test_manifest_and_numbers_come_from_what_was_saved(tmp_path: Path) -> None:
     save_run(tmp_path)
     report.write_report(tmp_path, report.collect(tmp_path))

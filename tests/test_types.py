@@ -28,9 +28,13 @@ def test_safety_prompts_are_checked() -> None:
         SafetyPrompt(name="mine", text=3)  # type: ignore[arg-type]
     with pytest.raises(PromptError, match="kind must be 'safety' or 'neutral', got 'odd'"):
         SafetyPrompt(name="mine", text="Be kind.", kind="odd")
-    for name, text in (("none", "Be kind."), ("mine", "")):
-        with pytest.raises(PromptError, match=r"an empty text is called 'none', and nothing else is.*Give the prompt"):
-            SafetyPrompt(name=name, text=text)
+    with pytest.raises(PromptError, match=r"an empty text is called 'none', and nothing else is.*Give the prompt"):
+        SafetyPrompt(name="mine", text="")
+    for name in ("none", "empty"):
+        assert SafetyPrompt(name=name, text="").text == ""
+        with pytest.raises(PromptError, match=f"Prompt '{name}' has no text: give a prompt with a text another name"):
+            SafetyPrompt(name=name, text="Be kind.")
+    assert [SafetyPrompt(name="own", text=text).text for text in ("", "You are Rosa.")] == ["", "You are Rosa."]
 
 
 @pytest.fixture

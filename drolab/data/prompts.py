@@ -49,7 +49,7 @@ def load_prompts(name_or_path: str | Path | Mapping[str, Any] = "safety") -> dic
 
     A `.yaml`, `.yml` or `.json` file, or a mapping, maps each name to a text, or to `{text: …, kind: safety|neutral}`.
     What it says is what is returned: `none` is not added, so give it an entry `none: ""` to compare with the
-    absence of a prompt.
+    absence of a prompt. `empty: ""` is a system message without words, `own: ""` the model's own (see `SafetyPrompt`).
 
     A folder is a clone of the paper's code: none, and the paper's prompts (default, short, mistral), read from the text
     of `code/utils.py`, which is never run.

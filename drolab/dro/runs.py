@@ -30,7 +30,7 @@ from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel, Prompt
 from drolab.probing import coordinates
 from drolab.progress import Progress
-from drolab.types import AnchorSpace, DROConfig, DRORun, FitCheck, Probe, SoftPrompt
+from drolab.types import AnchorSpace, DROConfig, DRORun, FitCheck, Probe, ReadAt, SoftPrompt
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,7 +64,7 @@ _KINDS: dict[str, Callable[[str], Any]] = {
 _ABOUT, _SUMS = "run.json", "SHA256SUMS"
 _FILES = ("state.safetensors", "history.csv", "measured.csv", "soft_prompt.safetensors", _ABOUT)
 _SPACE = ("mean", "components", "explained_variance_ratio")
-_SPACE_NUMBERS = ("layer", "residual_variance", "residual_spread", "model_fingerprint")
+_SPACE_NUMBERS = ("layer", "residual_variance", "residual_spread", "model_fingerprint", "read_at")
 _PROBES = ("refusal", "harmfulness")
 _READ_ERRORS = (OSError, SafetensorError, KeyError, TypeError, ValueError, DrolabError)
 
@@ -136,21 +136,23 @@ class KeptRun:
         found = [] if self.measured.empty else [self.measured]
         for number in dict.fromkeys([step] if (self.measured["step"] == 0).any() else [0, step]):
             for name, rows in queries.items():
-                index, now = self._first_tokens(model, rows, number)
-                means = _means(judge, index, now, self._first_tokens(model, rows, 0)[1])
+                index, now = self._first_tokens(model, rows, number, judge.read_at)
+                means = _means(judge, index, now, self._first_tokens(model, rows, 0, judge.read_at)[1])
                 found.append(means.assign(step=number, queries=name)[list(MEASURED_COLUMNS)])
         self.measured = pd.concat(found).sort_values("step", kind="stable")
         if step == self.n_steps:
             self._start.clear()  # with a large vocabulary many MB for each run
 
-    def _first_tokens(self, model: ChatModel, queries: pd.DataFrame, step: int) -> tuple[pd.DataFrame, Tensor]:
+    def _first_tokens(
+        self, model: ChatModel, queries: pd.DataFrame, step: int, read_at: ReadAt
+    ) -> tuple[pd.DataFrame, Tensor]:
         """As from `first_token_probabilities`; the prompt before training is run once for all steps."""
         if step:
-            return first_token_probabilities(model, queries, snapshot(self.run, step))
+            return first_token_probabilities(model, queries, snapshot(self.run, step), read_at=read_at)
         asked = validate_queries(queries)[["query_id", "text", "harmful"]]
-        key = (model.fingerprint, *asked.itertuples(index=False, name=None))
+        key = (model.fingerprint, read_at, *asked.itertuples(index=False, name=None))
         if key not in self._start:
-            self._start[key] = first_token_probabilities(model, queries, snapshot(self.run, 0))
+            self._start[key] = first_token_probabilities(model, queries, snapshot(self.run, 0), read_at=read_at)
         return self._start[key]
 
 
@@ -179,8 +181,9 @@ def measure_first_tokens(
     """
     parts = []
     for name, rows in queries.items():
-        before = None if start is None else first_token_probabilities(model, rows, start)[1]
-        means = _means(judge, *first_token_probabilities(model, rows, prompt), before)
+        place = judge.read_at
+        before = None if start is None else first_token_probabilities(model, rows, start, read_at=place)[1]
+        means = _means(judge, *first_token_probabilities(model, rows, prompt, read_at=place), before)
         parts.append(means.assign(step=step, queries=name))
     return pd.concat(parts, ignore_index=True)[list(MEASURED_COLUMNS)]
 
@@ -354,7 +357,8 @@ def trajectories(
     if absent := [step for step in shown if step not in run.snapshots]:
         raise TrainingError(f"No snapshots at steps {absent}: this run kept {sorted(run.snapshots)}.")
     prompts = {str(step): snapshot(run, step) for step in sorted({0, *shown})}
-    states = hidden_states(model, queries, prompts, layers=(run.space.layer,), store=store, progress=progress)
+    layers, read_at = (run.space.layer,), run.space.read_at
+    states = hidden_states(model, queries, prompts, layers=layers, read_at=read_at, store=store, progress=progress)
     matrix = states.matrix(run.space.layer)
     origin = matrix[: len(queries)].repeat(len(prompts), 1)
     drift = run.space.residual(matrix - origin).square().sum(dim=1) / run.space.residual_variance

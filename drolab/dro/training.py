@@ -68,7 +68,9 @@ def train_dro(
     Args:
         queries: the training queries, of both classes. Their order counts: each epoch shuffles it, seeded.
         init: the human prompt to start from and to measure movement from (a soft prompt goes on from itself).
-        space: the anchor space of this model; its layer is where states are read, at the last token.
+        space: the anchor space of this model; its layer is where states are read, at the last token of chats that end
+            where those of its states do: where the reply begins, or the answer after an empty thought. (After a thought
+            of the model's own nothing can be trained: the prompt would change the thought as well.)
         refusal: positive for "refuses".
         harmfulness: positive for "harmful".
         config: None takes the scale-free defaults; `DROConfig.preset("paper")` is the paper's.
@@ -82,8 +84,8 @@ def train_dro(
 
     Raises:
         QueryError: a class is missing from the queries, or they are malformed.
-        StatesError: the space is of another model, or has no residual variance; a probe does not fit the space
-            or is positive for something else.
+        StatesError: the space is of another model, of states after thoughts, or has no residual variance; a probe does
+            not fit the space or is positive for something else.
         PromptError: `init` has no text to start from, or is a soft prompt of another model.
         TrainingError: a loss or gradient is not finite (the last good step is kept in the store).
         ModelError: not even a single chat fits into the memory.
@@ -208,6 +210,7 @@ class Training:
             space=self.space.identity,
             probes=[self.refusal.identity, self.harmfulness.identity],
             config=settings,
+            **({} if self.space.read_at == "reply" else {"read_at": self.space.read_at}),
         )
 
     @property
@@ -252,7 +255,8 @@ class Training:
         with threads_for(self.model.model):
             try:
                 start = self._start_states()
-                batch = encode(self.model, self.queries["text"].tolist(), self._prompt(self.done))
+                texts, place = self.queries["text"].tolist(), self.space.read_at
+                batch = encode(self.model, texts, self._prompt(self.done), read_at=place)
                 soft, optimizer = self._resumed()
                 for step, epoch, rows in self._schedule():
                     numbers = self._update(step, soft, optimizer, batch, start, rows)
@@ -268,7 +272,13 @@ class Training:
     def _start_states(self) -> Tensor:
         """[n, d]: x0, the states under `init`, in the order of the queries."""
         states = hidden_states(
-            self.model, self.queries, self.init, layers=(self.space.layer,), store=self.store, progress=False
+            self.model,
+            self.queries,
+            self.init,
+            layers=(self.space.layer,),
+            read_at=self.space.read_at,
+            store=self.store,
+            progress=False,
         )
         return states.matrix(self.space.layer)
 
@@ -462,6 +472,11 @@ def _check_space(model: ChatModel, space: AnchorSpace) -> None:
         raise StatesError(
             f"The anchor space is of layer {space.layer} and width {len(space.mean)}, {model.name!r} has "
             f"{model.num_hidden_layers} layers of width {model.hidden_size}: fit the space on this model's states."
+        )
+    if space.read_at == "after_thinking":
+        raise StatesError(
+            "The anchor space is of states after thoughts, which would change with the prompt that is trained: fit it "
+            "on hidden_states(…, read_at='answer') or 'reply'."
         )
     if not space.residual_variance > 0:
         raise StatesError(

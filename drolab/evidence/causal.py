@@ -312,7 +312,12 @@ class _Chats:
         token_budget: int,
     ) -> _Chats:
         queries = validate_queries(queries)
-        batch = encode(model, queries["text"].tolist(), prompt)
+        if judge.read_at == "after_thinking":
+            raise StatesError(
+                "An edit changes what a model thinks, so that its effect on the answer cannot be read after one "
+                "thought: fit the judge with FirstTokenJudge.fit(…, read_at='answer')."
+            )
+        batch = encode(model, queries["text"].tolist(), prompt, read_at=judge.read_at)
         return cls(
             model=model,
             queries=queries,
@@ -324,7 +329,15 @@ class _Chats:
         )
 
     def states(self, layers: Sequence[int]) -> HiddenStates:
-        return hidden_states(self.model, self.queries, self.prompt, layers=layers, store=self.store, progress=False)
+        return hidden_states(
+            self.model,
+            self.queries,
+            self.prompt,
+            layers=layers,
+            read_at=self.judge.read_at,
+            store=self.store,
+            progress=False,
+        )
 
     def run(self, plans: Sequence[Sequence[Edit]], progress: Progress) -> tuple[Array, Array]:
         """[n, 4] without an edit and [n_plans, n, 4] under each plan: _MEASURES of every query, store first."""

@@ -46,7 +46,7 @@ from drolab.probing import (
 )
 from drolab.progress import Progress, bar
 from drolab.threads import one_thread
-from drolab.types import NO_PROMPT, HiddenStates, SafetyPrompt
+from drolab.types import NO_PROMPT, HiddenStates, ReadAt, SafetyPrompt
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,17 +78,23 @@ NO_REFUSAL = "refusal cannot be read here in four components"
 """The note on what rests on a site's refusal direction, where there is none."""
 
 
-def position_labels(model: ChatModel, queries: pd.DataFrame, positions: Sequence[int]) -> dict[int, str]:
+def position_labels(
+    model: ChatModel, queries: pd.DataFrame, positions: Sequence[int], *, read_at: ReadAt = "reply"
+) -> dict[int, str]:
     """The text of the token at each read position, "…" where it differs between the queries.
 
     Args:
         positions: negative, counted from the end of each chat.
+        read_at: where the chats end, as in `hidden_states`; after a thought of the model's own there are no labels.
 
     Raises:
         StatesError: a position before the start of a chat.
     """
+    if read_at == "after_thinking":
+        return {}
     none = SafetyPrompt(name=NO_PROMPT, text="")
-    suffixes = encode(model, queries["text"].tolist(), none, min_suffix=-min(positions)).suffixes
+    texts = queries["text"].tolist()
+    suffixes = encode(model, texts, none, min_suffix=-min(positions), read_at=read_at).suffixes
     found = {position: {suffix[position] for suffix in suffixes} for position in positions}
     return {p: "…" if len(ids) > 1 else str(model.tokenizer.decode(list(ids))) for p, ids in found.items()}
 

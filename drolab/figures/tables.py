@@ -202,9 +202,15 @@ def _head(name: str) -> str:
     return f'<th scope="col" title="{meaning}" style="{_CELL}">{escape(name, limit=400)}</th>'
 
 
-def show_table(table: pd.DataFrame, **headings: str) -> None:
-    """Display a table in a notebook, see `worded`. The table itself keeps its numbers and names."""
+def show_table(table: pd.DataFrame, *, note: str = "", **headings: str) -> None:
+    """Display a table in a notebook, see `worded`. The table itself keeps its numbers and names.
+
+    Args:
+        note: a sentence to stand below it, such as what `none` is for this model (`chat.about_none`).
+    """
     from IPython.display import display
 
     words = worded(table, **headings)
-    display({"text/html": table_html(words), "text/plain": words.to_string(index=False)}, raw=True)
+    below = f'<p style="line-height:1.4">{escape(note, limit=2000)}</p>' if note else ""
+    plain = words.to_string(index=False) + (f"\n{note}" if note else "")
+    display({"text/html": table_html(words) + below, "text/plain": plain}, raw=True)

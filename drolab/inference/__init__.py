@@ -1,8 +1,8 @@
 """Many queries under many prompts, the store first: what is kept is not computed again.
 
-In order: `sampling` (which token comes next, and what ends a reply), `hidden` (`hidden_states`), `responses`
-(`generate`), `next_tokens` (the distribution of a reply's first token, also under edits). How one batch runs is the
-business of `models`.
+In order: `thoughts` (where in a growing reply the answer begins), `sampling` (which token comes next, and what ends a
+reply), `responses` (`generate`), `thinking` (chats up to their answers), `hidden` (`hidden_states`), `next_tokens` (the
+distribution of a reply's first token, also under edits). How one batch runs is the business of `models`.
 """
 
 from drolab.inference.hidden import hidden_states

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from drolab.data import validate_queries
 from drolab.errors import StatesError
+from drolab.inference.thinking import PlacedChats, place_chats
 from drolab.models import (
     ChatModel,
     EncodedBatch,
@@ -29,7 +30,7 @@ from drolab.models import (
     check_edits,
     check_layers,
     check_positions,
-    encode,
+    check_read_at,
     forward_states,
     prefix_embeddings,
     resolve_layers,
@@ -39,7 +40,7 @@ from drolab.models import (
 from drolab.progress import Progress, found_in_words, resumable_bar
 from drolab.store import Store, key
 from drolab.threads import threads_for
-from drolab.types import STATE_COLUMNS, HiddenStates
+from drolab.types import STATE_COLUMNS, HiddenStates, ReadAt
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +59,9 @@ def hidden_states(
     *,
     layers: Sequence[int] = (-1,),
     positions: Sequence[int] = (-1,),
+    read_at: ReadAt = "reply",
+    max_thinking_tokens: int | None = None,
+    thinking_seed: int | None = None,
     store: Store | None = None,
     token_budget: int | None = None,
     progress: Progress = True,
@@ -67,11 +71,23 @@ def hidden_states(
     Rows: prompts in order, within each prompt the queries in order, within each query the positions.
     `states.index.attrs["summary"]` says what was done: "796 of 800 chats found in the store, 4 computed now".
 
+    A model that thinks before it answers can be read at three places. "reply" is the end of the chat with the
+    generation prompt, where its reply begins, thought and all. "answer" is after a thought that is closed and empty, as
+    its template writes it when thinking is switched off, or as drolab does (see `chat.render`). "after_thinking" is
+    where its answer begins after a thought of its own: one for each query and prompt, kept in the store. A model that
+    does not think begins its answer with its reply: for it "answer" is the same place as "reply", with the same states,
+    and "after_thinking" is an error. A chat whose answer has not begun within the budget has no state: it is left out,
+    `states.missing` names it, and the summary counts it (`states.paired()` leaves its query out under all prompts).
+
     Args:
         queries: a query set, see `load_queries`.
         prompts: safety prompts and soft prompts; a mapping's keys name them.
         layers: in transformers' count, 0 to num_hidden_layers; negative ones count from the last.
         positions: negative, counted from the end of each chat.
+        read_at: where the chats end: "reply", "answer" or "after_thinking".
+        max_thinking_tokens: the budget of a thought. None is 1024, or a quarter of the model's context if that is less.
+        thinking_seed: None writes the thoughts greedily, with the most probable token each time, which leads some
+            models round in circles; a number samples them, as `generate` does its first sample with this seed.
         store: only what it lacks is computed. What is finished is kept in it every two seconds and whenever this
             ends, also by an error or Ctrl-C, so a crash loses two seconds and the pass in flight. None computes
             everything and keeps nothing.
@@ -84,7 +100,8 @@ def hidden_states(
         QueryError: malformed queries, or one that makes a chat longer than the model's context.
         PromptError: no prompts, two of one name, a soft prompt of another model, or one too long for the context.
         ChatTemplateError: the template rejects, drops or rewrites the system text.
-        StatesError: layers or positions that are not there, or a state that is not finite.
+        StatesError: layers, positions or a place that are not there, a model that does not think, no thought that
+            ended, or a state that is not finite.
         ModelError: not even a single chat fits into the memory; or the model is being edited (see `steered`) and this
             is not what its context yielded; or the last layer is another state in transformers.
 
@@ -112,23 +129,50 @@ def hidden_states(
     check_positions(positions, limit=model.max_length)
     if token_budget is not None and token_budget < 1:
         raise StatesError(f"token_budget must be at least 1, got {token_budget}: None takes what suits the device.")
+    check_read_at(read_at)
     places = tuple(dict.fromkeys(positions))
-    wanted = as_prompts(prompts)
-    shape = (len(wanted), len(queries), len(places), len(resolved), model.hidden_size)
+    wanted, texts = as_prompts(prompts), queries["text"].tolist()
+    placed, found = place_chats(
+        model,
+        texts,
+        wanted,
+        read_at,
+        min_suffix=-min(places),
+        max_thinking_tokens=max_thinking_tokens,
+        thinking_seed=thinking_seed,
+        store=store,
+        progress=progress,
+    )
+    sizes = [len(chats.rows) for _, chats in placed]
+    shape = (sum(sizes), len(places), len(resolved), model.hidden_size)
     values = torch.empty(shape, dtype=model.dtype)  # filled in place: to put parts together would take twice the room
     tasks = [
-        _Task.make(model, queries["text"].tolist(), prompt, resolved, places, own)
-        for prompt, own in zip(wanted, values, strict=True)
+        _Task.make(model, prompt, chats, queries, resolved, places, own)
+        for (prompt, chats), own in zip(placed, values.split(sizes), strict=True)
     ]
-    summary = _complete(model, tasks, queries["query_id"], store, token_budget, progress)
-    index = pd.concat([_index(queries, task.prompt.name, places) for task in tasks], ignore_index=True)
-    index.attrs["summary"] = summary
+    summary = _complete(model, tasks, store, token_budget, progress)
+    index = pd.concat([_index(task.queries, task.prompt.name, places) for task in tasks], ignore_index=True)
+    index.attrs["summary"] = summary + found
     return HiddenStates(
-        values=values.flatten(0, 2),
+        values=values.flatten(0, 1),
         index=index,
         layers=resolved,
         num_hidden_layers=model.num_hidden_layers,
         model_fingerprint=model.fingerprint,
+        read_at=read_at,
+        missing=_missing(queries["query_id"], wanted, placed),
+    )
+
+
+def _missing(
+    query_ids: pd.Series, prompts: Sequence[Prompt], placed: Sequence[tuple[Prompt, PlacedChats]]
+) -> tuple[tuple[str, str], ...]:
+    there = {prompt.name: set(chats.rows) for prompt, chats in placed}
+    return tuple(
+        (query_id, prompt.name)
+        for prompt in prompts
+        for row, query_id in enumerate(query_ids)
+        if row not in there.get(prompt.name, ())
     )
 
 
@@ -144,6 +188,8 @@ class _Task:
 
     prompt: Prompt
     batch: EncodedBatch
+    queries: pd.DataFrame
+    """Those that its chats are of, in order."""
     layers: tuple[int, ...]
     positions: tuple[int, ...]
     common: str
@@ -157,16 +203,18 @@ class _Task:
     def make(
         cls,
         model: ChatModel,
-        texts: Sequence[str],
         prompt: Prompt,
+        chats: PlacedChats,
+        queries: pd.DataFrame,
         layers: tuple[int, ...],
         positions: tuple[int, ...],
         values: Tensor,
     ) -> _Task:
-        batch = encode(model, texts, prompt, min_suffix=-min(positions))
+        batch = chats.batch
         return cls(
             prompt=prompt,
             batch=batch,
+            queries=queries.iloc[chats.rows],
             layers=layers,
             positions=positions,
             common=key(
@@ -258,7 +306,6 @@ class _Keeper:
 def _complete(
     model: ChatModel,
     tasks: Sequence[_Task],
-    query_ids: pd.Series,
     store: Store | None,
     token_budget: int | None,
     progress: Progress,
@@ -289,7 +336,7 @@ def _complete(
         counted.note(f"{hits} from the store, 0 computed")
         try:
             for task, prefix in _with_prefixes(model, [task for task in tasks if task.missing()]):
-                for n_chats in _compute(model, task, prefix, query_ids, keeper, token_budget):
+                for n_chats in _compute(model, task, prefix, keeper, token_budget):
                     counted.note(f"{hits} from the store, {counted.done + n_chats - hits} computed")
                     counted.update(n_chats)
         finally:
@@ -329,7 +376,6 @@ def _compute(
     model: ChatModel,
     task: _Task,
     prefix: Prefix,
-    query_ids: pd.Series,
     keeper: _Keeper,
     token_budget: int | None,
 ) -> Iterator[int]:
@@ -349,7 +395,7 @@ def _compute(
         check_edits(model)  # what is kept was computed by what its key says
         keeper.add(task.put([rows[i] for i in good], columns, states[good]))
         if len(good) < len(rows):
-            bad = query_ids.iloc[rows[int((~finite).nonzero()[0])]]
+            bad = task.queries["query_id"].iloc[rows[int((~finite).nonzero()[0])]]
             raise StatesError(
                 f"The hidden states of query {bad!r} under prompt {task.prompt.name!r} are not finite "
                 f"({str(model.dtype).removeprefix('torch.')}): load the model with dtype='bfloat16' or 'float32'; "

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from drolab.data import validate_queries
 from drolab.errors import QueryError, StatesError
 from drolab.inference.sampling import batches
+from drolab.inference.thinking import place_chats
 from drolab.models import (
     Ablate,
     ChatModel,
@@ -27,8 +28,8 @@ from drolab.models import (
     as_prompts,
     can_share_prefix,
     check_edits,
+    check_read_at,
     copy_cache,
-    encode,
     last_logits,
     prefix_cache,
     prefix_embeddings,
@@ -38,7 +39,9 @@ from drolab.models import (
     with_vectors,
 )
 from drolab.progress import Progress, bar
+from drolab.store import Store
 from drolab.threads import threads_for
+from drolab.types import ReadAt
 
 _TOGETHER = 256
 """Chats x plans in one pass of single tokens, whose logits are kept for each; more only if one plan has more chats."""
@@ -50,23 +53,31 @@ def first_token_probabilities(
     queries: pd.DataFrame,
     prompts: Prompts,
     *,
+    read_at: ReadAt = "reply",
+    max_thinking_tokens: int | None = None,
+    thinking_seed: int | None = None,
+    store: Store | None = None,
     token_budget: int = 16384,
     progress: Progress = False,
 ) -> tuple[pd.DataFrame, Tensor]:
-    """The distribution of a reply's first token (temperature 1, no top_p). Nothing is sampled.
+    """The distribution of a reply's first token, or of an answer's (temperature 1, no top_p). No answer is sampled.
 
     Args:
+        read_at, max_thinking_tokens, thinking_seed: which token, as in `hidden_states`: "answer" and "after_thinking"
+            give the answer's first.
+        store: of thoughts only, for "after_thinking".
         token_budget: chats x tokens per chat in one batch; bounds the memory.
 
     Returns:
         A table query_id, prompt, harmful (prompts in order, within each the queries), and [n, vocabulary]
-        float32 probabilities on the CPU with the same rows.
+        float32 probabilities on the CPU with the same rows. A chat whose thought did not end has none; the table's
+        `.attrs["summary"]` counts them.
 
     Raises:
         QueryError: malformed queries, one that makes a chat longer than the model's context, or no budget.
         PromptError: no prompts, two of one name, a soft prompt of another model, or one too long for the context.
         ChatTemplateError: the template rejects, drops or rewrites the system text.
-        StatesError: the model's logits are not numbers.
+        StatesError: the model's logits are not numbers; or there is no such place to read at, see `hidden_states`.
         ModelError: the model is being edited (see `steered`) and this is not what its context yielded.
 
     Examples:
@@ -87,18 +98,30 @@ def first_token_probabilities(
     queries = validate_queries(queries)
     if token_budget < 1:
         raise QueryError(f"token_budget must be at least 1, got {token_budget}: the default is 16384.")
-    found, tables = as_prompts(prompts), []
-    counting = bar(progress, total=len(found) * len(queries), desc="first tokens", unit="chat")
+    check_read_at(read_at)
+    placed, found = place_chats(
+        model,
+        queries["text"].tolist(),
+        as_prompts(prompts),
+        read_at,
+        max_thinking_tokens=max_thinking_tokens,
+        thinking_seed=thinking_seed,
+        store=store,
+        progress=progress,
+    )
+    tables = []
+    counting = bar(progress, total=sum(len(one.rows) for _, one in placed), desc="first tokens", unit="chat")
     with counting as counted, threads_for(model.model):
-        for prompt in found:
-            batch = encode(model, queries["text"].tolist(), prompt)
+        for batch in (chats.batch for _, chats in placed):
             rows: dict[int, Tensor] = {}
             for new in _first_tokens(model, batch, token_budget):
                 rows.update(new)
                 counted.update(len(new))
             tables.append(torch.stack([rows[row] for row in range(len(batch))]))
     columns = queries[["query_id", "harmful"]].reset_index(drop=True)
-    index = pd.concat([columns.assign(prompt=prompt.name) for prompt in found], ignore_index=True)
+    parts = [columns.iloc[chats.rows].assign(prompt=prompt.name) for prompt, chats in placed]
+    index = pd.concat(parts, ignore_index=True)
+    index.attrs["summary"] = found.removeprefix("; ")
     return index[["query_id", "prompt", "harmful"]], torch.cat(tables)
 
 

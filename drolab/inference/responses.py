@@ -22,35 +22,50 @@ import torch
 from drolab.data import validate_queries
 from drolab.errors import QueryError
 from drolab.inference import sampling
-from drolab.inference.sampling import ReplyRules, Settings, batches, decode, decoded_texts, stop_ids, uniform_numbers
+from drolab.inference.sampling import ReplyRules, Settings, batches, decode, stop_ids, uniform_numbers
+from drolab.inference.thoughts import answer_token, decoded_texts, marks_kept
 from drolab.models import (
     ChatModel,
     EncodedBatch,
     Prompt,
     Prompts,
     Reader,
+    Reply,
     as_prompts,
     check_edits,
     encode,
     reader_for,
+    split_reply,
+    thought_mark,
 )
 from drolab.progress import Progress, found_in_words, resumable_bar
 from drolab.store import Store, key
 from drolab.threads import threads_for
-from drolab.types import RESPONSE_COLUMNS
+from drolab.types import REASONING_COLUMNS, RESPONSE_COLUMNS, UNFINISHED
 
 _FEWEST, _MOST = 128, 1024
 _BYTES = 2**29
 """Of replies that are written at once: see `_batch_size`."""
 
 
+THINKING_TOKENS = 1024
+"""How long a model that thinks may do so before each answer, unless something else is asked for."""
+
+
 class _Reply(NamedTuple):
-    """What is kept of one sample, in the order of RESPONSE_COLUMNS."""
+    """What is kept of one sample, in the order of RESPONSE_COLUMNS; for one with a thought also what follows."""
 
     response: str
     n_tokens: int
     finish_reason: str
     first_token: int
+    n_reasoning_tokens: int | None = None
+    """Tokens before the answer."""
+    answer_token: int | None = None
+    """The answer's first token; -1 if there is no answer."""
+
+    def kept(self) -> str:
+        return json.dumps([value for value in self if value is not None])
 
 
 def generate(
@@ -61,6 +76,7 @@ def generate(
     n_samples: int = 20,
     preset: Literal["default", "paper"] = "default",
     max_new_tokens: int | None = None,
+    max_thinking_tokens: int | None = None,
     min_new_tokens: int | None = None,
     stop_strings: str | Sequence[str] = (),
     do_sample: bool = True,
@@ -95,9 +111,15 @@ def generate(
         prompts: safety prompts and soft prompts; a mapping's keys name them.
         n_samples: replies per query and prompt; must be 1 with `do_sample=False`.
         preset: what the settings are that are None here.
-        max_new_tokens: a reply that is longer is cut, its finish_reason is then "length".
+        max_new_tokens: a reply that is longer is cut, its finish_reason is then "length". Of a reply that thinks first,
+            these are the answer's.
+        max_thinking_tokens: what a thought before the answer may have beside them. A reply whose answer has not begun
+            by then ends there, its finish_reason is then "thinking". None is 1024 for a model that thinks (see
+            `models.thought_mark`), or a quarter of its context if that is less. One that does not think has no such
+            budget: a thought that it writes all the same counts to `max_new_tokens`.
         min_new_tokens: until then no end token is written; a stop string ends a reply all the same.
-        stop_strings: a reply ends before the first of these; its finish_reason is then "stop".
+        stop_strings: a reply ends before the first of these; its finish_reason is then "stop". In a thought that has a
+            budget of its own they do not count.
         do_sample: False takes the most probable token each time.
         temperature, top_k, top_p: as in transformers, applied in this order; top_k=0 keeps every token.
         bad_words: texts that are never written, as the tokens that stand for them within a text: as `bad_words_ids` of
@@ -115,7 +137,9 @@ def generate(
         RESPONSE_COLUMNS; prompts in order, within each the queries in order, within each the samples.
         `response` is without special tokens; `n_tokens` counts the end token or stop string; `finish_reason` is
         "stop" or "length"; `first_token` is a token id. `.attrs["summary"]` says what was done: "796 of 800 replies
-        found in the store, 4 computed now".
+        found in the store, 4 computed now". If the model thinks, or any reply does, also REASONING_COLUMNS: `response`
+        is then the answer alone, and `first_token` its first token, or -1 if it has none; `reasoning` is the thought,
+        without its marks, and `n_reasoning_tokens` the tokens before the answer (they are part of `n_tokens`).
 
     Raises:
         QueryError: settings out of range, no such preset, a word that cannot be forbidden, malformed queries, or a chat
@@ -159,6 +183,7 @@ def generate(
     ending = sampling.whole_paragraphs if chosen.pop("whole_paragraphs") else str
     settings = Settings(
         n_samples=n_samples,
+        max_thinking_tokens=thinking_budget(model, max_thinking_tokens),
         stop_strings=_texts(stop_strings),
         do_sample=do_sample,
         seed=seed,
@@ -170,23 +195,38 @@ def generate(
     found_prompts = as_prompts(prompts)
     tasks = [_Task.make(model, queries["text"].tolist(), prompt, settings) for prompt in found_prompts]
     summary = _complete(model, tasks, batch_size, store, progress)
-    names = [prompt.name for prompt in found_prompts]
-    table = pd.concat([_table(queries, *pair) for pair in zip(names, tasks, strict=True)], ignore_index=True)
+    apart = settings.max_thinking_tokens is not None or any(task.thinks() for task in tasks)
+    parts = [_table(queries, prompt.name, task, apart) for prompt, task in zip(found_prompts, tasks, strict=True)]
+    table = pd.concat(parts, ignore_index=True)
     table["response"] = table["response"].map(ending)
-    table.attrs["summary"] = summary
+    table.attrs["summary"] = summary + _unfinished_in_words(table)
     return table
+
+
+def thinking_budget(model: ChatModel, asked: int | None = None) -> int | None:
+    """What a thought may have: what was asked for, or what suits the model; None if it does not think."""
+    if asked is not None or thought_mark(model.template) is None:
+        return asked
+    return min(THINKING_TOKENS, max(1, model.max_length // 4))
+
+
+def _unfinished_in_words(table: pd.DataFrame) -> str:
+    n = int((table["finish_reason"] == UNFINISHED).sum())
+    return (
+        f"; {n:,} of {len(table):,} ended in their thoughts, before an answer: raise max_thinking_tokens" if n else ""
+    )
 
 
 def _texts(given: str | Sequence[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def _table(queries: pd.DataFrame, prompt: str, task: _Task) -> pd.DataFrame:
+def _table(queries: pd.DataFrame, prompt: str, task: _Task, apart: bool) -> pd.DataFrame:
     n_samples = task.settings.n_samples
     rows = queries[["query_id", "text", "harmful"]].loc[queries.index.repeat(n_samples)].reset_index(drop=True)
-    replies = pd.DataFrame([task.replies[name] for keys in task.keys for name in keys], columns=_Reply._fields)
+    replies = task.parts() if apart else task.whole()
     table = pd.concat([rows.assign(prompt=prompt, sample=list(range(n_samples)) * len(queries)), replies], axis=1)
-    return table[list(RESPONSE_COLUMNS)]
+    return table[[*RESPONSE_COLUMNS, *(REASONING_COLUMNS if apart else ())]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -204,15 +244,9 @@ class _Task:
     @classmethod
     def make(cls, model: ChatModel, texts: Sequence[str], prompt: Prompt, settings: Settings) -> _Task:
         batch = encode(model, texts, prompt)
-        _check_room(model, batch, texts, settings.max_new_tokens)
+        check_room(model, batch, texts, settings)
         chats = [key(soft=batch.slots, ids=list(batch.chat(row))) for row in range(len(batch))]
-        common = key(
-            kind="reply",
-            model=model.fingerprint,
-            attention=model.model.config._attn_implementation,
-            stop=sorted(stop_ids(model)),
-            **settings.fields(),
-        )
+        common = reply_key(model, "reply", settings)
         keys = [[key(common=common, chat=chat, sample=i) for i in range(settings.n_samples)] for chat in chats]
         return cls(batch=batch, settings=settings, chats=chats, keys=keys, replies={})
 
@@ -228,15 +262,65 @@ class _Task:
         found = store.get_texts([name for keys in self.keys for name in keys])
         self.replies.update({name: _Reply(*json.loads(text)) for name, text in found.items()})
 
+    def whole(self) -> pd.DataFrame:
+        """The replies as they were written, queries x samples."""
+        columns = _Reply._fields[:4]
+        return pd.DataFrame([self.replies[name][:4] for keys in self.keys for name in keys], columns=columns)
 
-def _check_room(model: ChatModel, batch: EncodedBatch, texts: Sequence[str], max_new_tokens: int) -> None:
+    def _split(self) -> Iterator[tuple[_Reply, Reply]]:
+        for row, keys in enumerate(self.keys):
+            for name in keys:
+                yield self.replies[name], split_reply(self.replies[name].response, opening_of(self.batch, row))
+
+    def thinks(self) -> bool:
+        """Whether any reply does."""
+        return any(parts.begins or parts.answer is None for _, parts in self._split())
+
+    def parts(self) -> pd.DataFrame:
+        """The replies taken apart, queries x samples."""
+        rows = []
+        for reply, parts in self._split():
+            n_before, first = reply.n_reasoning_tokens, reply.answer_token
+            # A stop string may have cut an answer off at its first character: that is one all the same.
+            ended = parts.answer is None and first in (None, -1)
+            reason = UNFINISHED if ended else reply.finish_reason
+            if n_before is None:  # no thought; or one of an earlier drolab, which did not count its tokens
+                unknown = bool(parts.begins) or parts.answer is None
+                n_before, first = (None, -1) if unknown else (0, reply.first_token)
+            rows.append((parts.answer or "", reply.n_tokens, reason, first, parts.reasoning, n_before))
+        table = pd.DataFrame(rows, columns=[*_Reply._fields[:4], *REASONING_COLUMNS])
+        return table.astype({"n_reasoning_tokens": "Int64"})
+
+
+def opening_of(batch: EncodedBatch, row: int) -> str:
+    """What of a thought a chat leaves open."""
+    return batch.openings[row] if batch.openings else ""
+
+
+def reply_key(model: ChatModel, kind: str, settings: Settings) -> str:
+    """A hash of what a reply depends on, its chat apart."""
+    marks = marks_kept(model)  # replies of models without such tokens keep their keys
+    return key(
+        kind=kind,
+        model=model.fingerprint,
+        attention=model.model.config._attn_implementation,
+        stop=sorted(stop_ids(model)),
+        **settings.fields(),
+        **({"marks": marks} if marks else {}),
+    )
+
+
+def check_room(model: ChatModel, batch: EncodedBatch, texts: Sequence[str], settings: Settings) -> None:
+    """Raise QueryError if a chat leaves no room for the reply."""
     longest = max(range(len(batch)), key=lambda row: len(batch.suffixes[row]))
     room = model.max_length - len(batch.chat(longest))
-    if room < max_new_tokens:
+    if room < settings.most_tokens:
         shown = texts[longest] if len(texts[longest]) <= 60 else texts[longest][:57] + "…"
+        thinks = settings.max_thinking_tokens is not None
         raise QueryError(
-            f"The chat of query {shown!r} leaves room for {room} of {max_new_tokens} new tokens in the context of "
-            f"{model.name!r} ({model.max_length}): pass a smaller max_new_tokens, or shorten query or prompt."
+            f"The chat of query {shown!r} leaves room for {room} of {settings.most_tokens} new tokens in the context "
+            f"of {model.name!r} ({model.max_length}): pass a smaller max_new_tokens"
+            f"{' or max_thinking_tokens' if thinks else ''}, or shorten query or prompt."
         )
 
 
@@ -277,59 +361,93 @@ def _compute(model: ChatModel, task: _Task, batch_size: int | None, store: Store
     missing = task.missing()
     if not missing:
         return
-    reader = reader_for(model, task.batch, task.settings.max_new_tokens)
-    size = batch_size or _batch_size(model, reader, task, min(map(len, missing.values())))
+    reader = reader_for(model, task.batch, task.settings.most_tokens)
+    size = batch_size or reply_batch_size(model, reader, task.batch, task.settings, min(map(len, missing.values())))
     for batch in batches(missing, task.batch.suffixes, size, reader.mixes_lengths):
         replies = _write(model, reader, task, batch)
         check_edits(model)  # what is kept was written by what its key says
         new = {task.keys[row][sample]: reply for (row, sample), reply in zip(batch, replies, strict=True)}
         if store is not None:
-            texts = {name: json.dumps(reply) for name, reply in new.items()}
-            store.put_texts(texts, note=f"replies, {model.name}")
+            store.put_texts({name: reply.kept() for name, reply in new.items()}, note=f"replies, {model.name}")
         task.replies.update(new)
         yield replies
 
 
-def _batch_size(model: ChatModel, reader: Reader, task: _Task, n_each: int) -> int:
+def reply_batch_size(model: ChatModel, reader: Reader, batch: EncodedBatch, settings: Settings, n_each: int = 1) -> int:
     """How many replies to write at once, `n_each` or more to a chat: as many as `_BYTES` hold the keys, values and
     logits of, and those of their chats, but `_FEWEST` at least and `_MOST` at most. A reader that copies the prompt for
     each row takes the fewest."""
     if not reader.mixes_lengths:
         return _FEWEST
-    tokens = task.settings.max_new_tokens + max(map(len, task.batch.suffixes)) / n_each
+    tokens = settings.most_tokens + max(map(len, batch.suffixes)) / n_each
     cache = 2 * model.num_hidden_layers * model.hidden_size * model.dtype.itemsize * tokens
     logits = 3 * torch.float32.itemsize * len(model.tokenizer)  # sorted, and their places
     return max(_FEWEST, min(_MOST, int(_BYTES / (cache + logits))))
 
 
 def _write(model: ChatModel, reader: Reader, task: _Task, batch: Sequence[tuple[int, int]]) -> list[_Reply]:
-    rows = list(dict.fromkeys(row for row, _ in batch))
+    tokens = write_tokens(model, reader, task.batch, task.chats, task.settings, batch)
+    openings = [opening_of(task.batch, row) for row, _ in batch]
+    return _replies(model, tokens, task.settings, openings)
+
+
+def write_tokens(
+    model: ChatModel,
+    reader: Reader,
+    batch: EncodedBatch,
+    chats: Sequence[str],
+    settings: Settings,
+    pairs: Sequence[tuple[int, int]],
+) -> list[list[int]]:
+    """The tokens of the replies to some (query, sample) pairs, each with the end token if there is one.
+
+    Args:
+        chats: per query a hash of what the model reads.
+    """
+    rows = list(dict.fromkeys(row for row, _ in pairs))
     places = {row: place for place, row in enumerate(rows)}
-    settings = task.settings
     uniforms = None
     if settings.do_sample:
-        streams = [
-            uniform_numbers(settings.seed, task.chats[row], sample, settings.max_new_tokens) for row, sample in batch
-        ]
+        streams = [uniform_numbers(settings.seed, chats[row], sample, settings.most_tokens) for row, sample in pairs]
         uniforms = torch.from_numpy(np.stack(streams))
-    tokens = decode(
+    return decode(
         reader,
-        [task.batch.suffixes[row] for row in rows],
-        torch.tensor([places[row] for row, _ in batch]),
+        [batch.suffixes[row] for row in rows],
+        torch.tensor([places[row] for row, _ in pairs]),
         uniforms,
         settings,
         ReplyRules(model, settings),
+        [opening_of(batch, row) for row in rows],
     )
-    return _replies(model, tokens, settings)
 
 
-def _replies(model: ChatModel, written: Sequence[list[int]], settings: Settings) -> list[_Reply]:
+def without_end(model: ChatModel, written: Sequence[list[int]]) -> list[list[int]]:
+    """Replies without the end token."""
     stop = stop_ids(model)
-    stopped = [ids[-1] in stop for ids in written]
-    bodies = [ids[:-1] if ended else ids for ids, ended in zip(written, stopped, strict=True)]
-    replies = []
-    for text, ids, ended in zip(decoded_texts(model, bodies), written, stopped, strict=True):
-        cut = settings.end_of(text)
-        reason = "stop" if ended or cut >= 0 else "length"
-        replies.append(_Reply(text if cut < 0 else text[:cut], len(ids), reason, ids[0]))
-    return replies
+    return [ids[:-1] if ids[-1] in stop else ids for ids in written]
+
+
+def _replies(
+    model: ChatModel, written: Sequence[list[int]], settings: Settings, openings: Sequence[str]
+) -> list[_Reply]:
+    bodies = without_end(model, written)
+    return [
+        _reply(model, *parts, settings)
+        for parts in zip(decoded_texts(model, bodies), written, bodies, openings, strict=True)
+    ]
+
+
+def _reply(
+    model: ChatModel, text: str, written: list[int], body: list[int], opening: str, settings: Settings
+) -> _Reply:
+    parts = split_reply(text, opening)
+    budgeted = settings.max_thinking_tokens is not None
+    cut = settings.end_of(text, parts.begins if budgeted else 0)
+    reason = "stop" if len(body) < len(written) or cut >= 0 else "length"
+    reply = _Reply(text if cut < 0 else text[:cut], len(written), reason, written[0])
+    if not (budgeted or parts.begins or parts.answer is None):
+        return reply
+    if parts.answer is None:
+        return reply._replace(n_reasoning_tokens=len(body), answer_token=-1)
+    place = answer_token(model, body, parts.begins) if parts.begins else 0
+    return reply._replace(n_reasoning_tokens=place, answer_token=written[place])

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from drolab.errors import QueryError
+from drolab.inference.thoughts import Thoughts, decoded_texts
 from drolab.models import ChatModel, Reader
 
 _AT_ONCE, _AT_ONCE_ELSEWHERE = {"cpu": 2**19}, 2**24
@@ -80,6 +81,9 @@ class Settings:
 
     n_samples: int
     max_new_tokens: int
+    """Of the answer, where the thought before it has a budget of its own; else of the whole reply."""
+    max_thinking_tokens: int | None = None
+    """None: there is no thought, or it counts like all the rest."""
     min_new_tokens: int = 0
     stop_strings: tuple[str, ...] = ()
     do_sample: bool
@@ -95,6 +99,11 @@ class Settings:
         for name in ("n_samples", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise QueryError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.max_thinking_tokens is not None and self.max_thinking_tokens < 1:
+            raise QueryError(
+                f"max_thinking_tokens must be at least 1, got {self.max_thinking_tokens}: a model whose template has a "
+                "switch does not think with load_model(…, template_kwargs={'enable_thinking': False})."
+            )
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise QueryError(
                 f"min_new_tokens must be from 0 to max_new_tokens={self.max_new_tokens}, got {self.min_new_tokens}."
@@ -118,6 +127,7 @@ class Settings:
         sampling = {"temperature": float(self.temperature), "top_p": float(self.top_p), "seed": self.seed}
         sampling |= {"top_k": self.top_k} if self.top_k else {}
         optional = {
+            "max_thinking_tokens": self.max_thinking_tokens,
             "min_new_tokens": self.min_new_tokens,
             "stop_strings": sorted(set(self.stop_strings)),
             "bad_words_ids": sorted(set(self.bad_words_ids)),
@@ -128,9 +138,14 @@ class Settings:
             **{name: value for name, value in optional.items() if value},  # replies without them keep their keys
         }
 
-    def end_of(self, text: str) -> int:
-        """Where the first stop string begins; -1 if there is none."""
-        return min((place for stop in self.stop_strings if (place := text.find(stop)) >= 0), default=-1)
+    @property
+    def most_tokens(self) -> int:
+        """Of a whole reply."""
+        return self.max_new_tokens + (self.max_thinking_tokens or 0)
+
+    def end_of(self, text: str, begin: int = 0) -> int:
+        """Where the first stop string begins, from some place on; -1 if there is none."""
+        return min((place for stop in self.stop_strings if (place := text.find(stop, begin)) >= 0), default=-1)
 
 
 def batches(
@@ -153,34 +168,44 @@ def decode(
     uniforms: Tensor | None,
     settings: Settings,
     rules: ReplyRules,
+    openings: Sequence[str] = (),
 ) -> list[list[int]]:
     """The token ids of each sample's reply, with the end token if there is one.
 
     Args:
         rows: [n] which of the suffixes each sample continues.
-        uniforms: [n, max_new_tokens], or None for greedy replies.
+        uniforms: [n, most_tokens], or None for greedy replies.
+        openings: of each suffix what of a thought is open at its end; () if nothing is.
     """
-    written = torch.full((len(rows), settings.max_new_tokens), -1)
+    written = torch.full((len(rows), settings.most_tokens), -1)
+    thoughts = rules.thoughts([openings[row] if openings else "" for row in rows.tolist()])
     live = torch.arange(len(rows))
     ends = rules.ends_of_chats(suffixes)[rows]
     logits = reader.start(suffixes)
-    for step in range(settings.max_new_tokens):
+    for step in range(settings.most_tokens):
         drawn = None if uniforms is None else uniforms[live, step]
         said = torch.cat([ends[live], written[live, :step]], dim=1)
         said_in_row = said.new_empty(len(logits), said.shape[1])
         said_in_row[rows] = said  # samples of one row have said the same
         chosen = _pick(rules.allowed(logits, step, said_in_row), rows, drawn, settings)
         written[live, step] = chosen
-        going = ~rules.reached(written[live, : step + 1])
+        if thoughts is None:
+            going = ~rules.reached(written[live, : step + 1])
+        else:
+            begins = thoughts.look(live.tolist(), written[live, : step + 1])
+            going = ~(
+                rules.reached(written[live, : step + 1], begins) | thoughts.spent(live.tolist(), begins, step + 1)
+            )
         live, rows, chosen = live[going], rows[going], chosen[going]
-        if not len(live) or step + 1 == settings.max_new_tokens:
+        if not len(live) or step + 1 == settings.most_tokens:
             break
         # Samples with the same beginning become one row: what differs is the row they come from and the new token.
         vocabulary = logits.shape[1]
         branches, rows = torch.unique(rows * vocabulary + chosen, return_inverse=True)
         logits = reader.step(branches // vocabulary, branches % vocabulary)
     lengths = (written >= 0).sum(dim=1).tolist()
-    return [ids[:length] for ids, length in zip(written.tolist(), lengths, strict=True)]
+    replies = [ids[:length] for ids, length in zip(written.tolist(), lengths, strict=True)]
+    return replies if thoughts is None else thoughts.cut(replies)
 
 
 # --- what may come next, and what ends a reply ---------------------------------------------------------------
@@ -218,11 +243,28 @@ class ReplyRules:
                 logits = logits.index_copy(1, torch.tensor([last], device=logits.device), column[:, None])
         return logits
 
-    def reached(self, written: Tensor) -> Tensor:
-        """[n] booleans: which of these replies, [n, tokens so far], have ended with their last token."""
+    def thoughts(self, openings: Sequence[str]) -> Thoughts | None:
+        """What watches the budgets of replies, where thoughts have one of their own."""
+        if self._settings.max_thinking_tokens is None:
+            return None
+        return Thoughts(
+            self._model,
+            openings,
+            max_thinking_tokens=self._settings.max_thinking_tokens,
+            max_new_tokens=self._settings.max_new_tokens,
+        )
+
+    def reached(self, written: Tensor, begins: Tensor | None = None) -> Tensor:
+        """[n] booleans: which of these replies, [n, tokens so far], have ended with their last token.
+
+        Args:
+            begins: [n], the token at which each answer begins: no stop string before it counts.
+        """
         ended = torch.isin(written[:, -1], self.ids)
         if self._tail:
-            texts = decoded_texts(self._model, written[:, -self._tail :].tolist())
+            first = [0] * len(written) if begins is None else begins.tolist()
+            since = [max(begin, written.shape[1] - self._tail) for begin in first]
+            texts = decoded_texts(self._model, [ids[at:] for ids, at in zip(written.tolist(), since, strict=True)])
             ended |= torch.tensor([self._settings.end_of(text) >= 0 for text in texts], dtype=torch.bool)
         return ended
 
@@ -268,10 +310,6 @@ def word_ids(model: ChatModel, word: str) -> tuple[int, ...]:
     raise QueryError(
         f"{word!r} cannot be forbidden: bad_words must be texts that the tokenizer has tokens of their own for."
     )
-
-
-def decoded_texts(model: ChatModel, ids: list[list[int]]) -> list[str]:
-    return model.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 # --- the choice of a token ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pandas as pd
 from drolab.errors import DrolabError, QueryError, shown
 from drolab.judges.string_rule import is_refusal, is_refusal_raw
 from drolab.models import split_reply
-from drolab.types import SCORE_COLUMNS
+from drolab.types import SCORE_COLUMNS, UNFINISHED
 
 FULL, PARTIAL, COMPLIES = "full_refusal", "partial_refusal", "compliance"
 NEITHER = "neither"
@@ -26,7 +26,8 @@ class Judge(Protocol):
     """Anything that judges a table of responses: queries and responses together, many at once.
 
     What it gets as `response` is the answer, without what the model thought aloud, and only rows that have one. A judge
-    that must read whole responses says so with an attribute `reads_whole = True`.
+    that must read whole responses says so with an attribute `reads_whole = True`: it gets the table as it is, where the
+    thought may be in a column `reasoning`.
 
     Examples:
         A judge of your own is a class with one method, or a plain function of the response:
@@ -130,7 +131,8 @@ def n_unanswered(responses: pd.DataFrame) -> int:
 def unanswered_in_words(n: int, of: int) -> str:
     """A sentence for those who judge, or read what was judged."""
     return (
-        f"{n:,} of {of:,} responses end in their reasoning, before an answer begins. Generate with more max_new_tokens."
+        f"{n:,} of {of:,} responses end in their reasoning, before an answer begins. Generate with more "
+        "max_thinking_tokens (or max_new_tokens, for a model whose template knows no thoughts)."
     )
 
 
@@ -168,7 +170,9 @@ def opinion(responses: pd.DataFrame, judge: AnyJudge) -> pd.Series:
             else. Other errors in a judge get a note that says in which.
     """
     check_responses(responses, ("response",))
-    if judge is is_refusal_raw or getattr(judge, "reads_whole", False):
+    if judge is is_refusal_raw:
+        return _said(responses.assign(response=whole_responses(responses)), judge)
+    if getattr(judge, "reads_whole", False):
         return _said(responses, judge)
     return of_answers(responses, lambda answers: _said(answers, judge))
 
@@ -187,10 +191,27 @@ def of_answers(responses: pd.DataFrame, say: Callable[[pd.DataFrame], pd.Series]
     return pd.Series(said, index=responses.index, dtype="string")
 
 
+def whole_responses(responses: pd.DataFrame) -> pd.Series:
+    """The response with the thought before it, where that was taken off."""
+    if "reasoning" not in responses:
+        return responses["response"]
+    thoughts = responses["reasoning"].fillna("")
+    return (thoughts + "\n\n").where(thoughts.ne(""), "") + responses["response"]
+
+
 def answers_in(responses: pd.DataFrame) -> pd.Series:
-    """The answer in each response; None where it ends before."""
+    """The answer in each response; None where it ends before. What `generate` has taken apart, with the thought in a
+    column `reasoning`, is an answer as it stands; what is there of others is taken apart here."""
     answers = {text: split_reply(text).answer for text in responses["response"].unique()}
-    return responses["response"].map(answers)
+    found = responses["response"].map(answers)
+    if "reasoning" not in responses:
+        return found
+    apart, blank = responses["reasoning"].notna(), responses["response"].str.strip().eq("")
+    if "finish_reason" in responses:
+        unfinished = responses["finish_reason"].eq(UNFINISHED)
+    else:
+        unfinished = responses["reasoning"].fillna("").str.strip().ne("")
+    return found.where(~apart, responses["response"].where(~(blank & unfinished), None))
 
 
 def _said(responses: pd.DataFrame, judge: AnyJudge) -> pd.Series:

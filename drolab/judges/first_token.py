@@ -16,8 +16,10 @@ from drolab.inference import first_token_probabilities
 from drolab.intervals import check_settings, unseen_interval
 from drolab.judges.base import AnyJudge, check_responses, refused
 from drolab.judges.string_rule import is_refusal
-from drolab.models import ChatModel, Prompt, split_reply
+from drolab.models import ChatModel, Prompt, check_read_at, split_reply
 from drolab.progress import Progress
+from drolab.store import Store
+from drolab.types import ReadAt
 
 FEWEST_QUERIES = 10
 """So many queries must have been refused, and so many answered, for the score to decide anything: ten events for what
@@ -33,7 +35,9 @@ class FirstTokenJudge:
     refusal. Sampling with `top_p` below 1 hides rare first tokens, and a token that was never seen counts as
     `other`: fit on many samples, over all prompts that matter, best with `top_p=1`.
     Whether the score can stand in for sampling depends on the model: measure it with `score_agreement`. Where replies
-    begin with reasoning it cannot, and `fit` says so.
+    begin with reasoning, the answer's first token counts, and `read_at` says where it is asked for: after an empty
+    thought ("answer"), which is quick, but not how those answers came about; or after a thought of the model's own
+    ("after_thinking").
 
     Examples:
         >>> import drolab
@@ -59,6 +63,8 @@ class FirstTokenJudge:
     """[k], float32: r(t), the fraction of refusals among the replies that start with the token."""
     counts: Tensor
     """[k], int64: the replies seen with that token."""
+    read_at: ReadAt = "reply"
+    """Where the first token is read that it knows, see `hidden_states`."""
     problem: str = ""
     """Why nothing should be decided with this score: it was fitted on too few queries that were refused, or answered.
     Empty if nothing is known against it."""
@@ -75,17 +81,26 @@ class FirstTokenJudge:
             )
 
     @classmethod
-    def fit(cls, responses: pd.DataFrame, judge: AnyJudge = is_refusal) -> FirstTokenJudge:
+    def fit(
+        cls, responses: pd.DataFrame, judge: AnyJudge = is_refusal, *, read_at: ReadAt = "reply"
+    ) -> FirstTokenJudge:
         """Learn r(t) as a plain frequency: of full refusals, if the judge knows partial ones. Responses of which the
         judge has no opinion do not count. With fewer than FEWEST_QUERIES queries that were refused, or answered, the
         judge has a `problem`; responses without a query_id count as to a query each.
 
+        Args:
+            read_at: where the score will be read. Replies that begin with reasoning need "answer" or "after_thinking",
+                and count by the first token of their answer, which `generate` gives.
+
         Raises:
-            QueryError: no responses, missing columns (first_token, response), or replies that begin with reasoning:
-                their first token says nothing of the answer.
+            QueryError: no responses, missing columns (first_token, response), or replies that begin with reasoning,
+                whose first token says nothing of the answer.
+            StatesError: there is no such place to read at.
         """
+        check_read_at(read_at)
         check_responses(responses, ("first_token", "response"))
-        _check_answers_come_first(responses["response"])
+        _check_first_tokens(responses, read_at)
+        responses = responses[responses["first_token"] >= 0]  # others have no answer
         verdicts = refused(responses, judge)
         known = verdicts.notna().to_numpy()
         tokens, refusals = responses["first_token"].to_numpy()[known], verdicts[known].astype(bool)
@@ -95,6 +110,7 @@ class FirstTokenJudge:
             tokens=torch.tensor(frequency.index.to_numpy(dtype=np.int64)),
             refusal_rate=torch.tensor(frequency["mean"].to_numpy(dtype=np.float32)),
             counts=torch.tensor(frequency["size"].to_numpy(dtype=np.int64)),
+            read_at=read_at,
             problem=_too_few(refusals.to_numpy(), queries.to_numpy()),
         )
 
@@ -104,10 +120,14 @@ class FirstTokenJudge:
         queries: pd.DataFrame,
         prompts: Mapping[str, Prompt] | Sequence[Prompt] | Prompt,
         *,
+        max_thinking_tokens: int | None = None,
+        thinking_seed: int | None = None,
+        store: Store | None = None,
         token_budget: int = 16384,
         progress: Progress = False,
     ) -> pd.DataFrame:
-        """The score of each query under each prompt; no sampling, one forward pass.
+        """The score of each query under each prompt; no sampling, one forward pass (after a thought, if it is read
+        there: see `first_token_probabilities`).
 
         Returns:
             Columns query_id, prompt, harmful, refusal = Σ p(t) r(t), compliance = Σ p(t) (1 - r(t)) over the
@@ -115,7 +135,15 @@ class FirstTokenJudge:
             compliance, which shows a soft prompt that pushed the model off its manifold.
         """
         index, probabilities = first_token_probabilities(
-            model, queries, prompts, token_budget=token_budget, progress=progress
+            model,
+            queries,
+            prompts,
+            read_at=self.read_at,
+            max_thinking_tokens=max_thinking_tokens,
+            thinking_seed=thinking_seed,
+            store=store,
+            token_budget=token_budget,
+            progress=progress,
         )
         return index.assign(**{name: mass.numpy() for name, mass in self.masses(probabilities).items()})
 
@@ -136,12 +164,28 @@ class FirstTokenJudge:
         return {"refusal": refusal, "compliance": total - refusal, "other": (1.0 - total).clamp(min=0.0)}
 
 
-def _check_answers_come_first(texts: pd.Series) -> None:
-    if n := sum(split_reply(text).begins > 0 for text in texts):
+def _check_first_tokens(responses: pd.DataFrame, read_at: ReadAt) -> None:
+    """Raise QueryError if the first tokens are not those of answers, or not those that are read."""
+    begin_later = pd.Series([split_reply(text).begins > 0 for text in responses["response"]], responses.index)
+    if "reasoning" in responses:
+        apart = responses["reasoning"].notna()
+        thought = responses["reasoning"].fillna("").ne("") | (responses["first_token"] < 0)
+        whole, n = begin_later & ~apart, int((begin_later & ~apart | apart & thought).sum())
+    else:
+        whole, n = begin_later, int(begin_later.sum())
+    if n and read_at == "reply":
         raise QueryError(
-            f"{n:,} of {len(texts):,} replies begin with reasoning, so that their first token is no sign of refusal. "
-            "Judge the replies themselves (drolab.judge), or let the model answer at once: many chat templates can."
+            f"{n:,} of {len(responses):,} replies begin with reasoning, so that their first token is no sign of "
+            "refusal. Judge the replies themselves (drolab.judge), let the model answer at once (many chat templates "
+            "can), or pass FirstTokenJudge.fit(…, read_at='after_thinking' or 'answer')."
         )
+    if whole.any():
+        raise QueryError(
+            f"{int(whole.sum()):,} of {len(responses):,} replies begin with reasoning that was not taken off, so that "
+            "their `first_token` is not their answer's: generate them again."
+        )
+    if (responses["first_token"] < 0).all():
+        raise QueryError("No response has an answer: generate with more max_thinking_tokens.")
 
 
 def _too_few(refusals: np.ndarray, queries: np.ndarray) -> str:

@@ -1,9 +1,9 @@
 """One model, one batch of chats: loading, templates, forward passes, edits of hidden states.
 
-In order: `fingerprint` (what a model computes, as a hash), `load` (`ChatModel`), `chat` (query and prompt → tokens),
-`layers` (where the blocks are), `interventions` (edits while the model runs), `passes` (states of a batch behind a
-shared prefix), `kv_cache` (reading a batch token by token), `threads` (how many on a CPU), `reasoning` (a reply taken
-apart). What runs many queries and keeps the results is `inference`.
+In order: `fingerprint` (what a model computes, as a hash), `reasoning` (a reply taken apart), `templates` (what writes
+the chats), `places` (where they end), `load` (`ChatModel`), `chat` (query and prompt → tokens), `layers` (where the
+blocks are), `interventions` (edits while the model runs), `passes` (states of a batch behind a shared prefix),
+`kv_cache` (reading a batch token by token). What runs many queries and keeps the results is `inference`.
 """
 
 from drolab.models import chat, interventions, passes
@@ -11,11 +11,14 @@ from drolab.models.chat import (
     EncodedBatch,
     Prompt,
     Prompts,
+    about_none,
     as_prompts,
     audit,
+    baselines,
     check_fits,
     embed_text,
     encode,
+    own_text,
     prompt_token_ids,
     render,
 )
@@ -36,7 +39,7 @@ from drolab.models.interventions import (
 )
 from drolab.models.kv_cache import Reader, reader_for
 from drolab.models.layers import check_layers, resolve_layers
-from drolab.models.load import CHAT_FORMATS, ChatModel, chat_format, load_model, loading, model_source, wrap
+from drolab.models.load import ChatModel, load_model, loading, model_source, wrap
 from drolab.models.passes import (
     Prefix,
     accumulating_gradients,
@@ -52,10 +55,23 @@ from drolab.models.passes import (
     run_prefix,
     states_by_pass,
 )
-from drolab.models.reasoning import Reply, split_reply
+from drolab.models.places import check_read_at, thought_mark
+from drolab.models.reasoning import (
+    THOUGHT_MARKS,
+    Reply,
+    at_answer,
+    could_be_mark,
+    marks_among,
+    marks_in,
+    open_thought,
+    split_reply,
+    to_answer,
+)
+from drolab.models.templates import CHAT_FORMATS, Template, Thinking, chat_format
 
 __all__ = [
     "CHAT_FORMATS",
+    "THOUGHT_MARKS",
     "Ablate",
     "Add",
     "ChatModel",
@@ -68,10 +84,15 @@ __all__ = [
     "Prompts",
     "Reader",
     "Reply",
+    "Template",
+    "Thinking",
+    "about_none",
     "accumulating_gradients",
     "acts_at_read_position",
     "as_prompts",
+    "at_answer",
     "audit",
+    "baselines",
     "can_share_prefix",
     "chat",
     "chat_format",
@@ -80,7 +101,9 @@ __all__ = [
     "check_fits",
     "check_layers",
     "check_positions",
+    "check_read_at",
     "copy_cache",
+    "could_be_mark",
     "edited_fingerprint",
     "embed_text",
     "encode",
@@ -91,7 +114,11 @@ __all__ = [
     "last_logits",
     "load_model",
     "loading",
+    "marks_among",
+    "marks_in",
     "model_source",
+    "open_thought",
+    "own_text",
     "passes",
     "plan_passes",
     "prefix_cache",
@@ -104,6 +131,8 @@ __all__ = [
     "split_reply",
     "states_by_pass",
     "steered",
+    "thought_mark",
+    "to_answer",
     "vectors_of",
     "with_vectors",
     "wrap",

@@ -12,30 +12,29 @@ among the tokens by their offsets in the text; neither the text nor the ids are 
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import pandas as pd
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from drolab.errors import ChatTemplateError, DrolabError, PromptError, QueryError, StatesError
-from drolab.models.load import CHAT_FORMATS, ChatModel
-from drolab.types import SafetyPrompt, SoftPrompt
+from drolab.models.load import ChatModel
+from drolab.models.places import answering, check_read_at, ending_of
+from drolab.models.reasoning import open_thought
+from drolab.models.templates import Span
+from drolab.types import EMPTY_PROMPT, NO_PROMPT, OWN_PROMPT, ReadAt, SafetyPrompt, SoftPrompt
 
 Prompt = SafetyPrompt | SoftPrompt
 Prompts = Mapping[str, Prompt] | Sequence[Prompt] | Prompt
 """What takes several prompts takes one, too; a mapping's keys name them."""
-Span = tuple[int, int]
-
-_TRIAL = "DROLAB0QUERY"
 _HALF_A_CHARACTER = (
     "holds half a character (a lone surrogate), which no tokenizer reads: load the text again with the right encoding."
 )
+_Written = tuple[str, Span | None, Span]
+"""A chat, and where in it the prompt's text and the query are."""
 _AT_ONCE = 256
 """Chats that are tokenised together; where each token lies in the text takes 20 kB a chat."""
 
@@ -49,6 +48,8 @@ class RenderedChat:
     prompt_span: Span | None
     """Token range [start, stop) of the safety prompt: for a soft prompt exactly its slots, for a text every
     token that has a character of it (a token at the border may have a neighbour's too); None without a prompt."""
+    opening: str = ""
+    """What of the text's end stands in a thought that is not closed: the reply goes on with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,8 @@ class EncodedBatch:
     soft: SoftPrompt | None
     span: Span | None
     """Where in `prefix` the soft prompt's embeddings go; None for a text prompt."""
+    openings: tuple[str, ...] = ()
+    """Of each chat what its text leaves open of a thought, see `RenderedChat.opening`; () if none does."""
 
     def __len__(self) -> int:
         return len(self.suffixes)
@@ -104,15 +107,21 @@ def _is_prompt(prompt: object) -> bool:
     return True
 
 
-def render(model: ChatModel, query: str, prompt: Prompt) -> RenderedChat:
+def render(model: ChatModel, query: str, prompt: Prompt, *, read_at: ReadAt = "reply") -> RenderedChat:
     """The chat of one query under one prompt, with the generation prompt.
 
     A soft prompt takes as many copies of a special token in the system text's place as it has vectors.
+
+    Args:
+        read_at: "answer" takes the chat on to where the answer begins, behind a thought that is closed and empty: all
+            of it as the template writes it with its own switch off, or, where that closes none, with what
+            `models.to_answer` gives. The same as "reply" for a model that does not think.
 
     Raises:
         ChatTemplateError: the template rejects, drops or rewrites the system text.
         PromptError: a soft prompt that was made for another model, or a blank text.
         QueryError, PromptError: the query or the prompt makes the chat longer than the model's context.
+        StatesError: another place, or one after a thought, which nobody knows before it was thought.
 
     Examples:
         >>> import drolab
@@ -128,22 +137,26 @@ def render(model: ChatModel, query: str, prompt: Prompt) -> RenderedChat:
         >>> model.tokenizer.decode(chat.input_ids[start:stop])[:24]
         'You are a careful and re'
     """
-    return next(_rendered(model, [query], prompt))
+    return next(_rendered(model, [query], prompt, read_at))
 
 
-def encode(model: ChatModel, texts: Sequence[str], prompt: Prompt, *, min_suffix: int = 1) -> EncodedBatch:
+def encode(
+    model: ChatModel, texts: Sequence[str], prompt: Prompt, *, min_suffix: int = 1, read_at: ReadAt = "reply"
+) -> EncodedBatch:
     """The chats of several queries under one prompt, split at their longest common beginning.
 
     Args:
         texts: the queries.
         min_suffix: how many tokens stay outside the shared prefix at least: the deepest position read.
+        read_at: where the chats end, see `render`.
 
     Raises:
         ChatTemplateError: the template rejects, drops or rewrites the system text.
         PromptError: a soft prompt that was made for another model, or a blank text.
         QueryError: no texts; half a character (a lone surrogate) in one.
         QueryError, PromptError: a query or the prompt makes a chat longer than the model's context.
-        StatesError: a chat is shorter than `min_suffix`, or its last `min_suffix` tokens reach into the soft prompt.
+        StatesError: a chat is shorter than `min_suffix`, or its last `min_suffix` tokens reach into the soft prompt; or
+            they cannot end there, see `render`.
 
     Examples:
         >>> import drolab
@@ -156,16 +169,18 @@ def encode(model: ChatModel, texts: Sequence[str], prompt: Prompt, *, min_suffix
     """
     if not texts:
         raise QueryError("No queries given: pass at least one.")
-    chats = _rendered(model, texts, prompt)
+    chats = _rendered(model, texts, prompt, read_at)
     first = next(chats)
     shared = shortest = len(first.input_ids)
     tails: list[tuple[int, tuple[int, ...]]] = []  # of each chat from where it parts: all of them whole would be large
+    openings: list[str] = []
     known: dict[int, int] = {}  # one object for each id: a number of its own for every token would be large, too
     for chat in itertools.chain([first], chats):
         shared = _common_length(first.input_ids[:shared], chat.input_ids)
         shortest = min(shortest, len(chat.input_ids))
         tail = chat.input_ids[shared:]
         tails.append((shared, tuple(map(known.setdefault, tail, tail))))
+        openings.append(chat.opening)
     if shortest < min_suffix:
         raise StatesError(f"A chat has only {shortest} tokens: ask for positions from -{shortest} to -1.")
     shared = min(shared, shortest - min_suffix)
@@ -177,7 +192,13 @@ def encode(model: ChatModel, texts: Sequence[str], prompt: Prompt, *, min_suffix
             f"{prompt.name!r}: ask for later positions, or use a template with the system text first."
         )
     suffixes = tuple(first.input_ids[shared:start] + tail for start, tail in tails)
-    return EncodedBatch(prefix=first.input_ids[:shared], suffixes=suffixes, soft=soft, span=span)
+    return EncodedBatch(
+        prefix=first.input_ids[:shared],
+        suffixes=suffixes,
+        soft=soft,
+        span=span,
+        openings=tuple(openings) if any(openings) else (),
+    )
 
 
 def _common_length(one: tuple[int, ...], other: tuple[int, ...]) -> int:
@@ -185,6 +206,45 @@ def _common_length(one: tuple[int, ...], other: tuple[int, ...]) -> int:
     if one == other[: len(one)]:
         return len(one)
     return next(place for place, (a, b) in enumerate(itertools.zip_longest(one, other)) if a != b)
+
+
+def own_text(model: ChatModel) -> str:
+    """The system text that a model's template writes where none is given, and that a prompt takes the place of; "" if
+    there is none. It is what the prompt `own` says, and what `none` is for this model.
+
+    Examples:
+        >>> import drolab
+        >>> drolab.chat.own_text(drolab.load_model("demo"))
+        ''
+    """
+    return model.template.own.replaced
+
+
+def about_none(model: ChatModel) -> str:
+    """What `none` is for a model whose template writes words of its own, in a sentence for beside results; "" for one
+    that writes none."""
+    own = model.template.own
+    beside = " ".join(filter(None, [*own.kept.split("\n"), *own.added.split("\n")]))
+    replaced = f"`none` is the model's own system text, {_quoted(own.replaced)}; a prompt takes its place."
+    said = [replaced] * bool(own.replaced) + [f"Beside every prompt the chat has {_quoted(beside)}."] * bool(beside)
+    return " ".join(said)
+
+
+def _quoted(text: str) -> str:
+    return f"“{text if len(text) <= 300 else text[:150] + ' … ' + text[-140:]}”"
+
+
+def baselines(model: ChatModel) -> dict[str, SafetyPrompt]:
+    """What prompts are compared with: `none`, and, where the model's template then writes a system text of its own,
+    also `empty`.
+
+    Examples:
+        >>> import drolab
+        >>> list(drolab.chat.baselines(drolab.load_model("demo")))
+        ['none']
+    """
+    names = [NO_PROMPT, *([EMPTY_PROMPT] * bool(own_text(model)))]
+    return {name: SafetyPrompt(name=name, text="") for name in names}
 
 
 def prompt_token_ids(model: ChatModel, text: str) -> list[int]:
@@ -218,28 +278,35 @@ def check_fits(model: ChatModel, soft: SoftPrompt) -> None:
 # --- text --------------------------------------------------------------------------------------------------
 
 
-def _rendered(model: ChatModel, queries: Sequence[str], prompt: Prompt) -> Iterator[RenderedChat]:
-    system = _system_text(model, prompt)
+def _rendered(model: ChatModel, queries: Sequence[str], prompt: Prompt, read_at: ReadAt) -> Iterator[RenderedChat]:
+    check_read_at(read_at, known=True)
+    model = model if read_at == "reply" else replace(model, template=answering(model.template))
+    write = _writer(model, prompt)
     for begin in range(0, len(queries), _AT_ONCE):
-        yield from _render_some(model, queries[begin : begin + _AT_ONCE], prompt, system)
+        yield from _render_some(model, queries[begin : begin + _AT_ONCE], prompt, write, read_at)
 
 
-def _render_some(model: ChatModel, queries: Sequence[str], prompt: Prompt, system: str) -> Iterator[RenderedChat]:
+def _render_some(
+    model: ChatModel, queries: Sequence[str], prompt: Prompt, write: Callable[[str], _Written], read_at: ReadAt
+) -> Iterator[RenderedChat]:
     if broken := next((query for query in queries if not _is_unicode(query)), None):
         raise QueryError(f"The query {broken[:60]!r} {_HALF_A_CHARACTER}")
-    layouts = [_layout(model, query, system, prompt.name) for query in queries]
+    chats = [write(query) for query in queries]
+    if read_at == "answer":
+        chats = [(text + ending_of(model.template, text[asked[1] :]), span, asked) for text, span, asked in chats]
     tokens = model.tokenizer(
-        [text for text, _ in layouts], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        [text for text, _, _ in chats], add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
-    for query, (text, span), ids, offsets in zip(
-        queries, layouts, tokens["input_ids"], tokens["offset_mapping"], strict=True
+    for query, (text, span, asked), ids, offsets in zip(
+        queries, chats, tokens["input_ids"], tokens["offset_mapping"], strict=True
     ):
         token_span = None if span is None else _token_span(offsets, span)
         if isinstance(prompt, SoftPrompt):
             _check_slots(prompt, ids, token_span)
         if len(ids) > model.max_length:
             raise _too_long(model, query, prompt, len(ids), token_span)
-        yield RenderedChat(text=text, input_ids=tuple(ids), prompt_span=token_span)
+        opening = open_thought(text[asked[1] :])
+        yield RenderedChat(text=text, input_ids=tuple(ids), prompt_span=token_span, opening=opening)
 
 
 def _is_unicode(text: str) -> bool:
@@ -250,15 +317,30 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+def _writer(model: ChatModel, prompt: Prompt) -> Callable[[str], _Written]:
+    if prompt.name == EMPTY_PROMPT:
+        return lambda query: model.template.empty_chat(query, prompt.name)
+    if prompt.name == OWN_PROMPT and isinstance(prompt, SafetyPrompt) and not prompt.text:
+        if not own_text(model):
+            raise PromptError(
+                f"The chat template of {model.name!r} writes no system text of its own in a prompt's place: leave the "
+                f"prompt {prompt.name!r} out."
+            )
+        return lambda query: model.template.own_chat(query, prompt.name)
+    system = None if prompt.name == NO_PROMPT else _system_text(model, prompt)
+    return lambda query: model.template.chat(query, system, prompt.name)
+
+
 def _system_text(model: ChatModel, prompt: Prompt) -> str:
     if isinstance(prompt, SoftPrompt):
         check_fits(model, prompt)
         return _placeholder(model) * len(prompt)
-    if prompt.text and not prompt.text.strip():
+    text = prompt.text
+    if not text.strip():
         raise PromptError(f"Prompt {prompt.name!r} is blank: give it a text, or use the prompt 'none'.")
-    if not _is_unicode(prompt.text):
+    if not _is_unicode(text):
         raise PromptError(f"The text of prompt {prompt.name!r} {_HALF_A_CHARACTER}")
-    return prompt.text
+    return text
 
 
 def _placeholder(model: ChatModel) -> str:
@@ -272,97 +354,36 @@ def _placeholder(model: ChatModel) -> str:
     return model.tokenizer.eos_token or special[0]
 
 
-def _layout(model: ChatModel, query: str, system: str, name: str) -> tuple[str, Span | None]:
-    """The rendered text, which has the query in it, and the character range of the system text in it."""
-    text, span = _system_in(model, query, system, name)
-    if query.strip() not in text:
-        raise ChatTemplateError(
-            f"The chat template of {model.name!r} drops or changes the query {query[:60]!r}: " + _another_template()
-        )
-    return text, span
+def audit(model: ChatModel) -> pd.DataFrame:
+    """What the chat template does with a chat: one row per check, all in words.
 
-
-def _system_in(model: ChatModel, query: str, system: str, name: str) -> tuple[str, Span | None]:
-    text = _apply(model, query, system)
-    if not system:
-        return text, None
-    marker = next(m for m in (f"DROLAB{i}SLOT" for i in itertools.count()) if m not in query)
-    before, *rest = _apply(model, query, marker).split(marker)
-    if not rest:
-        raise ChatTemplateError(
-            f"The chat template of {model.name!r} drops the system message, so no safety prompt can arrive: "
-            + _another_template()
-        )
-    start, stop = len(before), len(text) - len(rest[-1])
-    intact = text.startswith(before) and text.endswith(rest[-1]) and start < stop
-    if len(rest) > 1 or not intact or text[start:stop].strip() != system.strip():
-        raise ChatTemplateError(
-            f"The chat template of {model.name!r} changes or repeats the text of prompt {name!r}: "
-            + _another_template()
-        )
-    return text, (start, stop)
-
-
-def _apply(model: ChatModel, query: str, system: str, *, add_generation_prompt: bool = True) -> str:
-    return _text_of(
-        model, query, system, parts=_takes_parts(model, bool(system)), add_generation_prompt=add_generation_prompt
-    )
-
-
-_PARTS: WeakKeyDictionary[ChatModel, dict[bool, bool]] = WeakKeyDictionary()
-"""What `_takes_parts` found for chats without and with a system message."""
-
-
-def _takes_parts(model: ChatModel, with_system: bool) -> bool:
-    """Whether a message's content must be a list of parts, as for models that also see images: found by trial.
+    Columns: check; status (`ok`, `note`: to be known, `problem`: comparisons are in doubt, or some are refused); found;
+    means, what that means for comparisons between prompts; do, what can be done. Nothing of it is an error.
 
     Raises:
-        ChatTemplateError: a query arrives neither as a text nor as a part, or more than once.
+        ChatTemplateError: the template renders no chat at all, not even without a system message.
+
+    Examples:
+        >>> import drolab
+        >>> table = drolab.chat.audit(drolab.load_model("demo"))
+        >>> print(table[["check", "status", "found"]].to_string(index=False))  # doctest: +NORMALIZE_WHITESPACE
+                    check status                                                         found
+           system message     ok                                                 kept as it is
+                    query     ok                                                 kept as it is
+          own system text     ok                none: without a prompt there is no system text
+        empty system text     ok                                     as the template writes it
+                     date     ok                                              no date of today
+                      BOS     ok                                                 once, <|bos|>
+        generation prompt     ok                                      "<|im_start|>assistant↵"
+                 thinking     ok                                                 no sign of it
+               last token     ok                              "↵": the answer begins behind it
+          prompt's tokens     ok                                      the same as on their own
+           special tokens     ok                                            one token each (4)
+         shared beginning     ok all chats under a prompt share the 19 tokens before the query
     """
-    known = _PARTS.setdefault(model, {})
-    if with_system not in known:
-        known[with_system] = _try_parts(model, "DROLAB0SYSTEM" if with_system else "")
-    return known[with_system]
+    from drolab.models.template_audit import Row, audit_rows  # it renders chats
 
-
-def _try_parts(model: ChatModel, system: str) -> bool:
-    counts, refusals = [], []
-    for parts in (False, True):
-        try:
-            text = _text_of(model, _TRIAL, system, parts=parts)
-        except ChatTemplateError as error:
-            refusals.append(error)
-            continue
-        counts.append(0 if f"'{_TRIAL}'" in text else text.count(_TRIAL))  # quoted: a list as Python writes it
-        if counts[-1] == 1:
-            return parts
-    if not counts:
-        raise refusals[0]
-    problem = "repeats" if max(counts) else "drops"
-    raise ChatTemplateError(f"The chat template of {model.name!r} {problem} the query: " + _another_template())
-
-
-def _text_of(model: ChatModel, query: str, system: str, *, parts: bool, add_generation_prompt: bool = True) -> str:
-    said = ([("system", system)] if system else []) + [("user", query)]
-    messages: list[Any] = [
-        {"role": role, "content": [{"type": "text", "text": text}] if parts else text} for role, text in said
-    ]
-    try:
-        return str(
-            model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-        )
-    except (TemplateError, TypeError) as error:
-        problem = "rejects a system message" if system else "cannot render a user message"
-        raise ChatTemplateError(
-            f"The chat template of {model.name!r} {problem} ({error}): " + _another_template()
-        ) from error
-
-
-def _another_template() -> str:
-    return (
-        f"pass load_model(…, chat_template=…), one of {', '.join(CHAT_FORMATS)}, "
-        "or Jinja text that puts the system text into the first user turn."
-    )
+    return pd.DataFrame(audit_rows(model), columns=list(Row._fields))
 
 
 # --- tokens ------------------------------------------------------------------------------------------------
@@ -396,88 +417,3 @@ def _too_long(model: ChatModel, query: str, prompt: Prompt, length: int, span: S
         f"The chat of query {shown!r} under prompt {prompt.name!r} has {length} tokens, but {model.name!r} "
         f"reads at most {limit}: shorten the query or drop it."
     )
-
-
-# --- the audit ---------------------------------------------------------------------------------------------
-
-_AUDIT_SYSTEM = "You answer questions about gardens. Keep it short."
-_AUDIT_QUERY = "How to paint a wooden fence?"
-
-
-def audit(model: ChatModel) -> pd.DataFrame:
-    """What the chat template does with a chat: one row per check, with columns check, ok, detail.
-
-    A failed check is no error: it says what to know before trusting comparisons between prompts.
-
-    Raises:
-        ChatTemplateError: the template renders no chat at all, not even without a system message.
-
-    Examples:
-        >>> import drolab
-        >>> drolab.chat.audit(drolab.load_model("demo"))[["check", "ok"]]
-                                      check    ok
-        0              system role accepted  True
-        1      system text arrives verbatim  True
-        2    prompt tokenises as on its own  True
-        3                  BOS exactly once  True
-        4  generation prompt adds something  True
-        5     special tokens are single ids  True
-        6            same text on every day  True
-    """
-    prompt = SafetyPrompt(name="audit", text=_AUDIT_SYSTEM)
-    try:
-        chat = render(model, _AUDIT_QUERY, prompt)
-    except ChatTemplateError as error:
-        rows = [("system role accepted", False, str(error))]
-        chat = render(model, _AUDIT_QUERY, SafetyPrompt(name="none", text=""))
-    else:
-        rows = [("system role accepted", True, ""), _audit_verbatim(model), _audit_span(model, chat)]
-    rows += [_audit_bos(model, chat), _audit_generation(model), _audit_markers(model, chat), _audit_date(model)]
-    return pd.DataFrame(rows, columns=["check", "ok", "detail"])
-
-
-def _audit_verbatim(model: ChatModel) -> tuple[str, bool, str]:
-    spaced = f" {_AUDIT_SYSTEM}\n\nBe kind. "
-    text, span = _layout(model, _AUDIT_QUERY, spaced, "audit")
-    arrived = text[slice(*(span or (0, 0)))]
-    detail = "" if arrived == spaced else "blanks around it are trimmed"
-    return "system text arrives verbatim", arrived.strip() == spaced.strip(), detail
-
-
-def _audit_span(model: ChatModel, chat: RenderedChat) -> tuple[str, bool, str]:
-    start, stop = chat.prompt_span or (0, 0)
-    own, here = prompt_token_ids(model, _AUDIT_SYSTEM), list(chat.input_ids[start:stop])
-    detail = "" if own == here else f"{len(own)} tokens alone, {len(here)} in the chat: it merges with its neighbours"
-    return "prompt tokenises as on its own", own == here, detail
-
-
-def _audit_bos(model: ChatModel, chat: RenderedChat) -> tuple[str, bool, str]:
-    bos = model.tokenizer.bos_token_id
-    count = chat.input_ids.count(bos)
-    added = bos is not None and bos in model.tokenizer("a")["input_ids"]
-    if not count and not added:
-        return "BOS exactly once", True, "this tokenizer uses none"
-    detail = "" if count == 1 else f"{count} times"
-    if not count:
-        detail = "the tokenizer would add one, the template does not; drolab follows the template"
-    return "BOS exactly once", count == 1, detail
-
-
-def _audit_generation(model: ChatModel) -> tuple[str, bool, str]:
-    without = _apply(model, _AUDIT_QUERY, "", add_generation_prompt=False)
-    added = _apply(model, _AUDIT_QUERY, "").removeprefix(without)
-    detail = repr(added) if added else "the last token belongs to the user's turn"
-    return "generation prompt adds something", bool(added), detail
-
-
-def _audit_markers(model: ChatModel, chat: RenderedChat) -> tuple[str, bool, str]:
-    markers = {*re.findall(r"<\|[^|<>\s]+\|>", chat.text), *model.tokenizer.all_special_tokens}
-    split = sorted(marker for marker in markers if len(prompt_token_ids(model, marker)) != 1)
-    detail = f"split into several: {', '.join(split)}" if split else f"{len(markers)} markers"
-    return "special tokens are single ids", not split, detail
-
-
-def _audit_date(model: ChatModel) -> tuple[str, bool, str]:
-    dated = "strftime_now" in model.tokenizer.get_chat_template()
-    detail = "it writes today's date: pass chat_template=… with a fixed one, or states change daily" if dated else ""
-    return "same text on every day", not dated, detail

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -36,12 +36,17 @@ _VOLATILE = frozenset(
 """Configuration fields that say how a model was stored or is run, not what it is."""
 
 
-def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of every weight, the configuration, the tokenizer and the chat template.
+def fingerprint(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, told: Mapping[str, Any] | None = None
+) -> str:
+    """A hash of every weight, the configuration, the tokenizer, the chat template and what that is told.
 
     Each weight enters bit by bit and with its place, so that one changed weight or two swapped ones give
     another fingerprint; device, file layout and name do not matter. The dtype does: a model in bfloat16
     computes something else than the same one in float32.
+
+    Args:
+        told: what a user tells the template beside the messages (`Template.told`); nothing changes nothing.
     """
     digest = hashlib.sha256()
     for name, tensor in _weights(model):
@@ -50,6 +55,8 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> s
     digest.update(json.dumps(_stable(model.config.to_diff_dict()), sort_keys=True, default=str).encode())
     digest.update(_vocabulary(tokenizer).encode())
     digest.update(json.dumps(tokenizer.chat_template).encode())
+    if told:
+        digest.update(json.dumps(dict(told), sort_keys=True).encode())
     return digest.hexdigest()[:32]
 
 

@@ -6,10 +6,10 @@ determines what the model computes. Stored results and soft prompts are tied to 
 
 from __future__ import annotations
 
-import copy
+import datetime
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -21,18 +21,17 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from drolab.errors import ChatTemplateError, ModelError
+from drolab.errors import ModelError
 from drolab.files import expanded
 from drolab.models.fingerprint import fingerprint
+from drolab.models.tekken import from_mistral_common, is_mistral_common
+from drolab.models.templates import Template, open_template
 
 DEMO = "demo"
 _ASSETS = Path(str(resources.files("drolab"))) / "assets"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _UNBOUNDED = 2**31
 """Context length of families without a limit, and of tokenizers that do not know theirs."""
-
-CHAT_FORMATS: tuple[str, ...] = tuple(sorted(path.stem for path in (_ASSETS / "chat_formats").glob("*.jinja")))
-"""Names of the chat formats that drolab brings: one for each file in that folder."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +46,8 @@ class ChatModel:
     fingerprint: str
     """See `fingerprint`. That of a model whose states are edited (`steering.steered`) goes on with a "+" and a digest
     of the edits, once for each `steered`."""
+    template: Template
+    """What writes its chats, and what that is told (`template_kwargs`, `system_as`, `date`)."""
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
@@ -112,6 +113,9 @@ def load_model(
     revision: str | None = None,
     attn_implementation: str | None = None,
     chat_template: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    system_as: str | None = None,
+    date: datetime.date | str | None = None,
     trust_remote_code: bool = False,
 ) -> ChatModel:
     """Load a chat model and its tokenizer.
@@ -126,13 +130,19 @@ def load_model(
         device_map: as in transformers; "auto" spreads the model over the GPUs. None loads on the CPU.
         revision: branch, tag or commit on the hub.
         attn_implementation: "eager", "sdpa", "flash_attention_2"; None leaves the choice to transformers.
-        chat_template: Jinja text, or the name of a known format (see CHAT_FORMATS). None uses the
-            tokenizer's own.
+        chat_template: Jinja text, the name of a known format (see CHAT_FORMATS), or of one of the tokenizer's own if
+            it has several. None uses the tokenizer's own.
+        template_kwargs: what the template is told in every chat beside the messages, such as
+            `{"enable_thinking": False}`. They are part of the fingerprint.
+        system_as: "first_user" puts the system text before the first user's, a blank line between them, as the makers
+            of models without a system role do (Gemma's). None writes a system message.
+        date: today's, for templates that ask for it: "2025-01-31". None is 26 July 2024, on every day.
         trust_remote_code: run Python code that comes with the checkpoint. Off unless you ask for it.
 
     Raises:
         ModelError: no such model, no safetensors weights, no access, an unknown dtype, a slow tokenizer.
-        ChatTemplateError: no chat template, or an unknown format name.
+        ChatTemplateError: no chat template, one whose syntax is wrong, an unknown format name, something among
+            `template_kwargs` that the template never reads, or that switches off a thought it opens all the same.
 
     Examples:
         >>> import drolab
@@ -144,7 +154,12 @@ def load_model(
         drolab.errors.ChatTemplateError: No chat format is called 'no-format', and it is no Jinja text: pass one ...
     """
     name = str(name_or_path)
-    template = None if chat_template is None else chat_format(chat_template)
+    writing: dict[str, Any] = {
+        "chat_template": chat_template,
+        "template_kwargs": template_kwargs,
+        "system_as": system_as,
+        "date": date,
+    }
     is_demo = name_or_path == DEMO  # Path("demo") is a folder of yours
     source = _demo_folder() if is_demo else model_source(name)
     gguf = find_gguf(name, Path(source))
@@ -153,8 +168,11 @@ def load_model(
     if gguf is not None:
         source, options["gguf_file"] = str(gguf.parent), gguf.name
     with loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        _check_tokenizer(tokenizer, name, template)  # before gigabytes of weights are read
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
+        if is_mistral_common(tokenizer):
+            tokenizer = from_mistral_common(tokenizer, source, name, **options)
+        _check_tokenizer(tokenizer, name)  # before gigabytes of weights are read
+        open_template(tokenizer, name, **writing)
         result: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=torch_dtype,
@@ -170,43 +188,34 @@ def load_model(
             f"The checkpoint {name!r} lacks {len(missing)} weights (first: {missing[0]}), so it is not a whole "
             "chat model: merge an adapter into its base model, or download the checkpoint again."
         )
-    return wrap(model, tokenizer, name=name, chat_template=template)
+    return wrap(model, tokenizer, name=name, **writing)
 
 
 def wrap(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, chat_template: str | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str,
+    chat_template: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    system_as: str | None = None,
+    date: datetime.date | str | None = None,
 ) -> ChatModel:
-    """A ChatModel around a model that is already in memory.
+    """A ChatModel around a model that is already in memory; what is said about its chats is as in `load_model`.
 
     The model is put into eval mode and its parameters stop requiring gradients. The tokenizer is not
     changed: with a `chat_template` (Jinja text or a known name) the ChatModel gets a copy that has it.
 
     Raises:
-        ModelError: a slow tokenizer. ChatTemplateError: no chat template, or an unknown format name.
+        ModelError: a slow tokenizer. ChatTemplateError: as in `load_model`.
     """
-    template = None if chat_template is None else chat_format(chat_template)
-    _check_tokenizer(tokenizer, name, template)
-    if template is not None:
-        tokenizer = copy.copy(tokenizer)
-        tokenizer.chat_template = template
+    _check_tokenizer(tokenizer, name)
+    template = open_template(
+        tokenizer, name, chat_template=chat_template, template_kwargs=template_kwargs, system_as=system_as, date=date
+    )
     model.eval().requires_grad_(False)
-    return ChatModel(model=model, tokenizer=tokenizer, name=name, fingerprint=fingerprint(model, tokenizer))
-
-
-def chat_format(name_or_jinja: str) -> str:
-    """The Jinja text of a known chat format; Jinja text is returned as it is.
-
-    Raises:
-        ChatTemplateError: neither a known name nor text with Jinja in it.
-    """
-    if name_or_jinja in CHAT_FORMATS:
-        return (_ASSETS / "chat_formats" / f"{name_or_jinja}.jinja").read_text(encoding="utf-8")
-    if "{{" not in name_or_jinja and "{%" not in name_or_jinja:
-        raise ChatTemplateError(
-            f"No chat format is called {name_or_jinja!r}, and it is no Jinja text: "
-            f"pass one of {', '.join(CHAT_FORMATS)}, or a Jinja template."
-        )
-    return name_or_jinja
+    own = fingerprint(model, template.tokenizer, told=template.told)
+    return ChatModel(model=model, tokenizer=template.tokenizer, name=name, fingerprint=own, template=template)
 
 
 # --- where a model comes from, and what can be wrong with it -----------------------------------------------
@@ -286,16 +295,11 @@ def _check_folder(name: str, folder: Path) -> None:
     raise ModelError(f"The folder {name!r} has no weights (*.safetensors): save or download the model again.")
 
 
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str, template: str | None) -> None:
-    if not tokenizer.is_fast:
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"The tokenizer of {name!r} is a slow one, which cannot say where in the text each token lies: "
             "use a checkpoint that has a tokenizer.json."
-        )
-    if template is None and not tokenizer.chat_template:
-        raise ChatTemplateError(
-            f"The tokenizer of {name!r} has no chat template (a base model?): pass chat_template=…, "
-            f"one of {', '.join(CHAT_FORMATS)}, or Jinja text."
         )
 
 
@@ -333,6 +337,11 @@ def _explain(name: str, error: Exception) -> str:
         return (
             f"The hub has no model {name!r} that you may see: check the spelling; for a private one set HF_TOKEN. "
             "drolab.load_model('demo') works without the hub."
+        )
+    if "mistral-common" in text or "mistral_common" in text:
+        return (
+            f"The tokenizer of {name!r} is a file of Mistral's (tekken.json), which needs the package mistral-common: "
+            "pip install mistral-common."
         )
     if "trust_remote_code" in text:
         return f"{name!r} brings its own Python code: read it, then pass trust_remote_code=True if you trust it."

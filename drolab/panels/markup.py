@@ -16,6 +16,7 @@ import pandas as pd
 
 from drolab.figures import BIDIRECTIONAL, tables
 from drolab.intervals import rate_interval
+from drolab.types import UNFINISHED
 
 Spans = Sequence[tuple[int, int]]
 
@@ -91,6 +92,10 @@ class Cell:
     """Judge → whether it calls the response a refusal; NA: it has no opinion."""
     current: bool
     """Whether it is the one to be labelled."""
+    reasoning: str = ""
+    """What the model thought before it, if that was taken off: folded away until it is opened."""
+    unfinished: bool = False
+    """Whether it ended in its reasoning, so that there is no text."""
 
     def markup(self) -> str:
         said = [
@@ -104,8 +109,25 @@ class Cell:
         head = " · ".join([*place, *said])
         return (
             f'<td{here} style="{look}{_CELL}"><div style="font-size:smaller;opacity:.85">{head}</div>'
-            f"{folded(self.text, self.spans)}</td>"
+            f"{self._thought()}{_NO_ANSWER if self.unfinished else folded(self.text, self.spans)}</td>"
         )
+
+    def _thought(self) -> str:
+        if not self.reasoning:
+            return ""
+        summary = f"show reasoning ({len(self.reasoning):,} characters)"
+        return f"<details><summary>{summary}</summary>{folded(self.reasoning)}</details>"
+
+
+def thought_of(reply: Any) -> dict[str, Any]:
+    """From a row of a responses table what a Cell says of its reasoning; nothing if that was not taken off."""
+    reasoning = getattr(reply, "reasoning", "")
+    unfinished = getattr(reply, "finish_reason", "") == UNFINISHED
+    return {"reasoning": reasoning if isinstance(reasoning, str) else "", "unfinished": unfinished}
+
+
+NO_ANSWER = "No answer: it ended in its reasoning."
+_NO_ANSWER = f"<p><i>{NO_ANSWER}</i></p>"
 
 
 def side_by_side(query: str, columns: Mapping[str, Sequence[Cell]], heads: Mapping[str, str]) -> str:

@@ -75,6 +75,7 @@ def fit_anchors(states: HiddenStates, *, n_components: int = 4, layer: int = -1,
         if spread
         else None,
         model_fingerprint=states.model_fingerprint,
+        read_at=states.read_at,
     )
     inputs = fit_key("anchor space", states=content(matrix), layer=space.layer, n_components=n_components)
     return replace(space, origin=Origin(inputs, space.sha256))
@@ -84,8 +85,8 @@ def coordinates(space: AnchorSpace, states: HiddenStates) -> Tensor:
     """[n, m]: the states' coordinates in the anchor space.
 
     Raises:
-        StatesError: states of another model or width, of several positions, not finite, or without the
-            space's layer.
+        StatesError: states of another model or width, read at another place or at several positions, not finite, or
+            without the space's layer.
 
     Examples:
         >>> import drolab
@@ -108,6 +109,11 @@ def anchor_matrix(space: AnchorSpace, states: HiddenStates) -> Tensor:
         raise StatesError(
             f"The states are of model {states.model_fingerprint[:12]}, the anchor space is of model "
             f"{space.model_fingerprint[:12]}: fit the space on this model's states with fit_anchors."
+        )
+    if states.read_at != space.read_at:
+        raise StatesError(
+            f"The states were read at {states.read_at!r}, the anchor space is of states read at {space.read_at!r}: "
+            f"pass hidden_states(…, read_at={space.read_at!r}), or fit a space for each place."
         )
     matrix = one_position(states).matrix(space.layer)
     if matrix.shape[1] != len(space.mean):

@@ -76,10 +76,11 @@ def test_a_named_index_is_shown_and_the_table_itself_stays() -> None:
 def test_what_is_displayed_shows_hostile_texts_and_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda bundle, raw: shown.append(bundle))
-    figures.show_table(pd.DataFrame({HOSTILE: [HOSTILE, "long " * 100]}))
+    figures.show_table(pd.DataFrame({HOSTILE: [HOSTILE, "long " * 100]}), note=HOSTILE)
     page = shown[0]["text/html"]
     assert "<script" not in page
-    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 3
+    assert shown[0]["text/plain"].endswith(HOSTILE)
     assert not set("\x00\u202e") & set(page)
     assert "…</td>" in page
 

@@ -36,9 +36,9 @@ def verdict_table(decision: str = claims.SUPPORTED, **of: str) -> pd.DataFrame:
     return pd.DataFrame([verdict_row(claim, found, "", reasons.get(found, "")) for claim, found in decided.items()])
 
 
-def save_run(out: Path, verdict: pd.DataFrame | None = None, prompt: str = "default") -> None:
+def save_run(out: Path, verdict: pd.DataFrame | None = None, prompt: str = "default", **more: str) -> None:
     """What notebooks 01, 04, 06 and 07 would have saved."""
-    about = {"model": "demo", "fingerprint": "abc", "seed": 7, "prompts": {prompt: "Be <b>kind</b>."}}
+    about = {"model": "demo", "fingerprint": "abc", "seed": 7, "prompts": {prompt: "Be <b>kind</b>."}, **more}
     export.save_results(out, "01", title="What is read?", figures={}, numbers={"about": about, "tokens": 1234})
     rng = np.random.default_rng(0)
     points = pd.DataFrame({"query_id": [f"q{i}" for i in range(10)] * 2, "prompt": ["none"] * 10 + [prompt] * 10})

@@ -17,7 +17,7 @@ from drolab.errors import StatesError
 from drolab.figures import Boundary, Box, FigureError, PlaneLook, class_names, plane, probe_boundaries, tables
 from drolab.panels import markup
 from drolab.probing import coordinates, fit_anchors, fit_probe, one_position, umap_view
-from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates, Probe
+from drolab.types import NO_PROMPT, UNFINISHED, AnchorSpace, HiddenStates, Probe
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -368,8 +368,11 @@ def point_table(
     if scores is not None:
         rates = _checked_scores(scores).reindex(places).to_numpy(dtype=float)
     if replies is not None:
-        first = replies.drop_duplicates(_PAIR).set_index(_PAIR)["response"].astype(object)
-        responses = first.reindex(places).to_numpy()
+        first = replies.drop_duplicates(_PAIR).set_index(_PAIR)
+        said = first["response"].astype(object)
+        if "finish_reason" in first:
+            said = said.mask(first["finish_reason"] == UNFINISHED, markup.NO_ANSWER)
+        responses = said.reindex(places).to_numpy()
     return table.assign(refusal_rate=rates, response=responses)
 
 
@@ -402,9 +405,12 @@ def refusal_changes(points: pd.DataFrame, prompt: str, baseline: str) -> pd.Data
 def replies_as_html(query: str, replies: pd.DataFrame, prompts: Sequence[str]) -> str:
     """All replies to one query, a column for each of the prompts that have some, as text that runs nothing."""
     columns = {
-        prompt: [markup.Cell(number, text, (), {}, False) for number, text in enumerate(rows)]
+        prompt: [
+            markup.Cell(number, reply.response, (), {}, False, **markup.thought_of(reply))
+            for number, reply in enumerate(rows.itertuples())
+        ]
         for prompt in prompts
-        if len(rows := replies.loc[replies["prompt"] == prompt, "response"])
+        if len(rows := replies[replies["prompt"] == prompt])
     }
     if not columns:
         return ""

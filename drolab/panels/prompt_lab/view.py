@@ -132,10 +132,22 @@ def project(
     Raises:
         PromptError: a prompt that is too long, or a soft prompt of another model.
         ChatTemplateError: the model's chat template rejects a prompt.
-        StatesError: a space of another model.
+        StatesError: a space of another model, or of states after thoughts, where one did not end.
     """
-    layers = (bench.space.layer,)
-    states = hidden_states(bench.model, bench.queries, prompts, layers=layers, store=bench.store, progress=progress)
+    states = hidden_states(
+        bench.model,
+        bench.queries,
+        prompts,
+        layers=(bench.space.layer,),
+        read_at=bench.space.read_at,
+        store=bench.store,
+        progress=progress,
+    )
+    if states.missing:
+        raise StatesError(
+            f"{len(states.missing)} chats have no state, since their thoughts did not end: fit the space on "
+            "hidden_states(…, read_at='answer') or 'reply'."
+        )
     trials = {}
     for name, prompt in prompts.items():
         own = states.select(prompt=name)

@@ -18,7 +18,7 @@ from drolab.judges import AnyJudge, HandJudge, disagreement, is_refusal, n_unans
 from drolab.panels.base import Panel, PanelError
 from drolab.panels.controls import Controls, Keys, button, choice, labelled, named, pick, refill, row, several, share
 from drolab.panels.export_box import About, ExportBox, Offered
-from drolab.panels.markup import Cell, Spans, label, paragraph, side_by_side
+from drolab.panels.markup import Cell, Spans, label, paragraph, side_by_side, thought_of
 from drolab.panels.picture import Picture
 from drolab.panels.responses.view import ONLY, narrowed, query_changes, query_label, query_rates, refusals_in_words
 
@@ -147,14 +147,15 @@ class ResponsePanel(Panel):
             return
         if values["blind"]:
             (reply,) = _lines(self._chosen)
-            cell = Cell(None, reply.response, (), {}, True)
+            cell = Cell(None, reply.response, (), {}, True, **thought_of(reply))
             self.shown.value = side_by_side(reply.text, {_BLIND: [cell]}, {_BLIND: "label it: R, C or U"})
             return
         said = self._verdicts.loc[self._chosen.index].astype(object).to_dict("index")
         columns: dict[str, list[Cell]] = {name: [] for name in values["prompts"]}
         for reply in _lines(self._chosen):
             current = reply.Index == values["sample"]
-            cell = Cell(reply.sample, reply.response, self._words(reply.response), said[reply.Index], current)
+            words = self._words(reply.response)
+            cell = Cell(reply.sample, reply.response, words, said[reply.Index], current, **thought_of(reply))
             columns[reply.prompt].append(cell)
         self.shown.value = side_by_side(self._chosen["text"].iloc[0], columns, self._heads(values["judge"]))
 
@@ -261,7 +262,7 @@ def responses(
     """Find a query in a list or in the plane of two prompts' refusal rates, and read its responses side by side.
 
     Args:
-        replies: the table of `drolab.generate`.
+        replies: the table of `drolab.generate`. Reasoning that was taken off stands folded above its response.
         judges: name → judge: anything with `verdicts(responses)` (see `judges.Judge`), or a function that says
             whether a response is a refusal. Each is shown by its name. None is the paper's string rule alone.
         words: gives the places (start, end) of the words to mark in a response; those of the string rule unless
