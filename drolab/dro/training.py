@@ -30,6 +30,7 @@ from drolab.models import (
     Prompt,
     accumulating_gradients,
     check_fits,
+    check_trainable,
     embed_text,
     encode,
     forward_states,
@@ -441,6 +442,7 @@ def _load(store: stores.Store | None, run_key: str) -> _Done | None:
 
 def _initial_embeddings(model: ChatModel, init: Prompt) -> Tensor:
     """[L, d], float32, on the CPU."""
+    check_trainable(model.model, model.name)
     if isinstance(init, SoftPrompt):
         check_fits(model, init)
         return init.embeddings.detach().to("cpu", torch.float32, copy=True)

@@ -1,8 +1,9 @@
 """One model, one batch of chats: loading, templates, forward passes, edits of hidden states.
 
 In order: `fingerprint` (what a model computes, as a hash), `reasoning` (a reply taken apart), `templates` (what writes
-the chats), `places` (where they end), `load` (`ChatModel`), `chat` (query and prompt → tokens), `layers` (where the
-blocks are), `interventions` (edits while the model runs), `passes` (states of a batch behind a shared prefix),
+the chats), `places` (where they end), `decoder` (the part of a model that reads text), `adapters`, `sources` and `memory` (where weights are, what
+is wrong with them, is there room), `load` (`ChatModel`), `chat` (query and prompt → tokens), `layers` (where the blocks
+are), `interventions` (edits while the model runs), `passes` (states of a batch behind a shared prefix),
 `kv_cache` (reading a batch token by token). What runs many queries and keeps the results is `inference`.
 """
 
@@ -22,6 +23,7 @@ from drolab.models.chat import (
     prompt_token_ids,
     render,
 )
+from drolab.models.decoder import check_trainable
 from drolab.models.fingerprint import fingerprint
 from drolab.models.interventions import (
     Ablate,
@@ -39,7 +41,7 @@ from drolab.models.interventions import (
 )
 from drolab.models.kv_cache import Reader, reader_for
 from drolab.models.layers import check_layers, resolve_layers
-from drolab.models.load import ChatModel, load_model, loading, model_source, wrap
+from drolab.models.load import ChatModel, load_model, wrap
 from drolab.models.passes import (
     Prefix,
     accumulating_gradients,
@@ -67,6 +69,7 @@ from drolab.models.reasoning import (
     split_reply,
     to_answer,
 )
+from drolab.models.sources import loading, model_source
 from drolab.models.templates import CHAT_FORMATS, Template, Thinking, chat_format
 
 __all__ = [
@@ -102,6 +105,7 @@ __all__ = [
     "check_layers",
     "check_positions",
     "check_read_at",
+    "check_trainable",
     "copy_cache",
     "could_be_mark",
     "edited_fingerprint",

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from drolab.errors import ChatTemplateError, DrolabError, PromptError, QueryError, StatesError
+from drolab.models.decoder import check_takes_vectors
 from drolab.models.load import ChatModel
 from drolab.models.places import answering, check_read_at, ending_of
 from drolab.models.reasoning import open_thought
@@ -260,7 +261,8 @@ def embed_text(model: ChatModel, text: str) -> Tensor:
 
 
 def check_fits(model: ChatModel, soft: SoftPrompt) -> None:
-    """Raise PromptError if a soft prompt was made for another model."""
+    """Raise PromptError if a soft prompt was made for another model, ModelError if this one takes none."""
+    check_takes_vectors(model.model, model.name)
     width = soft.embeddings.shape[1]
     if width != model.hidden_size:
         raise PromptError(

@@ -51,7 +51,11 @@ def fingerprint(
     digest = hashlib.sha256()
     for name, tensor in _weights(model):
         header = json.dumps([name, list(tensor.shape), str(tensor.dtype)])
-        digest.update(header.encode() + _checksums(tensor))
+        digest.update(header.encode())
+        for part in _parts(tensor):
+            digest.update(_checksums(part))
+    if beside := getattr(model, "peft_config", None):  # adapters that are not merged: how strongly they act
+        digest.update(json.dumps(_adapters(beside), sort_keys=True, default=str).encode())
     digest.update(json.dumps(_stable(model.config.to_diff_dict()), sort_keys=True, default=str).encode())
     digest.update(_vocabulary(tokenizer).encode())
     digest.update(json.dumps(tokenizer.chat_template).encode())
@@ -71,6 +75,41 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         with _on_device(module):
             for name in new:
                 yield f"{prefix}.{name}", getattr(module, name).detach()
+            for name, tensor in _beside(module):
+                yield f"{prefix}.{name}", tensor
+
+
+def _beside(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What a module saves that is neither parameter nor buffer: the scales of bitsandbytes' weights."""
+    if not any(hasattr(weight, "quant_state") or hasattr(weight, "SCB") for weight in module._parameters.values()):
+        return
+    named = {*module._parameters, *module._buffers}
+    for name, value in module.state_dict().items():
+        if isinstance(value, Tensor) and name not in named:
+            yield name, value.detach()
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """The plain tensors that it consists of: a quantised weight may be several that look like one."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    names, _ = tensor.__tensor_flatten__()
+    for name in sorted(names):
+        yield from _parts(getattr(tensor, name))
+
+
+def _adapters(configs: Any) -> Any:
+    """Settings of adapters, without where they came from."""
+    paths = {"base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping"}
+    return {
+        name: {
+            key: value if not isinstance(value, set) else sorted(value)
+            for key, value in config.to_dict().items()
+            if key not in paths
+        }
+        for name, config in configs.items()
+    }
 
 
 def _on_device(module: nn.Module) -> Any:

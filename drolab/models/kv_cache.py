@@ -26,7 +26,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from drolab.models.chat import EncodedBatch
-from drolab.models.layers import TRIAL_ERRORS
+from drolab.models.decoder import TRIAL_ERRORS, tolerance
 from drolab.models.load import ChatModel
 from drolab.models.passes import (
     Prefix,
@@ -38,7 +38,6 @@ from drolab.models.passes import (
     plan_passes,
     prefix_cache,
     prefix_embeddings,
-    tolerance,
 )
 
 if TYPE_CHECKING:

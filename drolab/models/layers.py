@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from drolab.errors import ModelError, StatesError
+from drolab.models.decoder import TRIAL_ERRORS
 from drolab.models.load import ChatModel
 
 if TYPE_CHECKING:
@@ -41,10 +42,6 @@ def resolve_layers(model: ChatModel, layers: Sequence[int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(layer % (last + 1) for layer in layers))
 
 
-TRIAL_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
-"""What a family may raise that cannot do what is tried."""
-
-
 class _Found(NamedTuple):
     """What a trial finds out about a model, once."""
 
@@ -52,6 +49,8 @@ class _Found(NamedTuple):
     """See `block_names`; empty if they were not found."""
     last_is_final: bool
     """Transformers' last hidden state is the output of the decoder, as here; so it is said to be if there is none."""
+    streams: tuple[int, ...] | None = None
+    """The shape of an inner hidden state of one chat of four tokens, where that is not one state for each token."""
 
 
 _known: WeakKeyDictionary[PreTrainedModel, _Found] = WeakKeyDictionary()
@@ -60,12 +59,20 @@ _known: WeakKeyDictionary[PreTrainedModel, _Found] = WeakKeyDictionary()
 def check_layers(model: ChatModel, layers: Sequence[int]) -> None:
     """Raise unless the states of these layers, as `resolve_layers` gives them, are transformers' `hidden_states`.
 
-    Those of the blocks were found by being equal to them, so it is the last layer that is in question.
+    Those of the blocks were found by being equal to them, so it is the last layer that is in question. Where the inner
+    ones are no states of single tokens (Gemma 3n), the last layer is what the head reads.
 
     Raises:
-        ModelError: the last one is another state in transformers.
+        ModelError: the last one is another state in transformers, or an inner one is more than one state for a token.
     """
     last = model.num_hidden_layers
+    streams = _found(model).streams
+    if streams is not None and set(layers) - {last}:
+        raise ModelError(
+            f"{model.name!r} ({model.model.config.model_type}) carries several streams through its blocks: its inner "
+            f"hidden states have the shape {list(streams)} for four tokens, so no layer but the last has one state "
+            "for a token. Ask for layers=(-1,)."
+        )
     if last not in layers or _found(model).last_is_final:
         return
     asked = getattr(model.model.config.get_text_config(), "tie_last_hidden_states", None) is False
@@ -133,6 +140,9 @@ def _find(model: ChatModel) -> _Found:
         ids = torch.arange(4)[None] % len(model.tokenizer)
         seen = decoder(inputs_embeds=model.embed(ids), use_cache=False, output_hidden_states=True)
     states = seen.hidden_states or ()
+    inner = next((tuple(own.shape) for own in states[:-1] if own.shape != seen.last_hidden_state.shape), None)
+    if inner is not None:
+        return _Found([], last_is_final=True, streams=inner)
     last_is_final = not states or _same_numbers(states[-1], seen.last_hidden_state)
     lists = [n for n, m in decoder.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n_blocks]
     for blocks in [[f"{name}.{k}" for k in range(n_blocks)] for name in lists] if len(states) > n_blocks else []:

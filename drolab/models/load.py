@@ -7,29 +7,32 @@ determines what the model computes. Stored results and soft prompts are tied to 
 from __future__ import annotations
 
 import datetime
-import importlib.util
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+import transformers
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from drolab.errors import ModelError
-from drolab.files import expanded
+from drolab.models.adapters import check_fits_base, with_adapter
+from drolab.models.decoder import check_decoder, device_of, text_decoder
 from drolab.models.fingerprint import fingerprint
+from drolab.models.memory import check_room, file_bytes
+from drolab.models.sources import DEMO, Source, demo_source, find_source, loading
 from drolab.models.tekken import from_mistral_common, is_mistral_common
 from drolab.models.templates import Template, open_template
 
-DEMO = "demo"
-_ASSETS = Path(str(resources.files("drolab"))) / "assets"
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _UNBOUNDED = 2**31
 """Context length of families without a limit, and of tokenizers that do not know theirs."""
 
@@ -57,11 +60,7 @@ class ChatModel:
     @property
     def device(self) -> torch.device:
         """Where token ids and embeddings enter the model."""
-        embedding: Any = self.model.get_input_embeddings()
-        device: torch.device = embedding.weight.device
-        if device.type == "meta":  # offloaded by accelerate: its hook knows where the layer runs
-            return torch.device(embedding._hf_hook.execution_device)
-        return device
+        return device_of(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -93,7 +92,7 @@ class ChatModel:
     @property
     def base_model(self) -> nn.Module:
         """The decoder without the language-model head: its output is `hidden_states[-1]`."""
-        return self.model.get_decoder()
+        return text_decoder(self.model)
 
     @property
     def _text_config(self) -> Any:
@@ -110,7 +109,11 @@ def load_model(
     *,
     dtype: torch.dtype | str | None = None,
     device_map: str | dict[str, Any] | None = None,
+    max_memory: dict[int | str, int | str] | None = None,
+    quantization_config: Any = None,
     revision: str | None = None,
+    gguf_file: str | None = None,
+    base: str | Path | None = None,
     attn_implementation: str | None = None,
     chat_template: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
@@ -120,15 +123,22 @@ def load_model(
 ) -> ChatModel:
     """Load a chat model and its tokenizer.
 
-    Weights are read from safetensors only. `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` are honoured.
+    Weights are read from safetensors and GGUF only. `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` are honoured. Of a
+    checkpoint that also sees or hears, the text is read; see docs/models.md, also for which families work.
 
     Args:
         name_or_path: "demo" (ships with drolab, works offline), a hub id ("org/model"), a local folder, or a `.gguf`
-            file (or a folder with one alone), whose quantized weights become plain ones: `pip install gguf`.
+            file (or a folder with one alone), whose quantised weights become plain ones: `pip install gguf`; or the
+            folder or hub id of an adapter (LoRA and its kin), which is merged into its base: `pip install peft`.
         dtype: of the weights: a torch.dtype, its name, or "auto". None takes the checkpoint's own, except
             for the demo model, which runs in float32.
         device_map: as in transformers; "auto" spreads the model over the GPUs. None loads on the CPU.
+        max_memory: how much of each device to use with it, such as `{0: "20GiB", "cpu": "60GiB"}`.
+        quantization_config: load in fewer bits: one of transformers' configurations, such as
+            `BitsAndBytesConfig(load_in_4bit=True)`, or its fields as a dict. A checkpoint that is quantised needs none.
         revision: branch, tag or commit on the hub.
+        gguf_file: which file of a hub id or folder to load.
+        base: of an adapter: the model it was made for, where what the adapter says is not to be found.
         attn_implementation: "eager", "sdpa", "flash_attention_2"; None leaves the choice to transformers.
         chat_template: Jinja text, the name of a known format (see CHAT_FORMATS), or of one of the tokenizer's own if
             it has several. None uses the tokenizer's own.
@@ -140,7 +150,8 @@ def load_model(
         trust_remote_code: run Python code that comes with the checkpoint. Off unless you ask for it.
 
     Raises:
-        ModelError: no such model, no safetensors weights, no access, an unknown dtype, a slow tokenizer.
+        ModelError: no such model, no safetensors weights, no access, an unknown dtype, a slow tokenizer, a package that
+            is missing, no room; an adapter of another base; a family that cannot be read rightly, and why.
         ChatTemplateError: no chat template, one whose syntax is wrong, an unknown format name, something among
             `template_kwargs` that the template never reads, or that switches off a thought it opens all the same.
 
@@ -161,34 +172,34 @@ def load_model(
         "date": date,
     }
     is_demo = name_or_path == DEMO  # Path("demo") is a folder of yours
-    source = _demo_folder() if is_demo else model_source(name)
-    gguf = find_gguf(name, Path(source))
-    torch_dtype = _dtype(dtype, default=torch.float32 if is_demo else "auto")
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    if gguf is not None:
-        source, options["gguf_file"] = str(gguf.parent), gguf.name
+    how = _How(
+        dtype=_dtype(dtype, default=torch.float32 if is_demo else "auto"),
+        device_map=device_map,
+        max_memory=max_memory,
+        quantization=_quantization(quantization_config),
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+    )
     with loading(name):
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
-        if is_mistral_common(tokenizer):
-            tokenizer = from_mistral_common(tokenizer, source, name, **options)
+        options = {"gguf_file": gguf_file, "base": None if base is None else str(base)}
+        source = demo_source() if is_demo else find_source(name, revision=revision, **options)
+        tokenizer = _tokenizer(source, how)
         _check_tokenizer(tokenizer, name)  # before gigabytes of weights are read
         open_template(tokenizer, name, **writing)
-        result: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=torch_dtype,
-            device_map=device_map,
-            attn_implementation=attn_implementation,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
-    model, loaded = result
-    if missing := sorted(loaded["missing_keys"]):  # transformers fills them with random numbers
-        raise ModelError(
-            f"The checkpoint {name!r} lacks {len(missing)} weights (first: {missing[0]}), so it is not a whole "
-            "chat model: merge an adapter into its base model, or download the checkpoint again."
-        )
+        model = _weights(source, how)
     return wrap(model, tokenizer, name=name, **writing)
+
+
+@dataclass(frozen=True)
+class _How:
+    """How weights are to be loaded."""
+
+    dtype: torch.dtype | str
+    device_map: str | dict[str, Any] | None
+    max_memory: dict[int | str, int | str] | None
+    quantization: Any
+    attn_implementation: str | None
+    trust_remote_code: bool
 
 
 def wrap(
@@ -214,85 +225,139 @@ def wrap(
         tokenizer, name, chat_template=chat_template, template_kwargs=template_kwargs, system_as=system_as, date=date
     )
     model.eval().requires_grad_(False)
+    check_decoder(model, tokenizer, name)
     own = fingerprint(model, template.tokenizer, told=template.told)
     return ChatModel(model=model, tokenizer=template.tokenizer, name=name, fingerprint=own, template=template)
 
 
-# --- where a model comes from, and what can be wrong with it -----------------------------------------------
+# --- weights -----------------------------------------------------------------------------------------------
 
 
-def model_source(name: str) -> str:
-    """The folder or hub id to give to transformers.
+def _tokenizer(source: Source, how: _How) -> PreTrainedTokenizerBase:
+    """An adapter's own, if it has one."""
+    if source.base is not None and not (source.adapter and source.adapter.has_tokenizer):
+        return _tokenizer(source.base, how)
+    options = {"revision": source.revision, "trust_remote_code": how.trust_remote_code, **_gguf(source)}
+    tokenizer: Any = AutoTokenizer.from_pretrained(source.place, **options)
+    if is_mistral_common(tokenizer):
+        tokenizer = from_mistral_common(tokenizer, source.place, source.name, **options)
+    return tokenizer
 
-    Raises:
-        ModelError: neither, or a folder without a model's files.
-    """
-    folder = expanded(name, ModelError)
-    if folder.is_file() and _is_gguf(folder):
-        return str(folder)
-    if folder.is_file():
-        raise ModelError(f"{name!r} is a file: give the folder that it is in, with config.json and the tokenizer.")
-    if folder.is_dir():
-        _check_folder(name, folder)
-        return str(folder)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+
+def _gguf(source: Source) -> dict[str, str]:
+    return {} if source.gguf is None else {"gguf_file": source.gguf}
+
+
+def _weights(source: Source, how: _How) -> PreTrainedModel:
+    if source.base is not None and source.adapter is not None:
+        _check_adapter(source, how)
+        return with_adapter(_weights(source.base, how), source.adapter)
+    options: dict[str, Any] = {"revision": source.revision, "trust_remote_code": how.trust_remote_code, **_gguf(source)}
+    loader = _auto_class(source, how)
+    quantization = how.quantization if source.gguf is None else how.quantization or _unpacked()
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    elif source.folder is not None and (device := _one_device(how.device_map)) is not None:
+        check_room(source.name, file_bytes(source.folder, how.dtype), device)
+    model, loaded = loader.from_pretrained(
+        source.place,
+        dtype=how.dtype,
+        device_map=how.device_map,
+        max_memory=how.max_memory,
+        attn_implementation=how.attn_implementation,
+        use_safetensors=True,
+        output_loading_info=True,
+        **options,
+    )
+    if missing := sorted(loaded["missing_keys"]):  # transformers fills them with random numbers
         raise ModelError(
-            f"There is no folder {name!r}, and it is no hub id: give an existing folder, "
-            "a hub id such as 'org/model', or 'demo'."
+            f"The checkpoint {source.name!r} lacks {len(missing)} weights (first: {missing[0]}), so it is not a whole "
+            "chat model: merge an adapter into its base model, or download the checkpoint again."
         )
-    return name
+    _let_gradients_through(model)
+    return model
 
 
-def _demo_folder() -> str:
-    folder = _ASSETS / DEMO
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise ModelError(f"The demo model is missing from this installation ({folder}): install drolab again.")
-    return str(folder)
+def _check_adapter(source: Source, how: _How) -> None:
+    """Raise ModelError unless the adapter fits its base, whose weights are not read for that."""
+    if source.base is None or source.adapter is None or source.base.base is not None or source.base.gguf is not None:
+        return
+    with torch.device("meta"):
+        empty = _auto_class(source.base, how).from_config(
+            _config(source.base, how), trust_remote_code=how.trust_remote_code
+        )
+    check_fits_base(source.adapter, empty)
 
 
-def _is_gguf(path: Path) -> bool:
-    return path.suffix.lower() == ".gguf"
+def _config(source: Source, how: _How) -> Any:
+    return AutoConfig.from_pretrained(source.place, revision=source.revision, trust_remote_code=how.trust_remote_code)
 
 
-def find_gguf(name: str, source: Path) -> Path | None:
-    """The GGUF file that `model_source` gave, or that a folder has in place of other weights.
+def _auto_class(source: Source, how: _How) -> Any:
+    """The class that loads a checkpoint's text model; where transformers has none, the whole of what also sees or "
+    "hears."""
+    if source.gguf is not None:
+        return AutoModelForCausalLM
+    config = _config(source, how)
+    others = [AutoModelForImageTextToText, getattr(transformers, "AutoModelForMultimodalLM", None)]
+    for auto in (AutoModelForCausalLM, *filter(None, others)):
+        if auto.__name__ in (getattr(config, "auto_map", None) or {}) or type(config) in auto._model_mapping:
+            return auto
+    return AutoModelForCausalLM
 
-    Raises:
-        ModelError: several to choose from, one that is not whole, or no package to read one with.
-    """
-    if source.is_dir() and not any(source.glob("*.safetensors")):
-        found = sorted(path for path in source.iterdir() if _is_gguf(path))
-    else:
-        found = [source] if _is_gguf(source) and source.is_file() else []
-    if not found:
+
+def _one_device(device_map: str | dict[str, Any] | None) -> torch.device | None:
+    """Where all weights go, if they go to one device."""
+    if isinstance(device_map, dict):
+        places = set(map(str, device_map.values()))
+        device_map = places.pop() if len(places) == 1 else "auto"
+    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
         return None
-    if len(found) > 1:
-        listed = ", ".join(path.name for path in found)
-        raise ModelError(f"The folder {name!r} has several GGUF files ({listed}): give the path of one of them.")
-    with open(found[0], "rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ModelError(f"{found[0]} does not begin as a GGUF file does: download it again (git lfs pull?).")
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError(
-            f"{name!r} is a GGUF file, which needs the package gguf: pip install gguf. Or load the model that it was "
-            "made from, in safetensors."
+    try:
+        return torch.device(
+            "cpu" if device_map is None else f"cuda:{device_map}" if str(device_map).isdigit() else device_map
         )
-    return found[0]
+    except RuntimeError:  # "disk", or a word that transformers will refuse
+        return None
 
 
-def _check_folder(name: str, folder: Path) -> None:
-    if any(map(_is_gguf, folder.iterdir())) and not any(folder.glob("*.safetensors")):
-        return
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"The folder {name!r} has no config.json: point to a folder of save_pretrained.")
-    if any(folder.glob("*.safetensors")):
-        return
-    if any(file for pattern in _PICKLED for file in folder.glob(pattern)):
-        raise ModelError(
-            f"The folder {name!r} has only pickled weights, which drolab never reads: convert them where you "
-            "trust them, with model.save_pretrained(folder) of transformers, which writes safetensors."
-        )
-    raise ModelError(f"The folder {name!r} has no weights (*.safetensors): save or download the model again.")
+def _unpacked() -> Any:
+    """To compute with GGUF's blocks as they are, transformers fetches compiled code from the hub: only if asked to."""
+    config = getattr(transformers, "GgufConfig", None)
+    return None if config is None else config(dequantize=True)
+
+
+def _quantization(config: Any) -> Any:
+    """What transformers takes.
+
+    Raises:
+        ModelError: no configuration of a kind that it knows.
+    """
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
+    if config is None or hasattr(config, "quant_method"):
+        return config
+    if isinstance(config, Mapping):
+        try:
+            return AutoQuantizationConfig.from_dict(dict(config))
+        except Exception as error:
+            why = str(error).strip().splitlines()[0]
+    else:
+        why = f"it is a {type(config).__name__}"
+    raise ModelError(
+        f"quantization_config is none that transformers knows ({why}): pass one such as "
+        "transformers.BitsAndBytesConfig(load_in_4bit=True), or its fields as a dict with 'quant_method'."
+    )
+
+
+def _let_gradients_through(model: PreTrainedModel) -> None:
+    """Some CPUs have a faster way to multiply with bitsandbytes' 4 bits, which loses the gradient without a word."""
+    for module in model.modules():
+        if "support_avx512bf16_for_cpu" in vars(module):
+            vars(module)["support_avx512bf16_for_cpu"] = False
+
+
+# --- what can be wrong -------------------------------------------------------------------------------------
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -312,62 +377,3 @@ def _dtype(dtype: torch.dtype | str | None, *, default: torch.dtype | str) -> to
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ModelError(f"No weights can have dtype {dtype!r}: pass 'float32', 'bfloat16', 'float16' or 'auto'.")
     return found
-
-
-@contextmanager
-def loading(name: str) -> Iterator[None]:
-    """Turns what transformers' loaders raise into a ModelError that says what to do."""
-    try:
-        yield
-    except ModelError:
-        raise
-    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
-        raise ModelError(_explain(name, error)) from error
-
-
-def _explain(name: str, error: Exception) -> str:
-    """What to do about an error of transformers' loaders."""
-    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
-
-    causes = list(_causes(error))
-    text = " ".join(map(str, causes))
-    if any(isinstance(cause, GatedRepoError) for cause in causes) or "gated repo" in text:
-        return f"{name!r} is gated: accept its licence on its hub page, then set HF_TOKEN to a token of your account."
-    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes) or "not a valid model identifier" in text:
-        return (
-            f"The hub has no model {name!r} that you may see: check the spelling; for a private one set HF_TOKEN. "
-            "drolab.load_model('demo') works without the hub."
-        )
-    if "mistral-common" in text or "mistral_common" in text:
-        return (
-            f"The tokenizer of {name!r} is a file of Mistral's (tekken.json), which needs the package mistral-common: "
-            "pip install mistral-common."
-        )
-    if "trust_remote_code" in text:
-        return f"{name!r} brings its own Python code: read it, then pass trust_remote_code=True if you trust it."
-    offline = any(isinstance(cause, (OfflineModeIsEnabled, ConnectionError)) for cause in causes)
-    if offline or "couldn't connect" in text or "We have no connection" in text or "local_files_only" in text:
-        return (
-            f"{name!r} is not a folder here, and the hub cannot be reached: a hub id needs network or a copy in the "
-            "cache (HF_HOME), a local model an existing folder; HF_HUB_OFFLINE=1 saves the wait. "
-            "drolab.load_model('demo') works offline."
-        )
-    if any(isinstance(cause, SafetensorError) for cause in causes):
-        return f"A weights file of {name!r} is not readable: download or save it again. ({_first_line(error)})"
-    if "safetensors" in text:
-        return (
-            f"{name!r} has no safetensors weights, and drolab never reads pickled ones: choose a revision that has "
-            f"them, or convert the model with save_pretrained. ({_first_line(error)})"
-        )
-    return f"{name!r} cannot be loaded: {_first_line(error)} Check the name, the files and the versions."
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".") + "."

@@ -33,8 +33,9 @@ from transformers import DynamicCache
 
 from drolab.errors import ModelError, PromptError, StatesError
 from drolab.models.chat import EncodedBatch
+from drolab.models.decoder import TRIAL_ERRORS, tolerance
 from drolab.models.interventions import check_edits
-from drolab.models.layers import TRIAL_ERRORS, block_names, check_layers, has_blocks, resolve_layers
+from drolab.models.layers import block_names, check_layers, has_blocks, resolve_layers
 from drolab.models.load import ChatModel
 
 if TYPE_CHECKING:
@@ -162,11 +163,6 @@ def accumulating_gradients(model: ChatModel, embeddings: Tensor, until: int = -1
 
 
 # --- what a family allows ----------------------------------------------------------------------------------
-
-
-def tolerance(dtype: torch.dtype) -> float:
-    """The relative difference up to which two ways to compute the same are equal."""
-    return float(2**3 * torch.finfo(dtype).eps ** 0.75)
 
 
 class _Abilities(NamedTuple):
@@ -483,6 +479,9 @@ def last_logits(model: ChatModel, columns: Tensor | None = None, **inputs: Any) 
     Args:
         columns: [n], for a single packed row: [n, vocabulary] at these positions instead.
     """
+    inner: Any = getattr(model.model, "model", None)
+    if getattr(inner, "rope_deltas", None) is not None:  # where an image of another chat has moved positions to
+        inner.rope_deltas = None
     keeps = "logits_to_keep" in inspect.signature(model.model.forward).parameters
     if keeps:
         inputs["logits_to_keep"] = 1 if columns is None else columns

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.tiny import ROOT, byte_tokenizer, random_llama
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import drolab
 from drolab.errors import ChatTemplateError, ModelError
@@ -237,27 +237,6 @@ def test_a_gguf_file_needs_its_package(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "other.gguf").write_bytes(path.read_bytes())
     with pytest.raises(ModelError, match=r"several GGUF files \(model.Q4_0.gguf, other.gguf\): give the path of one"):
         load_model(tmp_path)
-
-
-def test_a_gguf_file_is_given_to_transformers(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "tiny.gguf"
-    path.write_bytes(b"GGUF")
-    asked = []
-
-    def whole(original: Any) -> Any:
-        def from_pretrained(source: str, *, gguf_file: str, **options: Any) -> Any:
-            asked.append((source, gguf_file))
-            return original(folder, **options)
-
-        return from_pretrained
-
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    for loader in (AutoTokenizer, AutoModelForCausalLM):
-        monkeypatch.setattr(loader, "from_pretrained", whole(loader.from_pretrained))
-    model = load_model(path)
-    assert asked == [(str(tmp_path), "tiny.gguf")] * 2
-    monkeypatch.undo()
-    assert model.fingerprint == load_model(folder).fingerprint
 
 
 def test_a_file_that_only_has_the_ending(tmp_path: Path) -> None:
