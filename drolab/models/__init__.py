@@ -1,10 +1,11 @@
 """One model, one batch of chats: loading, templates, forward passes, edits of hidden states.
 
 In order: `fingerprint` (what a model computes, as a hash), `reasoning` (a reply taken apart), `templates` (what writes
-the chats), `places` (where they end), `decoder` (the part of a model that reads text), `adapters`, `sources` and `memory` (where weights are, what
-is wrong with them, is there room), `load` (`ChatModel`), `chat` (query and prompt → tokens), `layers` (where the blocks
-are), `interventions` (edits while the model runs), `passes` (states of a batch behind a shared prefix),
-`kv_cache` (reading a batch token by token). What runs many queries and keeps the results is `inference`.
+the chats), `places` (where they end), `decoder` (the part of a model that reads text), `adapters`, `sources` and
+`memory` (where weights are, what is wrong with them, is there room), `load` (`ChatModel`), `chat` (query and prompt →
+tokens), `layers` (where the blocks are), `interventions` (edits while the model runs), `passes` (states of a batch
+behind a shared prefix), `kv_cache` (reading a batch token by token). What runs many queries and keeps the results is
+`inference`.
 """
 
 from drolab.models import chat, interventions, passes
@@ -39,12 +40,14 @@ from drolab.models.interventions import (
     vectors_of,
     with_vectors,
 )
-from drolab.models.kv_cache import Reader, reader_for
+from drolab.models.kv_cache import Reader, can_read_in_place, reader_for
 from drolab.models.layers import check_layers, resolve_layers
 from drolab.models.load import ChatModel, load_model, wrap
+from drolab.models.memory import free_memory
 from drolab.models.passes import (
     Prefix,
     accumulating_gradients,
+    can_pack,
     can_share_prefix,
     check_positions,
     copy_cache,
@@ -69,11 +72,12 @@ from drolab.models.reasoning import (
     split_reply,
     to_answer,
 )
-from drolab.models.sources import loading, model_source
+from drolab.models.sources import DEMO, find_source, loading, model_source
 from drolab.models.templates import CHAT_FORMATS, Template, Thinking, chat_format
 
 __all__ = [
     "CHAT_FORMATS",
+    "DEMO",
     "THOUGHT_MARKS",
     "Ablate",
     "Add",
@@ -96,6 +100,8 @@ __all__ = [
     "at_answer",
     "audit",
     "baselines",
+    "can_pack",
+    "can_read_in_place",
     "can_share_prefix",
     "chat",
     "chat_format",
@@ -111,8 +117,10 @@ __all__ = [
     "edited_fingerprint",
     "embed_text",
     "encode",
+    "find_source",
     "fingerprint",
     "forward_states",
+    "free_memory",
     "halve_pass_tokens",
     "interventions",
     "last_logits",
