@@ -1,7 +1,7 @@
 """What a model can do here, and how long it will take, before anything long begins: `drolab check MODEL`.
 
 In order: `check_model` and what it gives; where the files are; whether there is room; what the model can do; how fast
-it is, tried on a few queries; and what follows for the notebooks, by `_works`, which counts what each of them computes.
+it is, tried on a few queries; and what follows for the notebooks, by `works`, which counts what each of them computes.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,10 +38,11 @@ from drolab.models import (
     run_prefix,
 )
 from drolab.probing import fit_anchors
+from drolab.progress import in_words
 from drolab.threads import threads_for
 from drolab.types import DROConfig, Probe, SafetyPrompt
 
-TRIED_S = 12.0
+TRIED_S = 15.0
 """Seconds that one trial may take, as far as that is known before: a slow model gets smaller ones."""
 LONG_S = 12 * 3600
 """Seconds of all notebooks above which fewer samples are advised."""
@@ -124,33 +125,33 @@ def check_model(model: ChatModel | str | Path, *, load: Mapping[str, Any] | None
         ['01_what_the_model_reads', '02_hidden_states']
     """
     rows: list[_Row] = []
-    started = time.perf_counter()
+    load_s = 0.0
     if not isinstance(model, ChatModel):
         name, options = str(model), dict(load or {})
         rows += _where(name, options)
         if rows[-1].status == "problem":  # it would have to be fetched
             return _check(name, rows, refused=f"{rows[-1].found}. {rows[-1].do}")
+        started = time.perf_counter()
         model = load_model(name, **options)
-    load_s = time.perf_counter() - started
-    rows.append(_Row("the model", "ok", f"{model!r}, loaded in {load_s:.0f} s"))
+        load_s = time.perf_counter() - started
+    rows.append(_Row("the model", "ok", repr(model)))
     try:
+        model, advice = _with_system(model)
         rows += _template(model)
         batch = _batch(model)
-    except ChatTemplateError as error:
-        rows.append(_Row("chat template", "problem", str(error)))
-        return _check(model.name, rows, refused=str(error))
-    with torch.no_grad(), threads_for(model.model):
-        rows += _abilities(model, len(batch.chat(0)))
-        rows += _room(model, batch)
-    speed, replies, tried = _try(model)
+        with torch.no_grad(), threads_for(model.model):
+            rows += _abilities(model, len(batch.chat(0)))
+            rows += _room(model, batch)
+        speed, replies, tried = _try(model)
+    except DrolabError as error:
+        return _check(model.name, [*rows, _Row("a trial", "problem", str(error))], refused=str(error))
     rows += tried
-    works = _works(model, n_samples)
-    times = pd.DataFrame(
-        [_timed(name, work, speed, load_s) for name, work in works.items()], columns=list(TIME_COLUMNS)
-    )
-    return _check(
-        model.name, rows, times=times, replies=replies, advice=_advice(model, rows, works, speed, times, n_samples)
-    )
+    todo = works(model, n_samples)
+    table = [_timed(name, work, speed, load_s) for name, work in todo.items()]
+    times = pd.DataFrame(table, columns=list(TIME_COLUMNS))
+    advice += [f"{row.do} ({row.asked}: {row.found})" for row in rows if row.status == "problem"]
+    advice += _faster(model, times, sum(work.replies for work in todo.values()) * speed.reply, n_samples)
+    return _check(model.name, rows, times=times, replies=replies, advice=tuple(advice))
 
 
 class _Row(NamedTuple):
@@ -163,25 +164,6 @@ class _Row(NamedTuple):
 def _check(name: str, rows: list[_Row], **found: Any) -> Check:
     empty = {"times": pd.DataFrame(columns=list(TIME_COLUMNS)), "replies": pd.DataFrame()}
     return Check(name=name, rows=pd.DataFrame(rows, columns=list(ROW_COLUMNS)), **empty | found)
-
-
-def in_words(seconds: float) -> str:
-    """A time as people say it.
-
-    Examples:
-        >>> from drolab.check import in_words
-        >>> in_words(8.4), in_words(400), in_words(20_000)
-        ('8 s', '7 min', '5.6 h')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return (
-        f"{seconds / 60:.0f} min"
-        if seconds < 100 * 60
-        else f"{seconds / 3600:.1f} h"
-        if seconds < 72 * 3600
-        else f"{seconds / 86400:.0f} days"
-    )
 
 
 def _named(table: pd.DataFrame) -> Iterator[Any]:
@@ -239,6 +221,18 @@ def _existing(folder: Path) -> Path:
 
 
 # --- its chats, what it can do, whether there is room ----------------------------------------------------------
+
+
+def _with_system(model: ChatModel) -> tuple[ChatModel, list[str]]:
+    """The model; where its template has no place for a prompt, the model with a prompt in the first user's message."""
+    try:
+        _batch(model, 1)
+    except ChatTemplateError:
+        other = replace(model, template=replace(model.template, system_as="first_user"))
+        with suppress(ChatTemplateError):
+            _batch(other, 1)
+            return other, ["system_as='first_user' (its template has no place for a system message)."]
+    return model, []
 
 
 def _template(model: ChatModel) -> list[_Row]:
@@ -434,7 +428,7 @@ class Work(NamedTuple):
     """What does not depend on the model: fits, intervals, figures, the kernel's start."""
 
 
-def _works(model: ChatModel, n_samples: int) -> dict[str, Work]:
+def works(model: ChatModel, n_samples: int) -> dict[str, Work]:
     """By notebook, with its own parameters but N_SAMPLES, and without what those before it have put into the store."""
     anchors, heldout, borderline = (len(load_queries(name)) for name in ("anchors", "heldout", "borderline"))
     extra = len(baselines(model)) - 1
@@ -472,14 +466,13 @@ def _work_in_words(row: Any) -> str:
     return ", ".join(f"{n:,} {what}" for what, n in parts.items() if n)
 
 
-def _advice(
-    model: ChatModel, rows: list[_Row], works: Mapping[str, Work], speed: Speed, times: pd.DataFrame, n_samples: int
-) -> tuple[str, ...]:
-    advice = [f"{row.do} ({row.asked})" for row in rows if row.status == "problem" and row.do]
+def _faster(model: ChatModel, times: pd.DataFrame, replies_s: float, n_samples: int) -> list[str]:
+    """What makes it faster."""
+    found = []
     if torch.cuda.is_available() and model.device.type == "cpu":
-        advice.append("device_map='auto' puts it on the GPU.")
-    total = times["seconds"].sum()
+        found.append("device_map='auto' puts it on the GPU.")
+    total = float(times["seconds"].sum())
     if total > LONG_S and n_samples > 2:
-        fewer = sum(work.replies * (n_samples - 2) / n_samples * speed.reply for work in works.values())
-        advice.append(f"N_SAMPLES = 2 in the notebooks takes {in_words(total - fewer)} instead of {in_words(total)}.")
-    return tuple(advice)
+        fewer = total - replies_s * (n_samples - 2) / n_samples
+        found.append(f"N_SAMPLES = 2 in the notebooks takes {in_words(fewer)} instead of {in_words(total)}.")
+    return found
