@@ -48,6 +48,8 @@ LONG_S = 12 * 3600
 """Seconds of all notebooks above which fewer samples are advised."""
 ROW_COLUMNS = ("asked", "status", "found", "do")
 TIME_COLUMNS = ("notebook", "states", "edited", "steps", "replies", "seconds")
+_LOOP_S = 0.005
+"""What the loop in `_slowness` takes on the machine on which the seconds in `works` were measured, idle."""
 _REPLIES, _NEW_TOKENS = 128, 64
 """How many replies `generate` writes at once at least, and how long they are at most."""
 
@@ -323,6 +325,8 @@ class Speed:
     """Of one DRO step of 50 queries."""
     chat_tokens: float
     """How many tokens pass for one chat."""
+    slowness: float
+    """Of what does not depend on the model: see `_slowness`."""
 
 
 @contextmanager
@@ -358,7 +362,17 @@ def _try(model: ChatModel) -> tuple[Speed, pd.DataFrame, list[_Row]]:
     step, said = _try_training(model, found, token)
     rows.append(said)
     reply, written, replies, said = _try_replies(model, token)
-    return Speed(token=token, reply=reply, written=written, step=step, chat_tokens=chat_tokens), replies, [*rows, said]
+    times = {"token": token, "reply": reply, "written": written, "step": step, "slowness": _slowness()}
+    return Speed(**times, chat_tokens=chat_tokens), replies, [*rows, said]
+
+
+def _slowness() -> float:
+    """How many times as long Python takes here as where `works` was measured, with all that runs beside it; 1 at least
+    (a faster machine's kernels start no faster)."""
+    with _timed_block() as took:
+        for _ in range(50):
+            sum(number * number for number in range(100_000))
+    return max(1.0, took[0] / 50 / _LOOP_S)
 
 
 def _try_training(model: ChatModel, states: Any, token: float) -> tuple[float, _Row]:
@@ -464,7 +478,7 @@ def works(model: ChatModel, n_samples: int) -> dict[str, Work]:
 
 
 def _timed(name: str, work: Work, speed: Speed, load_s: float) -> tuple[Any, ...]:
-    seconds = work.seconds + load_s + work.states * speed.chat_tokens * speed.token
+    seconds = work.seconds * speed.slowness + load_s + work.states * speed.chat_tokens * speed.token
     seconds += work.edited * speed.written + work.steps * speed.step + work.replies * speed.reply
     return (name, work.states, work.edited, work.steps, work.replies, seconds)
 
