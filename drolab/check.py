@@ -22,6 +22,7 @@ from drolab.dro import Training
 from drolab.errors import ChatTemplateError, DrolabError
 from drolab.inference import generate, hidden_states
 from drolab.models import (
+    DEMO,
     ChatModel,
     audit,
     baselines,
@@ -122,7 +123,6 @@ def check_model(model: ChatModel | str | Path, *, load: Mapping[str, Any] | None
         >>> check = drolab.check_model("demo")
         >>> check.answer
         'Yes.'
-        >>> check.rows[["asked", "status", "found"]].head(3)  # doctest: +SKIP
         >>> list(check.seconds)[:2]
         ['01_what_the_model_reads', '02_hidden_states']
     """
@@ -182,8 +182,6 @@ def _size(n_bytes: float) -> str:
 
 def _where(name: str, options: Mapping[str, Any]) -> list[_Row]:
     """Access and size, without reading a weight. The last row is a problem if the weights would have to be fetched."""
-    from drolab.models import DEMO
-
     if name == DEMO:
         return [_Row("files", "ok", "the demo model, which comes with drolab")]
     chosen = {key: options[key] for key in ("revision", "gguf_file", "base") if key in options}

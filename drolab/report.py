@@ -218,7 +218,7 @@ def _numbers(rows: pd.DataFrame) -> str:
     known = rows[rows["estimate"].notna()]
     under: dict[str, list[str]] = {}
     for row in known.itertuples():
-        under.setdefault(_estimate(row), []).append(row.under)
+        under.setdefault(_estimate(row), []).append(str(row.under))
     found = [f"{' and '.join(names)}: " * (len(known) > 1) + words for words, names in under.items()]
     return f" ({known['unit'].iloc[0]}{', ' if len(known) > 1 else ' '}{', '.join(found)})" if found else ""
 

@@ -351,9 +351,13 @@ class HiddenStates:
         values = self.values[keep.nonzero()[0][:, None], columns]  # one step: no copy of the other layers
         return replace(self, values=values, index=self.index[keep].reset_index(drop=True), layers=layers)
 
-    def paired(self) -> HiddenStates:
+    def paired(self, scores: pd.DataFrame | pd.Series | None = None) -> HiddenStates:
         """The states of those queries that have one under every prompt: what comparisons between prompts need. All of
         them, unless some are missing.
+
+        Args:
+            scores: of `judge`, or a column of it: the queries must have one of these under every prompt, too. (A query
+                has none if no reply to it came to an answer.)
 
         Raises:
             StatesError: no query has a state under every prompt.
@@ -367,9 +371,16 @@ class HiddenStates:
             >>> states.paired().index["query_id"].tolist()
             ['a', 'a']
         """
-        prompts = self.index.groupby("query_id")["prompt"].nunique()
-        whole = prompts.index[prompts == self.index["prompt"].nunique()]
-        keep = self.index["query_id"].isin(whole).to_numpy()
+        import numpy as np
+
+        tables = [self.index] if scores is None else [self.index, scores.index.to_frame(index=False)]
+        keep = np.ones(len(self), dtype=bool)
+        for table in tables:
+            n_prompts = table.groupby("query_id")["prompt"].nunique()
+            whole = n_prompts.index[n_prompts == table["prompt"].nunique()]
+            keep &= self.index["query_id"].isin(whole).to_numpy()
+        if keep.all():
+            return self
         if not keep.any():
             raise StatesError(
                 "No query has a state under every prompt: raise max_thinking_tokens, or take fewer prompts."

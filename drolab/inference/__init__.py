@@ -9,6 +9,7 @@ from drolab.inference.hidden import hidden_states
 from drolab.inference.next_tokens import divergence, first_token_probabilities, next_tokens
 from drolab.inference.responses import generate
 from drolab.inference.sampling import whole_paragraphs
+from drolab.inference.thinking import reading_places
 
 __all__ = [
     "divergence",
@@ -16,5 +17,6 @@ __all__ = [
     "generate",
     "hidden_states",
     "next_tokens",
+    "reading_places",
     "whole_paragraphs",
 ]

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pandas as pd
 import torch
 
 from drolab.errors import StatesError
@@ -32,6 +33,7 @@ from drolab.models import (
     check_edits,
     encode,
     reader_for,
+    render,
     split_reply,
     thought_mark,
 )
@@ -133,6 +135,81 @@ def _why_not(model: ChatModel) -> str:
         f"the chats of {model.name!r} leave no room for one, so that its answer begins where its reply does: read at "
         "'reply'. If it does think, pass load_model(…, chat_template=…), a template that knows its thoughts."
     )
+
+
+def reading_places(
+    model: ChatModel,
+    query: str,
+    prompt: Prompt,
+    *,
+    max_thinking_tokens: int | None = None,
+    thinking_seed: int | None = None,
+    store: Store | None = None,
+) -> pd.DataFrame:
+    """The places at which one chat can be read (see `hidden_states`), and what they are for this model, in words.
+
+    Returns:
+        One row per place: `read_at`; `tokens`, how many the chat has up to there; `adds`, the text that stands between
+        the end of the chat and this place; `last`, the token that is read; `note`. Where there is no such place the
+        number is missing and the texts are empty.
+
+    Raises:
+        See `render`; a thought that does not end is no error, but a note.
+
+    Examples:
+        >>> import drolab
+        >>> from drolab.inference import reading_places
+        >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+        >>> table = reading_places(model, "How do I boil an egg?", prompts["none"])
+        >>> table[["read_at", "tokens", "note"]]
+                  read_at  tokens                                                note
+        0           reply      19              the end of the chat: its answer begins
+        1          answer      19  it does not think: the same place as 'reply', ...
+        2  after_thinking    <NA>                      it does not think: no such ...
+    """
+    chats = {place: render(model, query, prompt, read_at=place) for place in _KNOWN}
+    end, thinks = chats["reply"], thought_mark(model.template) is not None
+    rows: list[tuple[str, int | None, str, str, str]] = []
+
+    def row(place: str, ids: Sequence[int], adds: str, note: str) -> None:
+        rows.append((place, len(ids), adds, str(model.tokenizer.decode(list(ids[-1:]))), note))
+
+    begins = "its reply begins, in a thought" if end.opening else "its reply begins" if thinks else "its answer begins"
+    row("reply", end.input_ids, "", f"the end of the chat: {begins}")
+    answer = chats["answer"]
+    if not thinks:
+        row("answer", answer.input_ids, "", "it does not think: the same place as 'reply', with the same states")
+        rows.append(("after_thinking", None, "", "", "it does not think: no such place"))
+        return _places_table(rows)
+    longer = answer.text.startswith(end.text)
+    written = "behind an empty thought" + ("" if longer else ", as the template writes it with its switch off")
+    row("answer", answer.input_ids, answer.text[len(end.text) :] if longer else answer.text[-80:], written)
+    try:
+        (placed,), _ = place_chats(
+            model,
+            [query],
+            [prompt],
+            "after_thinking",
+            max_thinking_tokens=max_thinking_tokens,
+            thinking_seed=thinking_seed,
+            store=store,
+            progress=False,
+        )
+    except StatesError as error:
+        rows.append(("after_thinking", None, "", "", str(error)))
+        return _places_table(rows)
+    ids = placed[1].batch.chat(0)
+    thought = decoded_texts(model, [list(ids[len(end.input_ids) :])])[0]
+    row("after_thinking", ids, thought, "behind a thought of its own" if thought else "it answered without a thought")
+    return _places_table(rows)
+
+
+_KNOWN: tuple[ReadAt, ...] = ("reply", "answer")
+"""The places that are known before anything is thought."""
+
+
+def _places_table(rows: Sequence[tuple[str, int | None, str, str, str]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["read_at", "tokens", "adds", "last", "note"]).astype({"tokens": "Int64"})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -35,8 +35,8 @@ class FirstTokenJudge:
     refusal. Sampling with `top_p` below 1 hides rare first tokens, and a token that was never seen counts as
     `other`: fit on many samples, over all prompts that matter, best with `top_p=1`.
     Whether the score can stand in for sampling depends on the model: measure it with `score_agreement`. Where replies
-    begin with reasoning, the answer's first token counts, and `read_at` says where it is asked for: after an empty
-    thought ("answer"), which is quick, but not how those answers came about; or after a thought of the model's own
+    begin with reasoning, the answer's first token counts, and `read_at` says where it is asked for: behind an empty
+    thought ("answer"), which is quick, but not how those answers came about; or behind a thought of the model's own
     ("after_thinking").
 
     Examples:
@@ -82,24 +82,24 @@ class FirstTokenJudge:
 
     @classmethod
     def fit(
-        cls, responses: pd.DataFrame, judge: AnyJudge = is_refusal, *, read_at: ReadAt = "reply"
+        cls, responses: pd.DataFrame, judge: AnyJudge = is_refusal, *, read_at: ReadAt | None = None
     ) -> FirstTokenJudge:
         """Learn r(t) as a plain frequency: of full refusals, if the judge knows partial ones. Responses of which the
         judge has no opinion do not count. With fewer than FEWEST_QUERIES queries that were refused, or answered, the
         judge has a `problem`; responses without a query_id count as to a query each.
 
         Args:
-            read_at: where the score will be read. Replies that begin with reasoning need "answer" or "after_thinking",
-                and count by the first token of their answer, which `generate` gives.
+            read_at: where the score will be read. Replies that begin with reasoning count by the first token of their
+                answer, which `generate` gives, and need "answer" or "after_thinking". None is "answer" for them, and
+                "reply" for all others.
 
         Raises:
             QueryError: no responses, missing columns (first_token, response), or replies that begin with reasoning,
                 whose first token says nothing of the answer.
             StatesError: there is no such place to read at.
         """
-        check_read_at(read_at)
         check_responses(responses, ("first_token", "response"))
-        _check_first_tokens(responses, read_at)
+        place = _place(responses, read_at)
         responses = responses[responses["first_token"] >= 0]  # others have no answer
         verdicts = refused(responses, judge)
         known = verdicts.notna().to_numpy()
@@ -110,7 +110,7 @@ class FirstTokenJudge:
             tokens=torch.tensor(frequency.index.to_numpy(dtype=np.int64)),
             refusal_rate=torch.tensor(frequency["mean"].to_numpy(dtype=np.float32)),
             counts=torch.tensor(frequency["size"].to_numpy(dtype=np.int64)),
-            read_at=read_at,
+            read_at=place,
             problem=_too_few(refusals.to_numpy(), queries.to_numpy()),
         )
 
@@ -164,28 +164,32 @@ class FirstTokenJudge:
         return {"refusal": refusal, "compliance": total - refusal, "other": (1.0 - total).clamp(min=0.0)}
 
 
-def _check_first_tokens(responses: pd.DataFrame, read_at: ReadAt) -> None:
-    """Raise QueryError if the first tokens are not those of answers, or not those that are read."""
-    begin_later = pd.Series([split_reply(text).begins > 0 for text in responses["response"]], responses.index)
+def _place(responses: pd.DataFrame, read_at: ReadAt | None) -> ReadAt:
+    """Where the first tokens are read. Raises QueryError if they are not those of answers, or not those read there."""
+    whole = pd.Series([split_reply(text).begins > 0 for text in responses["response"]], responses.index)
+    thinks = whole
     if "reasoning" in responses:
         apart = responses["reasoning"].notna()
-        thought = responses["reasoning"].fillna("").ne("") | (responses["first_token"] < 0)
-        whole, n = begin_later & ~apart, int((begin_later & ~apart | apart & thought).sum())
-    else:
-        whole, n = begin_later, int(begin_later.sum())
-    if n and read_at == "reply":
-        raise QueryError(
-            f"{n:,} of {len(responses):,} replies begin with reasoning, so that their first token is no sign of "
-            "refusal. Judge the replies themselves (drolab.judge), let the model answer at once (many chat templates "
-            "can), or pass FirstTokenJudge.fit(…, read_at='after_thinking' or 'answer')."
-        )
+        whole &= ~apart
+        thinks = whole | apart & (responses["reasoning"].fillna("").ne("") | (responses["first_token"] < 0))
     if whole.any():
         raise QueryError(
             f"{int(whole.sum()):,} of {len(responses):,} replies begin with reasoning that was not taken off, so that "
-            "their `first_token` is not their answer's: generate them again."
+            "their first token is no sign of refusal. Generate them again, judge the replies themselves "
+            "(drolab.judge), or let the model answer at once: many chat templates can."
+        )
+    if read_at is not None:
+        check_read_at(read_at)
+    elif not thinks.any():
+        return "reply"
+    if read_at == "reply" and thinks.any():
+        raise QueryError(
+            f"{int(thinks.sum()):,} of {len(responses):,} replies begin with reasoning, so that the first token of a "
+            "reply is no sign of refusal: pass read_at='answer' or 'after_thinking'."
         )
     if (responses["first_token"] < 0).all():
         raise QueryError("No response has an answer: generate with more max_thinking_tokens.")
+    return read_at or "answer"
 
 
 def _too_few(refusals: np.ndarray, queries: np.ndarray) -> str:

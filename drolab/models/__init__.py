@@ -73,7 +73,8 @@ from drolab.models.reasoning import (
     to_answer,
 )
 from drolab.models.sources import DEMO, find_source, loading, model_source
-from drolab.models.templates import CHAT_FORMATS, Template, Thinking, chat_format
+from drolab.models.template_thinking import Thinking
+from drolab.models.templates import CHAT_FORMATS, Template, chat_format
 
 __all__ = [
     "CHAT_FORMATS",

@@ -74,7 +74,6 @@ def find_adapter(name: str, place: str, revision: str | None) -> Adapter | None:
             f"{name!r} is an adapter ({kind}), which needs the package peft: pip install peft. Or merge it into its "
             "base where that is installed (merge_and_unload), and load the whole."
         )
-    tokenizer = Path(found).with_name("tokenizer_config.json") if Path(place).is_dir() else None
     return Adapter(
         name=name,
         place=place,
@@ -82,9 +81,7 @@ def find_adapter(name: str, place: str, revision: str | None) -> Adapter | None:
         weights=_weights(name, place, revision),
         base=str(config.get("base_model_name_or_path") or ""),
         base_revision=config.get("revision"),
-        has_tokenizer=tokenizer.is_file()
-        if tokenizer
-        else _on_hub(place, "tokenizer_config.json", revision) is not None,
+        has_tokenizer=file_of(place, "tokenizer_config.json", revision) is not None,
     )
 
 
@@ -101,17 +98,10 @@ def _check_kind(name: str, kind: str, config: dict[str, Any]) -> None:
 
 
 def _weights(name: str, place: str, revision: str | None) -> str:
-    local = Path(place)
-    found = (
-        str(local / WEIGHTS)
-        if (local / WEIGHTS).is_file()
-        else None
-        if local.is_dir()
-        else _on_hub(place, WEIGHTS, revision)
-    )
+    found = file_of(place, WEIGHTS, revision)
     if found is not None:
         return found
-    if local.is_dir() and not (local / "adapter_model.bin").is_file():
+    if file_of(place, "adapter_model.bin", revision) is None:
         raise ModelError(f"The adapter {name!r} has no weights ({WEIGHTS}): save or download it again.")
     raise ModelError(
         f"The adapter {name!r} has only pickled weights, which drolab never reads: convert it where you trust it, with "
@@ -119,7 +109,10 @@ def _weights(name: str, place: str, revision: str | None) -> str:
     )
 
 
-def _on_hub(place: str, file: str, revision: str | None) -> str | None:
+def file_of(place: str, file: str, revision: str | None) -> str | None:
+    """The path of a file in a folder or, of a hub id, in the cache; None if it is not there."""
+    if Path(place).is_dir():
+        return str(Path(place) / file) if (Path(place) / file).is_file() else None
     found: str | None = cached_file(
         place,
         file,
@@ -206,8 +199,8 @@ def with_adapter(base: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
         base.resize_token_embeddings(rows, mean_resizing=False)
     config = PeftConfig.from_pretrained(adapter.place, revision=adapter.revision)
     config.inference_mode = True
-    model = PeftModel(base, config, autocast_adapter_dtype=False)
-    result = set_peft_model_state_dict(model, weights)
+    model: Any = PeftModel(base, config, autocast_adapter_dtype=False)
+    result: Any = set_peft_model_state_dict(model, weights)
     if result.unexpected_keys:
         raise _misfit(adapter, base, f"{result.unexpected_keys[0]} has no place")
     if getattr(base, "is_quantized", False):

@@ -7,6 +7,7 @@ determines what the model computes. Stored results and soft prompts are tied to 
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from transformers import (
 )
 
 from drolab.errors import ModelError
-from drolab.models.adapters import check_fits_base, with_adapter
+from drolab.models.adapters import check_fits_base, file_of, with_adapter
 from drolab.models.decoder import check_decoder, device_of, text_decoder
 from drolab.models.fingerprint import fingerprint
 from drolab.models.memory import check_room, file_bytes
@@ -241,7 +242,17 @@ def _tokenizer(source: Source, how: _How) -> PreTrainedTokenizerBase:
     tokenizer: Any = AutoTokenizer.from_pretrained(source.place, **options)
     if is_mistral_common(tokenizer):
         tokenizer = from_mistral_common(tokenizer, source.place, source.name, **options)
+    if not tokenizer.chat_template and source.gguf is None:
+        tokenizer.chat_template = _template_beside(source)
     return tokenizer
+
+
+def _template_beside(source: Source) -> Any:
+    """Of older checkpoints that also see images: a template in a file of its own, which only their processor reads."""
+    found = file_of(source.place, "chat_template.json", source.revision)
+    if found is None:
+        return None
+    return json.loads(Path(found).read_text(encoding="utf-8")).get("chat_template")
 
 
 def _gguf(source: Source) -> dict[str, str]:
@@ -257,8 +268,8 @@ def _weights(source: Source, how: _How) -> PreTrainedModel:
     quantization = how.quantization if source.gguf is None else how.quantization or _unpacked()
     if quantization is not None:
         options["quantization_config"] = quantization
-    elif source.folder is not None and (device := _one_device(how.device_map)) is not None:
-        check_room(source.name, file_bytes(source.folder, how.dtype), device)
+    elif (device := _one_device(how.device_map)) is not None:
+        check_room(source.name, _bytes(source, loader, how), device)
     model, loaded = loader.from_pretrained(
         source.place,
         dtype=how.dtype,
@@ -276,6 +287,18 @@ def _weights(source: Source, how: _How) -> PreTrainedModel:
         )
     _let_gradients_through(model)
     return model
+
+
+def _bytes(source: Source, loader: Any, how: _How) -> int:
+    """What the weights need in memory: from the files if they are here, else from the configuration; 0 if not known."""
+    if source.folder is not None:
+        return file_bytes(source.folder, how.dtype)
+    config = _config(source, how)
+    if how.trust_remote_code or getattr(config, "quantization_config", None) is not None:
+        return 0
+    dtype = how.dtype if isinstance(how.dtype, torch.dtype) else config.get_text_config().dtype or torch.float32
+    with torch.device("meta"):
+        return sum(part.numel() for part in loader.from_config(config).parameters()) * int(dtype.itemsize)
 
 
 def _check_adapter(source: Source, how: _How) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from drolab.errors import ModelError
+from drolab.errors import ModelError, UnreliableWarning
 from drolab.files import expanded
 from drolab.models.adapters import CONFIG, Adapter, find_adapter
 
@@ -79,8 +80,15 @@ def _base_of(adapter: Adapter, base: str | None) -> Source:
             f"which of the two you mean: move {CONFIG} and the adapter's weights into a folder of their own."
         )
     if base is not None:
-        return find_source(base)
-    if not adapter.base:
+        if adapter.base and Path(adapter.base).name.lower() != Path(base).name.lower():
+            warnings.warn(
+                f"The adapter {adapter.name!r} says that it was made for {adapter.base!r}, and goes onto {base!r}: if "
+                "those are not the same weights, it makes another model than its makers mean.",
+                UnreliableWarning,
+                stacklevel=2,
+            )
+        return demo_source() if base == DEMO else find_source(base)
+    if adapter.base in ("", adapter.place):
         raise ModelError(f"The adapter {adapter.name!r} does not say what it was made for: give its model with base=….")
     try:
         return find_source(adapter.base, revision=adapter.base_revision)

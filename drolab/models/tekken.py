@@ -12,8 +12,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from drolab.errors import ModelError
+from drolab.models.markers import QUERY, SYSTEM
 
-_SYSTEM, _QUERY = "dRolab0System", "dRolab0Query"
 _TRIALS = (("Be kind.", "How do I boil rice?"), ("Be\n\n kind…", "  Zwei\tÄpfel,  2 + 2 = 4?\n"), (None, "And then?"))
 """System text and query of the chats that must have the same tokens."""
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -52,12 +52,12 @@ def from_mistral_common(
 def _template(tokenizer: PreTrainedTokenizerBase, fast: PreTrainedTokenizerBase) -> str:
     """Jinja text that writes what mistral-common does for a query, with a system message and without, and a reply."""
     said = {
-        _SYSTEM: "messages[0]['content']",
-        _QUERY: "(messages | selectattr('role', 'equalto', 'user') | list)[-1]['content']",
+        SYSTEM: "messages[0]['content']",
+        QUERY: "(messages | selectattr('role', 'equalto', 'user') | list)[-1]['content']",
     }
     texts = []
-    for system in (_SYSTEM, None):
-        ids = _ids(tokenizer, _messages(system, _QUERY))
+    for system in (SYSTEM, None):
+        ids = _ids(tokenizer, _messages(system, QUERY))
         text = json.dumps(fast.decode(ids, clean_up_tokenization_spaces=False))  # as Jinja writes texts, too
         for marker, value in said.items():
             text = text.replace(marker, f'" + {value} + "')

@@ -11,7 +11,9 @@ from typing import NamedTuple
 from drolab.errors import ChatTemplateError
 from drolab.models.chat import RenderedChat, encode, prompt_token_ids, render
 from drolab.models.load import ChatModel
-from drolab.models.templates import _REPLY, _THOUGHT, DATE, FIRST_USER, Template
+from drolab.models.markers import QUERY, REPLY
+from drolab.models.template_thinking import THOUGHT
+from drolab.models.templates import DATE, FIRST_USER, Template
 from drolab.types import NO_PROMPT, SafetyPrompt
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
@@ -47,17 +49,24 @@ class Row(NamedTuple):
 
 def audit_rows(model: ChatModel) -> list[Row]:
     """The rows of `chat.audit`, in order."""
-    template = model.template
-    render(model, _QUERY, _NONE)
+    template, care = model.template, SafetyPrompt(name="audit", text=_SYSTEM)
     try:
-        chat = render(model, _QUERY, SafetyPrompt(name="audit", text=_SYSTEM))
+        chat, without = render(model, _QUERY, _NONE), ""
     except ChatTemplateError as error:
-        chat, system = render(model, _QUERY, _NONE), _no_system(template, error)
+        without = _problem(template, error)
+        try:
+            chat = render(model, _QUERY, care)
+        except ChatTemplateError:
+            raise error from None
+    try:
+        chat = render(model, _QUERY, care)
+    except ChatTemplateError as error:
+        system = _no_system(template, error)
     else:
-        system = _system(template)
+        system = _no_none(without) if without else _system(template)
     rows: list[Row] = [
         system,
-        _query(template),
+        _query(template, _SYSTEM if without else None),
         _own(template),
         _empty(template),
         _date(template),
@@ -71,11 +80,19 @@ def audit_rows(model: ChatModel) -> list[Row]:
 # --- what is kept of the texts -----------------------------------------------------------------------------
 
 
+def _problem(template: Template, error: ChatTemplateError) -> str:
+    return re.split(": (?:pass|write|leave) ", str(error).partition(f"{template.owner!r} ")[2])[0]
+
+
+def _no_none(problem: str) -> Row:
+    found = f"without one it {problem}"
+    return Row("system message", PROBLEM, found, "there is no `none` to compare with", "compare with `empty`")
+
+
 def _no_system(template: Template, error: ChatTemplateError) -> Row:
-    problem = re.split(": (?:pass|write|leave) ", str(error).partition(f"{template.owner!r} ")[2])[0]
     offer = f"load it with system_as={FIRST_USER!r}, or with another chat_template"
     do = offer if template.system_as is None else "load it with another chat_template"
-    return Row("system message", PROBLEM, f"it {problem}", "no safety prompt can arrive", do)
+    return Row("system message", PROBLEM, f"it {_problem(template, error)}", "no safety prompt can arrive", do)
 
 
 def _system(template: Template) -> Row:
@@ -87,8 +104,8 @@ def _system(template: Template) -> Row:
     return row._replace(found=f"{where}; {row.found}", status=max(row.status, NOTE, key=_worse), means=means)
 
 
-def _query(template: Template) -> Row:
-    return _kept("query", lambda text: _arrived(template, text, None, 1), _QUERY, "query")
+def _query(template: Template, system: str | None) -> Row:
+    return _kept("query", lambda text: _arrived(template, text, system, 1), _QUERY, "query")
 
 
 def _arrived(template: Template, query: str, system: str | None, which: int) -> str:
@@ -149,7 +166,7 @@ def _empty(template: Template) -> Row:
         return Row(check, OK, "the same chat as without a prompt: there is no system message that could be empty")
     if made == "cut":
         return Row(check, OK, "the system text's place, left empty by drolab: the template would write its own")
-    same = template.empty_chat(_QUERY, "empty")[0] == template.chat(_QUERY, None, NO_PROMPT)[0]
+    same = template.empty_chat(_QUERY, "empty")[0] == _safely(template.write, _QUERY, None)
     return Row(check, OK, "as the template writes it" + (": the same chat as without a prompt" if same else ""))
 
 
@@ -218,8 +235,8 @@ def _bos(model: ChatModel, chat: RenderedChat) -> Row:
 
 
 def _opens_turns(template: Template, mark: str) -> bool:
-    answered = _safely(lambda: template.write(_QUERY, None, reply="Yes.", begin=False))
-    asked = _safely(lambda: template.write(_QUERY, None, begin=False))
+    answered = _safely(lambda: template.sample(reply="Yes.", begin=False))
+    asked = _safely(lambda: template.sample(begin=False))
     return mark in template.generation_prompt or answered.count(mark) > asked.count(mark)
 
 
@@ -227,19 +244,19 @@ def _generation(template: Template) -> Row:
     check, begins = "generation prompt", template.generation_prompt
     end = template.tokenizer.eos_token
     do = "use another chat_template"
-    text = template.write(_QUERY, None)
+    text = template.sample()
     if end and text.rstrip().endswith(end):
         means = "the model is asked to go on behind its own end"
         return Row(check, PROBLEM, f"the chat ends with {end}", means, do)
     if not begins:
         means = "the last token is the user's turn's, and the model may go on with that"
         return Row(check, PROBLEM, "nothing begins the reply", means, do)
-    if template.write(_QUERY, None, begin=False) == text:
+    if template.sample(begin=False) == text:
         return Row(check, OK, f"{_quoted(begins)}, which ends the user's turn (the template has no switch for it)")
-    written = _safely(lambda: template.write(_QUERY, None, reply=_REPLY)).partition(_REPLY)[0]
-    ours, theirs = (_THOUGHT.split(each[each.find(_QUERY) :])[0].rstrip() for each in (text, written))
+    written = _safely(lambda: template.sample(reply=REPLY)).partition(REPLY)[0]
+    ours, theirs = (THOUGHT.split(each[each.find(QUERY) :])[0].rstrip() for each in (text, written))
     if written and not (theirs.startswith(ours) or ours.startswith(theirs)):  # but for thoughts, which chats leave out
-        found = f"{_quoted(begins)}, but a reply is written behind {_quoted(theirs.removeprefix(_QUERY))}"
+        found = f"{_quoted(begins)}, but a reply is written behind {_quoted(theirs.removeprefix(QUERY))}"
         return Row(check, NOTE, found, "replies may begin otherwise than in training", "compare with its makers' code")
     return Row(check, OK, _quoted(begins))
 

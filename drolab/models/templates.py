@@ -1,10 +1,11 @@
 """What writes the chats: a tokenizer's template, what it is told beside the messages, and what it makes of them.
 
-Every chat is written by the tokenizer's own `apply_chat_template`; nothing is put together here. Two markers, one in
-the system text's place and one in the query's, say once what a template writes around them. A chat counts only if it
-is exactly that, with the prompt and the query in the markers' places (blanks at their ends may be trimmed). So a text
-that a template cuts, repeats, rewrites, or takes a switch from, is an error, whatever the text is, also if it has the
-template's own marks in it; and where a text stands is known, not searched for.
+Every chat is written by the tokenizer's own `apply_chat_template`; nothing is put together here (but for `empty`, where
+a template would write its own text). Two markers, one in the system text's place and one in the query's, say once what
+a template writes around them. A chat counts only if it is exactly that, with the prompt and the query in the markers'
+places (blanks at their ends may be trimmed). So a text that a template cuts, repeats, rewrites, or takes a switch from,
+is an error, whatever the text is, also if it has the template's own marks in it; and where a text stands is known, not
+searched for.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from jinja2.parser import Parser
 from transformers import PreTrainedTokenizerBase
 
 from drolab.errors import ChatTemplateError
-from drolab.models.reasoning import _MARKS
+from drolab.models.markers import QUERY, REPLY, SYSTEM, VALUE, behind_query
+from drolab.models.template_thinking import THOUGHT, Thinking, is_off, is_switch, thinking_of, thought_in
 
 Span = tuple[int, int]
 
@@ -43,8 +45,6 @@ BLANK_LINE = "\n\n"
 DATE = datetime.date(2024, 7, 26)
 """Today, for templates that ask: the date that Llama 3.1's writes where it cannot ask. Any would do, but one."""
 
-_SYSTEM, _QUERY, _REPLY = "dRolab0System", "dRolab0Query", "dRolab0Reply"
-"""Words that a template has no reason to treat as special, and that upper, lower, title and so on change."""
 _OTHER = f"pass load_model(…, chat_template=…), one of {', '.join(CHAT_FORMATS)}, or Jinja text that writes both."
 _GIVEN = {"messages", "add_generation_prompt", "continue_final_message", "chat_template", "strftime_now"}
 """What a template reads and a user does not pass."""
@@ -102,30 +102,6 @@ class OwnText:
     """What comes with a prompt only, whatever the prompt says."""
 
 
-@dataclass(frozen=True)
-class Thinking:
-    """What a template does about thinking aloud, and where it leaves the model when the reply begins."""
-
-    kind: str
-    """`none`: nothing is known of it; `by the model`: it may begin a thought, and the template has no switch;
-    `optional`: `off` or `on` switch it; `always`."""
-    place: str
-    """Where the last token is: before the `answer`, inside a `thought`, before a `channel` is named (harmony), or
-    before a `reply` that may begin with a thought."""
-    opens: str = ""
-    """The text from the open thought's mark to the chat's end, such as "<think>\\n"."""
-    closed: str = ""
-    """The text from an empty thought's mark (or the mark that ends it alone) to the chat's end."""
-    off: Mapping[str, Any] | None = None
-    """`template_kwargs` with which the reply begins without a thought."""
-    on: Mapping[str, Any] | None = None
-    """`template_kwargs` with which it begins with one."""
-    names: tuple[str, ...] = ()
-    """All `template_kwargs` that have to do with it and change a chat."""
-    words: tuple[str, ...] = ()
-    """Words that switch it if they are in a text, such as /no_think. Texts that have them are refused."""
-
-
 @dataclass(frozen=True, eq=False)
 class Template:
     """A tokenizer's chat template, and what it is told beside the messages."""
@@ -143,20 +119,29 @@ class Template:
         """The template's text."""
         return str(self.tokenizer.get_chat_template())
 
+    @property
+    def tree(self) -> nodes.Template:
+        """The template as Jinja parses it: anew each time, because who looks at it may fold its constants."""
+        return _ENVIRONMENT.parse(self.jinja)
+
+    @cached_property
+    def _dated(self) -> str:
+        """The template with a clock of its own; "" if it asks for no date."""
+        return _clock(self.date or DATE, self.jinja) + self.jinja if "strftime_now" in self.jinja else ""
+
     @cached_property
     def reads(self) -> set[str]:
         """The names of what it reads beside the messages and the tokenizer's special tokens: what can be passed."""
-        tree = _parsed(self.jinja)
-        found = meta.find_undeclared_variables(tree) - _GIVEN - set(self.tokenizer.special_tokens_map) - _GLOBALS
-        sets = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "store"}
+        found = meta.find_undeclared_variables(self.tree) - _GIVEN - set(self.tokenizer.special_tokens_map) - _GLOBALS
+        sets = {name.name for name in self.tree.find_all(nodes.Name) if name.ctx == "store"}
         return {name for name in found if name not in sets or self._is_read(name)}
 
     def _is_read(self, name: str) -> bool:
         """Whether a value under a name that the template sets as well arrives, and is not set anew in any case."""
         try:
-            plain = self._write(_QUERY, None, (False, False))
+            plain = self._write(QUERY, None, (False, False))
             return any(
-                self.told_more(**{name: value})._write(_QUERY, None, (False, False)) != plain for value in _VALUES
+                self.told_more(**{name: value})._write(QUERY, None, (False, False)) != plain for value in _VALUES
             )
         except ChatTemplateError:
             return True
@@ -203,6 +188,28 @@ class Template:
         """
         return self._write(query, system, self._trial(system is not None)[1], reply=reply, begin=begin)
 
+    def sample(self, *, reply: str | None = None, begin: bool = True) -> str:
+        """A chat with a marker for its query, without a system message if there can be one."""
+        return self.write(QUERY, self._usual, reply=reply, begin=begin)
+
+    @cached_property
+    def _usual(self) -> str | None:
+        try:
+            self.layout(with_system=False)
+        except ChatTemplateError:
+            try:
+                self.layout(with_system=True)
+            except ChatTemplateError:
+                return None
+            return SYSTEM  # a kind that must have one
+        return None
+
+    def reacts_to(self, word: str) -> bool:
+        """Whether the chat around a query is another if this word is in it."""
+        query = f"{QUERY} {word}"
+        layout = self.layout(with_system=self._usual is not None)
+        return layout.find(self.write(query, self._usual), self._usual or "", query) is None
+
     def told_more(self, **kwargs: Any) -> Template:
         """The same template, told something else."""
         return replace(self, kwargs={**self.kwargs, **kwargs})
@@ -210,6 +217,9 @@ class Template:
     @cached_property
     def own(self) -> OwnText:
         """The words that it writes of its own."""
+        if self._usual is not None:
+            asked = self.layout(with_system=True)
+            return OwnText("", (0, 0), "\n".join(_prose(asked.first) + _prose(asked.middle) + _prose(asked.last)), "")
         plain = self.layout(with_system=False)
         try:
             asked = self.layout(with_system=True)
@@ -228,7 +238,10 @@ class Template:
         beside = _prose(asked.first) + _prose(asked.middle) + _prose(asked.last)
         kept = [line for line in beside if line in always and line not in _prose(replaced)]
         added = [line for line in beside if line not in always]
-        return OwnText(replaced.strip(), place, "\n".join(kept), "\n".join(added))
+        text = replaced.strip()
+        if (found := written.find(text, start)) >= 0:
+            place = found, found + len(text)
+        return OwnText(text, place, "\n".join(kept), "\n".join(added))
 
     def own_chat(self, query: str, name: str) -> tuple[str, Span, Span]:
         """The chat without a system message, and where in it the template's own text and the query are."""
@@ -255,24 +268,24 @@ class Template:
                 return "absent"
             raise
         try:
-            text = self.write(_QUERY, "")
+            text = self.write(QUERY, "")
         except ChatTemplateError:
             return "cut"
-        news = set(_prose(text.replace(_QUERY, ""))) - set(f"{own.kept}\n{own.added}".split("\n"))
-        return "cut" if text.count(_QUERY) != 1 or news or (own.replaced and own.replaced in text) else "written"
+        news = set(_prose(text.replace(QUERY, ""))) - set(f"{own.kept}\n{own.added}".split("\n"))
+        return "cut" if text.count(QUERY) != 1 or news or (own.replaced and own.replaced in text) else "written"
 
     def empty_chat(self, query: str, name: str) -> tuple[str, None, Span]:
         """The chat with an empty system text (see `empty`), and where in it the query is."""
         if self.empty == "absent":
             text, _, span = self.chat(query, None, name)
         elif self.empty == "cut":
-            whole, slot, span = self.chat(query, _SYSTEM, name)
+            whole, slot, span = self.chat(query, SYSTEM, name)
             start, stop = slot or (0, 0)
             text = whole[:start] + whole[stop:]
             span = span if span[0] < start else (span[0] - (stop - start), span[1] - (stop - start))
         else:
             text = self.write(query, "")
-            first, _, last = self.write(_QUERY, "").partition(_QUERY)
+            first, _, last = self.write(QUERY, "").partition(QUERY)
             found = Layout(first, "", last, system=False).find(text, "", query)
             if found is None:
                 raise self._changed(query, None, name)
@@ -295,7 +308,7 @@ class Template:
             ((False, False), (True, True), (False, True), (True, False)) if with_system else ((False,) * 2, (True,) * 2)
         ):
             try:
-                text = self._write(_QUERY, _SYSTEM if with_system else None, parts)
+                text = self._write(QUERY, SYSTEM if with_system else None, parts)
                 return self._laid_out(text, with_system), parts
             except ChatTemplateError as error:
                 problems.append(error)
@@ -304,22 +317,22 @@ class Template:
         raise next((error for error in problems if "repeats" in str(error)), problems[0])
 
     def _laid_out(self, text: str, with_system: bool) -> Layout:
-        if re.search(r"type\W{1,8}text\W{1,4}text\W", text):  # parts as Python or JSON writes them
+        if _PARTS.search(text):
             raise self._error("drops the query", of_system=False)
-        for marker, what in ((_QUERY, "the query"), (_SYSTEM, "the system message"))[: 1 + with_system]:
+        for marker, what in ((QUERY, "the query"), (SYSTEM, "the system message"))[: 1 + with_system]:
             count = text.count(marker)
             if not count:
                 changes = marker.casefold() in text.casefold()
-                lost = "" if changes or marker == _QUERY else ", so no safety prompt can arrive"
+                lost = "" if changes or marker == QUERY else ", so no safety prompt can arrive"
                 problem = ("changes " if changes else "drops ") + what + lost
-                raise self._error(problem, of_system=marker == _SYSTEM)
+                raise self._error(problem, of_system=marker == SYSTEM)
             if count > 1:
-                raise self._error(f"repeats {what}", of_system=marker == _SYSTEM)
+                raise self._error(f"repeats {what}", of_system=marker == SYSTEM)
         if not with_system:
-            first, last = text.split(_QUERY)
+            first, last = text.split(QUERY)
             return Layout(first, "", last, system=False)
-        query_first = text.index(_QUERY) < text.index(_SYSTEM)
-        first, middle, last = re.split(f"{_SYSTEM}|{_QUERY}", text)
+        query_first = text.index(QUERY) < text.index(SYSTEM)
+        first, middle, last = re.split(f"{SYSTEM}|{QUERY}", text)
         return Layout(first, middle, last, system=True, query_first=query_first)
 
     def _write(
@@ -343,8 +356,8 @@ class Template:
             for role, text, as_parts in said
         ]
         options: dict[str, Any] = dict(self.kwargs)
-        if "strftime_now" in self.jinja:
-            options["chat_template"] = _clock(self.date or DATE, self.jinja) + self.jinja
+        if self._dated:
+            options["chat_template"] = self._dated
         try:
             return str(
                 self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=begin, **options)
@@ -355,13 +368,14 @@ class Template:
             named = [name for name in lacks if re.search(rf"\b{name}\b", self.jinja) and name not in self.kwargs]
             wants = ", ".join(f"{name!r}: {'[]' if name == 'tools' else '…'}" for name in named)
             needs = f"; it wants template_kwargs={{{wants}}}" if named else ""
+            needs = needs or (f"; template_kwargs={dict(self.kwargs)}" if self.kwargs else "")
             raise self._error(f"{problem} ({error}{needs})", of_system=system is not None) from error
 
     def _changed(self, query: str, system: str | None, name: str) -> ChatTemplateError:
         """What to say of a chat that is not its layout's: it is the query's fault, or else the prompt's."""
         try:
-            alone = self.write(query, None if system is None else _SYSTEM)
-            of_query = self.layout(with_system=system is not None).find(alone, _SYSTEM, query) is None
+            alone = self.write(query, None if system is None else SYSTEM)
+            of_query = self.layout(with_system=system is not None).find(alone, SYSTEM, query) is None
         except ChatTemplateError:
             of_query = True
         what = f"the query {query[:60]!r}" if of_query else f"the text of prompt {name!r}"
@@ -382,81 +396,27 @@ class Template:
 
         Found by rendering with it and without it; where the template writes it in any case, by rendering a reply.
         """
-        tail, without = (_tail(self.write(_QUERY, None, begin=begin)) for begin in (True, False))
-        if tail != without:
-            return tail[_common(tail, without) :]
-        if _THOUGHT.search(tail):
-            return tail
+        end, without = (behind_query(self.sample(begin=begin)) for begin in (True, False))
+        if end != without:
+            return end[_common(end, without) :]
+        if THOUGHT.search(end):
+            return end
         try:
-            answered = _tail(self.write(_QUERY, None, reply=_REPLY)).partition(_REPLY)[0]
+            answered = behind_query(self.sample(reply=REPLY)).partition(REPLY)[0]
         except ChatTemplateError:
             return ""
-        return tail if answered.rstrip() == tail.rstrip() else ""
+        return end if answered.rstrip() == end.rstrip() else ""
 
     @cached_property
     def thinking(self) -> Thinking:
-        """What it does about thinking aloud: found by its marks, and by what its switches change."""
-        tail = _tail(self.write(_QUERY, None))
-        opens, closed = _thought(tail, self.generation_prompt)
-        words = tuple(filter(self._takes, sorted(set(re.findall(r"(?<![<\w])/(?:no_?)?think\b", self.jinja)))))
-        changes = [(name, value, self._state(told)) for name, value, told in self._switched()]
-        names = tuple(dict.fromkeys(name for name, _, _ in changes))
-        now = self._state(self)
-        off = next(({name: value} for name, value, state in changes if _turns(now, state, value) == "off"), None)
-        on = next(({name: value} for name, value, state in changes if _turns(now, state, value) == "on"), None)
-        if opens:
-            kind = "optional" if off or words else "always"
-            return Thinking(kind, "thought", opens=opens, off=off, names=names, words=words)
-        if "<|channel|>" in self.jinja and not closed:
-            return Thinking("always", _channel(tail), names=names)
-        if closed:
-            kind = "optional" if on or words else "none"
-            return Thinking(kind, "answer", closed=closed, on=on, names=names, words=words)
-        if names or words:
-            return Thinking("optional", "reply", off=off, on=on, names=names, words=words)
-        if _THOUGHT.search(self.jinja):
-            return Thinking("by the model", "reply")
-        return Thinking("none", "answer")
-
-    def _takes(self, word: str) -> bool:
-        """Whether the chat around a query is another if this word is in it."""
-        query = f"{_QUERY} {word}"
-        return self.layout(with_system=False).find(self.write(query, None), "", query) is None
-
-    def _state(self, told: Template) -> str:
-        opens, closed = _thought(_tail(told.write(_QUERY, None)), told.generation_prompt)
-        return "open" if opens else "closed" if closed else "bare"
-
-    def _switched(self) -> Iterator[tuple[str, Any, Template]]:
-        """Each switch and value that changes a chat, and the template that is told so."""
-        whole = self.write(_QUERY, None)
-        for name in sorted(filter(_is_switch, self.reads)):
-            for value in self._values(name):
-                told = self.told_more(**{name: value})
-                try:
-                    if told.write(_QUERY, None) != whole:
-                        yield name, value, told
-                except ChatTemplateError:
-                    continue
-
-    def _values(self, name: str) -> list[Any]:
-        """What may be said under this name: what the template compares it with, or what is usual."""
-        found = [
-            constant.value
-            for compared in _parsed(self.jinja).find_all(nodes.Compare)
-            if any(each.name == name for each in compared.find_all(nodes.Name))
-            for constant in compared.find_all(nodes.Const)
-        ]
-        words = [value for value in found if isinstance(value, str)]
-        graded = re.search("effort|level|strength|mode|budget|option", name) is not None
-        usual = ["none", "low", "high"] if graded and not words else []
-        return [*([] if graded else [False, True]), *dict.fromkeys(words), *usual, *([0, 512] * ("budget" in name))]
+        """What it does about thinking aloud."""
+        return thinking_of(self)
 
 
-def _is_switch(name: str) -> bool:
-    return re.search("think|reason|thought", name) is not None
-
-
+_PARTS = re.compile(
+    rf"type\W{{1,8}}text\W{{1,8}}text\W{{1,8}}(?:{QUERY}|{SYSTEM})|text\W{{1,8}}(?:{QUERY}|{SYSTEM})\W{{1,8}}type\W{{1,8}}text"
+)
+"""A list of parts as Python or JSON writes it."""
 _BETWEEN = re.compile(r"<[^<>\n]{1,60}>|\[/?[A-Z_]{2,}\]|\n")
 """What stands between a template's words: its marks, and line breaks."""
 
@@ -473,27 +433,7 @@ def _says_something(line: str) -> bool:
     return len(words) > 2 or len(re.findall(r"[^\W\d_\x00-\u02ff]", line)) > 5
 
 
-_VALUES: tuple[Any, ...] = ("dRolab0Value", False, True, 0)
-_OFF = ("none", "off", "no", "false", "disable", "disabled", "no_think", "nothink")
-
-
-def _is_off(value: Any) -> bool:
-    return value is False or (value == 0 and value is not True) or (isinstance(value, str) and value.lower() in _OFF)
-
-
-def _turns(now: str, then: str, value: Any) -> str:
-    """What a switch does that takes the chat's end from one state to another: "off", "on" or nothing known."""
-    if now != then:
-        closes = then == "closed" or now == "open"
-        return "off" if closes else "on"
-    if now != "bare":
-        return ""
-    return "off" if _is_off(value) else "on"
-
-
-def _tail(text: str) -> str:
-    """What stands behind the query."""
-    return text.partition(_QUERY)[2]
+_VALUES: tuple[Any, ...] = (VALUE, False, True, 0)
 
 
 def _alike(one: str, other: str) -> int:
@@ -508,41 +448,6 @@ def _common(one: str, other: str) -> int:
     """How many first characters they share; a mark is shared whole."""
     pairs = zip(_PIECE.findall(one), _PIECE.findall(other), strict=False)
     return sum(len(a) for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-_THOUGHT = re.compile(  # those of known families, and what looks like them
-    "|".join(map(re.escape, [*_MARKS, *_MARKS.values()]))
-    + r"|<\|(?:open|close)\|>think\w*<\|sep\|>|[<\[◁]\|?/?[\w:.-]{0,24}?(?:think|thought|reason)[\w:|.-]{0,24}[>\]▷]",
-    re.IGNORECASE,
-)
-_ENDS = re.compile(r"^[<\[◁]\|?/|end|close|suffix", re.IGNORECASE)
-
-
-def _thought(tail: str, begins: str) -> tuple[str, str]:
-    """The end of a chat from the mark of a thought that is open, and from an empty one that is closed.
-
-    Args:
-        tail: what stands behind the query.
-        begins: the generation prompt, which may open a thought in words ("Here are my reasoning steps:").
-    """
-    marks = list(_THOUGHT.finditer(tail))
-    if not marks:
-        words = re.search(r"[^\n]*\b(?:think|thought|reason)\w*[^\n<>]*\s*\Z", re.sub(r"<[^<>]*>", "", begins), re.I)
-        return (words[0], "") if words and len(words[0].split()) > 2 else ("", "")
-    last = marks[-1]
-    if not _is_end(last[0]):
-        return tail[last.start() :], ""
-    begin = marks[-2] if len(marks) > 1 and not _is_end(marks[-2][0]) else last
-    return "", tail[begin.start() :]
-
-
-def _is_end(mark: str) -> bool:
-    return mark in _MARKS.values() or (mark not in _MARKS and _ENDS.search(mark) is not None)
-
-
-def _channel(tail: str) -> str:
-    name = re.search(r"<\|channel\|>(\w+)<\|message\|>\s*\Z", tail)
-    return "channel" if name is None else "answer" if name[1] == "final" else "thought"
 
 
 # --- the template's text -----------------------------------------------------------------------------------
@@ -636,10 +541,6 @@ _ENVIRONMENT = Environment(
 _GLOBALS = {*_ENVIRONMENT.globals, "raise_exception"}
 
 
-def _parsed(jinja: str) -> nodes.Template:
-    return _ENVIRONMENT.parse(jinja)
-
-
 def _check_syntax(template: Template) -> None:
     try:
         _ENVIRONMENT.compile(template.jinja)
@@ -656,6 +557,7 @@ def _check_kwargs(template: Template) -> None:
         if not isinstance(name, str) or name in own | _GIVEN or name not in template.reads:
             raise ChatTemplateError(
                 f"The chat template of {template.owner!r} never reads {name!r}: {_readable(template)}"
+                + (_no_switch(template) if is_switch(str(name)) else "")
             )
     try:
         json.dumps(dict(template.kwargs))
@@ -670,9 +572,19 @@ def _check_kwargs(template: Template) -> None:
         _check_effects(template)
 
 
+def _no_switch(template: Template) -> str:
+    """What to say to somebody who asked for a switch of thinking that is not there."""
+    try:
+        found = replace(template, kwargs={}).thinking
+    except ChatTemplateError:
+        return ""
+    known = {"always": " It has thinking always on, without a switch.", "none": " It knows nothing of thinking."}
+    return known.get(found.kind, "")
+
+
 def _safely(template: Template) -> str:
     try:
-        return template.write(_QUERY, None)
+        return template.sample()
     except ChatTemplateError:
         return ""
 
@@ -683,12 +595,12 @@ def _readable(template: Template) -> str:
 
 def _check_effects(template: Template) -> None:
     """Whether chats can be written with what a template is told, and whether thinking is off where it was put off."""
-    text, untold = template.write(_QUERY, None), replace(template, kwargs={})
+    text, untold = template.sample(), replace(template, kwargs={})
     for name, value in template.kwargs.items():
-        if not _is_switch(name) or not _is_off(value):
+        if not is_switch(name) or not is_off(value):
             continue
         problem = ""
-        if _thought(_tail(text), template.generation_prompt)[0]:
+        if thought_in(behind_query(text), template.generation_prompt)[0]:
             problem = "opens a thought all the same"
         elif text == _safely(untold) == _safely(template.told_more(**{name: True})):
             problem = "writes the same chat whatever it is"

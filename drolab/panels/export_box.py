@@ -17,7 +17,7 @@ from drolab.figures import COLUMNS
 from drolab.panels.base import Job, Panel
 from drolab.panels.controls import Controls, button, labelled
 from drolab.panels.markup import label, visible
-from drolab.types import NO_PROMPT
+from drolab.types import EMPTY_PROMPT, NO_PROMPT
 
 Offered = dict[str, tuple[go.Figure | None, pd.DataFrame]]
 """File name → figure (if there is one) and table of what a panel shows at this moment."""
@@ -106,7 +106,7 @@ def _without_text(offered: Offered, described: Mapping[str, Any]) -> list[str]:
     """The prompts that the tables name and the manifest does not describe. Those of runs are described by the run."""
     columns = [table["prompt"] for _, table in offered.values() if {"prompt", "run"} & {*table.columns} == {"prompt"}]
     shown = dict.fromkeys(str(name) for column in columns for name in column.dropna().unique())
-    return [name for name in shown if name != NO_PROMPT and name not in described]
+    return [name for name in shown if name not in (NO_PROMPT, EMPTY_PROMPT) and name not in described]
 
 
 def _listed(paths: Sequence[Path], unknown: Sequence[str]) -> str:

@@ -119,10 +119,9 @@ class Cell:
         return f"<details><summary>{summary}</summary>{folded(self.reasoning)}</details>"
 
 
-def thought_of(reply: Any) -> dict[str, Any]:
+def thought_of(reply: Mapping[Any, Any]) -> dict[str, Any]:
     """From a row of a responses table what a Cell says of its reasoning; nothing if that was not taken off."""
-    reasoning = getattr(reply, "reasoning", "")
-    unfinished = getattr(reply, "finish_reason", "") == UNFINISHED
+    reasoning, unfinished = reply.get("reasoning"), reply.get("finish_reason") == UNFINISHED
     return {"reasoning": reasoning if isinstance(reasoning, str) else "", "unfinished": unfinished}
 
 

@@ -27,7 +27,7 @@ from drolab.probing.directions import (
 )
 from drolab.probing.manifold import umap_view
 from drolab.probing.probes import check_table, cross_validate, fit_probe, try_probe
-from drolab.probing.targets import align_target, grouped_folds, n_of_rarer_kind
+from drolab.probing.targets import Target, align_target, grouped_folds, n_of_rarer_kind
 from drolab.probing.transfer import TRANSFER_COLUMNS, transfer
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "TRANSFER_COLUMNS",
     "Direction",
     "Directions",
+    "Target",
     "align_target",
     "anchor_matrix",
     "as_direction",

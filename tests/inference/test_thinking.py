@@ -305,6 +305,12 @@ def test_pairs_are_left() -> None:
         ["q0", "care", -1],
     ]
     assert torch.equal(paired.values[:2], read.values[:2])
+    whole = states(model, asked, [NONE, CARE])
+    assert whole.paired() is whole
+    scored = pd.MultiIndex.from_tuples([("q0", "none"), ("q1", "none"), ("q1", "care")], names=["query_id", "prompt"])
+    assert set(whole.paired(pd.DataFrame(index=scored)).index["query_id"]) == {"q1"}
+    with pytest.raises(StatesError, match="No query has a state under every prompt"):
+        read.paired(pd.DataFrame(index=scored[1:]))
 
 
 # --- first tokens, and what reads them ------------------------------------------------------------------------
@@ -331,8 +337,9 @@ def test_first_tokens_of_answers() -> None:
 def test_the_first_token_judge_reads_where_it_is_told() -> None:
     model = speaking("always", "<think>Hm.</think>I cannot help.")
     table = replies(model)
-    with pytest.raises(QueryError, match=r"2 of 2 replies begin with reasoning.*read_at='after_thinking'"):
-        drolab.judges.FirstTokenJudge.fit(table)
+    with pytest.raises(QueryError, match=r"2 of 2 replies begin with reasoning.*read_at='answer'"):
+        drolab.judges.FirstTokenJudge.fit(table, read_at="reply")
+    assert drolab.judges.FirstTokenJudge.fit(table).read_at == "answer"
     judge = drolab.judges.FirstTokenJudge.fit(table, read_at="after_thinking")
     assert judge.tokens.tolist() == [table["first_token"].iloc[0]]
     scores = judge.score(model, QUERIES, NONE, max_thinking_tokens=BUDGET)

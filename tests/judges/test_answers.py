@@ -123,7 +123,7 @@ def test_a_label_belongs_to_the_whole_response() -> None:
 
 def test_what_has_no_answer_is_counted_and_said() -> None:
     table = replies(COMPLIES[0], REFUSES[0], CUT_OFF[0], CUT_OFF[1]).assign(query_id=["a", "a", "a", "b"])
-    with pytest.warns(UserWarning, match=r"2 of 4 responses end in their reasoning.*max_new_tokens"):
+    with pytest.warns(UserWarning, match=r"2 of 4 responses end in their reasoning.*max_thinking_tokens"):
         scores = judge(table)
     assert scores.attrs["n_unanswered"] == 2 == n_unanswered(table)
     assert scores.index.tolist() == [("a", "none")]
@@ -149,6 +149,56 @@ def test_the_first_token_of_a_thought_is_no_sign() -> None:
     assert FirstTokenJudge.fit(table).refusal_rate.tolist() == [1.0, 0.0]
     with pytest.raises(QueryError, match=r"1 of 3 replies begin with reasoning.*no sign of refusal"):
         FirstTokenJudge.fit(pd.concat([table, replies(CUT_OFF[0]).assign(first_token=3)]))
+
+
+def taken_apart() -> pd.DataFrame:
+    """As `generate` gives them."""
+    table = replies("I cannot help with that.", "Use kill.", "", "").assign(sample=range(4))
+    thoughts = ["Easy: use kill.", "I cannot help with that.", "I cannot", "Hm."]
+    return table.assign(reasoning=thoughts, finish_reason=["stop", "stop", "thinking", "stop"])
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_thoughts_that_were_taken_off_refuse_nothing(name: str) -> None:
+    said = opinion(taken_apart(), JUDGES[name])
+    assert said[:2].tolist() == ["full_refusal", "compliance"]
+    assert pd.isna(said[2])
+    assert pd.notna(said[3])  # an answer that a stop string cut off at its first character
+    assert n_unanswered(taken_apart()) == 1
+    assert n_unanswered(taken_apart().drop(columns="finish_reason")) == 2
+
+
+def test_an_answer_that_was_taken_out_is_not_taken_apart_again() -> None:
+    table = replies("<think> is a mark.</think> I cannot help.").assign(reasoning="Hm.", finish_reason="stop")
+    assert opinion(table, lambda text: text.startswith("<think>")).tolist() == ["full_refusal"]
+    mixed = pd.concat([table, replies("<think>Hm.</think>Yes.", CUT_OFF[0])])
+    assert n_unanswered(mixed) == 1
+    assert opinion(mixed, lambda text: text == "Yes.").tolist() == ["compliance", "full_refusal", pd.NA]
+
+
+def test_the_raw_rule_reads_thoughts_that_were_taken_off() -> None:
+    assert opinion(taken_apart(), is_refusal_raw).tolist() == [
+        "full_refusal",
+        "full_refusal",
+        "compliance",
+        "compliance",
+    ]
+
+
+def test_panels_show_thoughts_folded() -> None:
+    table = taken_apart().assign(query_id="q")
+    panel = panels.responses(table)
+    panel.controls["samples"].value = 4
+    assert panel.shown.value.count("<summary>show reasoning (") == 4
+    assert "Easy: use kill." in panel.shown.value
+    assert panel.shown.value.count("No answer: it ended in its reasoning.") == 1
+    assert "end before their answer begins, and are not judged: 1." in panel.judged.value
+    assert set(panel.selection()["reasoning"]) == set(table["reasoning"])
+    panel.controls["blind"].value = True
+    assert panel.shown.value.count("<summary>show reasoning (") == 1
+    hostile = panels.responses(table.assign(reasoning="<script>alert(1)</script>"))
+    assert "<script>" not in hostile.shown.value
+    assert "show reasoning" not in panels.responses(table.drop(columns=["reasoning"])).shown.value
 
 
 def test_several_judges_side_by_side() -> None:

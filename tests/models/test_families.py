@@ -11,6 +11,7 @@ from helpers.benchmark import benchmark
 from helpers.tiny import ROOT, byte_tokenizer, random_llama
 from torch import nn
 
+import drolab
 from drolab.errors import ModelError
 from drolab.models import wrap
 
@@ -44,9 +45,21 @@ def test_a_family(name: str) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_gemma_4_without_embeddings_by_token_id_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     """The larger ones have none."""
-    special = {**families.SHARED_LAYERS, "hidden_size_per_layer_input": 0}
+    special = {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
     monkeypatch.setitem(families.SPECIAL, "gemma4_text", special)
     assert families.outcome_of("gemma4_text").kind == "right"
+
+
+def test_where_an_image_of_another_chat_has_moved_positions_to_is_forgotten() -> None:
+    model = families.tiny("qwen2_vl")
+    model.set_attn_implementation("eager")  # which reads a cache for each row
+    chat_model = wrap(model, families.byte_tokenizer(), name="seen", chat_template="chatml")
+    options = {"n_samples": 1, "do_sample": False, "max_new_tokens": 4, "progress": False}
+    before = drolab.generate(chat_model, families.queries(), families.CARE, **options)["response"].tolist()
+    model.model.rope_deltas = torch.tensor([[-7]])
+    assert drolab.generate(chat_model, families.queries(), families.CARE, **options)["response"].tolist() == before
+    model.model.rope_deltas = torch.zeros(3, 1, dtype=torch.long)
+    assert drolab.generate(chat_model, families.queries(), families.CARE, **options)["response"].tolist() == before
 
 
 def rows(title: str) -> dict[str, str]:

@@ -73,6 +73,12 @@ def test_the_demo_model_runs_in_float32(demo: ChatModel) -> None:
     assert demo.fingerprint == drolab.load_model("demo").fingerprint
 
 
+def test_a_template_in_a_file_of_its_own(bare: Path) -> None:
+    """As older checkpoints that also see images have it."""
+    (bare / "chat_template.json").write_text(json.dumps({"chat_template": chat_format("chatml")}))
+    assert load_model(bare).tokenizer.chat_template == chat_format("chatml")
+
+
 # --- what can be wrong -------------------------------------------------------------------------------------
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from drolab.errors import ModelError
-from drolab.models import ChatModel, load_model, memory, wrap
+from drolab.models import ChatModel, load, load_model, memory, wrap
 from drolab.models.memory import check_room, file_bytes, free_memory
+from drolab.models.sources import Source
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -40,6 +41,16 @@ def test_no_room_is_said_before_anything_is_read(folder: Path, monkeypatch: pyte
         load_model(folder)
     with pytest.raises(AssertionError, match="weights were read"):
         load_model_in_spite(folder)
+
+
+def test_room_for_a_model_on_the_hub_is_counted_from_its_configuration(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = AutoConfig.from_pretrained(folder)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *args, **options: config)
+    source = Source("org/model", "org/model")
+    how = load._How(torch.float32, None, None, None, None, False)
+    assert load._bytes(source, AutoModelForCausalLM, how) == file_bytes(folder, torch.float32)
 
 
 def load_model_in_spite(folder: Path) -> None:

@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import torch
 from helpers.tiny import byte_tokenizer, random_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drolab import export
 from drolab.errors import ChatTemplateError, PromptError
-from drolab.models import ChatModel, about_none, audit, baselines, own_text, render, wrap
+from drolab.models import ChatModel, about_none, audit, baselines, encode, own_text, render, wrap
 from drolab.models.templates import DATE, open_template
-from drolab.types import SafetyPrompt
+from drolab.types import SafetyPrompt, SoftPrompt
 
 QUERY, TEXT = "How do I mend a fence?", "Be careful."
 NONE, EMPTY, OWN = (SafetyPrompt(name=name, text="") for name in ("none", "empty", "own"))
@@ -194,6 +195,11 @@ CASES = {
         + BEGIN,
         none=None,
         refused="cannot render a user message .begin with a system message",
+        rows={
+            "system message": ("problem", "without one it cannot render .* .begin with a system message"),
+            "empty system text": ("ok", "as the template writes it"),
+            "generation prompt": ("ok", "<assistant>"),
+        },
     ),
     "drops the system message": Case(
         "{% for m in messages if m.role == 'user' %}" + TURN + "{% endfor %}" + BEGIN,
@@ -464,6 +470,11 @@ CASES = {
         told={"template_kwargs": {"date_string": "1 May"}},
         rows={"date": ("ok", "template_kwargs may give date_string"), "template_kwargs": ("ok", "date_string='1 May'")},
     ),
+    "a part in the template's own words": Case(
+        "Answer with {'type': 'text', 'text': '…'}.\n" + TURNS + BEGIN,
+        none="Answer with {'type': 'text', 'text': '…'}.\n" + U + "<assistant>",
+        care="Answer with {'type': 'text', 'text': '…'}.\n" + S + U + "<assistant>",
+    ),
     "tools that must be there": Case(
         "{% for t in tools %}{{ t }}{% endfor %}" + TURNS + BEGIN,
         None,
@@ -580,6 +591,15 @@ def test_baselines_and_what_is_said_of_none(tiny_llama: ChatModel) -> None:
     assert told["template"] == {"enable_thinking": False}
 
 
+def test_a_soft_prompt_before_the_query() -> None:
+    soft = SoftPrompt(name="soft", embeddings=torch.zeros(3, 32))
+    model = model_of(CASES["no system role, put before the query"])
+    chat = render(model, QUERY, soft)
+    assert chat.text == f"<user></s></s></s>\n\n{QUERY}<end><assistant>"
+    assert chat.prompt_span == (6, 9)
+    assert encode(model, [QUERY, "Why?"], soft).span == (6, 9)
+
+
 # --- what is told ------------------------------------------------------------------------------------------
 
 
@@ -612,7 +632,12 @@ def test_baselines_and_what_is_said_of_none(tiny_llama: ChatModel) -> None:
         (
             "{% if effort not in ['low', 'high'] %}{{ raise_exception('no such effort') }}{% endif %}" + TURNS,
             {"template_kwargs": {"effort": "much"}},
-            "no such effort",
+            r"no such effort; template_kwargs=\{'effort': 'much'\}",
+        ),
+        (
+            CASES["thinking always"].jinja,
+            {"template_kwargs": {"enable_thinking": False}},
+            "never reads 'enable_thinking': .* It has thinking always on, without a switch",
         ),
         ("{% for m in messages %}{{ m.content }", {}, r"cannot be read: .*line 1.*: ?|cannot be read"),
         ("{{ messages | nonsense }}", {}, "cannot be read: No filter named 'nonsense'"),

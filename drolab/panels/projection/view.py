@@ -406,8 +406,8 @@ def replies_as_html(query: str, replies: pd.DataFrame, prompts: Sequence[str]) -
     """All replies to one query, a column for each of the prompts that have some, as text that runs nothing."""
     columns = {
         prompt: [
-            markup.Cell(number, reply.response, (), {}, False, **markup.thought_of(reply))
-            for number, reply in enumerate(rows.itertuples())
+            markup.Cell(number, str(reply["response"]), (), {}, False, **markup.thought_of(reply))
+            for number, reply in enumerate(rows.to_dict("records"))
         ]
         for prompt in prompts
         if len(rows := replies[replies["prompt"] == prompt])

@@ -147,7 +147,7 @@ class ResponsePanel(Panel):
             return
         if values["blind"]:
             (reply,) = _lines(self._chosen)
-            cell = Cell(None, reply.response, (), {}, True, **thought_of(reply))
+            cell = Cell(None, reply.response, (), {}, True, **thought_of(reply._asdict()))
             self.shown.value = side_by_side(reply.text, {_BLIND: [cell]}, {_BLIND: "label it: R, C or U"})
             return
         said = self._verdicts.loc[self._chosen.index].astype(object).to_dict("index")
@@ -155,7 +155,7 @@ class ResponsePanel(Panel):
         for reply in _lines(self._chosen):
             current = reply.Index == values["sample"]
             words = self._words(reply.response)
-            cell = Cell(reply.sample, reply.response, words, said[reply.Index], current, **thought_of(reply))
+            cell = Cell(reply.sample, reply.response, words, said[reply.Index], current, **thought_of(reply._asdict()))
             columns[reply.prompt].append(cell)
         self.shown.value = side_by_side(self._chosen["text"].iloc[0], columns, self._heads(values["judge"]))
 
