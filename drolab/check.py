@@ -19,7 +19,7 @@ import torch
 
 from drolab.data import load_prompts, load_queries
 from drolab.dro import Training
-from drolab.errors import ChatTemplateError, DrolabError
+from drolab.errors import ChatTemplateError, DrolabError, shown
 from drolab.inference import generate, hidden_states
 from drolab.models import (
     DEMO,
@@ -90,16 +90,22 @@ class Check:
         """Display both tables in a notebook."""
         from drolab import figures
 
-        figures.show_table(self.rows, note=self.answer)
+        figures.show_table(self.rows, note=self.answer, asked="looked at", do="what to do")
         if len(self.times):
-            shown = self.times.assign(seconds=self.times["seconds"].map(in_words))
-            figures.show_table(shown, notebook="notebook", seconds="expected")
+            figures.show_table(self._some_replies()[["text", "response"]])
+            headings = {"states": "chats read", "edited": "chats edited", "steps": "DRO steps", "seconds": "expected"}
+            figures.show_table(self.times.assign(seconds=self.times["seconds"].map(in_words)), **headings)
+
+    def _some_replies(self) -> pd.DataFrame:
+        return self.replies.groupby("query_id", sort=False).head(1).head(2)
 
     def __str__(self) -> str:
         rows = [
             f"{row.status:>7}  {row.asked}: {row.found}" + (f"\n{'':9}{row.do}" if row.do else "")
             for row in _named(self.rows)
         ]
+        if len(self.replies):
+            rows += [f"{'':9}{shown(row.text)}: {shown(row.response)}" for row in _named(self._some_replies())]
         times = [f"{row.notebook:<28}{in_words(row.seconds):>14}  {_work_in_words(row)}" for row in _named(self.times)]
         total = [f"{'all, one after the other':<28}{in_words(self.times['seconds'].sum()):>14}"] if times else []
         return "\n".join([f"{self.name}", *rows, "", *times, *total, "", self.answer]).replace("\n\n\n", "\n\n")
@@ -137,6 +143,11 @@ def check_model(model: ChatModel | str | Path, *, load: Mapping[str, Any] | None
         model = load_model(name, **options)
         load_s = time.perf_counter() - started
     rows.append(_Row("the model", "ok", repr(model)))
+    return _tried(model, rows, load_s, n_samples)
+
+
+def _tried(model: ChatModel, rows: list[_Row], load_s: float, n_samples: int) -> Check:
+    """A check of a model that is loaded."""
     try:
         model, advice = _with_system(model)
         rows += _template(model)
@@ -444,8 +455,8 @@ class Work(NamedTuple):
 def works(model: ChatModel, n_samples: int) -> dict[str, Work]:
     """By notebook, with its own parameters but N_SAMPLES, and without what those before it have put into the store.
 
-    The seconds are those of the demo model's notebooks, without what the other columns count (two cores, two notebooks
-    at a time).
+    The seconds are those of the demo model's notebooks from a full store, one at a time on two idle cores, and for 03
+    and 07 what UMAP and `transfer` take the first time.
     """
     anchors, heldout, borderline = (len(load_queries(name)) for name in ("anchors", "heldout", "borderline"))
     extra = len(baselines(model)) - 1
@@ -454,24 +465,23 @@ def works(model: ChatModel, n_samples: int) -> dict[str, Work]:
     steps = config.num_train_epochs * -(-anchors // config.batch_size)
     layers = model.num_hidden_layers + 1
     random, doses = 20, 7
-    edits = (
-        (1 + random) * (doses - 1) + 1 + 2 * (1 + 2 * random)
-    )  # of the last token; what runs whole is among the states
+    # Edits of the last token; an ablation runs whole chats, which are among the states.
+    edits = (1 + random) * (doses - 1) + 1 + 2 * (1 + 2 * random)
     return {
-        "01_what_the_model_reads": Work(states=20, seconds=8),
-        "02_hidden_states": Work(states=anchors * prompts, seconds=12 + 0.3 * layers * (2 + extra)),
+        "01_what_the_model_reads": Work(states=20, seconds=6),
+        "02_hidden_states": Work(states=anchors * prompts, seconds=7 + 0.3 * layers * (2 + extra)),
         "03_what_safety_prompts_move": Work(
-            states=anchors * (2 + prompts + 1), replies=anchors * (prompts + 1) * n_samples, seconds=38
+            states=anchors * (2 + prompts + 1), replies=anchors * (prompts + 1) * n_samples, seconds=27
         ),
         "04_refusal_direction": Work(
             states=anchors + heldout * (2 + 1 + random),
             edited=heldout * edits,
             replies=heldout * 2 * n_samples,
-            seconds=13,
+            seconds=11,
         ),
         "05_train_dro": Work(states=4 * (anchors + heldout), steps=steps, seconds=12),
-        "06_responses": Work(states=3 * new, replies=(new * 3 - heldout * 2) * n_samples, seconds=13),
-        "07_beyond_the_paper": Work(states=heldout * 10, replies=new * 6 * n_samples, seconds=35),
+        "06_responses": Work(states=3 * new, replies=(new * 3 - heldout * 2) * n_samples, seconds=15),
+        "07_beyond_the_paper": Work(states=heldout * 10, replies=new * 6 * n_samples, seconds=36),
     }
 
 
