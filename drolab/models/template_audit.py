@@ -97,9 +97,10 @@ def _no_system(template: Template, error: ChatTemplateError) -> Row:
 
 def _system(template: Template) -> Row:
     row = _kept("system kept verbatim", lambda text: _arrived(template, _QUERY, text, 0), _SYSTEM, "prompt")
-    if template.system_as is None:
+    layout = template.layout(with_system=True)
+    if layout.query_first or layout.middle.strip():
         return row
-    where = "in the first user's turn, a blank line before the query"
+    where = "in the user's turn, with nothing but blanks before the query"
     means = "the model may read it as the user's words" + (f"; {row.means}" if row.means else "")
     return row._replace(found=f"{where}; {row.found}", status=max(row.status, NOTE, key=_worse), means=means)
 

@@ -150,6 +150,7 @@ CASES = {
         "{% if m.role == 'system' %}{% set s.t = m.content + '\\n' %}{% else %}"
         "<user>{{ s.t }}{{ m.content }}<end>{% endif %}{% endfor %}" + BEGIN,
         care=f"<user>{TEXT}\n{QUERY}<end><assistant>",
+        rows={"system kept verbatim": ("note", "in the user's turn, with nothing but blanks")},
     ),
     "system text behind the query": Case(
         "{% for m in messages if m.role == 'user' %}" + TURN + "{% endfor %}"
@@ -180,7 +181,7 @@ CASES = {
         ROLES + TURN + "{% endfor %}" + BEGIN,
         care=f"<user>{TEXT}\n\n{QUERY}<end><assistant>",
         told={"system_as": "first_user"},
-        rows={"system kept verbatim": ("note", "in the first user's turn, a blank line before the query")},
+        rows={"system kept verbatim": ("note", "in the user's turn, with nothing but blanks before the query")},
     ),
     "roles must alternate": Case(
         "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
