@@ -1,7 +1,8 @@
 """Sampling 25 replies per query: drolab's `generate` against the paper's way, one `model.generate` per query, and
-against transformers' continuous batching.
+against transformers' continuous batching; and how much of drolab's time is the choice of tokens.
 
     python benchmarks/generation.py --queries 20
+    OMP_NUM_THREADS=1 python benchmarks/generation.py --models "random 135M, 49k tied" --queries 4 --repeats 1
     python benchmarks/generation.py --models "random 7B" --device cuda --queries 200 --max-new-tokens 100 --repeats 1
 
 Printed, never asserted. All sides in one run on the same work, in turn; the time is the median. Memory is the peak of
@@ -19,10 +20,12 @@ import multiprocessing
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 import torch
@@ -31,6 +34,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from workload import MODELS, load, peak_of, synchronised
 
 import drolab
+from drolab.inference import sampling
 from drolab.models import ChatModel, render
 from drolab.types import SafetyPrompt
 
@@ -107,23 +111,50 @@ SIDES: dict[str, Callable[[Work], int]] = {
 }
 
 
+@contextmanager
+def timed_choices(model: ChatModel) -> Iterator[list[float]]:
+    """The seconds of each choice of drolab's, from logits to tokens."""
+    seconds: list[float] = []
+    choose = sampling._pick
+
+    def timed(*args: Any) -> torch.Tensor:
+        synchronised(model)
+        start = time.perf_counter()
+        chosen = choose(*args)
+        seconds.append(time.perf_counter() - start)
+        return chosen
+
+    with patch.object(sampling, "_pick", timed):
+        yield seconds
+
+
 def measure(work: Work, repeats: int) -> pd.DataFrame:
-    """Tokens per second of all sides."""
+    """Tokens per second of all sides, and the share of the time in which tokens are chosen (drolab only)."""
     rates: dict[str, list[float]] = {side: [] for side in SIDES}
+    shares: dict[str, list[float]] = {side: [] for side in SIDES}
     first = replace(work, queries=work.queries.head(1))
     for number in range(repeats + 1):  # the first warms up, on one query
         for side, run in SIDES.items():
             start = time.perf_counter()
             try:
-                written = run(work if number else first)
+                with timed_choices(work.model) as choices:
+                    written = run(work if number else first)
             except Exception as error:  # printed: the other sides are measured all the same
                 print(f"{work.model.name}, {side}: {error!r}")
                 continue
             synchronised(work.model)
-            rates[side] += [written / (time.perf_counter() - start)] if number else []
-    return pd.DataFrame(
-        {"tokens/s": {side: statistics.median(values) if values else None for side, values in rates.items()}}
+            if number:
+                took = time.perf_counter() - start
+                rates[side].append(written / took)
+                shares[side].append(100 * sum(choices) / took)
+    columns = {"tokens/s": rates, "choosing %": shares}
+    table = pd.DataFrame(
+        {
+            name: pd.Series(values).map(lambda some: statistics.median(some) if some else None)
+            for name, values in columns.items()
+        }
     )
+    return table.astype(float).mask(table == 0)
 
 
 def peak(side: str, *work: Any) -> float | None:

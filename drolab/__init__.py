@@ -19,6 +19,7 @@ _NAMES = {
     "probing": ("fit_anchors", "fit_probe"),
     "judges": ("judge",),
     "dro": ("train_dro",),
+    "check": ("check_model",),
 }
 """Wing → what it gives to everyone."""
 _MODULES = {

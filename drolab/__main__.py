@@ -1,15 +1,16 @@
-"""The command line: `drolab demo`, `drolab notebooks`, `drolab app`, `drolab store …`. It only calls the library."""
+"""The command line: `drolab demo`, `check`, `notebooks`, `app`, `store …`. It only calls the library."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from drolab import __version__
-from drolab.errors import DrolabError
+from drolab.errors import DrolabError, ModelError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +25,11 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="run the notebooks on the demo model and write a report")
     demo.add_argument("--out", default="out/demo", help="folder for the results (default: %(default)s)")
     demo.add_argument("--store", help="folder of the store (default: $DROLAB_CACHE or the platform's cache folder)")
+    check = commands.add_parser("check", help="say whether a model works here, and how long the notebooks will take")
+    check.add_argument("model", help="demo, a hub id, a folder or a .gguf file")
+    check.add_argument("--samples", type=int, default=10, help="replies per query and prompt (default: %(default)s)")
+    for option, text in _LOADING.items():
+        check.add_argument(f"--{option.replace('_', '-')}", help=f"of load_model: {text}")
     copies = commands.add_parser("notebooks", help="copy the notebooks to a folder of yours")
     copies.add_argument("folder", help="made if it is not there; notebooks that you changed are never overwritten")
     app = commands.add_parser("app", help="serve the panels as a dashboard, on this machine only")
@@ -35,6 +41,17 @@ def _parser() -> argparse.ArgumentParser:
     app.add_argument("--port", type=int, default=8866, help="on 127.0.0.1 (default: %(default)s)")
     _add_store(commands.add_parser("store", help="look after the store of computed states and responses"))
     return parser
+
+
+_LOADING = {
+    "dtype": "bfloat16, float32 or float16",
+    "device_map": "auto or cuda",
+    "revision": "a commit",
+    "chat_template": "the name of a known format, or Jinja text",
+    "template_kwargs": "JSON, such as '{\"enable_thinking\": false}'",
+    "system_as": "first_user",
+}
+"""Options of `load_model` that the command line has."""
 
 
 def _add_store(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it worked, 1 if not (with the reason on stderr)."""
     options = _parser().parse_args(arguments)
     try:
-        return {"demo": _demo, "notebooks": _notebooks, "app": _app, "store": _store}[options.command](options)
+        return {"demo": _demo, "check": _check_model, "notebooks": _notebooks, "app": _app, "store": _store}[
+            options.command
+        ](options)
     except DrolabError as error:
         print(f"drolab: {error}", file=sys.stderr)
         return 1
@@ -88,6 +107,22 @@ def _demo(options: argparse.Namespace) -> int:
 
     notebooks.demo(options.out, store=options.store)
     return 0
+
+
+def _check_model(options: argparse.Namespace) -> int:
+    from drolab.check import check_model
+
+    load = {name: value for name in _LOADING if (value := getattr(options, name)) is not None}
+    if "template_kwargs" in load:
+        try:
+            load["template_kwargs"] = json.loads(load["template_kwargs"])
+        except ValueError as error:
+            raise ModelError(
+                f'--template-kwargs is no JSON ({error}): give for example {{"enable_thinking": false}}.'
+            ) from None
+    found = check_model(options.model, load=load, n_samples=options.samples)
+    print(found)
+    return int(bool(found.refused))
 
 
 def _notebooks(options: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from drolab import report
 from drolab.errors import DrolabError, TooFewError, shown
 from drolab.files import expanded, read_text, write_file
-from drolab.progress import Bar, Progress, bar
+from drolab.progress import Bar, Progress, bar, in_words
 
 if TYPE_CHECKING:
     from jupyter_client.manager import AsyncKernelManager
@@ -103,6 +103,7 @@ def run_notebooks(
     parameters: Mapping[str, Any] | None = None,
     at_once: int = 1,
     timeout: int = _TIMEOUT_S,
+    expected: Mapping[str, float] | None = None,
     progress: Progress = False,
 ) -> list[Path]:
     """Run notebooks, each in a fresh kernel of this Python, and keep the executed copies.
@@ -116,6 +117,7 @@ def run_notebooks(
         parameters: values for the cells tagged `parameters`; each notebook gets those of the names that it has.
         at_once: how many run at the same time.
         timeout: seconds for one cell.
+        expected: seconds by a notebook's name, as `check_model(model).seconds` has them: said when it begins.
         progress: show a bar of cells; or a callable, see `drolab.progress`, which is called in another thread.
 
     Raises:
@@ -133,6 +135,8 @@ def run_notebooks(
     async def run_in_turn() -> None:
         for (path, notebook), copy in todo:  # each takes the next that nobody has begun
             started = time.perf_counter()
+            if expected and path.stem in expected:
+                counted.say(f"{path.stem} begins: expected to take {in_words(expected[path.stem])}")
             ending = await _run(path, notebook, copy, timeout, counted)
             counted.say(f"{path.stem}: {time.perf_counter() - started:.0f} s{ending}")
 

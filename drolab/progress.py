@@ -62,6 +62,25 @@ def found_in_words(found: int, total: int, units: str, *, kept: bool) -> str:
     return f"all {total:,} {units} computed now" + ("; next time they come from the store" if kept else "")
 
 
+def in_words(seconds: float) -> str:
+    """A time as people say it.
+
+    Examples:
+        >>> from drolab.progress import in_words
+        >>> in_words(8.4), in_words(400), in_words(20_000)
+        ('8 s', '7 min', '5.6 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return (
+        f"{seconds / 60:.0f} min"
+        if seconds < 100 * 60
+        else f"{seconds / 3600:.1f} h"
+        if seconds < 72 * 3600
+        else f"{seconds / 86400:.0f} days"
+    )
+
+
 @contextmanager
 def bar(progress: Progress, *, total: int, initial: int = 0, desc: str, unit: str) -> Iterator[Bar]:
     """Count `total` units of work, of which `initial` are done already. The environment variable TQDM_DISABLE ends all

@@ -8,7 +8,7 @@ import torch
 from helpers.families import CARE, PREFIX, QUERIES, SUFFIXES, relative, with_gradient
 from helpers.tiny import byte_tokenizer, random_llama
 
-from drolab.inference import hidden_states
+from drolab.inference import hidden_states, sampling
 from drolab.models import ChatModel, forward_states, wrap
 
 if torch.cuda.is_available():
@@ -37,3 +37,14 @@ if torch.cuda.is_available():
         _, found = with_gradient(there, states)
         assert len(PREFIX) == len(found)
         assert relative(found.cpu(), expected) < 1e-3
+
+    def test_the_same_tokens_are_chosen() -> None:
+        probabilities = (3 * torch.randn(20, 9000)).softmax(dim=-1)
+        rows, uniforms = torch.arange(20).repeat_interleave(30), torch.rand(600, dtype=torch.float64)
+        for top_k in (0, 40):
+            settings = sampling.Settings(
+                n_samples=1, max_new_tokens=1, do_sample=True, temperature=1, top_p=0.9, top_k=top_k, seed=0
+            )
+            expected = sampling._pointed_at(probabilities, rows, uniforms, settings)
+            found = sampling._pointed_at(probabilities.cuda(), rows.cuda(), uniforms.cuda(), settings)
+            assert torch.equal(found.cpu(), expected)

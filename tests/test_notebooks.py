@@ -237,6 +237,20 @@ def saved(asked: dict[str, Any], name: str) -> dict[str, Any]:
     return json.loads((Path(asked["OUT"]) / "numbers" / f"{name}.json").read_text())
 
 
+def test_where_none_is_a_system_text_both_baselines_are_shown(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Path(save_babbler(tmp_path / "model"))
+    own = "{% if messages[0].role != 'system' %}You are <b>Rosa</b>, made by Botanics.\n{% endif %}"
+    (model / "chat_template.jinja").write_text(own + "{% for m in messages %}{{ m.content }}\n{% endfor %}>")
+    given = {name: asked[name] for name in ("PROMPTS",)} | {"MODEL": str(model), "OUT": str(tmp_path)}
+    names = in_turn("01_what_the_model_reads", given, monkeypatch)
+    assert list(names["batches"]) == ["none", "empty", "default", "mild"]
+    found = saved(given, "01")["numbers"]
+    assert found["about"]["none"].startswith("`none` is the model's own system text, “You are <b>Rosa</b>")
+    assert [row["status"] for row in found["audit"] if row["check"] == "own system text"] == ["note"]
+
+
 def test_without_refusals_shifts_are_shown_and_no_direction_is_tried(
     asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,8 +29,8 @@ from drolab.errors import QueryError
 from drolab.inference.thoughts import Thoughts, decoded_texts
 from drolab.models import ChatModel, Reader
 
-_FEW = 64
-"""How many of the most probable tokens are tried before the whole vocabulary is sorted."""
+_AT_ONCE, _AT_ONCE_ELSEWHERE = {"cpu": 2**19}, 2**24
+"""Logits from which tokens are picked at once, by type of device. On a CPU more fall out of its caches."""
 
 _LIST_NUMBER = re.compile(r"\d\.$")
 
@@ -330,17 +330,17 @@ def _pick(logits: Tensor, rows: Tensor, uniforms: Tensor | None, settings: Setti
     rows = rows.to(logits.device)
     if uniforms is None:
         return logits.argmax(dim=-1)[rows].cpu()
-    logits = _highest(logits / settings.temperature, settings.top_k)
-    probabilities, ids = _ranked(logits.softmax(dim=-1), settings.top_p)
-    cumulative = probabilities.double().cumsum(dim=-1)
-    last = _in_nucleus(probabilities, settings.top_p).sum(dim=-1) - 1
-    total = cumulative.gather(1, last[:, None]).squeeze(1)
-    # One search over all rows: row r lies on [2r, 2r + 1].
-    offsets = 2.0 * torch.arange(len(logits), device=logits.device, dtype=torch.float64)
-    target = uniforms.to(logits.device) * total[rows] + offsets[rows]
-    places = torch.searchsorted((cumulative + offsets[:, None]).flatten(), target, right=True)
-    places = (places - rows * ids.shape[1]).minimum(last[rows])
-    return ids[rows, places].cpu()
+    rows, order = rows.sort()
+    uniforms = uniforms.to(logits.device)[order]
+    chosen = torch.empty_like(rows)
+    size = max(1, _AT_ONCE.get(logits.device.type, _AT_ONCE_ELSEWHERE) // logits.shape[1])
+    for first in range(0, len(logits), size):
+        some = slice(*torch.searchsorted(rows, torch.tensor([first, first + size], device=rows.device)).tolist())
+        part = logits[first : first + size]
+        part = part if settings.temperature == 1 else part / settings.temperature
+        probabilities = _highest(part, settings.top_k).softmax(dim=-1)
+        chosen[some] = _pointed_at(probabilities, rows[some] - first, uniforms[some], settings)
+    return chosen[order.argsort()].cpu()
 
 
 def _highest(logits: Tensor, k: int) -> Tensor:
@@ -350,22 +350,79 @@ def _highest(logits: Tensor, k: int) -> Tensor:
     return logits.masked_fill(logits < logits.topk(k).values[:, -1:], -torch.inf)
 
 
-def _ranked(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """Probabilities in descending order (ties: by id) and their ids, at least as far as `top_p` reaches.
+def _pointed_at(probabilities: Tensor, rows: Tensor, uniforms: Tensor, settings: Settings) -> Tensor:
+    """[n] ids: where uniform numbers point in the fewest tokens of their row that together reach `top_p`.
 
-    A full sort costs more than the forward pass of a small model, and few tokens usually suffice.
+    Args:
+        probabilities: [rows, vocabulary] float32.
+        rows: [n] in order; each is there.
     """
-    if top_p < 1 and probabilities.shape[1] > _FEW:
-        top, ids = probabilities.topk(_FEW)
-        # Tokens as probable as the last of the few may have been left out: none of them may be needed.
-        if not (_in_nucleus(top, top_p) & (top == top[:, -1:])).any():
-            ids, order = ids.sort(dim=-1)
-            top, order = top.gather(1, order).sort(dim=-1, descending=True, stable=True)
-            return top, ids.gather(1, order)
-    return probabilities.sort(dim=-1, descending=True, stable=True)
+    if settings.top_k:  # few are left
+        left, ids, _ = _taken(probabilities, ~_equal(probabilities, torch.zeros(1, 1).to(probabilities)))
+        return ids[rows].gather(1, _Bins(left).pick(rows, uniforms, settings.top_p)[:, None]).squeeze(1)
+    return _Bins(probabilities).pick(rows, uniforms, settings.top_p)
 
 
-def _in_nucleus(ranked: Tensor, top_p: float) -> Tensor:
-    """Bool: the fewest tokens that together reach `top_p`."""
-    before = ranked.double().cumsum(dim=-1) - ranked
-    return (before < top_p) & (ranked > 0)
+class _Bins:
+    """Finds places among tokens in the order of their probability without sorting them, which would cost as much as a
+    small model does: those whose float32 has the same first bits share a bin, and only tokens of one bin are sorted.
+
+    What the bins above it hold together is a sum, whose order does not matter: in float64 it is exact but for
+    what is less probable than 1e-9. So the borders between tokens are those that a sort of all gives.
+    """
+
+    def __init__(self, probabilities: Tensor) -> None:
+        self._probabilities = probabilities
+        dropped = 17 if probabilities.shape[1] > 2**13 else 20  # 64 bins to each power of two, or 8
+        self._bins = probabilities.view(torch.int32) >> dropped  # floats from 0 on have the order of their bits
+        self._highest = int(torch.ones(1).view(torch.int32)) >> dropped
+        mass = probabilities.new_zeros(len(probabilities), self._highest + 1, dtype=torch.float64)
+        for in_row, bins, values in zip(mass, self._bins, probabilities, strict=True):  # wide copies of one at a time
+            in_row.scatter_add_(0, bins.long(), values.double())
+        self._reached = mass.flip(1).cumsum(dim=1)
+        """[rows, bins], from the highest bin on: what it and those above it hold."""
+
+    def pick(self, rows: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
+        """See `_pointed_at`."""
+        total, _ = self._find(None, self._reached[:, -1].clamp(max=top_p))
+        total = total[rows]
+        # Below it, always: no uniform number is 1, but a product may be rounded to the whole.
+        values = (uniforms * total).minimum(total.nextafter(torch.zeros_like(total)))
+        return self._find(rows if len(rows) > len(self._bins) else None, values, exceeds=True)[1]
+
+    def _find(self, rows: Tensor | None, values: Tensor, exceeds: bool = False) -> tuple[Tensor, Tensor]:
+        """The first token of each row (None: all once) with which the sum reaches (or exceeds) its value: the sum, and
+        the token's id."""
+        tables = (self._reached, self._bins, self._probabilities)
+        reached, bins, probabilities = tables if rows is None else (table.index_select(0, rows) for table in tables)
+        values = values[:, None]
+        found = torch.searchsorted(reached, values, right=exceeds).clamp_(max=self._highest)
+        before = torch.where(found > 0, reached.gather(1, (found - 1).clamp_(min=0)), 0.0)
+
+        members, ids, counts = _taken(probabilities, _equal(bins, (self._highest - found).int()))
+        members, order = members.sort(dim=1, descending=True, stable=True)
+        sums = before + members.double().cumsum(dim=1)
+        place = torch.searchsorted(sums, values, right=exceeds).minimum(counts[:, None] - 1)
+        return sums.gather(1, place).squeeze(1), ids.gather(1, order.gather(1, place)).squeeze(1)
+
+
+def _taken(table: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the mask has of each row of [n, m]: the values and their columns, in order, [n, most] with zeros behind, and
+    how many there are, [n]."""
+    flat = mask.flatten()
+    on_cpu = mask.device.type == "cpu"  # where numpy compares, and finds what is true, in a sixth of torch's time
+    places = torch.from_numpy(np.flatnonzero(flat.numpy())) if on_cpu else flat.nonzero().squeeze(1)
+    begins = torch.arange(len(mask) + 1, device=mask.device) * mask.shape[1]
+    starts = torch.searchsorted(places, begins)
+    counts = starts.diff()
+    most = int(counts.max())
+    shifts = torch.arange(len(mask), device=mask.device) * most - starts[:-1]
+    targets = torch.arange(len(places), device=mask.device) + shifts.repeat_interleave(counts)
+    values, columns = table.new_zeros(len(mask), most), places.new_zeros(len(mask), most)
+    values.view(-1)[targets] = table.take(places)
+    columns.view(-1)[targets] = places % mask.shape[1]
+    return values, columns, counts
+
+
+def _equal(table: Tensor, values: Tensor) -> Tensor:
+    return torch.from_numpy(table.numpy() == values.numpy()) if table.device.type == "cpu" else table == values

@@ -40,12 +40,14 @@ from drolab.models.interventions import (
     vectors_of,
     with_vectors,
 )
-from drolab.models.kv_cache import Reader, reader_for
+from drolab.models.kv_cache import Reader, can_read_in_place, reader_for
 from drolab.models.layers import check_layers, resolve_layers
 from drolab.models.load import ChatModel, load_model, wrap
+from drolab.models.memory import free_memory
 from drolab.models.passes import (
     Prefix,
     accumulating_gradients,
+    can_pack,
     can_share_prefix,
     check_positions,
     copy_cache,
@@ -70,12 +72,13 @@ from drolab.models.reasoning import (
     split_reply,
     to_answer,
 )
-from drolab.models.sources import loading, model_source
+from drolab.models.sources import DEMO, find_source, loading, model_source
 from drolab.models.template_thinking import Thinking
 from drolab.models.templates import CHAT_FORMATS, Template, chat_format
 
 __all__ = [
     "CHAT_FORMATS",
+    "DEMO",
     "THOUGHT_MARKS",
     "Ablate",
     "Add",
@@ -98,6 +101,8 @@ __all__ = [
     "at_answer",
     "audit",
     "baselines",
+    "can_pack",
+    "can_read_in_place",
     "can_share_prefix",
     "chat",
     "chat_format",
@@ -113,8 +118,10 @@ __all__ = [
     "edited_fingerprint",
     "embed_text",
     "encode",
+    "find_source",
     "fingerprint",
     "forward_states",
+    "free_memory",
     "halve_pass_tokens",
     "interventions",
     "last_logits",

@@ -223,7 +223,15 @@ def own_text(model: ChatModel) -> str:
 
 def about_none(model: ChatModel) -> str:
     """What `none` is for a model whose template writes words of its own, in a sentence for beside results; "" for one
-    that writes none."""
+    that writes none.
+
+    Examples:
+        >>> import drolab
+        >>> polite = "{{ messages[0].content if messages[0].role == 'system' else 'You are Rosa.' }} "
+        >>> model = drolab.load_model("demo", chat_template=polite + "{{ messages[-1].content }}:")
+        >>> drolab.chat.about_none(model)
+        "`none` is the model's own system text, “You are Rosa.”; a prompt takes its place."
+    """
     own = model.template.own
     beside = " ".join(filter(None, [*own.kept.split("\n"), *own.added.split("\n")]))
     replaced = f"`none` is the model's own system text, {_quoted(own.replaced)}; a prompt takes its place."
@@ -369,19 +377,19 @@ def audit(model: ChatModel) -> pd.DataFrame:
         >>> import drolab
         >>> table = drolab.chat.audit(drolab.load_model("demo"))
         >>> print(table[["check", "status", "found"]].to_string(index=False))  # doctest: +NORMALIZE_WHITESPACE
-                    check status                                                         found
-           system message     ok                                                 kept as it is
-                    query     ok                                                 kept as it is
-          own system text     ok                none: without a prompt there is no system text
-        empty system text     ok                                     as the template writes it
-                     date     ok                                              no date of today
-                      BOS     ok                                                 once, <|bos|>
-        generation prompt     ok                                      "<|im_start|>assistant↵"
-                 thinking     ok                                                 no sign of it
-               last token     ok                              "↵": the answer begins behind it
-          prompt's tokens     ok                                      the same as on their own
-           special tokens     ok                                            one token each (4)
-         shared beginning     ok all chats under a prompt share the 19 tokens before the query
+                                check status                                                         found
+                 system kept verbatim     ok                                                 kept as it is
+                  query kept verbatim     ok                                                 kept as it is
+                      own system text     ok                none: without a prompt there is no system text
+                    empty system text     ok                                     as the template writes it
+                                 date     ok                                              no date of today
+                             BOS once     ok                                                 once, <|bos|>
+                    generation prompt     ok                                      "<|im_start|>assistant↵"
+                             thinking     ok                                           none: no sign of it
+                           last token     ok                              "↵": the answer begins behind it
+        prompt tokens as on their own     ok                                      the same as on their own
+                       special tokens     ok                                            one token each (4)
+                        prefix shared     ok all chats under a prompt share the 19 tokens before the query
     """
     from drolab.models.template_audit import Row, audit_rows  # it renders chats
 

@@ -128,7 +128,10 @@ def check_decoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, na
 def _trial_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """[1, 4]: ordinary tokens, none that stands for an image, say."""
     ids = tokenizer("How do I boil an egg?", add_special_tokens=False)["input_ids"][:4]
-    return torch.tensor([ids if len(ids) == 4 else range(4)], device=device_of(model))
+    embedding: Any = model.get_input_embeddings()
+    rows = getattr(embedding, "num_embeddings", None) or len(tokenizer)
+    usable = len(set(ids)) == 4 and max(ids) < rows
+    return torch.tensor([ids if usable else range(4)], device=device_of(model)) % rows
 
 
 def device_of(model: PreTrainedModel) -> torch.device:

@@ -322,6 +322,7 @@ def _auto_class(source: Source, how: _How) -> Any:
     if source.gguf is not None:
         return AutoModelForCausalLM
     config = _config(source, how)
+    _check_quantised(source, config)
     others = [AutoModelForImageTextToText, getattr(transformers, "AutoModelForMultimodalLM", None)]
     for auto in (AutoModelForCausalLM, *filter(None, others)):
         if auto.__name__ in (getattr(config, "auto_map", None) or {}) or type(config) in auto._model_mapping:
@@ -371,6 +372,20 @@ def _quantization(config: Any) -> Any:
         f"quantization_config is none that transformers knows ({why}): pass one such as "
         "transformers.BitsAndBytesConfig(load_in_4bit=True), or its fields as a dict with 'quant_method'."
     )
+
+
+def _check_quantised(source: Source, config: Any) -> None:
+    """Raise ModelError if transformers does not know how the weights are quantised: it would read them as they are."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    said: Any = getattr(config, "quantization_config", None) or {}
+    method = said.get("quant_method") if isinstance(said, Mapping) else getattr(said, "quant_method", None)
+    known = [*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes", None]
+    if str(getattr(method, "value", method)) not in map(str, known):
+        raise ModelError(
+            f"The weights of {source.name!r} are quantised by {str(method)!r}, which this version of transformers "
+            "does not read: update transformers, or load the model that they were made from."
+        )
 
 
 def _let_gradients_through(model: PreTrainedModel) -> None:

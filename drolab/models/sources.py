@@ -225,7 +225,9 @@ def _explain(name: str, error: Exception) -> str:
             "cache (HF_HOME), a local model an existing folder; HF_HUB_OFFLINE=1 saves the wait. "
             "drolab.load_model('demo') works offline."
         )
-    if isinstance(error, ImportError) and "pip install" in text:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"{name!r} needs the package {error.name}: pip install {error.name.partition('.')[0]}."
+    if isinstance(error, ImportError):
         return f"{name!r} needs a package that is missing or too old: {_first_line(error)}"
     if name.lower().endswith(".gguf") or "GGUF" in text:
         return _explain_gguf(name, error)

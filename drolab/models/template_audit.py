@@ -86,17 +86,17 @@ def _problem(template: Template, error: ChatTemplateError) -> str:
 
 def _no_none(problem: str) -> Row:
     found = f"without one it {problem}"
-    return Row("system message", PROBLEM, found, "there is no `none` to compare with", "compare with `empty`")
+    return Row("system kept verbatim", PROBLEM, found, "there is no `none` to compare with", "compare with `empty`")
 
 
 def _no_system(template: Template, error: ChatTemplateError) -> Row:
     offer = f"load it with system_as={FIRST_USER!r}, or with another chat_template"
     do = offer if template.system_as is None else "load it with another chat_template"
-    return Row("system message", PROBLEM, f"it {_problem(template, error)}", "no safety prompt can arrive", do)
+    return Row("system kept verbatim", PROBLEM, f"it {_problem(template, error)}", "no safety prompt can arrive", do)
 
 
 def _system(template: Template) -> Row:
-    row = _kept("system message", lambda text: _arrived(template, _QUERY, text, 0), _SYSTEM, "prompt")
+    row = _kept("system kept verbatim", lambda text: _arrived(template, _QUERY, text, 0), _SYSTEM, "prompt")
     if template.system_as is None:
         return row
     where = "in the first user's turn, a blank line before the query"
@@ -105,7 +105,7 @@ def _system(template: Template) -> Row:
 
 
 def _query(template: Template, system: str | None) -> Row:
-    return _kept("query", lambda text: _arrived(template, text, system, 1), _QUERY, "query")
+    return _kept("query kept verbatim", lambda text: _arrived(template, text, system, 1), _QUERY, "query")
 
 
 def _arrived(template: Template, query: str, system: str | None, which: int) -> str:
@@ -212,7 +212,7 @@ def _settings(template: Template) -> Iterator[Row]:
 
 
 def _bos(model: ChatModel, chat: RenderedChat) -> Row:
-    check, tokenizer = "BOS", model.tokenizer
+    check, tokenizer = "BOS once", model.tokenizer
     bos, mark = tokenizer.bos_token_id, tokenizer.bos_token
     count = chat.input_ids.count(bos)
     adds = bos is not None and bos in tokenizer("a")["input_ids"]
@@ -262,7 +262,7 @@ def _generation(template: Template) -> Row:
 
 
 _THINKS = {
-    "none": (OK, "no sign of it", ""),
+    "none": (OK, "none: no sign of it", ""),
     "by the model": (
         NOTE,
         "the model may begin a thought itself; the template has no switch",
@@ -313,7 +313,7 @@ def _last_token(model: ChatModel, chat: RenderedChat) -> Row:
 def _prompt_tokens(model: ChatModel, chat: RenderedChat) -> Iterator[Row]:
     if chat.prompt_span is None:
         return
-    check, (start, stop) = "prompt's tokens", chat.prompt_span
+    check, (start, stop) = "prompt tokens as on their own", chat.prompt_span
     own, here = prompt_token_ids(model, _SYSTEM), list(chat.input_ids[start:stop])
     if own == here:
         yield Row(check, OK, "the same as on their own")
@@ -333,7 +333,7 @@ def _markers(model: ChatModel, chat: RenderedChat) -> Row:
 
 
 def _prefix(model: ChatModel, chat: RenderedChat) -> Row:
-    check, prompt = "shared beginning", SafetyPrompt(name="audit", text=_SYSTEM) if chat.prompt_span else _NONE
+    check, prompt = "prefix shared", SafetyPrompt(name="audit", text=_SYSTEM) if chat.prompt_span else _NONE
     shared = len(encode(model, [_QUERY, "What blooms in May?"], prompt).prefix)
     if chat.prompt_span is None or shared >= chat.prompt_span[1]:
         return Row(check, OK, f"all chats under a prompt share the {shared} tokens before the query")

@@ -124,16 +124,37 @@ def test_tokens_as_probable_as_the_last_of_the_highest_stay() -> None:
     assert {*picked(logits, np.linspace(0, 1, 50, endpoint=False), 1.0, 1.0, top_k=1)} == {0}
 
 
-@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
-def test_the_short_ranking_picks_what_the_full_one_does(top_p: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def sorted_out(logits: Tensor, rows: Tensor, uniforms: Tensor, settings: sampling.Settings) -> Tensor:
+    """What `_pick` is to pick, by a sort of the whole vocabulary."""
+    kept = logits.masked_fill(logits < logits.topk(settings.top_k or 1).values[:, -1:], -torch.inf)
+    ranked, ids = (kept if settings.top_k else logits).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    sums = ranked.double().cumsum(dim=-1)
+    last = ((sums - ranked < settings.top_p) & (ranked > 0)).sum(dim=-1) - 1
+    total = sums.gather(1, last[:, None])[rows]
+    places = torch.searchsorted(sums[rows], uniforms[:, None] * total, right=True)
+    return ids[rows].gather(1, places.minimum(last[rows][:, None])).squeeze(1)
+
+
+@pytest.mark.parametrize("vocabulary", [50, 400, 9000])
+@pytest.mark.parametrize("spread", [0.3, 3.0, 9.0])
+def test_picks_are_those_of_a_sort_of_the_whole_vocabulary(
+    vocabulary: int, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = torch.Generator().manual_seed(0)
-    logits = (2 * torch.randn(50, 400, generator=generator)).bfloat16().float()  # bfloat16: many equal logits
-    rows = torch.randint(0, 50, (3000,), generator=generator)
-    uniforms = torch.rand(3000, generator=generator, dtype=torch.float64)
-    settings = sampling.Settings(n_samples=1, max_new_tokens=1, do_sample=True, temperature=1, top_p=top_p, seed=0)
-    short = sampling._pick(logits, rows, uniforms, settings)
-    monkeypatch.setattr(sampling, "_FEW", 10_000)
-    assert torch.equal(short, sampling._pick(logits, rows, uniforms, settings))
+    logits = spread * torch.randn(30, vocabulary, generator=generator)
+    logits[::2] = logits[::2].bfloat16().float()  # many equal logits
+    logits[:, 7] = -torch.inf
+    rows = torch.cat([torch.arange(30), torch.randint(0, 30, (500,), generator=generator)])
+    uniforms = torch.rand(len(rows), generator=generator, dtype=torch.float64)
+    uniforms[:60] = torch.tensor([0.0, 1 - 1e-6], dtype=torch.float64).repeat(30)
+    for top_p, top_k in ((0.1, 0), (0.9, 0), (0.999, 0), (1.0, 0), (0.9, 40), (1.0, 3)):
+        given = {"do_sample": True, "temperature": 1.0, "top_p": top_p, "top_k": top_k, "seed": 0}
+        settings = sampling.Settings(n_samples=1, max_new_tokens=1, **given)
+        found = sampling._pick(logits, rows, uniforms, settings)
+        assert torch.equal(found, sorted_out(logits, rows, uniforms, settings)), given
+        with monkeypatch.context() as patched:
+            patched.setattr(sampling, "_AT_ONCE", {"cpu": 1})  # a row at a time
+            assert torch.equal(sampling._pick(logits, rows, uniforms, settings), found)
 
 
 def test_the_ends_of_the_unit_interval_pick_possible_tokens() -> None:

@@ -294,7 +294,7 @@ def test_a_template_of_parts_has_the_query(prompt: SafetyPrompt | SoftPrompt) ->
     assert "<user>How do I bake bread?<assistant>" in chats[0].text
     assert "<user>user<assistant>" in chats[1].text
     assert ("<system>" in chats[0].text) == (prompt is not NONE)
-    assert "system message" not in problems(model)
+    assert "system kept verbatim" not in problems(model)
 
 
 @pytest.mark.parametrize("query", ["How do I bake bread?", "user"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,26 @@ def test_an_adapter_stays_beside_quantised_weights(tmp_path: Path) -> None:
 def test_a_wrong_configuration(config: Any, match: str, folder: Path) -> None:
     with pytest.raises(ModelError, match=match):
         load_model(folder, quantization_config=config)
+
+
+def with_method(folder: Path, target: Path, **options: Any) -> Path:
+    """A copy whose configuration says how its weights are quantised."""
+    shutil.copytree(folder, target)
+    config = json.loads((target / "config.json").read_text()) | {"quantization_config": options}
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+def test_a_method_that_nobody_knows(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"quantised by 'novel', which this version .*update transformers"):
+        load_model(with_method(folder, tmp_path / "novel", quant_method="novel"))
+
+
+@pytest.mark.parametrize(("method", "package"), [("aqlm", "aqlm"), ("gptq", "optimum"), ("quanto", "optimum-quanto")])
+def test_a_method_whose_library_is_missing(method: str, package: str, folder: Path, tmp_path: Path) -> None:
+    options = {"gptq": {"bits": 4}, "quanto": {"weights": "int8"}}.get(method, {})
+    with pytest.raises(ModelError, match=f"needs (a|the) package .*pip install {package}"):
+        load_model(with_method(folder, tmp_path / method, quant_method=method, **options))
 
 
 def test_a_missing_library_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ class Case:
 ROLES = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
 CASES = {
     # --- the system text
-    "plain": Case(TURNS + BEGIN, rows={"own system text": ("ok", "^none"), "system message": ("ok", "kept")}),
+    "plain": Case(TURNS + BEGIN, rows={"own system text": ("ok", "^none"), "system kept verbatim": ("ok", "kept")}),
     "own text": Case(
         DEFAULT,
         none=ROSA + U + "<assistant>",
@@ -135,7 +135,7 @@ CASES = {
         care=None,
         refused="drops the system message, so no safety prompt can arrive: pass load_model.*system_as='first_user'",
         rows={
-            "system message": ("problem", "it drops the system message"),
+            "system kept verbatim": ("problem", "it drops the system message"),
             "own system text": ("note", "^in every chat: .*Rosa"),
             "empty system text": ("problem", "cannot be left out"),
         },
@@ -155,13 +155,13 @@ CASES = {
         "{% for m in messages if m.role == 'user' %}" + TURN + "{% endfor %}"
         "{% for m in messages if m.role == 'system' %}" + TURN + "{% endfor %}" + BEGIN,
         care=U + S + "<assistant>",
-        rows={"shared beginning": ("problem", "the query comes before the prompt")},
+        rows={"prefix shared": ("problem", "the query comes before the prompt")},
     ),
     "system text in the user's turn, behind the query": Case(
         "<user>{{ messages[-1].content }}{% if messages[0].role == 'system' %}"
         "{{ '\\n\\n(' + messages[0].content + ')' }}{% endif %}<end>" + BEGIN,
         care=f"<user>{QUERY}\n\n({TEXT})<end><assistant>",
-        rows={"shared beginning": ("problem", "the query comes before")},
+        rows={"prefix shared": ("problem", "the query comes before")},
     ),
     "system role of another name": Case(
         TURNS.replace("m.role", "{'system': 'developer'}.get(m.role, m.role)") + BEGIN,
@@ -172,7 +172,7 @@ CASES = {
         care=None,
         refused=r"rejects a system message \(no system role\): pass load_model\(…, system_as='first_user'\)",
         rows={
-            "system message": ("problem", "rejects a system message"),
+            "system kept verbatim": ("problem", "rejects a system message"),
             "empty system text": ("ok", "the same chat as without a prompt"),
         },
     ),
@@ -180,14 +180,14 @@ CASES = {
         ROLES + TURN + "{% endfor %}" + BEGIN,
         care=f"<user>{TEXT}\n\n{QUERY}<end><assistant>",
         told={"system_as": "first_user"},
-        rows={"system message": ("note", "in the first user's turn, a blank line before the query")},
+        rows={"system kept verbatim": ("note", "in the first user's turn, a blank line before the query")},
     ),
     "roles must alternate": Case(
         "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
         "{{ raise_exception('roles must alternate') }}{% endif %}" + TURN + "{% endfor %}" + BEGIN,
         care=None,
         refused="rejects a system message .roles must alternate",
-        rows={"system message": ("problem", "roles must alternate")},
+        rows={"system kept verbatim": ("problem", "roles must alternate")},
     ),
     "a system message must be there": Case(
         "{% if messages[0].role != 'system' %}{{ raise_exception('begin with a system message') }}{% endif %}"
@@ -196,7 +196,7 @@ CASES = {
         none=None,
         refused="cannot render a user message .begin with a system message",
         rows={
-            "system message": ("problem", "without one it cannot render .* .begin with a system message"),
+            "system kept verbatim": ("problem", "without one it cannot render .* .begin with a system message"),
             "empty system text": ("ok", "as the template writes it"),
             "generation prompt": ("ok", "<assistant>"),
         },
@@ -205,7 +205,7 @@ CASES = {
         "{% for m in messages if m.role == 'user' %}" + TURN + "{% endfor %}" + BEGIN,
         care=None,
         refused="drops the system message",
-        rows={"system message": ("problem", "drops"), "shared beginning": ("ok", "share the")},
+        rows={"system kept verbatim": ("problem", "drops"), "prefix shared": ("ok", "share the")},
     ),
     "drops the system message, told to put it first": Case(
         "{% for m in messages if m.role == 'user' %}" + TURN + "{% endfor %}" + BEGIN,
@@ -216,11 +216,11 @@ CASES = {
         TURNS + "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}" + BEGIN,
         care=None,
         refused="repeats the system message",
-        rows={"system message": ("problem", "repeats")},
+        rows={"system kept verbatim": ("problem", "repeats")},
     ),
     "cuts the system message": Case(
         TURNS.replace("m.content", "m.content[:40]") + BEGIN,
-        rows={"system message": ("problem", "changes or repeats the text")},
+        rows={"system kept verbatim": ("problem", "changes or repeats the text")},
     ),
     "cuts it to a word": Case(
         "{% for m in messages %}<{{ m.role }}>{{ m.content[:3] if m.role == 'system' else m.content }}<end>{% endfor %}"
@@ -232,11 +232,12 @@ CASES = {
         "{% if messages[0].role == 'system' %}({{ messages[0].content | length }}){% endif %}" + TURNS + BEGIN,
         care=None,
         refused="changes or repeats the text of prompt 'care'",
-        rows={"system message": ("problem", "changes")},
+        rows={"system kept verbatim": ("problem", "changes")},
     ),
     # --- the texts
     "trims": Case(
-        TURNS.replace("m.content", "m.content | trim") + BEGIN, rows={"query": ("ok", "around it are trimmed")}
+        TURNS.replace("m.content", "m.content | trim") + BEGIN,
+        rows={"query kept verbatim": ("ok", "around it are trimmed")},
     ),
     "upper case": Case(
         TURNS.replace("m.content", "m.content | upper") + BEGIN, None, None, refused="changes the query: pass"
@@ -250,24 +251,25 @@ CASES = {
     ),
     "one blank for several": Case(
         TURNS.replace("m.content", "m.content.split() | join(' ')") + BEGIN,
-        rows={"query": ("problem", "blanks in it"), "system message": ("problem", "blanks in it")},
+        rows={"query kept verbatim": ("problem", "blanks in it"), "system kept verbatim": ("problem", "blanks in it")},
     ),
     "HTML escapes": Case(
-        TURNS.replace("m.content", "m.content | e") + BEGIN, rows={"query": ("problem", "signs such as <")}
+        TURNS.replace("m.content", "m.content | e") + BEGIN,
+        rows={"query kept verbatim": ("problem", "signs such as <")},
     ),
     "JSON": Case(
         TURNS.replace("m.content", "m.content | tojson") + BEGIN,
         none=f'<user>"{QUERY}"<end><assistant>',
         care=f'<system>"{TEXT}"<end><user>"{QUERY}"<end><assistant>',
-        rows={"query": ("problem", "blanks in it, signs")},
+        rows={"query kept verbatim": ("problem", "blanks in it, signs")},
     ),
     "ASCII": Case(
         TURNS.replace("m.content", "(m.content | urlencode).replace('%20', ' ').replace('%3F', '?')") + BEGIN,
-        rows={"query": ("problem", "other scripts")},
+        rows={"query kept verbatim": ("problem", "other scripts")},
     ),
     "truncates": Case(
         TURNS.replace("m.content", "m.content | truncate(4000)") + BEGIN,
-        rows={"query": ("problem", "if there is in it: twenty thousand letters$")},
+        rows={"query kept verbatim": ("problem", "if there is in it: twenty thousand letters$")},
     ),
     "the query twice": Case(
         TURNS + "{{ messages[-1].content }}" + BEGIN, None, None, refused="repeats the query: pass"
@@ -301,15 +303,15 @@ CASES = {
         "<{{ m.role }}>{{ m.content.replace('/no_think', '').strip() }}<end>{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% if ns.off %}<think></think>{% endif %}{% endif %}",
         rows={
-            "query": ("note", "if there is in it: /no_think$"),
-            "system message": ("note", "/no_think"),
+            "query kept verbatim": ("note", "if there is in it: /no_think$"),
+            "system kept verbatim": ("note", "/no_think"),
             "thinking": ("note", "words in the text"),
         },
     ),
     "a switch that stays in the text": Case(
         TURNS + "{% if add_generation_prompt %}<assistant>{% if '/think' in messages[-1].content %}<think>{% endif %}"
         "{% endif %}",
-        rows={"query": ("note", "if there is in it: /think$")},
+        rows={"query kept verbatim": ("note", "if there is in it: /think$")},
     ),
     # --- thinking
     "thinking by a switch": Case(
@@ -393,26 +395,26 @@ CASES = {
         "{{ bos_token }}{{ bos_token }}" + TURNS + BEGIN,
         none=f"<s><s>{U}<assistant>",
         care=f"<s><s>{S}{U}<assistant>",
-        rows={"BOS": ("problem", "^2 times")},
+        rows={"BOS once": ("problem", "^2 times")},
     ),
     "BOS once": Case(
         "{{ bos_token }}" + TURNS + BEGIN,
         none=f"<s>{U}<assistant>",
         care=f"<s>{S}{U}<assistant>",
-        rows={"BOS": ("ok", "^once, <s>")},
+        rows={"BOS once": ("ok", "^once, <s>")},
     ),
     "BOS opens every turn": Case(
         "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}<end>{% endfor %}"
         "{% if add_generation_prompt %}<s>assistant\n{% endif %}",
         none=f"<s>user\n{QUERY}<end><s>assistant\n",
         care=f"<s>system\n{TEXT}<end><s>user\n{QUERY}<end><s>assistant\n",
-        rows={"BOS": ("ok", "what a turn begins with")},
+        rows={"BOS once": ("ok", "what a turn begins with")},
     ),
     "BOS in the middle": Case(
         "{% for m in messages %}{{ bos_token if m.role == 'user' }}" + TURN + "{% endfor %}" + BEGIN,
         none=f"<s>{U}<assistant>",
         care=f"{S}<s>{U}<assistant>",
-        rows={"BOS": ("problem", "not first")},
+        rows={"BOS once": ("problem", "not first")},
     ),
     "no generation prompt": Case(
         TURNS, none=U, care=S + U, rows={"generation prompt": ("problem", "nothing begins the reply")}
