@@ -20,7 +20,7 @@ import torch
 from drolab.data import load_prompts, load_queries
 from drolab.dro import Training
 from drolab.errors import ChatTemplateError, DrolabError, shown
-from drolab.inference import generate, hidden_states
+from drolab.inference import generate, hidden_states, thinking_budget
 from drolab.models import (
     DEMO,
     ChatModel,
@@ -415,19 +415,29 @@ def _try_training(model: ChatModel, states: Any, token: float) -> tuple[float, _
 
 
 def _try_replies(model: ChatModel, token: float) -> tuple[float, float, pd.DataFrame, _Row]:
-    """Seconds of a reply and of a token, and the replies."""
+    """Seconds of a reply and of a token, and the replies. Whole thoughts are not waited for: they count as long as they
+    may be."""
+    thought = thinking_budget(model)
     sizes = ((128, _NEW_TOKENS), (32, _NEW_TOKENS), (16, _NEW_TOKENS), (16, 16), (4, 8), (1, 4))
     samples, length = next((pair for pair in sizes if 4 * pair[0] * pair[1] * token < TRIED_S), sizes[-1])
     queries = load_queries("anchors").groupby("harmful").head(2)
     with _timed_block() as took:
         replies = generate(
-            model, queries, load_prompts()["none"], n_samples=samples, max_new_tokens=length, progress=False
+            model,
+            queries,
+            load_prompts()["none"],
+            n_samples=samples,
+            max_new_tokens=length,
+            max_thinking_tokens=None if thought is None else length,
+            progress=False,
         )
     written = took[0] / replies["n_tokens"].sum()
-    reply = took[0] / len(replies) if length == _NEW_TOKENS else written * _NEW_TOKENS
+    whole = length == _NEW_TOKENS and thought is None
+    reply = took[0] / len(replies) if whole else written * (_NEW_TOKENS + (thought or 0))
     cut = (replies["finish_reason"] == "length").mean()
     found = f"{1 / written:,.0f} tokens a second, {reply:.2f} s each, {len(replies)} at once"
     found += f"; {cut:.0%} are longer than {length} tokens"
+    found += "" if thought is None else f"; before each it thinks, for {thought:,} tokens at most"
     status, do = (
         ("note", "Pass a larger max_new_tokens to read whole replies.")
         if cut > 0.5 and length == _NEW_TOKENS

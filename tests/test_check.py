@@ -11,6 +11,7 @@ import huggingface_hub
 import nbformat
 import pandas as pd
 import pytest
+from helpers.thinkers import thinker
 from helpers.tiny import byte_tokenizer, random_llama
 from huggingface_hub.errors import GatedRepoError
 
@@ -201,3 +202,10 @@ def test_without_network_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="the hub cannot be reached"):
         check_model("maker/some-chat")
+
+
+def test_replies_of_a_model_that_thinks_count_with_their_thoughts() -> None:
+    reply, written, replies, row = check._try_replies(thinker("opened"), 1e9)
+    assert replies["n_tokens"].max() <= 4 + 4  # a thought of its own is not waited for
+    assert reply == pytest.approx(written * (64 + 96))
+    assert "before each it thinks, for 96 tokens at most" in row.found

@@ -7,7 +7,7 @@ distribution of a reply's first token, also under edits). How one batch runs is 
 
 from drolab.inference.hidden import hidden_states
 from drolab.inference.next_tokens import divergence, first_token_probabilities, next_tokens
-from drolab.inference.responses import generate
+from drolab.inference.responses import generate, thinking_budget
 from drolab.inference.sampling import whole_paragraphs
 from drolab.inference.thinking import reading_places
 
@@ -18,5 +18,6 @@ __all__ = [
     "hidden_states",
     "next_tokens",
     "reading_places",
+    "thinking_budget",
     "whole_paragraphs",
 ]

@@ -204,7 +204,14 @@ def generate(
 
 
 def thinking_budget(model: ChatModel, asked: int | None = None) -> int | None:
-    """What a thought may have: what was asked for, or what suits the model; None if it does not think."""
+    """How many tokens a thought may have: those asked for, or what suits the model; None if it does not think.
+
+    Examples:
+        >>> import drolab
+        >>> from drolab.inference import thinking_budget
+        >>> thinking_budget(drolab.load_model("demo")) is None
+        True
+    """
     if asked is not None or thought_mark(model.template) is None:
         return asked
     return min(THINKING_TOKENS, max(1, model.max_length // 4))
