@@ -16,7 +16,12 @@ from drolab.models import THOUGHT_MARKS, ChatModel, could_be_mark, marks_among, 
 
 _TAIL = max(len(mark.encode()) for mark in THOUGHT_MARKS)
 """A token adds at least a byte, so a mark that ends with the last token began within these."""
-_ENDS = tuple(mark.lower() for mark in THOUGHT_MARKS if mark.startswith(("</", "[/", "◁/", "<|", "<channel")))
+_LOWERED = tuple(mark.lower() for mark in THOUGHT_MARKS)
+
+
+def _has_mark(text: str) -> bool:
+    lowered = text.lower()
+    return any(mark in lowered for mark in _LOWERED)
 
 
 def decoded_texts(model: ChatModel, ids: list[list[int]]) -> list[str]:
@@ -88,8 +93,8 @@ class Thoughts:
         tokens = written.shape[1]
         unsettled = [row for row in range(len(live)) if live[row] not in self._settled]
         deep = [row for row in unsettled if live[row] in self._deep]
-        ends = decoded_texts(self._model, written[deep, -_TAIL:].tolist()) if deep else []
-        still = {row for row, text in zip(deep, ends, strict=True) if not any(end in text.lower() for end in _ENDS)}
+        tails = decoded_texts(self._model, written[deep, -_TAIL:].tolist()) if deep else []
+        still = {row for row, tail in zip(deep, tails, strict=True) if not _has_mark(tail)}
         asked = [row for row in unsettled if row not in still]
         texts = decoded_texts(self._model, written[asked].tolist()) if asked else []
         for row, text in zip(asked, texts, strict=True):

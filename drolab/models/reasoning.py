@@ -43,8 +43,8 @@ def _any_of(marks: Iterable[str]) -> str:
     return "|".join(map(re.escape, marks))
 
 
-_PIECES = ("</", "[/", "|>", "◁/")
-"""One of these is in every reply with a mark that ends something: asked first, because it is quick."""
+_ENDINGS = tuple(dict.fromkeys(mark.lower() for mark in _MARKS.values()))
+"""One of these is in every reply with a thought that ended: asked first, because it is quick."""
 _BEGIN = re.compile(rf"\s*(?:{_any_of(_MARKS)})", re.IGNORECASE)
 _END = re.compile(_any_of(_MARKS.values()), re.IGNORECASE)
 _MARK = re.compile(  # a mark that is quoted, on both sides, is spoken of
@@ -153,8 +153,10 @@ def _from_bare_channels(text: str) -> Reply:
 
 
 def _from_blocks(text: str) -> Reply:
+    lowered = text.lower()
+    ended = any(ending in lowered for ending in _ENDINGS)
     thoughts, place = [], 0
-    while (found := _block(text, place)) is not None:
+    while (found := _block(text, place, ended)) is not None:
         begin, end, place = found
         thoughts.append(text[begin:end].strip())
     answer, closed = _ANSWER.match(text, place), _ANSWER_END.search(text, place)
@@ -164,13 +166,17 @@ def _from_blocks(text: str) -> Reply:
     return _reply(text, thoughts, begin, closed.start() if answer and closed else len(text))
 
 
-def _block(text: str, place: int) -> tuple[int, int, int] | None:
-    """A block of reasoning that begins here, or began before: where it begins and ends, and where the rest begins."""
+def _block(text: str, place: int, ended: bool) -> tuple[int, int, int] | None:
+    """A block of reasoning that begins here, or began before: where it begins and ends, and where the rest begins.
+
+    Args:
+        ended: whether a mark that ends one is anywhere in the text.
+    """
     begin = _BEGIN.match(text, place)
     if begin is not None:
         end = _END.search(text, begin.end())
         return (begin.end(), end.start(), end.end()) if end else (begin.end(), len(text), len(text))
-    if not any(piece in text for piece in _PIECES):
+    if not ended:
         return None
     mark = _MARK.search(text, place)
     return None if mark is None or mark["begin"] else (place, mark.start(), mark.end())
