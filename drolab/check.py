@@ -163,7 +163,7 @@ def _tried(model: ChatModel, rows: list[_Row], load_s: float, n_samples: int) ->
     todo = works(model, n_samples)
     table = [_timed(name, work, speed, load_s) for name, work in todo.items()]
     times = pd.DataFrame(table, columns=list(TIME_COLUMNS))
-    advice += [f"{row.do} ({row.asked}: {row.found})" for row in rows if row.status == "problem"]
+    advice += [f"{row.do} ({row.asked}: {row.found})" for row in rows if row.status == "problem" and row.do]
     advice += _faster(model, times, sum(work.replies for work in todo.values()) * speed.reply, n_samples)
     return _check(model.name, rows, times=times, replies=replies, advice=tuple(advice))
 
@@ -280,8 +280,11 @@ def _abilities(model: ChatModel, n_tokens: int) -> list[_Row]:
     try:
         check_trainable(model.model, model.name)
     except DrolabError as error:
-        return [*rows, _Row("trains a prompt", "problem", str(error))]
+        return [*rows, _Row("trains a prompt", "problem", str(error), _NO_TRAINING)]
     return [*rows, _Row("trains a prompt", "ok", "yes")]
+
+
+_NO_TRAINING = "Leave notebook 05 out, and with it the trained prompt in 06 and 07."
 
 
 def _room(model: ChatModel, batch: Any) -> list[_Row]:
@@ -385,7 +388,11 @@ def _slowness() -> float:
 
 
 def _try_training(model: ChatModel, states: Any, token: float) -> tuple[float, _Row]:
-    """Seconds of a step of 50 queries. Space and probes have no meaning here."""
+    """Seconds of a step of 50 queries, 0 if the model can do none. Space and probes have no meaning here."""
+    try:
+        check_trainable(model.model, model.name)
+    except DrolabError:
+        return 0.0, _Row("a DRO step", "note", "not tried")
     size = DROConfig().batch_size
     whole = _passed(model, _batch(model, size))
     n = next((n for n in (size, 16, 4) if 6 * token * _passed(model, _batch(model, n)) < TRIED_S), None)

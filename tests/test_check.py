@@ -11,6 +11,7 @@ import huggingface_hub
 import nbformat
 import pandas as pd
 import pytest
+import torch
 from helpers.thinkers import thinker
 from helpers.tiny import byte_tokenizer, random_llama
 from huggingface_hub.errors import GatedRepoError
@@ -102,6 +103,21 @@ def test_a_template_without_a_system_role_is_checked_with_the_setting_that_helps
     model = wrap(random_model(), byte_tokenizer(), name="no-system", chat_template=NO_SYSTEM)
     found = check_model(model)
     assert found.answer.startswith("Yes, with these settings: system_as='first_user'")
+    assert len(found.times) == 7
+
+
+def test_a_model_that_loses_the_gradient_does_all_but_train() -> None:
+    class Cut(torch.nn.Linear):
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return super().forward(states).detach()
+
+    model = random_model()
+    down = model.model.layers[1].mlp.down_proj
+    model.model.layers[1].mlp.down_proj = Cut(down.in_features, down.out_features, bias=False)
+    found = check_model(wrap(model, byte_tokenizer(), name="cut", chat_template="chatml"))
+    assert found.answer.startswith("Yes, with these settings: ")
+    assert "Leave notebook 05 out, and with it the trained prompt" in found.answer
+    assert "No gradient comes back through" in found.answer
     assert len(found.times) == 7
 
 
