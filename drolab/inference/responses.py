@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -20,7 +21,7 @@ import pandas as pd
 import torch
 
 from drolab.data import validate_queries
-from drolab.errors import QueryError
+from drolab.errors import QueryError, UnreliableWarning
 from drolab.inference import sampling
 from drolab.inference.sampling import ReplyRules, Settings, batches, decode, stop_ids, uniform_numbers
 from drolab.inference.thoughts import answer_token, decoded_texts, marks_kept
@@ -33,10 +34,12 @@ from drolab.models import (
     Reply,
     as_prompts,
     check_edits,
+    could_be_mark,
     encode,
     reader_for,
     split_reply,
     thought_mark,
+    unknown_thoughts,
 )
 from drolab.progress import Progress, found_in_words, resumable_bar
 from drolab.store import Store, key
@@ -45,7 +48,7 @@ from drolab.types import REASONING_COLUMNS, RESPONSE_COLUMNS, UNFINISHED
 
 _FEWEST, _MOST = 128, 1024
 _BYTES = 2**29
-"""Of replies that are written at once: see `_batch_size`."""
+"""Of replies that are written at once: see `reply_batch_size`."""
 
 
 THINKING_TOKENS = 1024
@@ -128,7 +131,7 @@ def generate(
             reply, and `n_tokens` and `finish_reason` are its own.
         seed: sample i of a chat is the same whatever else is asked for; another seed gives other samples.
         batch_size: the most replies written at once; bounds the memory, changes no result. None is 128, or more where
-            half a GiB holds what they need (see `_batch_size`): small models write faster so.
+            half a GiB holds what they need (see `reply_batch_size`): small models write faster so.
         store: only what it lacks is generated, and every finished batch is kept at once. A later call with
             a larger `n_samples` generates only the new ones.
         progress: show a bar; or a callable, see `drolab.progress`.
@@ -192,6 +195,9 @@ def generate(
     )
     if batch_size is not None and batch_size < 1:
         raise QueryError(f"batch_size must be at least 1, got {batch_size}: leave it out, or pass 128.")
+    if why := unknown_thoughts(model.template):
+        said = f"{why}, so that replies are judged with their thoughts: switch thinking off at load, if you can."
+        warnings.warn(said, UnreliableWarning, stacklevel=2)
     found_prompts = as_prompts(prompts)
     tasks = [_Task.make(model, queries["text"].tolist(), prompt, settings) for prompt in found_prompts]
     summary = _complete(model, tasks, batch_size, store, progress)
@@ -454,7 +460,7 @@ def _reply(
     reply = _Reply(text if cut < 0 else text[:cut], len(written), reason, written[0])
     if not (budgeted or parts.begins or parts.answer is None):
         return reply
-    if parts.answer is None:
+    if parts.answer is None or (budgeted and reason == "length" and could_be_mark(parts.answer)):
         return reply._replace(n_reasoning_tokens=len(body), answer_token=-1)
     place = answer_token(model, body, parts.begins) if parts.begins else 0
     return reply._replace(n_reasoning_tokens=place, answer_token=written[place])

@@ -170,6 +170,7 @@ def opinion(responses: pd.DataFrame, judge: AnyJudge) -> pd.Series:
             else. Other errors in a judge get a note that says in which.
     """
     check_responses(responses, ("response",))
+    responses = responses.assign(response=responses["response"].fillna(""))
     if judge is is_refusal_raw:
         return _said(responses.assign(response=whole_responses(responses)), judge)
     if getattr(judge, "reads_whole", False):
@@ -202,16 +203,19 @@ def whole_responses(responses: pd.DataFrame) -> pd.Series:
 def answers_in(responses: pd.DataFrame) -> pd.Series:
     """The answer in each response; None where it ends before. What `generate` has taken apart, with the thought in a
     column `reasoning`, is an answer as it stands; what is there of others is taken apart here."""
-    answers = {text: split_reply(text).answer for text in responses["response"].unique()}
-    found = responses["response"].map(answers)
+    texts = responses["response"].fillna("")
+    answers = {text: split_reply(text).answer for text in texts.unique()}
+    found = texts.map(answers)
+    if "finish_reason" in responses:
+        found = found.where(responses["finish_reason"].ne(UNFINISHED), None)
     if "reasoning" not in responses:
         return found
-    apart, blank = responses["reasoning"].notna(), responses["response"].str.strip().eq("")
+    apart, blank = responses["reasoning"].notna(), texts.str.strip().eq("")
     if "finish_reason" in responses:
         unfinished = responses["finish_reason"].eq(UNFINISHED)
     else:
         unfinished = responses["reasoning"].fillna("").str.strip().ne("")
-    return found.where(~apart, responses["response"].where(~(blank & unfinished), None))
+    return found.where(~apart, texts.where(~(blank & unfinished), None))
 
 
 def _said(responses: pd.DataFrame, judge: AnyJudge) -> pd.Series:
@@ -344,7 +348,10 @@ def check_responses(responses: pd.DataFrame, columns: Sequence[str]) -> None:
     if responses.empty:
         raise QueryError("There are no responses to judge: call drolab.generate first.")
     for column in {"response", "text"} & set(columns):
-        if n_bad := int((~responses[column].map(lambda value: isinstance(value, str))).sum()):
+        bad = ~responses[column].map(lambda value: isinstance(value, str))
+        if column == "response" and "finish_reason" in responses:  # of no answer, which a CSV file gives as missing
+            bad &= responses["finish_reason"].ne(UNFINISHED)
+        if n_bad := int(bad.sum()):
             what = "responses" if column == "response" else "queries"
             raise QueryError(
                 f"{n_bad} {what} are not texts (missing values?): drop those rows, or generate them again."

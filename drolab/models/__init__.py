@@ -60,7 +60,7 @@ from drolab.models.passes import (
     run_prefix,
     states_by_pass,
 )
-from drolab.models.places import check_read_at, thought_mark
+from drolab.models.places import answering, check_read_at, thought_mark, unknown_thoughts
 from drolab.models.reasoning import (
     THOUGHT_MARKS,
     Reply,
@@ -97,6 +97,7 @@ __all__ = [
     "about_none",
     "accumulating_gradients",
     "acts_at_read_position",
+    "answering",
     "as_prompts",
     "at_answer",
     "audit",
@@ -146,6 +147,7 @@ __all__ = [
     "steered",
     "thought_mark",
     "to_answer",
+    "unknown_thoughts",
     "vectors_of",
     "with_vectors",
     "wrap",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from drolab.errors import ModelError
+from drolab.threads import threads_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -193,7 +194,7 @@ def check_trainable(model: PreTrainedModel, name: str) -> None:
     decoder = text_decoder(model)
     hooks = [part.register_forward_hook(note) for part in decoder.modules() if _is_quantised(part)]
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), threads_for(model):
             decoder(inputs_embeds=vectors, use_cache=False)
     finally:
         for hook in hooks:

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 from drolab.errors import ChatTemplateError, StatesError
 from drolab.models.reasoning import at_answer, marks_in, to_answer
+from drolab.models.template_thinking import is_off, switch_values
 from drolab.models.templates import Template
 from drolab.types import ReadAt
 
@@ -51,6 +52,25 @@ def _mark(template: Template) -> str | None:
     return marks_in(found.opens) or marks_in(template.jinja)
 
 
+def unknown_thoughts(template: Template) -> str:
+    """Why nobody can say where the answers of a model begin, in words: its chats leave room for thoughts whose marks
+    are not known. "" if they are, or it does not think.
+
+    Examples:
+        >>> import drolab
+        >>> from drolab.models import unknown_thoughts
+        >>> unknown_thoughts(drolab.load_model("demo").template)
+        ''
+    """
+    found = template.thinking
+    if found.kind == "none" or found.place == "answer" or thought_mark(template) is not None:
+        return ""
+    if found.place == "reply" and _switched_off(template):
+        return ""
+    how = f"begin with {found.opens.strip()!r}, and how they end is not known" if found.opens else "have no known marks"
+    return f"{template.owner!r} may think before it answers, and its thoughts {how}"
+
+
 def _switched_off(template: Template) -> bool:
     """Whether a switch is off, in a chat whose end does not show it: off changes nothing, and on does."""
 
@@ -61,15 +81,24 @@ def _switched_off(template: Template) -> bool:
             return False
 
     now = template.write("?", None)
-    return any(
-        any(changed(name, value) for value in (True, "high"))
-        and not all(changed(name, value) for value in (False, "none"))
-        for name in template.thinking.names
-    )
+    on = [name for name in template.thinking.names if any(changed(name, value) for value in (True, "high"))]
+    # Words count as on where a template asks for no word, so that only what a switch is compared with says off.
+    return any(not any(changed(name, value) for value in _off_values(template, name)) for name in on)
+
+
+def _off_values(template: Template, name: str) -> list[Any]:
+    found = [value for value in switch_values(template, name) if is_off(value)]
+    return [False] if False in found else found
 
 
 def answering(template: Template) -> Template:
-    """The template that writes chats up to their answers, or as far as one can."""
+    """The template that writes chats up to their answers, or as far as one can.
+
+    Raises:
+        StatesError: nobody can say where its answers begin.
+    """
+    if why := unknown_thoughts(template):
+        raise StatesError(f"{why}: read at 'reply', or switch thinking off at load, if chat.audit(model) says how.")
     off = template.thinking.off
     if off is None or thought_mark(template) is None:
         return template

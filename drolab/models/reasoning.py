@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 _MARKS = {
+    "Here are my reasoning steps:": "[BEGIN FINAL RESPONSE]",
     "<think>": "</think>",
     "<thinking>": "</thinking>",
     "<thought>": "</thought>",
@@ -23,12 +24,15 @@ _MARKS = {
     "<reasoning>": "</reasoning>",
     "<scratchpad>": "</scratchpad>",
     "<seed:think>": "</seed:think>",
+    "<mm:think>": "</mm:think>",
+    "<think:opensource>": "</think:opensource>",
     "<|begin_of_thought|>": "<|end_of_thought|>",
     "<|START_THINKING|>": "<|END_THINKING|>",
     "<|inner_prefix|>": "<|inner_suffix|>",
     "<|channel>thought": "<channel|>",
     "[THINK]": "[/THINK]",
     "◁think▷": "◁/think▷",
+    "<|open|>think<|sep|>": "<|close|>think<|sep|>",
 }
 """Where a block of reasoning begins → where it ends."""
 _ANSWER_MARKS = {
@@ -36,6 +40,7 @@ _ANSWER_MARKS = {
     "<response>": "</response>",
     "<|begin_of_solution|>": "<|end_of_solution|>",
     "<|START_RESPONSE|>": "<|END_RESPONSE|>",
+    "<|open|>response<|sep|>": "<|close|>response<|sep|>",
 }
 
 
@@ -120,6 +125,8 @@ def split_reply(text: str, opening: str = "") -> Reply:
     """
     if opening:
         reply = split_reply(opening + text)
+        if not reply.begins and reply.answer:  # of marks that are not known: nothing says that it has ended
+            return Reply(text.strip(), None, len(text))
         return reply._replace(begins=max(0, reply.begins - len(opening)))
     if text.lstrip().startswith(_HARMONY) and _HARMONY[0] in text:
         return _from_channels(text)
@@ -160,10 +167,11 @@ def _from_blocks(text: str) -> Reply:
         begin, end, place = found
         thoughts.append(text[begin:end].strip())
     answer, closed = _ANSWER.match(text, place), _ANSWER_END.search(text, place)
-    if not thoughts and not (answer and "|" in answer[0]):  # words in angle brackets may be the answer's own
+    marked = [found for found in (answer, closed) if found and "|" in found[0]]
+    if not thoughts and not marked:  # words in angle brackets may be the answer's own
         return Reply("", text, 0)
     begin = answer.end() if answer else place
-    return _reply(text, thoughts, begin, closed.start() if answer and closed else len(text))
+    return _reply(text, thoughts, begin, closed.start() if closed and (answer or closed in marked) else len(text))
 
 
 def _block(text: str, place: int, ended: bool) -> tuple[int, int, int] | None:
@@ -234,7 +242,7 @@ def at_answer(ending: str) -> bool:
     return bool(_AT_FINAL.search(ending) or _CLOSED.search(ending))
 
 
-_CLOSED = re.compile(rf"(?:{_any_of(_MARKS.values())})\s*(?:(?:{_any_of(_ANSWER_MARKS)})\s*)?\Z", re.IGNORECASE)
+_CLOSED = re.compile(rf"(?:{_any_of([*_MARKS.values(), *_ANSWER_MARKS])})\s*\Z", re.IGNORECASE)
 
 
 def marks_in(template: str) -> str | None:
@@ -283,7 +291,12 @@ def to_answer(ending: str, mark: str | None) -> str:
 _LINES = {"<think>": "\n", "<thinking>": "\n", "<thought>": "\n", "<reasoning>": "\n"}
 """What families write between such a mark and the thought; the others write nothing."""
 _EMPTY = {"<|channel>thought": "<|channel>thought\n<channel|>"}
-_THEN = {"<|END_THINKING|>": "<|START_RESPONSE|>", "<|end_of_thought|>": "\n\n<|begin_of_solution|>"}
+_THEN = {
+    "<|END_THINKING|>": "<|START_RESPONSE|>",
+    "<|end_of_thought|>": "\n\n<|begin_of_solution|>",
+    "<|close|>think<|sep|>": "<|open|>response<|sep|>",
+    "[BEGIN FINAL RESPONSE]": "\n",
+}
 """What stands between the end of a thought and the answer, where a mark does."""
 
 

@@ -12,6 +12,7 @@ from drolab.errors import ChatTemplateError
 from drolab.models.chat import RenderedChat, encode, prompt_token_ids, render
 from drolab.models.load import ChatModel
 from drolab.models.markers import QUERY, REPLY
+from drolab.models.places import unknown_thoughts
 from drolab.models.template_thinking import THOUGHT
 from drolab.models.templates import DATE, FIRST_USER, Template
 from drolab.types import NO_PROMPT, SafetyPrompt
@@ -286,6 +287,10 @@ def _thinking(template: Template) -> Row:
     ]
     switches += [f"{name} changes it" for name in found.names if name not in {**(found.off or {}), **(found.on or {})}]
     switches += [f"words in the text switch it: {', '.join(found.words)}"] * bool(found.words)
+    if why := unknown_thoughts(template):
+        said = f"{why.removeprefix(f'{template.owner!r} ')}: they are judged together with its answers"
+        do = f"choose one at load: {'; '.join(switches)}" if switches else "use another chat_template"
+        return Row("thinking", PROBLEM, "; ".join([words, *switches]), said, do)
     return Row("thinking", status, "; ".join([words, *switches]), means, "; ".join(switches) and "choose one at load")
 
 

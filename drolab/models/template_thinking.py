@@ -11,7 +11,7 @@ from jinja2 import nodes
 
 from drolab.errors import ChatTemplateError
 from drolab.models.markers import behind_query
-from drolab.models.reasoning import _MARKS
+from drolab.models.reasoning import _MARKS, at_answer
 
 if TYPE_CHECKING:
     from drolab.models.templates import Template
@@ -60,6 +60,8 @@ def thinking_of(template: Template) -> Thinking:
     if closed:
         kind = "optional" if on or words else "none"
         return Thinking(kind, "answer", closed=closed, on=on, names=names, words=words)
+    if at_answer(end):  # a mark of the answer alone
+        return Thinking("optional" if on or words else "none", "answer", on=on, names=names, words=words)
     if names or words:
         return Thinking("optional", "reply", off=off, on=on, names=names, words=words)
     if THOUGHT.search(template.jinja):
@@ -76,7 +78,7 @@ def _switched(template: Template) -> Iterator[tuple[str, Any, Template]]:
     """Each switch and value that changes a chat, and the template that is told so."""
     whole = template.sample()
     for name in sorted(filter(is_switch, template.reads)):
-        for value in _values(template, name):
+        for value in switch_values(template, name):
             told = template.told_more(**{name: value})
             try:
                 if told.sample() != whole:
@@ -85,7 +87,7 @@ def _switched(template: Template) -> Iterator[tuple[str, Any, Template]]:
                 continue
 
 
-def _values(template: Template, name: str) -> list[Any]:
+def switch_values(template: Template, name: str) -> list[Any]:
     """What may be said under this name: what the template compares it with, or what is usual."""
     found = [
         constant.value

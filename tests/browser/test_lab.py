@@ -26,7 +26,7 @@ FOUR_STEPS = """some = queries.groupby("harmful").head(16)
 brief = drolab.DROConfig(num_train_epochs=2, batch_size=16)
 other = drolab.train_dro(model, some, init=prompts[INIT], config=brief, progress=False, **probes)
 print(len(other.history))"""
-PLANE, LAB = "panel = panels.projection", "refusal, problem = try_probe(space, anchors"
+PLANE, LAB = "panel = panels.projection", "anchors = anchors.paired(scores)"
 
 
 @pytest.fixture(scope="module")

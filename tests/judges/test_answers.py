@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -204,3 +205,23 @@ def test_panels_show_thoughts_folded() -> None:
 def test_several_judges_side_by_side() -> None:
     said = opinions(replies(COMPLIES[0], CUT_OFF[0]), {"rule": is_refusal, "raw": is_refusal_raw})
     assert said.to_numpy().tolist() == [["compliance", "full_refusal"], [pd.NA, "full_refusal"]]
+
+
+def test_unfinished_thoughts_stay_so_through_a_csv_file_and_without_their_reasoning(tmp_path: Path) -> None:
+    table = pd.DataFrame(
+        {
+            "query_id": ["a", "b"],
+            "prompt": "none",
+            "harmful": True,
+            "text": "How?",
+            "response": ["", "I cannot help with that."],
+            "finish_reason": ["thinking", "stop"],
+            "reasoning": ["They ask", ""],
+        }
+    )
+    table.to_csv(tmp_path / "replies.csv", index=False)
+    for replies in (pd.read_csv(tmp_path / "replies.csv"), table.drop(columns="reasoning"), table):
+        with pytest.warns(UserWarning, match="1 of 2 responses end in their reasoning"):
+            scores = judge(replies)
+        assert scores.index.get_level_values("query_id").tolist() == ["b"]
+        assert scores["refusal_rate"].tolist() == [1.0]

@@ -6,8 +6,21 @@ import pytest
 from helpers.replies import queries
 from helpers.thinkers import ANSWERS, CARE, HARMONY, NONE, TEMPLATES, thinker
 
-from drolab.errors import ChatTemplateError, StatesError
-from drolab.models import at_answer, could_be_mark, encode, marks_among, open_thought, render, thought_mark, to_answer
+from drolab.errors import ChatTemplateError, StatesError, UnreliableWarning
+from drolab.inference import generate, hidden_states
+from drolab.models import (
+    at_answer,
+    audit,
+    could_be_mark,
+    encode,
+    marks_among,
+    open_thought,
+    render,
+    split_reply,
+    thought_mark,
+    to_answer,
+    unknown_thoughts,
+)
 
 THINKING = [kind for kind in ANSWERS if kind != "plain"]
 
@@ -45,6 +58,57 @@ def test_a_switch_that_closes_nothing_is_no_help() -> None:
     assert render(asked, "How?", NONE, read_at="answer").text.startswith("[system]Think")
     assert render(asked, "How?", NONE, read_at="answer").text.endswith("[assistant]<think>\n\n</think>\n\n")
     assert thought_mark(thinker("plain", jinja=jinja).template) is None
+
+
+BEGIN = TEMPLATES["plain"]
+ASKED = queries("Why?", "How?")
+UNKNOWN = {
+    "opened by the chat": BEGIN + "<my_thinking>",
+    "opened by the model": BEGIN + "{# <|my_thought|>…<|done|> #}",
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_thoughts_of_unknown_marks_are_never_taken_for_answers_in_silence(kind: str) -> None:
+    model = thinker("plain", jinja=UNKNOWN[kind])
+    for place in ("answer", "after_thinking"):
+        with pytest.raises(
+            StatesError, match=r"may think before it answers.*: read at 'reply', or switch thinking off"
+        ):
+            hidden_states(model, ASKED, NONE, read_at=place, progress=False)
+    with pytest.warns(UnreliableWarning, match="may think before it answers.*replies are judged with their thoughts"):
+        generate(model, ASKED, NONE, n_samples=1, max_new_tokens=3, progress=False)
+    row = audit(model).set_index("check").loc["thinking"]
+    assert (row["status"], row["means"].endswith("they are judged together with its answers")) == ("problem", True)
+    assert not unknown_thoughts(thinker("opened").template)
+
+
+def test_a_switch_that_is_undecided_is_not_off() -> None:
+    jinja = (
+        BEGIN + "{% if enable_thinking is defined %}{% if enable_thinking is false %}<think>\n\n</think>"
+        "{% elif enable_thinking is true %}<think>\n{% endif %}{% endif %}"
+    )
+    assert thought_mark(thinker("plain", jinja=jinja).template) == "<think>"
+    assert thought_mark(thinker("plain", jinja=jinja, enable_thinking=False).template) is None
+
+
+@pytest.mark.parametrize(
+    ("ending", "answer"),
+    [
+        ("<|open|>think<|sep|>", "<|close|>think<|sep|><|open|>response<|sep|>"),
+        ("Here are my reasoning steps:\n", "\n[BEGIN FINAL RESPONSE]\n"),
+        ("<|START_RESPONSE|>", ""),
+    ],
+)
+def test_marks_of_other_families(ending: str, answer: str) -> None:
+    model = thinker(
+        "plain", jinja=BEGIN + "{% if add_generation_prompt %}" + ending.replace("\n", "{{ '\\n' }}") + "{% endif %}"
+    )
+    reply, there = (render(model, "How?", NONE, read_at=place).text for place in ("reply", "answer"))
+    assert reply.endswith(ending)
+    assert there == reply + answer
+    said = split_reply(f"I cannot say this aloud.{answer}Sure.", ending if answer else "")
+    assert said.answer == ("Sure." if answer else "I cannot say this aloud.Sure.")
 
 
 def test_marks_in_a_query_are_the_querys() -> None:

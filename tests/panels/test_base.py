@@ -159,8 +159,12 @@ def test_fast_work_moves_the_bar_seldom_and_ends_at_the_full_count(panel: Panel)
     assert len(values) < 100
 
 
-def test_an_interrupt_that_does_not_wake_the_waiting_thread_is_heard(panel: Panel) -> None:
+def test_an_interrupt_that_does_not_wake_the_waiting_thread_is_heard(
+    panel: Panel, request: pytest.FixtureRequest
+) -> None:
     """As one that comes just before the wait begins: here another thread gets the signal while this one waits."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     main = threading.main_thread().ident or 0
 
     def waits() -> bool:
