@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from drolab import __version__
 from drolab.errors import DrolabError, ModelError
@@ -28,8 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="say whether a model works here, and how long the notebooks will take")
     check.add_argument("model", help="demo, a hub id, a folder or a .gguf file")
     check.add_argument("--samples", type=int, default=10, help="replies per query and prompt (default: %(default)s)")
-    for option, text in _LOADING.items():
-        check.add_argument(f"--{option.replace('_', '-')}", help=f"of load_model: {text}")
+    _add_loading(check)
     copies = commands.add_parser("notebooks", help="copy the notebooks to a folder of yours")
     copies.add_argument("folder", help="made if it is not there; notebooks that you changed are never overwritten")
     app = commands.add_parser("app", help="serve the panels as a dashboard, on this machine only")
@@ -39,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     app.add_argument("--store", help="folder of the store, for example that of an earlier run")
     app.add_argument("--samples", type=int, default=10, help="replies per query and prompt (default: %(default)s)")
     app.add_argument("--port", type=int, default=8866, help="on 127.0.0.1 (default: %(default)s)")
+    _add_loading(app)
     _add_store(commands.add_parser("store", help="look after the store of computed states and responses"))
     return parser
 
@@ -52,6 +52,28 @@ _LOADING = {
     "system_as": "first_user",
 }
 """Options of `load_model` that the command line has."""
+
+
+def _add_loading(parser: argparse.ArgumentParser) -> None:
+    for option, text in _LOADING.items():
+        parser.add_argument(f"--{option.replace('_', '-')}", help=f"of load_model: {text}")
+
+
+def _load_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What `load_model` is told.
+
+    Raises:
+        ModelError: --template-kwargs is no JSON.
+    """
+    load = {name: value for name in _LOADING if (value := getattr(options, name)) is not None}
+    if "template_kwargs" in load:
+        try:
+            load["template_kwargs"] = json.loads(load["template_kwargs"])
+        except ValueError as error:
+            raise ModelError(
+                f'--template-kwargs is no JSON ({error}): give for example {{"enable_thinking": false}}.'
+            ) from None
+    return load
 
 
 def _add_store(parser: argparse.ArgumentParser) -> None:
@@ -112,15 +134,7 @@ def _demo(options: argparse.Namespace) -> int:
 def _check_model(options: argparse.Namespace) -> int:
     from drolab.check import check_model
 
-    load = {name: value for name in _LOADING if (value := getattr(options, name)) is not None}
-    if "template_kwargs" in load:
-        try:
-            load["template_kwargs"] = json.loads(load["template_kwargs"])
-        except ValueError as error:
-            raise ModelError(
-                f'--template-kwargs is no JSON ({error}): give for example {{"enable_thinking": false}}.'
-            ) from None
-    found = check_model(options.model, load=load, n_samples=options.samples)
+    found = check_model(options.model, load=_load_options(options), n_samples=options.samples)
     print(found)
     return int(bool(found.refused))
 
@@ -137,7 +151,7 @@ def _app(options: argparse.Namespace) -> int:
     from drolab import dashboard as app
 
     chosen = {"queries": options.queries, "prompts": options.prompts, "store": options.store}
-    app.serve(options.model, **chosen, n_samples=options.samples, port=options.port)
+    app.serve(options.model, **chosen, load=_load_options(options), n_samples=options.samples, port=options.port)
     return 0
 
 

@@ -84,6 +84,7 @@ def study(
     prompts: str = "safety",
     typed: str | Path | None = None,
     store: str | Path | None = None,
+    load: Mapping[str, Any] | None = None,
     n_samples: int = 10,
     seed: int = 0,
     progress: bool = True,
@@ -93,6 +94,7 @@ def study(
     Args:
         model, queries, prompts: as `load_model`, `load_queries` and `load_prompts` take them.
         typed: a file of further prompts, if it is there: shown like the others, but nothing is fitted under them.
+        load: more for `load_model`, such as `{"dtype": "bfloat16"}`.
         n_samples: replies per query and prompt.
     """
     # Here, since the server needs none of these, and what it has to say comes seconds sooner.
@@ -104,7 +106,7 @@ def study(
     from drolab.probing import fit_anchors, fit_probe, try_probe
     from drolab.store import Store
 
-    chat, kept = load_model(model), Store(store)
+    chat, kept = load_model(model, **(load or {})), Store(store)
     asked, named = load_queries(queries), load_prompts(prompts)
     more = load_prompts(typed) if typed is not None and Path(typed).exists() else {}
     shown = {**named, **{name: prompt for name, prompt in more.items() if name not in named}}
@@ -172,6 +174,7 @@ def serve(
     queries: str = "anchors",
     prompts: str = "safety",
     store: str | Path | None = None,
+    load: Mapping[str, Any] | None = None,
     n_samples: int = 10,
     port: int = PORT,
 ) -> None:
@@ -183,6 +186,7 @@ def serve(
     Args:
         model: a hub id or a folder, or `demo`.
         queries, prompts: a built-in set, or a file.
+        load: more for `load_model`, such as `{"dtype": "bfloat16"}`.
         n_samples: replies per query and prompt.
 
     Raises:
@@ -193,7 +197,14 @@ def serve(
     _check_port(port)
     folder = None if store is None else str(Path(store).resolve())
     print(f"Preparing {model!r}: what the store lacks is computed, once.", flush=True)
-    chosen = {"MODEL": model, "QUERIES": queries, "PROMPTS": prompts, "STORE": folder, "N_SAMPLES": n_samples}
+    chosen = {
+        "MODEL": model,
+        "LOAD": dict(load or {}),
+        "QUERIES": queries,
+        "PROMPTS": prompts,
+        "STORE": folder,
+        "N_SAMPLES": n_samples,
+    }
     _in_a_process(_fill_store, chosen)
     with tempfile.TemporaryDirectory(prefix="drolab-app-") as scratch:
         kept = str(Path(scratch) / "prompts.yaml")  # typed prompts are there again after a reload

@@ -12,6 +12,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 import pytest
+import torch
 from helpers.cells import cells_of, run_cells
 from helpers.tiny import save_babbler
 
@@ -186,6 +187,13 @@ def test_typed_prompts_are_shown_and_nothing_is_fitted_under_them(
         assert "mine" in set(shown[title].result()["prompt"])
     assert "mine" in dict(shown["Read"].controls["prompts"].options).values()
     assert found.prompts["default"].text == "Refuse what could do harm."
+
+
+def test_the_model_is_loaded_as_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = study(**few(folder), load={"dtype": "bfloat16"}, progress=False)
+    assert found.model.dtype == torch.bfloat16
+    assert main(["app", "--template-kwargs", "{"]) == 1
+    assert "--template-kwargs is no JSON" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("last", "expected"), [(1, [0, 1]), (4, [0, 1, 2, 3, 4])])
