@@ -382,7 +382,7 @@ CASES = {
         TURNS + "{% if add_generation_prompt %}<assistant>[DEEP_THINKING]{% endif %}",
         none=U + "<assistant>[DEEP_THINKING]",
         care=S + U + "<assistant>[DEEP_THINKING]",
-        rows={"thinking": ("note", "^always"), "last token": ("note", "inside a thought")},
+        rows={"thinking": ("problem", "^always"), "last token": ("note", "inside a thought")},
     ),
     "channels": Case(
         TURNS.replace("<{{ m.role }}>", "<|start|>{{ m.role }}<|message|>").replace("<end>", "<|end|>")
