@@ -196,7 +196,7 @@ def generate(
     if batch_size is not None and batch_size < 1:
         raise QueryError(f"batch_size must be at least 1, got {batch_size}: leave it out, or pass 128.")
     if why := unknown_thoughts(model.template):
-        said = f"{why}, so that replies are judged with their thoughts: switch thinking off at load, if you can."
+        said = f"{model.name!r} {why}, so that replies are judged with their thoughts: switch thinking off, if you can."
         warnings.warn(said, UnreliableWarning, stacklevel=2)
     found_prompts = as_prompts(prompts)
     tasks = [_Task.make(model, queries["text"].tolist(), prompt, settings) for prompt in found_prompts]

@@ -30,7 +30,7 @@ from drolab.models import (
     ChatModel,
     EncodedBatch,
     Prompt,
-    answering,
+    check_answers_known,
     check_edits,
     encode,
     reader_for,
@@ -80,7 +80,7 @@ def place_chats(
         everything = list(range(len(texts)))
         chats = [encode(model, texts, prompt, min_suffix=min_suffix, read_at=read_at) for prompt in prompts]
         return [(prompt, PlacedChats(one, everything)) for prompt, one in zip(prompts, chats, strict=True)], ""
-    answering(model.template)
+    check_answers_known(model.template)
     if thought_mark(model.template) is None:
         raise StatesError(f"There is nothing to read after a thought: {_why_not(model)}")
     settings = thought_settings(model, max_thinking_tokens, thinking_seed)

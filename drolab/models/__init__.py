@@ -60,7 +60,7 @@ from drolab.models.passes import (
     run_prefix,
     states_by_pass,
 )
-from drolab.models.places import answering, check_read_at, thought_mark, unknown_thoughts
+from drolab.models.places import check_answers_known, check_read_at, thought_mark, unknown_thoughts
 from drolab.models.reasoning import (
     THOUGHT_MARKS,
     Reply,
@@ -97,7 +97,6 @@ __all__ = [
     "about_none",
     "accumulating_gradients",
     "acts_at_read_position",
-    "answering",
     "as_prompts",
     "at_answer",
     "audit",
@@ -107,6 +106,7 @@ __all__ = [
     "can_share_prefix",
     "chat",
     "chat_format",
+    "check_answers_known",
     "check_direction",
     "check_edits",
     "check_fits",

@@ -140,8 +140,8 @@ def shapes(adapter: Adapter) -> dict[str, tuple[int, ...]]:
 
 
 def check_fits_base(adapter: Adapter, base: PreTrainedModel) -> None:
-    """Raise ModelError unless every tensor of the adapter has its place in a base, which may be without memory "
-    "("meta")."""
+    """Raise ModelError unless every tensor of the adapter has its place in a base, which may be without memory
+    ("meta")."""
     from peft import PeftConfig, get_peft_model_state_dict
 
     try:

@@ -166,12 +166,6 @@ def load_model(
         drolab.errors.ChatTemplateError: No chat format is called 'no-format', and it is no Jinja text: pass one ...
     """
     name = str(name_or_path)
-    writing: dict[str, Any] = {
-        "chat_template": chat_template,
-        "template_kwargs": template_kwargs,
-        "system_as": system_as,
-        "date": date,
-    }
     is_demo = name_or_path == DEMO  # Path("demo") is a folder of yours
     how = _How(
         dtype=_dtype(dtype, default=torch.float32 if is_demo else "auto"),
@@ -186,9 +180,16 @@ def load_model(
         source = demo_source() if is_demo else find_source(name, revision=revision, **options)
         tokenizer = _tokenizer(source, how)
         _check_tokenizer(tokenizer, name)  # before gigabytes of weights are read
-        open_template(tokenizer, name, **writing)
+        template = open_template(
+            tokenizer,
+            name,
+            chat_template=chat_template,
+            template_kwargs=template_kwargs,
+            system_as=system_as,
+            date=date,
+        )
         model = _weights(source, how)
-    return wrap(model, tokenizer, name=name, **writing)
+    return _wrapped(model, template)
 
 
 @dataclass(frozen=True)
@@ -225,10 +226,15 @@ def wrap(
     template = open_template(
         tokenizer, name, chat_template=chat_template, template_kwargs=template_kwargs, system_as=system_as, date=date
     )
+    return _wrapped(model, template)
+
+
+def _wrapped(model: PreTrainedModel, template: Template) -> ChatModel:
     model.eval().requires_grad_(False)
+    tokenizer, name = template.tokenizer, template.owner
     check_decoder(model, tokenizer, name)
-    own = fingerprint(model, template.tokenizer, told=template.told)
-    return ChatModel(model=model, tokenizer=template.tokenizer, name=name, fingerprint=own, template=template)
+    own = fingerprint(model, tokenizer, told=template.told)
+    return ChatModel(model=model, tokenizer=tokenizer, name=name, fingerprint=own, template=template)
 
 
 # --- weights -----------------------------------------------------------------------------------------------
@@ -317,8 +323,8 @@ def _config(source: Source, how: _How) -> Any:
 
 
 def _auto_class(source: Source, how: _How) -> Any:
-    """The class that loads a checkpoint's text model; where transformers has none, the whole of what also sees or "
-    "hears."""
+    """The class that loads a checkpoint's text model; where transformers has none, the whole of what also sees or
+    hears."""
     if source.gguf is not None:
         return AutoModelForCausalLM
     config = _config(source, how)

@@ -53,8 +53,8 @@ def _mark(template: Template) -> str | None:
 
 
 def unknown_thoughts(template: Template) -> str:
-    """Why nobody can say where the answers of a model begin, in words: its chats leave room for thoughts whose marks
-    are not known. "" if they are, or it does not think.
+    """Why nobody can say where the answers of a model begin, in words that follow its name: its chats leave room for
+    thoughts whose marks are not known. "" if they are, or it does not think.
 
     Examples:
         >>> import drolab
@@ -68,7 +68,15 @@ def unknown_thoughts(template: Template) -> str:
     if found.place == "reply" and _switched_off(template):
         return ""
     how = f"begin with {found.opens.strip()!r}, and how they end is not known" if found.opens else "have no known marks"
-    return f"{template.owner!r} may think before it answers, and its thoughts {how}"
+    return f"may think before it answers, and its thoughts {how}"
+
+
+def check_answers_known(template: Template) -> None:
+    """Raise StatesError if nobody can say where the model's answers begin."""
+    if why := unknown_thoughts(template):
+        raise StatesError(
+            f"{template.owner!r} {why}: read at 'reply', or switch thinking off at load, if chat.audit(model) says how."
+        )
 
 
 def _switched_off(template: Template) -> bool:
@@ -97,8 +105,7 @@ def answering(template: Template) -> Template:
     Raises:
         StatesError: nobody can say where its answers begin.
     """
-    if why := unknown_thoughts(template):
-        raise StatesError(f"{why}: read at 'reply', or switch thinking off at load, if chat.audit(model) says how.")
+    check_answers_known(template)
     off = template.thinking.off
     if off is None or thought_mark(template) is None:
         return template

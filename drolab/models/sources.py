@@ -183,8 +183,8 @@ def _check_folder(name: str, folder: Path) -> None:
 
 @contextmanager
 def loading(name: str) -> Iterator[None]:
-    """Turns what transformers' loaders, and the libraries that they call, raise into a ModelError that says what to "
-    "do."""
+    """Turns what transformers' loaders, and the libraries that they call, raise into a ModelError that says what to
+    do."""
     try:
         yield
     except ModelError:

@@ -288,7 +288,7 @@ def _thinking(template: Template) -> Row:
     switches += [f"{name} changes it" for name in found.names if name not in {**(found.off or {}), **(found.on or {})}]
     switches += [f"words in the text switch it: {', '.join(found.words)}"] * bool(found.words)
     if why := unknown_thoughts(template):
-        said = f"{why.removeprefix(f'{template.owner!r} ')}: they are judged together with its answers"
+        said = f"{why}: they are judged together with its answers"
         do = f"choose one at load: {'; '.join(switches)}" if switches else "use another chat_template"
         return Row("thinking", PROBLEM, "; ".join([words, *switches]), said, do)
     return Row("thinking", status, "; ".join([words, *switches]), means, "; ".join(switches) and "choose one at load")

@@ -10,7 +10,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from drolab.models import chat_format
-from helpers.tiny import byte_tokenizer
+from helpers.tiny import WIDE, byte_tokenizer
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -29,20 +29,7 @@ NAMES = {
 
 
 def tiny_qwen() -> Qwen2ForCausalLM:
-    config = Qwen2Config(
-        vocab_size=260,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.15,
-        tie_word_embeddings=False,
-        bos_token_id=1,
-        eos_token_id=2,
-        rms_norm_eps=1e-6,
-    )
+    config = Qwen2Config(**WIDE, tie_word_embeddings=False, rms_norm_eps=1e-6)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return Qwen2ForCausalLM(config).eval()

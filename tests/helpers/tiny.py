@@ -12,6 +12,20 @@ from drolab.models import chat_format
 
 ROOT = Path(__file__).parents[2]
 
+WIDE = {
+    "vocab_size": 260,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.15,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""A tiny model's, wide enough for blocks of 64."""
+
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token per byte and four special tokens: enough for any text, no training."""

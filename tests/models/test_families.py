@@ -1,5 +1,5 @@
-"""One family of each kind, tiny and random, saved and loaded, against plain transformers; docs/models.md has them "
-"all."""
+"""One family of each kind, tiny and random, saved and loaded, against plain transformers; docs/models.md has them
+all."""
 
 from __future__ import annotations
 
