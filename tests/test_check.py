@@ -99,9 +99,10 @@ def test_a_notebook_says_what_it_is_expected_to_take(tmp_path: Path, capsys: pyt
 # What it cannot do
 
 
-def test_a_template_without_a_system_role_is_checked_with_the_setting_that_helps() -> None:
-    model = wrap(random_model(), byte_tokenizer(), name="no-system", chat_template=NO_SYSTEM)
-    found = check_model(model)
+def test_a_template_without_a_system_role_is_checked_with_the_setting_that_helps(tmp_path: Path) -> None:
+    random_model().save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    found = check_model(tmp_path, load={"chat_template": NO_SYSTEM})
     assert found.answer.startswith("Yes, with these settings: system_as='first_user'")
     assert len(found.times) == 7
 
