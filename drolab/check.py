@@ -20,7 +20,7 @@ import torch
 from drolab.data import load_prompts, load_queries
 from drolab.dro import Training
 from drolab.errors import ChatTemplateError, DrolabError, shown
-from drolab.inference import generate, hidden_states, thinking_budget
+from drolab.inference import at_once, generate, hidden_states, reply_bytes, thinking_budget
 from drolab.models import (
     DEMO,
     ChatModel,
@@ -37,6 +37,7 @@ from drolab.models import (
     loading,
     prefix_embeddings,
     run_prefix,
+    token_bytes,
 )
 from drolab.probing import fit_anchors
 from drolab.progress import in_words
@@ -51,8 +52,8 @@ ROW_COLUMNS = ("asked", "status", "found", "do")
 TIME_COLUMNS = ("notebook", "states", "edited", "steps", "replies", "seconds")
 _LOOP_S = 0.005
 """What the loop in `_slowness` takes on the machine on which the seconds in `works` were measured, idle."""
-_REPLIES, _NEW_TOKENS = 128, 64
-"""How many replies `generate` writes at once at least, and how long they are at most."""
+_NEW_TOKENS = 64
+"""How long replies are at most."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -291,17 +292,17 @@ def _room(model: ChatModel, batch: Any) -> list[_Row]:
     """The weights are there; what else is needed, computed from what one prompt's keys and values take."""
     weights = sum(part.numel() * part.element_size() for part in model.model.parameters())
     begun = run_prefix(model, prefix_embeddings(model, batch))
-    tensors = [value for layer in getattr(begun.cache, "layers", ()) for value in vars(layer).values()]
-    cache = sum(value.numel() * value.element_size() for value in tensors if isinstance(value, torch.Tensor))
-    token = cache / max(1, len(batch.prefix)) or 4.0 * model.num_hidden_layers * model.hidden_size
+    token = token_bytes(model, begun.cache, len(batch.prefix))
+    cache = token * len(batch.prefix)
     suffix = max(map(len, batch.suffixes))
-    own = suffix + _NEW_TOKENS if can_read_in_place(model, len(batch.chat(0))) else len(batch.chat(0)) + _NEW_TOKENS
-    vocabulary = model.model.config.get_text_config().vocab_size
+    copied = not can_read_in_place(model, len(batch.chat(0)))
+    own = (len(batch.chat(0)) if copied else suffix) + _NEW_TOKENS
+    replies = at_once(model, own * token, copied=copied)
     parts = {
         "the prompt": cache,
         "a pass": 512 * 20 * model.hidden_size * 4.0,
         "a DRO step": 512 * 30 * model.num_hidden_layers * model.hidden_size * model.dtype.itemsize,
-        f"{_REPLIES} replies": _REPLIES * (own * token + 12.0 * vocabulary),
+        f"{replies} replies": replies * reply_bytes(model, own * token),
     }
     needed, free = max(parts.values()) + cache, free_memory(model.device)
     words = ", ".join(f"{_size(size)} {what}" for what, size in parts.items())

@@ -36,6 +36,7 @@ from drolab.models import (
     check_edits,
     could_be_mark,
     encode,
+    free_memory,
     reader_for,
     split_reply,
     thought_mark,
@@ -48,7 +49,7 @@ from drolab.types import REASONING_COLUMNS, RESPONSE_COLUMNS, UNFINISHED
 
 _FEWEST, _MOST = 128, 1024
 _BYTES = 2**29
-"""Of replies that are written at once: see `reply_batch_size`."""
+"""Of replies that are written at once: see `at_once`."""
 
 
 THINKING_TOKENS = 1024
@@ -387,15 +388,25 @@ def _compute(model: ChatModel, task: _Task, batch_size: int | None, store: Store
 
 
 def reply_batch_size(model: ChatModel, reader: Reader, batch: EncodedBatch, settings: Settings, n_each: int = 1) -> int:
-    """How many replies to write at once, `n_each` or more to a chat: as many as `_BYTES` hold the keys, values and
-    logits of, and those of their chats, but `_FEWEST` at least and `_MOST` at most. A reader that copies the prompt for
-    each row takes the fewest."""
-    if not reader.mixes_lengths:
-        return _FEWEST
-    tokens = settings.most_tokens + max(map(len, batch.suffixes)) / n_each
-    cache = 2 * model.num_hidden_layers * model.hidden_size * model.dtype.itemsize * tokens
-    logits = 3 * torch.float32.itemsize * len(model.tokenizer)  # sorted, and their places
-    return max(_FEWEST, min(_MOST, int(_BYTES / (cache + logits))))
+    """How many replies to write at once, `n_each` or more to a chat: see `at_once`."""
+    copied, longest = not reader.mixes_lengths, max(map(len, batch.suffixes))
+    chat = len(batch.prefix) + longest if copied else longest / n_each
+    return at_once(model, reader.token_bytes * (settings.most_tokens + chat), copied=copied)
+
+
+def at_once(model: ChatModel, cache: float, *, copied: bool) -> int:
+    """How many replies to write at once whose keys and values take so many bytes: as many as `_BYTES` hold, with their
+    logits, but `_FEWEST` at least and `_MOST` at most, and no more than half the free memory holds. If each has a copy
+    of the prompt, the fewest."""
+    reply = reply_bytes(model, cache)
+    n = _FEWEST if copied else max(_FEWEST, min(_MOST, int(_BYTES / reply)))
+    free = free_memory(model.device)
+    return n if free is None else max(1, min(n, int(free / 2 / reply)))
+
+
+def reply_bytes(model: ChatModel, cache: float) -> float:
+    """What a reply takes whose keys and values take so many bytes: those, and logits while a token is chosen."""
+    return cache + 3 * torch.float32.itemsize * int(model.model.config.get_text_config().vocab_size)
 
 
 def _write(model: ChatModel, reader: Reader, task: _Task, batch: Sequence[tuple[int, int]]) -> list[_Reply]:

@@ -59,6 +59,7 @@ from drolab.models.passes import (
     prefix_embeddings,
     run_prefix,
     states_by_pass,
+    token_bytes,
 )
 from drolab.models.places import check_answers_known, check_read_at, thought_mark, unknown_thoughts
 from drolab.models.reasoning import (
@@ -147,6 +148,7 @@ __all__ = [
     "steered",
     "thought_mark",
     "to_answer",
+    "token_bytes",
     "unknown_thoughts",
     "vectors_of",
     "with_vectors",
