@@ -73,7 +73,7 @@ from drolab.models.reasoning import (
     split_reply,
     to_answer,
 )
-from drolab.models.sources import DEMO, find_source, loading, model_source
+from drolab.models.sources import DEMO, Source, find_source, loading, model_source
 from drolab.models.template_thinking import Thinking
 from drolab.models.templates import CHAT_FORMATS, Template, chat_format
 
@@ -93,6 +93,7 @@ __all__ = [
     "Prompts",
     "Reader",
     "Reply",
+    "Source",
     "Template",
     "Thinking",
     "about_none",
