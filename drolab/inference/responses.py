@@ -352,15 +352,7 @@ def _complete(
     total = sum(len(keys) for task in tasks for keys in task.keys)
     hits = total - sum(len(samples) for task in tasks for samples in task.missing().values())
     tokens, began = 0, time.monotonic()
-    bar = resumable_bar(
-        progress,
-        total=total,
-        initial=hits,
-        desc="responses",
-        unit="reply",
-        units="replies",
-        kept=store is not None,
-    )
+    bar = resumable_bar(progress, "responses", "reply", "replies", total=total, initial=hits, kept=store is not None)
     with bar as counted, threads_for(model.model):
         for replies in (new for task in tasks for new in _compute(model, task, batch_size, store)):
             tokens += sum(reply.n_tokens for reply in replies)

@@ -31,7 +31,8 @@ from transformers import PreTrainedTokenizerBase
 
 from drolab.errors import ChatTemplateError
 from drolab.models.markers import QUERY, REPLY, SYSTEM, VALUE, behind_query
-from drolab.models.template_thinking import THOUGHT, Thinking, is_off, is_switch, thinking_of, thought_in
+from drolab.models.reasoning import LIKE_THOUGHT
+from drolab.models.template_thinking import Thinking, is_off, is_switch, thinking_of, thought_in
 
 Span = tuple[int, int]
 
@@ -417,7 +418,7 @@ class Template:
         end, without = (behind_query(self.sample(begin=begin)) for begin in (True, False))
         if end != without:
             return end[_common(end, without) :]
-        if THOUGHT.search(end):
+        if LIKE_THOUGHT.search(end):
             return end
         try:
             answered = behind_query(self.sample(reply=REPLY)).partition(REPLY)[0]
