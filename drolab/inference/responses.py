@@ -48,7 +48,7 @@ from drolab.threads import threads_for
 from drolab.types import REASONING_COLUMNS, RESPONSE_COLUMNS, UNFINISHED
 
 _FEWEST, _MOST = 128, 1024
-_BYTES = 2**29
+_BYTES = 2**30
 """Of replies that are written at once: see `at_once`."""
 
 
@@ -132,7 +132,8 @@ def generate(
             reply, and `n_tokens` and `finish_reason` are its own.
         seed: sample i of a chat is the same whatever else is asked for; another seed gives other samples.
         batch_size: the most replies written at once; bounds the memory, changes no result. None is 128, or more where
-            half a GiB holds what they need (see `reply_batch_size`): small models write faster so.
+            a GiB holds what they need: they are written faster so. Fewer where they would need more than half the free
+            memory.
         store: only what it lacks is generated, and every finished batch is kept at once. A later call with
             a larger `n_samples` generates only the new ones.
         progress: show a bar; or a callable, see `drolab.progress`.
