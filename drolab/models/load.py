@@ -121,6 +121,7 @@ def load_model(
     system_as: str | None = None,
     date: datetime.date | str | None = None,
     trust_remote_code: bool = False,
+    chats: bool = True,
 ) -> ChatModel:
     """Load a chat model and its tokenizer.
 
@@ -150,12 +151,15 @@ def load_model(
             of models without a system role do (Gemma's). None writes a system message.
         date: today's, for templates that ask for it: "2025-01-31". None is 26 July 2024, on every day.
         trust_remote_code: run Python code that comes with the checkpoint. Off unless you ask for it.
+        chats: whether its template must write chats, which is tried before the weights are read. False for a model that
+            only judges (`judges.ShieldGemma`).
 
     Raises:
         ModelError: no such model, no safetensors weights, no access, an unknown dtype, a slow tokenizer, a package that
             is missing, no room; an adapter of another base; a family that cannot be read rightly, and why.
-        ChatTemplateError: no chat template, one whose syntax is wrong, an unknown format name, something among
-            `template_kwargs` that the template never reads, or that switches off a thought it opens all the same.
+        ChatTemplateError: no chat template, one whose syntax is wrong, or that writes no chat at all (with a system
+            message or without); an unknown format name; something among `template_kwargs` that the template never
+            reads, or that switches off a thought it opens all the same.
 
     Examples:
         >>> import drolab
@@ -189,6 +193,8 @@ def load_model(
             system_as=system_as,
             date=date,
         )
+        if chats:
+            template.check_chats()
         model = _weights(source, how)
     return _wrapped(model, template)
 
@@ -215,7 +221,8 @@ def wrap(
     system_as: str | None = None,
     date: datetime.date | str | None = None,
 ) -> ChatModel:
-    """A ChatModel around a model that is already in memory; what is said about its chats is as in `load_model`.
+    """A ChatModel around a model that is already in memory; what is said about its chats is as in `load_model`, but
+    none is tried: that comes with the first.
 
     The model is put into eval mode and its parameters stop requiring gradients. The tokenizer is not
     changed: with a `chat_template` (Jinja text or a known name) the ChatModel gets a copy that has it.

@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from safetensors import SafetensorError
@@ -62,6 +65,8 @@ def find_source(
         ModelError: there is none, or no readable weights; an adapter whose base is not known; a base for no adapter.
     """
     place = model_source(name)
+    if not Path(place).exists():
+        _check_hub(place)
     gguf = find_gguf(name, Path(place), gguf_file)
     if gguf is not None and Path(place).is_file():
         place = str(Path(place).parent)
@@ -119,6 +124,31 @@ def model_source(name: str) -> str:
             "a hub id such as 'org/model', or 'demo'."
         )
     return name
+
+
+def _check_hub(place: str) -> None:
+    """Raise ModelError if nothing of a hub id is here and the hub does not answer: asked for a file, its own library
+    would try for a minute."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    kept = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=place, repo_type="model") / "snapshots"
+    proxied = {"http", "https", "all"} & {*getproxies()}  # which may know the way
+    if constants.HF_HUB_OFFLINE or kept.is_dir() or proxied:
+        return
+    hub = urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection((hub.hostname or "", hub.port or (443 if hub.scheme == "https" else 80)), 10).close()
+    except OSError as error:
+        raise ModelError(_unreachable(place)) from error
+
+
+def _unreachable(name: str) -> str:
+    return (
+        f"{name!r} is not a folder here, and the hub cannot be reached: a hub id needs network or a copy in the "
+        "cache (HF_HOME), a local model an existing folder; HF_HUB_OFFLINE=1 saves the wait. "
+        "drolab.load_model('demo') works offline."
+    )
 
 
 def _is_gguf(path: Path) -> bool:
@@ -220,11 +250,7 @@ def _explain(name: str, error: Exception) -> str:
         return f"{name!r} brings its own Python code: read it, then pass trust_remote_code=True if you trust it."
     offline = any(isinstance(cause, (OfflineModeIsEnabled, ConnectionError)) for cause in causes)
     if offline or "couldn't connect" in text or "We have no connection" in text or "local_files_only" in text:
-        return (
-            f"{name!r} is not a folder here, and the hub cannot be reached: a hub id needs network or a copy in the "
-            "cache (HF_HOME), a local model an existing folder; HF_HUB_OFFLINE=1 saves the wait. "
-            "drolab.load_model('demo') works offline."
-        )
+        return _unreachable(name)
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"{name!r} needs the package {error.name}: pip install {error.name.partition('.')[0]}."
     if isinstance(error, ImportError):
