@@ -333,11 +333,6 @@ class Results:
         return save_numbers(self._root / "numbers", self._notebook, self._listing)
 
 
-def save_results(out: str | Path, notebook: str, *, title: str, **found: Any) -> Saved:
-    """`Results` with one section alone."""
-    return Results(out, notebook, title=title).add(**found)
-
-
 # ---------------------------------------------------------------- bundles
 
 

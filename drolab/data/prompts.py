@@ -93,11 +93,11 @@ def pick_prompt(prompts: Mapping[str, SafetyPrompt], name: str | None = None) ->
         >>> pick_prompt(drolab.load_prompts()).name
         'default'
     """
-    found = next((key for key, prompt in prompts.items() if prompt.text), None) if name is None else name
-    if found not in prompts:
+    found = [prompt for key, prompt in prompts.items() if (bool(prompt.text) if name is None else key == name)]
+    if not found:
         wanted = "says anything" if name is None else f"is called {shown(name)}"
         raise PromptError(f"No prompt here {wanted}: there are {list(prompts)}; name one of them, or add one.")
-    return prompts[found]
+    return found[0]
 
 
 def random_words(like: SafetyPrompt, *, seed: int = 0) -> SafetyPrompt:
