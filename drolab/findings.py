@@ -49,12 +49,12 @@ def _quoted(names: Iterable[object]) -> str:
     return _listed(f"'{name}'" for name in names)
 
 
-def _rows(table: pd.DataFrame) -> list[Row]:
+def _records(table: pd.DataFrame) -> list[Row]:
     return table.to_dict("records")  # type: ignore[return-value]
 
 
 def _by(table: pd.DataFrame, column: str) -> dict[str, Row]:
-    return {row[column]: row for row in _rows(table)}
+    return {row[column]: row for row in _records(table)}
 
 
 def _estimate(row: Row, value: str, low: str = "low", high: str = "high", *, sign: bool = False) -> str:
@@ -178,7 +178,7 @@ def where_harm_is_read(
             _cannot("Whether harmful and harmless queries can be told apart", why),
             *_control(separability, not_run),
         ]
-    plain = _rows(sweep[sweep["measure"] == baseline].sort_values("layer"))
+    plain = _records(sweep[sweep["measure"] == baseline].sort_values("layer"))
     return [_told_apart(plain, baseline), _easier(sweep, plain[-1], prompt), *_control(separability, not_run)]
 
 
@@ -204,7 +204,7 @@ def _told_apart(plain: list[Row], baseline: str) -> str:
 
 
 def _easier(sweep: pd.DataFrame, plain: Row, prompt: str) -> str:
-    own = _rows(sweep[(sweep["measure"] == prompt) & (sweep["layer"] == plain["layer"])])
+    own = _records(sweep[(sweep["measure"] == prompt) & (sweep["layer"] == plain["layer"])])
     if not own:
         return "No safety prompt was looked at, so whether one makes the classes easier to tell apart was not asked."
     row = own[0]
@@ -364,7 +364,7 @@ def _reads(probes: pd.DataFrame | None, problem: str, why: str) -> str:
     rows = None if probes is None else probes[probes["probe"] == "refusal"]
     if rows is None or rows.empty:
         return _cannot("A direction of refusal", problem or why)
-    row = _rows(rows)[0]
+    row = _records(rows)[0]
     if row["problem"]:
         return _cannot("A direction of refusal", row["problem"])
     return (
@@ -410,7 +410,7 @@ def _sign(low: float, high: float) -> int:
 def _reluctant(telling: pd.DataFrame | None, reluctance: pd.DataFrame | None, prompt: str, why: str) -> str:
     if telling is None or reluctance is None or "harmless" not in set(reluctance["group"]):
         return _cannot("Whether a safety prompt makes the model better at telling harm, or only more reluctant,", why)
-    seen, more = _rows(telling)[0], _by(reluctance, "group")["harmless"]
+    seen, more = _records(telling)[0], _by(reluctance, "group")["harmless"]
     better = ("no better, as far as these queries show", "better", "less well")[_sign(seen["low"], seen["high"])]
     often = ("no more often, as far as these queries show", "more often", "less often")[
         _sign(more["low"], more["high"])
@@ -427,7 +427,7 @@ def _causes(doses: pd.DataFrame | None, removed: pd.DataFrame | None, layer: int
         return _cannot("Whether the direction causes refusals", why)
     top = doses[(doses["dose"] == doses["dose"].max()) & ~doses["harmful"].astype(bool)]
     out = removed[removed["harmful"].astype(bool)]
-    added, taken = (_rows(part[part["kind"] == "direction"])[0] for part in (top, out))
+    added, taken = (_records(part[part["kind"] == "direction"])[0] for part in (top, out))
     n = int((top["kind"] == "random").sum())
     tried = [
         (added["change_low"] > 0, added, f"added at layer {layer} ({added['dose']:g} typical shifts) it takes refusals "
