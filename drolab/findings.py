@@ -41,8 +41,8 @@ def _cannot(what: str, why: str) -> str:
 
 
 def _listed(names: Iterable[object]) -> str:
-    *others, last = map(str, names)
-    return f"{', '.join(others)} and {last}" if others else last
+    *others, last = ["", *map(str, names)]
+    return f"{', '.join(others[1:])} and {last}" if len(others) > 1 else last
 
 
 def _quoted(names: Iterable[object]) -> str:
@@ -310,7 +310,9 @@ def _where(sites: pd.DataFrame | None, n_prompts: int, not_run: NotRun | None) -
     if (turn := first.get("refusal cosine")) is not None and pd.notna(turn["layer"]):
         parts.append(f"safety prompts turn the states towards refusal first at layer {turn['layer']}")
     elif turn is not None and turn["note"]:
-        parts.append(f"whether safety prompts turn the states towards refusal cannot be tested here ({turn['note']})")
+        parts.append(
+            f"whether safety prompts turn the states towards refusal cannot be tested here ({turn['note'].rstrip('.')})"
+        )
     elif turn is not None:
         parts.append("a turn of the states towards refusal stands out at none of these layers")
     token = "the last token" if position == -1 else f"token {position}"
@@ -382,25 +384,22 @@ def _along(verdicts: pd.DataFrame, neutral: str) -> str:
     own, controls = yes.drop(neutral, errors="ignore"), yes.get(neutral)
     cosines = decided[decided["prompt"].isin(own.index)]
     moved = own[own].index
+    span = f"(cosines {_span(cosines['cosine'])})" if len(own) else ""
     if len(own) == 0:
         said = "no safety prompt was tried"
-    elif len(moved) == len(own):
-        said = f"{_quoted(own.index)} move both classes along its direction (cosines {_span(cosines['cosine'])})"
-        said = said.replace(" move ", " moves ", 1) if len(own) == 1 else said
     elif len(moved) == 0:
-        said = (
-            f"that {_quoted(own.index)} move both classes along its direction does not show (cosines "
-            f"{_span(cosines['cosine'])})"
-        )
+        said = f"that {_along_it(own.index)} does not show {span}"
     else:
-        said = (
-            f"{_quoted(moved)} move both classes along its direction, {_quoted(own[~own].index)} not by these rules "
-            f"(cosines {_span(cosines['cosine'])})"
-        )
+        others = own[~own].index
+        said = f"{_along_it(moved)}{f', {_quoted(others)} not by these rules' if len(others) else ''} {span}"
     if controls is None:
         return said
     beside = _span(decided.loc[decided["prompt"] == neutral, "cosine"])
     return f"{said}; the control '{neutral}' does{' so, too' if controls else ' not'} ({beside})"
+
+
+def _along_it(names: pd.Index) -> str:
+    return f"{_quoted(names)} {'moves' if len(names) == 1 else 'move'} both classes along its direction"
 
 
 def _sign(low: float, high: float) -> int:
