@@ -347,9 +347,14 @@ def test_without_refusals_nothing_is_trained_and_the_rates_are_kept(
     asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = in_turn("05_train_dro", asked, monkeypatch)
-    assert "'refuses' is 0 for all 24 states, so there is nothing to tell apart" in str(names["error"])
-    assert {row["value"] for row in saved(asked, "05")["numbers"]["refusal rates"]} == {0.0}
-    assert saved(asked, "05")["tables"] == ["05_rates"]
+    assert names["error"] is names["panel"] is None
+    found = saved(asked, "05")
+    assert {row["value"] for row in found["numbers"]["refusal rates"]} == {0.0}
+    assert (found["tables"], found["figures"]) == (["05_rates"], [])
+    why = "The target of the probe 'refuses' is 0 for all 24 states, so there is nothing to tell apart"
+    assert len(found["not_run"]) == 3
+    assert all(reason.startswith(why) for reason in found["not_run"].values())
+    assert found["findings"][0].startswith(f"Cannot be tested here: {why}")
 
 
 def test_without_refusals_replies_under_the_human_prompts_are_compared(
@@ -361,15 +366,22 @@ def test_without_refusals_replies_under_the_human_prompts_are_compared(
     rates = saved(asked, "06")["numbers"]["refusal rates, held-out"]
     assert {row["prompt"] for row in rates} == {"none", "default"}
     assert {row["group"] for row in rates} == {"harmful", "harmless", "borderline"}
+    assert list(saved(asked, "06")["not_run"]) == ["The trained prompt"]
+    assert saved(asked, "06")["findings"][0].startswith("Cannot be tested here: there is no trained prompt. The target")
 
 
 def test_without_refusals_the_verdict_is_reached_and_kept(
     asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = in_turn("07_beyond_the_paper", asked, monkeypatch, OTHERS=(), NEUTRAL="brief")
-    assert "'refuses' is 0 for all 24 states" in str(names["error"])  # of section 5, about directions of refusal
+    assert names["error"] is None
     assert "methods" not in names
     found = saved(asked, "07")
+    trained, *directions = found["not_run"]
+    assert trained == "The trained prompt"
+    assert all(section.startswith("5. ") for section in directions)
+    assert found["findings"][0].startswith("It cannot be told: no prompt differs from another in ")
+    assert "There is no trained prompt among these: The target of the probe 'refuses' is 0" in found["findings"][2]
     assert {"07_rates", "07_tradeoff", "07_forest"} == set(found["figures"])
     verdicts = pd.DataFrame(found["numbers"]["verdict"]).set_index("claim")
     along, alike = verdicts.loc[claims.ALONG.text], verdicts.loc[claims.ALIKE.text]

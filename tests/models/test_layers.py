@@ -15,7 +15,6 @@ from drolab.models import (
     Ablate,
     Add,
     ChatModel,
-    chat_format,
     forward_states,
     layers_at,
     render,
@@ -101,7 +100,7 @@ def test_layers_are_spread_over_the_depth_of_a_deep_model() -> None:
     torch.manual_seed(0)
     options = {"vocab_size": 260, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
     deep = LlamaForCausalLM(LlamaConfig(num_hidden_layers=30, **options))
-    model = wrap(deep, byte_tokenizer(), name="deep", chat_template=chat_format("chatml"))
+    model = wrap(deep, byte_tokenizer(), name="deep", chat_template="chatml")
     assert spread_layers(model) == (0, 3, 5, 8, 11, 14, 16, 19, 22, 25, 27, 30)
     assert spread_layers(model, 100) == tuple(range(31))
 
