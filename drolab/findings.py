@@ -749,7 +749,3 @@ def _counted(n: int, what: str) -> str:
 
 def _names(prompts: Iterable[object]) -> str:
     return _listed([shown(prompt) for prompt in prompts])
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
