@@ -20,7 +20,7 @@ from drolab.figures import tables
 from drolab.types import NO_PROMPT
 
 LEVEL = 0.05
-"""A p-value above it decides nothing."""
+"""A p-value above it decides nothing, nor does a corrected one."""
 
 NotRun = Mapping[str, str]
 Row = dict[str, Any]
@@ -43,20 +43,20 @@ def _cannot(what: str, why: str) -> str:
 
 
 def _listed(names: Iterable[object]) -> str:
-    *others, last = map(str, names)
-    return f"{', '.join(others)} and {last}" if others else last
+    *others, last = ["", *map(str, names)]
+    return f"{', '.join(others[1:])} and {last}" if len(others) > 1 else last
 
 
 def _quoted(names: Iterable[object]) -> str:
     return _listed(f"'{name}'" for name in names)
 
 
-def _rows(table: pd.DataFrame) -> list[Row]:
+def _records(table: pd.DataFrame) -> list[Row]:
     return table.to_dict("records")  # type: ignore[return-value]
 
 
 def _by(table: pd.DataFrame, column: str) -> dict[str, Row]:
-    return {row[column]: row for row in _rows(table)}
+    return {row[column]: row for row in _records(table)}
 
 
 def _estimate(row: Row, value: str, low: str = "low", high: str = "high", *, sign: bool = False) -> str:
@@ -180,7 +180,7 @@ def where_harm_is_read(
             _cannot("Whether harmful and harmless queries can be told apart", why),
             *_control(separability, not_run),
         ]
-    plain = _rows(sweep[sweep["measure"] == baseline].sort_values("layer"))
+    plain = _records(sweep[sweep["measure"] == baseline].sort_values("layer"))
     return [_told_apart(plain, baseline), _easier(sweep, plain[-1], prompt), *_control(separability, not_run)]
 
 
@@ -206,7 +206,7 @@ def _told_apart(plain: list[Row], baseline: str) -> str:
 
 
 def _easier(sweep: pd.DataFrame, plain: Row, prompt: str) -> str:
-    own = _rows(sweep[(sweep["measure"] == prompt) & (sweep["layer"] == plain["layer"])])
+    own = _records(sweep[(sweep["measure"] == prompt) & (sweep["layer"] == plain["layer"])])
     if not own:
         return "No safety prompt was looked at, so whether one makes the classes easier to tell apart was not asked."
     row = own[0]
@@ -312,7 +312,9 @@ def _where(sites: pd.DataFrame | None, n_prompts: int, not_run: NotRun | None) -
     if (turn := first.get("refusal cosine")) is not None and pd.notna(turn["layer"]):
         parts.append(f"safety prompts turn the states towards refusal first at layer {turn['layer']}")
     elif turn is not None and turn["note"]:
-        parts.append(f"whether safety prompts turn the states towards refusal cannot be tested here ({turn['note']})")
+        parts.append(
+            f"whether safety prompts turn the states towards refusal cannot be tested here ({turn['note'].rstrip('.')})"
+        )
     elif turn is not None:
         parts.append("a turn of the states towards refusal stands out at none of these layers")
     token = "the last token" if position == -1 else f"token {position}"
@@ -366,7 +368,7 @@ def _reads(probes: pd.DataFrame | None, problem: str, why: str) -> str:
     rows = None if probes is None else probes[probes["probe"] == "refusal"]
     if rows is None or rows.empty:
         return _cannot("A direction of refusal", problem or why)
-    row = _rows(rows)[0]
+    row = _records(rows)[0]
     if row["problem"]:
         return _cannot("A direction of refusal", row["problem"])
     return (
@@ -384,25 +386,22 @@ def _along(verdicts: pd.DataFrame, neutral: str) -> str:
     own, controls = yes.drop(neutral, errors="ignore"), yes.get(neutral)
     cosines = decided[decided["prompt"].isin(own.index)]
     moved = own[own].index
+    span = f"(cosines {_span(cosines['cosine'])})" if len(own) else ""
     if len(own) == 0:
         said = "no safety prompt was tried"
-    elif len(moved) == len(own):
-        said = f"{_quoted(own.index)} move both classes along its direction (cosines {_span(cosines['cosine'])})"
-        said = said.replace(" move ", " moves ", 1) if len(own) == 1 else said
     elif len(moved) == 0:
-        said = (
-            f"that {_quoted(own.index)} move both classes along its direction does not show (cosines "
-            f"{_span(cosines['cosine'])})"
-        )
+        said = f"that {_along_it(own.index)} does not show {span}"
     else:
-        said = (
-            f"{_quoted(moved)} move both classes along its direction, {_quoted(own[~own].index)} not by these rules "
-            f"(cosines {_span(cosines['cosine'])})"
-        )
+        others = own[~own].index
+        said = f"{_along_it(moved)}{f', {_quoted(others)} not by these rules' if len(others) else ''} {span}"
     if controls is None:
         return said
     beside = _span(decided.loc[decided["prompt"] == neutral, "cosine"])
     return f"{said}; the control '{neutral}' does{' so, too' if controls else ' not'} ({beside})"
+
+
+def _along_it(names: pd.Index) -> str:
+    return f"{_quoted(names)} {'moves' if len(names) == 1 else 'move'} both classes along its direction"
 
 
 def _sign(low: float, high: float) -> int:
@@ -412,7 +411,7 @@ def _sign(low: float, high: float) -> int:
 def _reluctant(telling: pd.DataFrame | None, reluctance: pd.DataFrame | None, prompt: str, why: str) -> str:
     if telling is None or reluctance is None or "harmless" not in set(reluctance["group"]):
         return _cannot("Whether a safety prompt makes the model better at telling harm, or only more reluctant,", why)
-    seen, more = _rows(telling)[0], _by(reluctance, "group")["harmless"]
+    seen, more = _records(telling)[0], _by(reluctance, "group")["harmless"]
     better = ("no better, as far as these queries show", "better", "less well")[_sign(seen["low"], seen["high"])]
     often = ("no more often, as far as these queries show", "more often", "less often")[
         _sign(more["low"], more["high"])
@@ -429,7 +428,7 @@ def _causes(doses: pd.DataFrame | None, removed: pd.DataFrame | None, layer: int
         return _cannot("Whether the direction causes refusals", why)
     top = doses[(doses["dose"] == doses["dose"].max()) & ~doses["harmful"].astype(bool)]
     out = removed[removed["harmful"].astype(bool)]
-    added, taken = (_rows(part[part["kind"] == "direction"])[0] for part in (top, out))
+    added, taken = (_records(part[part["kind"] == "direction"])[0] for part in (top, out))
     n = int((top["kind"] == "random").sum())
     tried = [
         (added["change_low"] > 0, added, f"added at layer {layer} ({added['dose']:g} typical shifts) it takes refusals "

@@ -233,24 +233,22 @@ def choose_layer(table: pd.DataFrame, *, measure: str = "refusal", position: int
         4, of the layers 2 and 4 the one where 'refusal' stands out most from its control
         (0.80 [0.70, 0.90] against at most 0.10)
     """
-    part = table[table["position"] == position]
-    layers = sorted(int(layer) for layer in part["layer"].unique())
-    found = sites(part)
-    found = found[(found["measure"] == measure) & (found["site"] == "clearest")]
-    if found.empty:
+    part = table[(table["position"] == position) & table["measure"].isin([measure, CONTROLS.get(measure)])]
+    if part["measure"].nunique() < 2:
         raise StatesError(f"The table has no {measure!r} with its control at position {position}: sweep that, too.")
-    row, tried = found.iloc[0], _in_words(layers)
+    layers = sorted(int(layer) for layer in part["layer"].unique())
+    row, tried = sites(part).set_index("site").loc["clearest"], _in_words(layers)
     if pd.isna(row["layer"]):
-        middle = layers[len(layers) // 2]
+        which = f"the middle one of {tried}" if len(layers) > 1 else "the only one looked at"
         why = f": {row['note']}" if row["note"] else ""
-        return middle, f"the middle one of {tried}, since {measure!r} stands out from its control at none{why}"
+        return layers[len(layers) // 2], f"{which}, since {measure!r} stands out from its control at none{why}"
     numbers = f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] against at most {row['control_high']:.2f}"
     return int(row["layer"]), f"of {tried} the one where {measure!r} stands out most from its control ({numbers})"
 
 
 def _in_words(layers: Sequence[int]) -> str:
     *others, last = map(str, layers)
-    return f"the layers {', '.join(others)} and {last}" if others else f"layer {last}"
+    return f"the layers {', '.join(others)} and {last}" if others else f"layer {last} alone"
 
 
 def _first_and_clearest(line: pd.DataFrame) -> list[dict[str, Any]]:

@@ -92,6 +92,9 @@ def test_notebooks_show_tables_in_words_and_end_with_what_they_saved(path: Path)
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     last = [ast.parse(cell.source).body[-1] for cell in cells]
     shown = [ast.unparse(statement) for statement in last if isinstance(statement, ast.Expr)]
-    called = r"panel|lab|board|figures\.\w+\(.*\)|results\.add\(.*\)|print\(.*\)"
-    assert [text for text in shown if not re.fullmatch(called, text)] == []
+    assert [
+        text
+        for text in shown
+        if not re.fullmatch(r"panel|lab|board|figures\.\w+\(.*\)|results\.add\(.*\)|print\(.*\)", text)
+    ] == []
     assert shown[-1].startswith("results.add(findings=")
