@@ -102,7 +102,7 @@ def what_it_reads(
         >>> audit = pd.DataFrame({"check": ["date"], "status": ["note"], "found": ["it has one"]})
         >>> lengths = pd.DataFrame({"prompt": ["none", "mine"], "shared": [5, 45], "own": 15.0, "value": [0.25, 0.75]})
         >>> chat = {"tokens": 60, "prompt_tokens": 40, "lengths": lengths}
-        >>> print(*findings.what_it_reads(audit=audit, prompt="mine", **chat), sep="\n")
+        >>> print(*findings.what_it_reads(audit=audit, prompt="mine", **chat), sep="\\n")
         The model reads one sequence of tokens: in the chat shown here 60, of which 40 are the prompt 'mine'; its state
         is read at the last.
         Under 'mine' the first 45 tokens are the same for every query, 75 % of a chat in the mean, and need to be
@@ -351,7 +351,7 @@ def refusal_direction(
         >>> telling = pd.DataFrame([{"change": 0.0, "low": -0.01, "high": 0.01, "baseline_auc": 0.8, "n": 40}])
         >>> more = pd.DataFrame([{"group": "harmless", "difference": 0.2, "low": 0.1, "high": 0.3}])
         >>> found = {"problem": "No query is refused.", "prompt": "mine", "telling": telling, "reluctance": more}
-        >>> print(*findings.refusal_direction(**found, not_run={"5. Causes": "No query is refused."}), sep="\n")
+        >>> print(*findings.refusal_direction(**found, not_run={"5. Causes": "No query is refused."}), sep="\\n")
         A direction of refusal cannot be tested here: No query is refused.
         Under 'mine' the model tells harm no better, as far as these queries show (AUC 0.00 [-0.010, +0.010]), and
         refuses harmless queries more often (by +0.200 [+0.100, +0.300]).

@@ -25,7 +25,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 import drolab
 from drolab import claims, notebooks
 from drolab.__main__ import main
-from drolab.errors import DrolabError, StatesError, TooFewError
+from drolab.errors import DrolabError, ModelError, QueryError, StatesError, TooFewError
 from drolab.types import HiddenStates
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -355,6 +355,34 @@ def test_without_refusals_nothing_is_trained_and_the_rates_are_kept(
     assert len(found["not_run"]) == 3
     assert all(reason.startswith(why) for reason in found["not_run"].values())
     assert found["findings"][0].startswith(f"Cannot be tested here: {why}")
+
+
+def test_without_a_gradient_nothing_is_trained_and_the_panel_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*given: Any, **settings: Any) -> None:
+        raise ModelError("No gradient comes back through these weights.")
+
+    monkeypatch.setattr(drolab, "train_dro", lost)
+    given = {"STORE": str(tmp_path / "store"), "OUT": str(tmp_path), "N_SAMPLES": 2, "MAX_NEW_TOKENS": 8}
+    names = in_turn("05_train_dro", given, monkeypatch)
+    assert names["error"] is None
+    assert set(names["probes"]) == {"space", "refusal", "harmfulness"}
+    assert names["panel"] is not None
+    assert list(saved(given, "05")["not_run"].values()) == ["No gradient comes back through these weights."] * 3
+    in_turn("06_responses", given, monkeypatch)
+    assert saved(given, "06")["not_run"] == {"The trained prompt": "No gradient comes back through these weights."}
+    assert saved(given, "06")["findings"][0].endswith(
+        "no trained prompt. No gradient comes back through these weights."
+    )
+
+
+def test_held_out_queries_that_were_trained_on_are_refused_before_anything_runs(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("06_responses", "07_beyond_the_paper"):
+        with pytest.raises(QueryError, match="8 of the queries to test on were used to fit or to train"):
+            in_turn(name, asked, monkeypatch, HELDOUT="anchors")
 
 
 def test_without_refusals_replies_under_the_human_prompts_are_compared(
