@@ -7,8 +7,8 @@ XSTest's responses with human labels). What these results say is measured in `ev
 
 from drolab.data import prompts
 from drolab.data.benchmarks import BENCHMARKS, Benchmark
-from drolab.data.prompts import CODE_CLONE, load_prompts, random_words, save_prompts
-from drolab.data.queries import load_queries, validate_queries
+from drolab.data.prompts import CODE_CLONE, load_prompts, pick_prompt, random_words, save_prompts
+from drolab.data.queries import fresh_queries, load_queries, validate_queries
 from drolab.data.release import CLONE, N_SAMPLES, Release, load, release_name, scores_from_events
 from drolab.data.xstest import LABELS, XSTEST_CLONE, XSTEST_COLUMNS, load_xstest
 
@@ -22,10 +22,12 @@ __all__ = [
     "XSTEST_COLUMNS",
     "Benchmark",
     "Release",
+    "fresh_queries",
     "load",
     "load_prompts",
     "load_queries",
     "load_xstest",
+    "pick_prompt",
     "prompts",
     "random_words",
     "release_name",

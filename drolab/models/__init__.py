@@ -41,7 +41,7 @@ from drolab.models.interventions import (
     with_vectors,
 )
 from drolab.models.kv_cache import Reader, can_read_in_place, reader_for
-from drolab.models.layers import check_layers, layers_at, resolve_layers
+from drolab.models.layers import check_layers, layers_at, resolve_layers, spread_layers
 from drolab.models.load import ChatModel, load_model, wrap
 from drolab.models.memory import free_memory
 from drolab.models.passes import (
@@ -146,6 +146,7 @@ __all__ = [
     "resolve_layers",
     "run_prefix",
     "split_reply",
+    "spread_layers",
     "states_by_pass",
     "steered",
     "thought_mark",
