@@ -494,8 +494,8 @@ def _try_training(model: ChatModel, states: Any, token: float) -> tuple[float, _
 
 
 def _try_replies(model: ChatModel, token: float) -> tuple[float, float, tuple[int, ...], pd.DataFrame, _Row]:
-    """Seconds of a reply and of a token, the lengths that count, and the replies. Whole thoughts are not waited for: they count as long as they
-    may be."""
+    """Seconds of a reply and of a token, the lengths that count, and the replies. Whole thoughts are not waited for:
+    they count as long as they may be."""
     thought = thinking_budget(model)
     sizes = ((128, _NEW_TOKENS), (32, _NEW_TOKENS), (16, _NEW_TOKENS), (16, 16), (4, 8), (1, 4))
     samples, length = next((pair for pair in sizes if 4 * pair[0] * pair[1] * token < TRIED_S), sizes[-1])
