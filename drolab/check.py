@@ -569,11 +569,13 @@ def works(size: Size, *, num_hidden_layers: int, has_own_text: bool = False) -> 
             seconds=11,
         ),
         "05_train_dro": Work(states=4 * (anchors + heldout), steps=steps, seconds=12),
-        "06_responses": Work(states=3 * new, replies=(new * 3 - heldout * 2) * size.n_samples, seconds=15),
+        "06_responses": Work(
+            states=(3 + extra) * new, replies=(new * (3 + extra) - heldout * 2) * size.n_samples, seconds=15
+        ),
         # Beside the prompts of the set and the others a neutral one, random words (states only) and the trained one;
         # replies under three of them are there from 06.
         "07_beyond_the_paper": Work(
-            states=heldout * (size.prompts + size.others + 3),
+            states=heldout * (prompts + size.others + 3),
             replies=new * (size.prompts + size.others + 2 - 3) * size.n_samples,
             seconds=36,
         ),

@@ -394,7 +394,7 @@ def beside_paper(listings: Listings, paper_model: str = "") -> pd.DataFrame:
         return pd.DataFrame()
     released = paper_rates(paper_model or None).set_index(["prompt", "group"])
     rows = []
-    for row in found.itertuples():
+    for row in _each(found):
         stem = str(row.prompt).removeprefix("dro-")
         role = str(row.prompt).removesuffix(stem) + ROLES.get(stem, "")
         if (role, row.group) not in released.index:
@@ -412,6 +412,10 @@ def beside_paper(listings: Listings, paper_model: str = "") -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows).sort_values("queries", kind="stable", ignore_index=True) if rows else pd.DataFrame()
+
+
+def _each(table: pd.DataFrame) -> Iterator[Any]:
+    return table.itertuples()
 
 
 def _heldout_rates(listings: Listings) -> pd.DataFrame:
@@ -503,7 +507,7 @@ def _claims_by_model(found: Mapping[Compared, Listings]) -> pd.DataFrame:
     for model, listings in found.items():
         table = decisions(model.out or Path(), listings)
         words: dict[str, str] = {}
-        for row in table.itertuples():
+        for row in _each(table):
             claim = f"{row.claim}{f' ({row.under})' * bool(row.under)}, {row.unit}"
             known = row.estimate == row.estimate
             words[claim] = f"{row.verdict}: {_estimate(row)}" if known else str(row.verdict)
@@ -532,7 +536,7 @@ def _prices_by_model(found: Mapping[Compared, Listings]) -> pd.DataFrame:
     for model, listings in found.items():
         columns[model.name] = {
             f"{row.prompt}: {row.group}": tables.interval_words(row.value, row.low, row.high)
-            for row in _heldout_rates(listings).itertuples()
+            for row in _each(_heldout_rates(listings))
         }
     return _side_by_side(columns, "refusals of held-out queries, per reply", missing="not measured")
 
