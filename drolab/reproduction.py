@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import random
+import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -102,8 +103,11 @@ def reproduce(
         drolab.errors.ModelError: There is no folder 'no/such/model/anywhere', and it is no hub id: give an ...
     """
     several = not isinstance(model, (str, Path))
+    options = {**(load or {}), **({"device_map": device} if device else {})}
+    if options.get("base"):  # of an adapter
+        options["base"] = _named(options["base"])
     asked = {
-        "load": _plain({**(load or {}), **({"device_map": device} if device else {})}),
+        "load": _plain(options),
         "quick": quick,
         "paper_model": paper_model,
         "paper_code": None if paper_code is None else str(expanded(paper_code, ExportError).resolve()),
@@ -115,7 +119,7 @@ def reproduce(
     if several:
         return _several([*model], Path(out or "out/all"), asked, folder, progress)  # type: ignore[misc]
     name = _named(model)  # type: ignore[arg-type]
-    root = Path(out) if out else Path("out") / plain_name(Path(name).name)
+    root = Path(out) if out else Path("out") / _folder(Path(name).name)
     return _one(root.resolve(), {"model": name, **asked}, folder, progress)
 
 
@@ -653,9 +657,10 @@ def _several(models: Sequence[str | Path], out: Path, asked: dict[str, Any], fol
     if not names or len(set(names)) < len(names):
         raise ModelError(f"{len(names)} models, of which some are the same: name each once.")
     root, compared = out.resolve(), []
-    for name in names:
+    folders = [_folder(_short(name, names)) for name in names]
+    for name, own in zip(names, folders, strict=True):
         print(f"\n=== {name}\n")
-        place, error = root / plain_name(_short(name, names)), ""
+        place, error = root / (own if folders.count(own) == 1 else plain_name(name)), ""
         try:
             _one(place, {"model": name, **asked}, folder, progress)
         except (StoreError, ExportError):  # no other model has more room
@@ -671,6 +676,11 @@ def _several(models: Sequence[str | Path], out: Path, asked: dict[str, Any], fol
             f"{len(lost)} of {len(compared)} models did not run to the end: {page} says which, and why."
         )
     return page
+
+
+def _folder(name: str) -> str:
+    """What a folder for its results is called."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or plain_name(name)
 
 
 def _short(name: str, names: Sequence[str]) -> str:
