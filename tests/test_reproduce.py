@@ -28,7 +28,6 @@ from drolab import published, report, reproduction
 from drolab.__main__ import _load_options, _parser, main
 from drolab.check import Check, Measured, Speed
 from drolab.data import (
-    CLONE,
     find_paper_model,
     load_paper_queries,
     paper_models,
@@ -439,6 +438,11 @@ def test_the_page_of_several_models_says_what_each_run_says(tmp_path: Path) -> N
     similar = [{"measure": "alike", "value": 0.5, "low": 0.25, "high": 0.75}]
     listing.write_text(json.dumps({"title": "", "figures": [], "tables": [], "numbers": {"similarity": similar}}))
     (tmp_path / "a" / "report.html").write_text("")
+    for name in "ab":
+        listing = tmp_path / name / "numbers" / "06.json"
+        content = json.loads(listing.read_text())
+        content["numbers"]["refusal rates, held-out"] = content["numbers"]["refusal rates"]
+        listing.write_text(json.dumps(content))
     models = [
         report.Compared(name=HOSTILE, out=tmp_path / "a"),
         report.Compared(name="b_low", out=tmp_path / "b", error=f"It ended. {HOSTILE}"),
@@ -467,9 +471,9 @@ def test_the_papers_numbers_are_the_released_ones(reference: Path) -> None:
     from recipes.paper_results.make import released
 
     pd.testing.assert_frame_equal(paper_results(), released(reference / "published"), check_dtype=False)
-    averages = published.averages(published.load(reference / "published"), "malicious").set_index("prompt")
+    counts = published.load(reference / "published").counts.query("dataset == 'malicious' and prompt == 'default'")
     ours = paper_rates().query("group == 'harmful'").set_index("prompt")["any"]
-    assert ours["default"] == pytest.approx(averages.loc["default", "any"], abs=1e-3)
+    assert ours["default"] == pytest.approx(counts["count"].sum() / counts["n_queries"].sum(), abs=1e-3)
 
 
 def test_the_papers_models_have_formats_and_results() -> None:
@@ -544,5 +548,4 @@ def test_the_papers_own_queries_and_prompts_come_from_its_code(tmp_path: Path, c
     assert plan["load"] == {"chat_template": "chatml"}
     asked = drolab.load_queries(plan["parameters"]["QUERIES"])
     assert set(asked["text"]) <= set(sets["anchors"]["text"])
-    assert "The paper's queries and prompts, from the clone of its code" in text
-    assert CLONE  # the data's clone is another one
+    assert "queries and prompts, from the clone of its code" in text

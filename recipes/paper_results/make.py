@@ -26,9 +26,12 @@ COLUMNS = ("model", "dataset", "measure", "prompt", "any", "per_sample")
 
 def released(folder: Path) -> pd.DataFrame:
     """COLUMNS, from a clone of the release; what it lacks has no row."""
-    rates = published.rates(published.load(folder))
-    chosen = rates["dataset"].isin(DATASETS) & rates["prompt"].isin(PROMPTS) & rates["any"].notna()
-    return rates.loc[chosen, list(COLUMNS)].round(4).reset_index(drop=True)
+    release, place = published.load(folder), ["model", "dataset", "prompt"]
+    shares = release.queries.assign(per_sample=release.queries["events"] / release.queries["n_samples"])
+    means = shares.groupby(place, as_index=False)["per_sample"].mean().astype({"per_sample": float})
+    counts = release.counts.assign(any=release.counts["count"] / release.counts["n_queries"])
+    table = counts[counts["dataset"].isin(DATASETS) & counts["prompt"].isin(PROMPTS)].merge(means, on=place, how="left")
+    return table[list(COLUMNS)].round(4)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
