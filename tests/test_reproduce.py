@@ -17,14 +17,16 @@ import nbformat
 import pandas as pd
 import pytest
 import torch
+from helpers.families import COMMON
 from helpers.results import HOSTILE, save_run, verdict_table
 from helpers.tiny import byte_tokenizer, random_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import drolab
-from drolab import published, report, reproduction
+from drolab import check, published, report, reproduction
 from drolab.__main__ import _load_options, _parser, main
 from drolab.check import Check, Measured, Speed
 from drolab.data import (
@@ -144,6 +146,7 @@ def write_notebooks(folder: Path, **more: str) -> Path:
     folder.mkdir()
     for name in DEMO_NOTEBOOKS:
         own = f"NAME = {name[:2]!r}\nMODEL = OUT = ''\nLOAD = {{}}\nDTYPE = STORE = None\nN_SAMPLES = 10\nSEED = 0"
+        own += "\nPRESET = 'default'" if name[:2] == "04" else ""
         own += "\nQUERIES = 'anchors'" if name[:2] == "02" else "\nBASELINE = 'none'" if name[:2] == "03" else ""
         cells = [new_code_cell(own, metadata={"tags": ["parameters"]}), new_code_cell(NOTES)]
         cells += [new_code_cell(text) for number, text in more.items() if number == f"n{name[:2]}"]
@@ -407,22 +410,19 @@ def test_the_command_that_repeats_a_run_asks_for_the_same(tmp_path: Path, checke
 
 
 @pytest.mark.usefixtures("quickly")
-def test_several_models_are_compared_and_one_that_fails_is_named(tmp_path: Path, checked: Checked, capsys: Any) -> None:
-    checked()
+def test_several_models_are_compared_and_one_that_fails_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, out = write_notebooks(tmp_path / "notebooks"), tmp_path / "out"
-    check = reproduction.check_model
 
     def some(name: str, **load: Any) -> Check:
         if name == "org/broken":
             raise ModelError("Its weights are cut off: download it again.")
-        return check(name, **load)
+        return found(name)
 
-    reproduction.check_model = some
-    try:
-        with pytest.raises(NotebookError, match="1 of 3 models did not run to the end"):
-            reproduce(["demo", "org/broken", "org/whole"], out=out, notebooks=folder, progress=False)
-    finally:
-        reproduction.check_model = check
+    monkeypatch.setattr(reproduction, "check_model", some)
+    with pytest.raises(NotebookError, match="1 of 3 models did not run to the end"):
+        reproduce(["demo", "org/broken", "org/whole"], out=out, notebooks=folder, progress=False)
     text = (out / "compare.html").read_text()
     assert "Its weights are cut off: download it again." in text
     assert text.count("report.html") == 2
@@ -498,6 +498,48 @@ def test_a_model_of_the_paper_is_known_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"_name_or_path": "lmsys/vicuna-7b-v1.5"}))
     assert find_paper_model(str(tmp_path)).chat_template == "vicuna"  # type: ignore[union-attr]
     assert find_paper_model(str(tmp_path), "Orca-2-7b").chat_template == "chatml"  # type: ignore[union-attr]
+
+
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
+)
+
+
+@pytest.mark.usefixtures("quickly", "three")
+@pytest.mark.parametrize(
+    ("model_type", "id_", "needed", "begins"),
+    [
+        ("llama", "meta-llama/Llama-2-7b-chat-hf", {"chat_template": "llama-2-chat"}, "<s>[INST] <<SYS>>"),
+        ("mistral", "mistralai/Mistral-7B-Instruct-v0.1", {"chat_template": "mistral-instruct"}, "<s>[INST] Be"),
+        ("qwen2", "", {"system_as": "first_user"}, "<user>Be"),
+    ],
+)
+def test_a_tiny_model_is_run_as_the_paper_or_its_check_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, id_: str, needed: dict[str, str], begins: str
+) -> None:
+    monkeypatch.setattr(check, "TRIED_S", 0.0)
+    folder, out = tmp_path / "model", tmp_path / "out"
+    config = AutoConfig.for_model(model_type, **{**COMMON, "num_key_value_heads": 2, "max_position_embeddings": 2048})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = NO_SYSTEM  # the paper's formats take its place
+    tokenizer.save_pretrained(folder)
+    content = json.loads((folder / "config.json").read_text()) | {"_name_or_path": id_}
+    (folder / "config.json").write_text(json.dumps(content))
+    given = {"out": out, "notebooks": write_notebooks(tmp_path / "notebooks"), "progress": False}
+    text = reproduce(folder, **given, quick=False).read_text()
+    plan = json.loads((out / "plan.json").read_text())
+    assert plan["load"] == needed
+    assert plan["parameters"]["LOAD"] == needed
+    assert plan["parameters"]["PRESET"] == ("paper" if id_ else "default")
+    model = drolab.load_model(folder, **plan["load"])
+    assert model.fingerprint == plan["fingerprint"]
+    careful = drolab.SafetyPrompt(name="careful", text="Be careful.")
+    assert drolab.chat.render(model, "Why?", careful).text.startswith(begins)
+    assert ("is one of the paper" in text) == bool(id_)
+    reproduce(folder, **given, quick=False)
+    assert ran(out) == ["01", "03", "04"]
 
 
 def test_the_paper_stands_beside_a_run(tmp_path: Path) -> None:
