@@ -35,6 +35,7 @@ from drolab.models import (
     free_memory,
     load_model,
     loading,
+    named_source,
     prefix_embeddings,
     run_prefix,
 )
@@ -197,7 +198,8 @@ def _where(name: str, options: Mapping[str, Any]) -> list[_Row]:
         return [_Row("files", "ok", "the demo model, which comes with drolab")]
     chosen = {key: options[key] for key in ("revision", "gguf_file", "base") if key in options}
     with loading(name):
-        source = find_source(name, **{key: value if value is None else str(value) for key, value in chosen.items()})
+        said = {key: value if value is None else str(value) for key, value in chosen.items()}
+        source = named_source(name) or find_source(name, **said)
         folder = source.folder
         if folder is None:
             return _on_the_hub(source.place, source.revision)
