@@ -14,7 +14,7 @@ _NAMES = {
     "types": ("SafetyPrompt", "SoftPrompt", "HiddenStates", "AnchorSpace", "Probe", "DROConfig", "DROStep", "DRORun"),
     "store": ("Store",),
     "data": ("load_queries", "load_prompts"),
-    "models": ("load_model",),
+    "models": ("load_model", "layers_at"),
     "inference": ("hidden_states", "generate"),
     "probing": ("fit_anchors", "fit_probe"),
     "judges": ("judge",),

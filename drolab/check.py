@@ -518,8 +518,8 @@ def _work_in_words(row: Any) -> str:
 def _faster(model: ChatModel, times: pd.DataFrame, replies_s: float, n_samples: int) -> list[str]:
     """What makes it faster."""
     found = []
-    if torch.cuda.is_available() and model.device.type == "cpu":
-        found.append("device_map='auto' puts it on the GPU.")
+    if torch.cuda.is_available() and model.device.type == "cpu" and not model.is_demo:
+        found.append("device_map='cuda' puts it on the GPU.")
     total = float(times["seconds"].sum())
     if total > LONG_S and n_samples > 2:
         fewer = total - replies_s * (n_samples - 2) / n_samples

@@ -3,7 +3,7 @@
 Every file appears whole or not at all, no name leads out of its folder, and nothing that is written needs a
 network to be read.
 
-In order: single files (`save_figure`, `save_table`, `save_numbers`), what a notebook found (`save_results`), a `bundle`
+In order: single files (`save_figure`, `save_table`, `save_numbers`), what a notebook finds (`Results`), a `bundle`
 for a paper with its `manifest`, and the rendering of images.
 """
 
@@ -19,7 +19,8 @@ import re
 import struct
 import subprocess
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from drolab.errors import ExportError
+from drolab.errors import ExportError, ModelError, StatesError, TrainingError
 from drolab.figures import BIDIRECTIONAL, CONFIG, Sheet, caption, sheet
 from drolab.files import expanded, file_sha256, safe_path, write_file
 from drolab.progress import Progress, bar
@@ -173,7 +174,7 @@ def _plain(value: Any) -> Any:
     raise ExportError(f"A {type(value).__name__} cannot be written as a number: pass numbers, texts, or a table.")
 
 
-# ---------------------------------------------------------------- what a notebook found
+# ---------------------------------------------------------------- what a notebook finds
 
 
 @dataclass(frozen=True)
@@ -198,57 +199,126 @@ class Saved:
         return f"<p>Saved in <code>{folder}</code>: {' · '.join(links)}</p>"
 
 
-def save_results(
-    out: str | Path,
-    notebook: str,
-    *,
-    title: str,
-    figures: Mapping[str, go.Figure | tuple[go.Figure, pd.DataFrame]],
-    tables: Mapping[str, pd.DataFrame] | None = None,
-    numbers: Mapping[str, Any] | None = None,
-    captions: Mapping[str, str] | None = None,
-) -> Saved:
-    """Write all that a notebook found: `out/figures`, `out/tables` and `out/numbers/{notebook}.json`.
+class Section:
+    """A part of a notebook that may lack what it needs, see `Results.section`: true once it has run to its end."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.reason = ""
+        self._whole = False
+
+    def __bool__(self) -> bool:
+        return self._whole
+
+
+class Results:
+    """What a notebook finds, written while it goes: `out/figures`, `out/tables` and `out/numbers/{notebook}.json`.
 
     The last lists the rest, so that a report can be put together from the folder. Names get the notebook's as a
-    prefix.
+    prefix. What an earlier run listed there is no longer listed from the first `add` on.
 
     Args:
-        numbers: the key numbers, which the report shows: name in words → number, short text or table.
-        captions: name of a figure or of a table among the numbers → a sentence or two. A figure without one has its
-            title and small print.
-
-    Raises:
-        ExportError: a bad name, nothing to write to, a number that is none, or a caption of what is not there.
+        out: the folder.
+        notebook: its number, such as "04".
+        title: the notebook's question.
+        about: of the whole run, such as {"seed": 0}: for the report's head and the manifest.
 
     Examples:
         >>> import json
         >>> from tempfile import TemporaryDirectory
         >>> import pandas as pd
         >>> from drolab import export, figures
+        >>> from drolab.errors import TooFewError
         >>> rates = pd.DataFrame({"prompt": ["none", "default"], "group": "harmful", "value": [0.61, 0.83]})
-        >>> found = {"figures": {"rates": (figures.rate_bars(rates), rates)}, "numbers": {"rise": 0.22}}
-        >>> captions = {"rates": "Under the prompt more is refused."}
-        >>> with TemporaryDirectory() as out:
-        ...     saved = export.save_results(out, "06", title="Who refuses?", captions=captions, **found)
-        ...     print(json.loads(saved.path.read_text(encoding="utf-8"))["captions"], saved.files[0].name)
-        {'rates': 'Under the prompt more is refused.'} 06_rates.html
+        >>> folder = TemporaryDirectory()
+        >>> results = export.Results(folder.name, "06", title="Who refuses?", about={"seed": 0})
+        >>> drawn, said = {"rates": (figures.rate_bars(rates), rates)}, {"rates": "Under the prompt more is refused."}
+        >>> saved = results.add(figures=drawn, numbers={"rise": 0.22}, captions=said)
+        >>> with results.section("2. A direction") as direction:
+        ...     raise TooFewError("No query is refused: ask others.")
+        Cannot be tested here: No query is refused: ask others.
+        >>> bool(direction)
+        False
+        >>> listing = json.loads(saved.path.read_text(encoding="utf-8"))
+        >>> listing["captions"], listing["not_run"]
+        ({'rates': 'Under the prompt more is refused.'}, {'2. A direction': 'No query is refused: ask others.'})
+        >>> folder.cleanup()
     """
-    root, tables, numbers, captions = Path(out), tables or {}, numbers or {}, captions or {}
-    if unknown := sorted(set(captions) - set(figures) - set(numbers)):
-        raise ExportError(f"There are captions of {unknown}: name figures {list(figures)} or numbers {list(numbers)}.")
-    prefixed = {f"{notebook}_{name}": figure for name, figure in figures.items()}
-    files = save_figures(root / "figures", prefixed)
-    files += [save_table(table, root / "tables", f"{notebook}_{name}") for name, table in tables.items()]
-    own = {name: caption(drawn[0] if isinstance(drawn, tuple) else drawn) for name, drawn in figures.items()}
-    listing = {
-        "title": title,
-        "figures": list(prefixed),
-        "tables": [f"{notebook}_{name}" for name in tables],
-        "captions": {**own, **captions},
-        "numbers": dict(numbers),
-    }
-    return Saved(save_numbers(root / "numbers", notebook, listing), tuple(files))
+
+    def __init__(self, out: str | Path, notebook: str, *, title: str, about: Mapping[str, Any] | None = None) -> None:
+        self._root, self._notebook = Path(out), notebook
+        self._listing: dict[str, Any] = {"title": title, "figures": [], "tables": [], "captions": {}, "numbers": {}}
+        if about:
+            self._listing["numbers"]["about"] = dict(about)
+        self._listing |= {"findings": [], "not_run": {}}
+
+    def add(
+        self,
+        *,
+        figures: Mapping[str, go.Figure | tuple[go.Figure, pd.DataFrame]] | None = None,
+        tables: Mapping[str, pd.DataFrame] | None = None,
+        numbers: Mapping[str, Any] | None = None,
+        captions: Mapping[str, str] | None = None,
+        findings: Sequence[str] = (),
+    ) -> Saved:
+        """Write what a section found, and list it with what those before it found.
+
+        Args:
+            figures: name → figure, or figure and the table behind it.
+            tables: name → table.
+            numbers: the key numbers, which the report shows: name in words → number, short text or table.
+            captions: name of a figure or of a table among the numbers, of this section or one before → a sentence or
+                two. A figure without one has its title and small print.
+            findings: what it all means, in sentences: they are printed.
+
+        Raises:
+            ExportError: a bad name, nothing to write to, a number that is none, or a caption of what is not there.
+        """
+        figures, tables, captions = figures or {}, tables or {}, captions or {}
+        listing, numbered = self._listing, self._listing["numbers"] | dict(numbers or {})
+        drawn = {f"{self._notebook}_{name}": figure for name, figure in figures.items()}
+        known = [*(name.removeprefix(f"{self._notebook}_") for name in [*listing["figures"], *drawn]), *numbered]
+        if unknown := sorted(set(captions) - set(known)):
+            raise ExportError(f"There are captions of {unknown}: name one of {known}.")
+        files = save_figures(self._root / "figures", drawn)
+        named = {f"{self._notebook}_{name}": table for name, table in tables.items()}
+        files += [save_table(table, self._root / "tables", name) for name, table in named.items()]
+        own = {name: caption(figure[0] if isinstance(figure, tuple) else figure) for name, figure in figures.items()}
+        self._listing = listing | {
+            "figures": list(dict.fromkeys([*listing["figures"], *drawn])),
+            "tables": list(dict.fromkeys([*listing["tables"], *named])),
+            "captions": listing["captions"] | own | dict(captions),
+            "numbers": numbered,
+            "findings": [*listing["findings"], *findings],
+        }
+        print(*findings, sep="\n\n", end="\n" if findings else "")
+        return Saved(self._list(), tuple(files))
+
+    @contextmanager
+    def section(self, name: str) -> Iterator[Section]:
+        """What may lack something to measure, or a model that can do it: that is printed and kept, and the notebook
+        goes on. A wrong input, a full disk and the like are errors as ever.
+
+        Args:
+            name: its heading, for the report.
+        """
+        begun = Section(name)
+        try:
+            yield begun
+            begun._whole = True
+        except (StatesError, ModelError, TrainingError) as error:
+            begun.reason = str(error)
+            print(f"Cannot be tested here: {error}")
+            self._listing["not_run"][name] = begun.reason
+            self._list()
+
+    def _list(self) -> Path:
+        return save_numbers(self._root / "numbers", self._notebook, self._listing)
+
+
+def save_results(out: str | Path, notebook: str, *, title: str, **found: Any) -> Saved:
+    """`Results` with one section alone."""
+    return Results(out, notebook, title=title).add(**found)
 
 
 # ---------------------------------------------------------------- bundles

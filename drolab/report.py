@@ -71,7 +71,7 @@ _LEADS = {
 
 
 def collect(out: Path) -> dict[str, dict[str, Any]]:
-    """Notebook → what its last cell listed (see `export.save_results`), in order.
+    """Notebook → what it listed (see `export.Results`), in order.
 
     Raises:
         ExportError: no notebook has saved anything in `out`.
@@ -267,6 +267,8 @@ def _unmeasured(out: Path, listings: Listings, verdict: pd.DataFrame) -> Iterato
     for copy, _, why in ended_early(out):
         yield _sentence(f"notebook {copy.stem} ended early: {why}")
     for notebook, listing in listings.items():
+        for section, why in listing.get("not_run", {}).items():
+            yield _sentence(f"“{section}” of notebook {notebook} cannot be tested here: {why}")
         if (problems := listing["numbers"].get("problems", "none known")) != "none known":
             yield _sentence(f"notebook {notebook} says of its own results: {problems}")
     abouts = (listing["numbers"].get("about", {}) for listing in listings.values())
@@ -300,6 +302,7 @@ def _section(out: Path, notebook: str, listing: Mapping[str, Any], none: str) ->
     return {
         "notebook": notebook,
         "title": listing["title"],
+        "findings": listing.get("findings", []),
         "numbers": {name: tables.number_text(value) for name, value in scalars.items()},
         "figures": [
             _figure(out, name, captions.get(name.removeprefix(f"{notebook}_"), ""), none)

@@ -22,6 +22,7 @@ import torch
 
 import drolab
 from drolab import export, figures
+from drolab.errors import QueryError, StoreError, TooFewError
 from drolab.figures.style import blank_figure
 
 HOSTILE = '<script>alert("x")</script>'
@@ -149,7 +150,8 @@ def test_tables_keep_a_named_index_and_no_formula(tmp_path: Path) -> None:
 
 def test_a_notebooks_results_are_listed(tmp_path: Path, figure: go.Figure, table: pd.DataFrame) -> None:
     found = {"figures": {"rates": (figure, table), "more": figure}, "tables": {"all": table}, "numbers": {"auc": 0.5}}
-    saved = export.save_results(tmp_path, "03", title="What?", captions={"rates": "More is refused."}, **found)
+    results = export.Results(tmp_path, "03", title="What?")
+    saved = results.add(captions={"rates": "More is refused."}, **found)
     content = json.loads(saved.path.read_text(encoding="utf-8"))
     assert content == {
         "title": "What?",
@@ -157,11 +159,55 @@ def test_a_notebooks_results_are_listed(tmp_path: Path, figure: go.Figure, table
         "tables": ["03_all"],
         "captions": {"rates": "More is refused.", "more": HOSTILE},  # without its own it has the title
         "numbers": {"auc": 0.5},
+        "findings": [],
+        "not_run": {},
     }
     assert {"03_rates.html", "03_rates.json", "03_rates.csv", "03_all.csv"} <= {path.name for path in saved.files}
     assert all(path.is_file() for path in saved.files)
-    with pytest.raises(export.ExportError, match=r"captions of \['rate'\]: name figures \['rates', 'more'\]"):
-        export.save_results(tmp_path, "03", title="What?", captions={"rate": "?"}, **found)
+    with pytest.raises(export.ExportError, match=r"captions of \['rate'\]: name one of \['rates', 'more', 'auc'\]"):
+        results.add(captions={"rate": "?"})
+
+
+def test_sections_are_kept_as_they_are_done(
+    tmp_path: Path, figure: go.Figure, table: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also what a section before the next one's failure found, and why one could not be run."""
+    (tmp_path / "numbers").mkdir()
+    (tmp_path / "numbers" / "04.json").write_text('{"figures": ["04_of_an_earlier_run"]}')
+    results = export.Results(tmp_path, "04", title="What?", about={"seed": 0})
+
+    def listed() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((tmp_path / "numbers" / "04.json").read_text(encoding="utf-8"))
+        return found
+
+    with results.section("1. First") as first:
+        results.add(figures={"rates": (figure, table)}, captions={"rates": "Rates."}, findings=["It rises."])
+    assert first
+    assert listed()["figures"] == ["04_rates"]
+    with results.section("2. Second") as second:
+        raise TooFewError("Nobody refuses: ask others.")
+    assert not second
+    assert second.reason == "Nobody refuses: ask others."
+    assert listed()["not_run"] == {"2. Second": second.reason}
+    results.add(numbers={"auc": 0.5}, captions={"auc": "How well.", "rates": "Rates, again."})
+    assert listed() == {
+        "title": "What?",
+        "figures": ["04_rates"],
+        "tables": [],
+        "captions": {"rates": "Rates, again.", "auc": "How well."},
+        "numbers": {"about": {"seed": 0}, "auc": 0.5},
+        "findings": ["It rises."],
+        "not_run": {"2. Second": "Nobody refuses: ask others."},
+    }
+    assert capsys.readouterr().out == "It rises.\nCannot be tested here: Nobody refuses: ask others.\n"
+
+
+@pytest.mark.parametrize("error", [QueryError("No such file."), StoreError("The disk is full."), ZeroDivisionError()])
+def test_a_section_hides_no_other_error(tmp_path: Path, error: Exception) -> None:
+    results = export.Results(tmp_path, "04", title="What?")
+    with pytest.raises(type(error)), results.section("1. First"):
+        raise error
+    assert not (tmp_path / "numbers").exists()
 
 
 def test_a_notebook_shows_links_to_what_it_saved(
@@ -169,7 +215,7 @@ def test_a_notebook_shows_links_to_what_it_saved(
 ) -> None:
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
-    saved = export.save_results("../<b>&", "03", title="What?", figures={"rates": figure})
+    saved = export.Results("../<b>&", "03", title="What?").add(figures={"rates": figure})
     shown = saved._repr_html_()
     links = re.findall(r'href="([^"]*)"', shown)
     assert [unquote(link) for link in links] == ["../<b>&/numbers/03.json", "../<b>&/figures/03_rates.html"]

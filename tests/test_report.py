@@ -12,8 +12,8 @@ import pytest
 from helpers.results import CLAIMS, HOSTILE, save_run, verdict_row, verdict_table
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from drolab import report
-from drolab.errors import ExportError
+from drolab import export, report
+from drolab.errors import ExportError, TooFewError
 from drolab.evidence import claims
 
 
@@ -23,6 +23,17 @@ def written(out: Path) -> str:
 
 
 # what it says
+
+
+def test_what_a_section_found_and_what_could_not_be_run_are_in_it(tmp_path: Path) -> None:
+    save_run(tmp_path)
+    results = export.Results(tmp_path, "05", title="Can it be trained?")
+    results.add(findings=[f"It cannot. {HOSTILE}"])
+    with results.section("1. Train"):
+        raise TooFewError("Nobody refuses: ask others.")
+    page = written(tmp_path)
+    assert "<p>It cannot. &lt;script&gt;window.hit=1&lt;/script&gt;" in page
+    assert "<li>“1. Train” of notebook 05 cannot be tested here: Nobody refuses: ask others.</li>" in page
 
 
 def test_the_sentences_are_about_the_claims_of_the_verdict() -> None:

@@ -36,7 +36,7 @@ from drolab.judges.base import (
 from drolab.judges.first_token import FirstTokenJudge, calibration_table, score_agreement
 from drolab.judges.guards import Classifier, CompositeJudge, Guard, LlamaGuard, ShieldGemma, longest
 from drolab.judges.human_labels import LABEL_COLUMNS, HandJudge
-from drolab.judges.refusal_text import TextJudge
+from drolab.judges.refusal_text import TextJudge, named
 from drolab.judges.string_rule import is_refusal, is_refusal_raw, refusal_words
 
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
     "judge",
     "longest",
     "n_unanswered",
+    "named",
     "opinion",
     "opinions",
     "refusal_words",

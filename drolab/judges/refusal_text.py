@@ -19,7 +19,9 @@ from typing import Literal
 
 import pandas as pd
 
-from drolab.judges.base import check_responses, of_answers
+from drolab.errors import QueryError, shown
+from drolab.judges.base import AnyJudge, check_responses, of_answers
+from drolab.judges.string_rule import is_refusal
 from drolab.judges.text_reading import Features, Reading, Sentence, Span, features, find, patterns, read
 from drolab.models import split_reply
 
@@ -271,3 +273,20 @@ def _apart(spans: list[Span]) -> list[Span]:
         else:
             joined.append((start, end))
     return joined
+
+
+def named(name: str) -> AnyJudge:
+    """A judge that needs nothing but responses, by its name in tables and figures: "string rule" or "text judge".
+
+    Raises:
+        QueryError: there is none of that name.
+
+    Examples:
+        >>> from drolab import judges
+        >>> judges.named("string rule") is judges.is_refusal
+        True
+    """
+    known: dict[str, AnyJudge] = {"string rule": is_refusal, "text judge": TextJudge()}
+    if name not in known:
+        raise QueryError(f"No judge is called {shown(name)}: choose one of {list(known)}, or pass a judge itself.")
+    return known[name]

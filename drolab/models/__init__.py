@@ -41,7 +41,7 @@ from drolab.models.interventions import (
     with_vectors,
 )
 from drolab.models.kv_cache import Reader, can_read_in_place, reader_for
-from drolab.models.layers import check_layers, resolve_layers
+from drolab.models.layers import check_layers, layers_at, resolve_layers
 from drolab.models.load import ChatModel, load_model, wrap
 from drolab.models.memory import free_memory
 from drolab.models.passes import (
@@ -126,6 +126,7 @@ __all__ = [
     "halve_pass_tokens",
     "interventions",
     "last_logits",
+    "layers_at",
     "load_model",
     "loading",
     "marks_among",

@@ -42,6 +42,31 @@ def resolve_layers(model: ChatModel, layers: Sequence[int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(layer % (last + 1) for layer in layers))
 
 
+def layers_at(model: ChatModel, layers: Sequence[int | float]) -> tuple[int, ...]:
+    """Layer numbers at fractions of a model's depth, for settings that are to suit any model.
+
+    Args:
+        layers: fractions of the number of blocks, above 0 and at most 1, as floats: 1.0 is the last layer; layers whose
+            states this model has none of are left out. Whole numbers are layers, as in `resolve_layers`.
+
+    Raises:
+        StatesError: none asked for, a fraction that is none, or a layer that the model does not have.
+
+    Examples:
+        >>> import drolab
+        >>> from drolab.models import layers_at
+        >>> layers_at(drolab.load_model("demo"), (0.25, 0.5, 0.75, 1.0))
+        (1, 2, 3, 4)
+    """
+    if wrong := [layer for layer in layers if isinstance(layer, float) and not 0 < layer <= 1]:
+        raise StatesError(f"{wrong} are no fractions of a depth: pass 1.0 for the last layer, .5 for the middle one.")
+    last, found = model.num_hidden_layers, _found(model)
+    chosen = resolve_layers(model, [max(1, round(at * last)) if isinstance(at, float) else at for at in layers])
+    absent = set(range(last)) if found.streams is not None else set() if found.last_is_final else {last}
+    asked = resolve_layers(model, whole) if (whole := [at for at in layers if not isinstance(at, float)]) else ()
+    return tuple(layer for layer in chosen if layer in asked or layer not in absent)
+
+
 class _Found(NamedTuple):
     """What a trial finds out about a model, once."""
 

@@ -29,7 +29,7 @@ from drolab.errors import ModelError
 from drolab.models.adapters import check_fits_base, file_of, with_adapter
 from drolab.models.decoder import check_decoder, device_of, text_decoder
 from drolab.models.fingerprint import fingerprint
-from drolab.models.memory import check_room, file_bytes
+from drolab.models.memory import check_room, file_bytes, usual_device
 from drolab.models.sources import DEMO, Source, find_source, loading, named_source
 from drolab.models.tekken import from_mistral_common, is_mistral_common
 from drolab.models.templates import Template, open_template
@@ -136,7 +136,8 @@ def load_model(
             folder of yours of such a name is a `Path`.
         dtype: of the weights: a torch.dtype, its name, or "auto". None takes the checkpoint's own, except
             for the demo model, which runs in float32.
-        device_map: as in transformers; "auto" spreads the model over the GPUs. None loads on the CPU.
+        device_map: as in transformers: "cpu", "cuda", …; "auto" spreads the model over the GPUs. None takes the first
+            GPU, all of them if one has no room, and the CPU where there is none, or for the demo model.
         max_memory: how much of each device to use with it, such as `{0: "20GiB", "cpu": "60GiB"}`.
         quantization_config: load in fewer bits: one of transformers' configurations, such as
             `BitsAndBytesConfig(load_in_4bit=True)`, or its fields as a dict. A checkpoint that is quantised needs none.
@@ -172,7 +173,7 @@ def load_model(
     is_demo = name_or_path == DEMO
     how = _How(
         dtype=_dtype(dtype, default=torch.float32 if is_demo else "auto"),
-        device_map=device_map,
+        device_map="cpu" if is_demo and device_map is None else device_map,
         max_memory=max_memory,
         quantization=_quantization(quantization_config),
         attn_implementation=attn_implementation,
@@ -278,12 +279,14 @@ def _weights(source: Source, how: _How) -> PreTrainedModel:
     quantization = how.quantization if source.gguf is None else how.quantization or _unpacked()
     if quantization is not None:
         options["quantization_config"] = quantization
-    elif (device := _one_device(how.device_map)) is not None:
-        check_room(source.name, _bytes(source, loader, how), device)
+    needed = _bytes(source, loader, how) if quantization is None else 0
+    device_map = how.device_map or usual_device(needed)
+    if quantization is None and (device := _one_device(device_map)) is not None:
+        check_room(source.name, needed, device)
     model, loaded = loader.from_pretrained(
         source.place,
         dtype=how.dtype,
-        device_map=how.device_map,
+        device_map=device_map,
         max_memory=how.max_memory,
         attn_implementation=how.attn_implementation,
         use_safetensors=True,
@@ -340,7 +343,7 @@ def _auto_class(source: Source, how: _How) -> Any:
     return AutoModelForCausalLM
 
 
-def _one_device(device_map: str | dict[str, Any] | None) -> torch.device | None:
+def _one_device(device_map: str | dict[str, Any]) -> torch.device | None:
     """Where all weights go, if they go to one device."""
     if isinstance(device_map, dict):
         places = set(map(str, device_map.values()))
@@ -348,9 +351,7 @@ def _one_device(device_map: str | dict[str, Any] | None) -> torch.device | None:
     if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
         return None
     try:
-        return torch.device(
-            "cpu" if device_map is None else f"cuda:{device_map}" if str(device_map).isdigit() else device_map
-        )
+        return torch.device(f"cuda:{device_map}" if str(device_map).isdigit() else device_map)
     except RuntimeError:  # "disk", or a word that transformers will refuse
         return None
 

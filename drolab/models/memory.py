@@ -28,6 +28,15 @@ def check_room(name: str, needed: int, device: torch.device) -> None:
         )
 
 
+def usual_device(needed: int) -> str:
+    """Where weights go if nobody says it: the first GPU if they fit, else what transformers spreads them over; the CPU
+    where there is no GPU."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    free = free_memory(torch.device("cuda:0"))
+    return "cuda:0" if free is None or needed < free else "auto"
+
+
 def _gigabytes(n: int) -> str:
     return f"{n / 2**30:.1f} GiB"
 

@@ -318,7 +318,9 @@ def on_interrupt(stop: Callable[[], None]) -> None:
     _heard.append(loop)
 
     def after_cell(result: Any) -> None:
-        if isinstance(getattr(result, "error_in_exec", None), KeyboardInterrupt):
+        # "Before" is also between two statements of a cell, where IPython compiles the second.
+        errors = (getattr(result, f"error_{when}_exec", None) for when in ("before", "in"))
+        if any(isinstance(error, KeyboardInterrupt) for error in errors):
             stop()
 
     def between_cells(*_: Any) -> None:

@@ -264,7 +264,7 @@ def train(
 
     Args:
         recipe: what to train.
-        out: made if absent; gets the adapter (bfloat16), and until it is done the plain model's answers and a checkpoint.
+        out: made if absent; gets the adapter (bfloat16), the plain model's answers, and until it is done a checkpoint.
         model: the plain model, which is changed; None loads `recipe.base` in bfloat16.
         checkpoint_every: steps between checkpoints. Ctrl-C writes one too.
         stop_after: leave after this many steps in all, with a checkpoint (returns None): for tests.

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from drolab.errors import ModelError, StatesError
 from drolab.inference import generate, hidden_states
-from drolab.models import Ablate, Add, ChatModel, forward_states, render, resolve_layers, steered, wrap
+from drolab.models import Ablate, Add, ChatModel, forward_states, layers_at, render, resolve_layers, steered, wrap
 from drolab.store import Store
 
 
@@ -70,6 +70,18 @@ def test_the_other_layers_are_transformers_layers() -> None:
     model = raw_at_the_end()
     found = hidden_states(model, QUERIES, CARE, layers=(0, 1), progress=False).values
     torch.testing.assert_close(found, transformers_states(model)[:, :-1], rtol=0, atol=1e-4)
+
+
+def test_fractions_of_the_depth_are_layers_that_the_model_has() -> None:
+    model = raw_at_the_end()
+    assert layers_at(model, (0.25, 0.5, 1.0)) == (1,)  # of two layers the last is another state in transformers
+    assert layers_at(model, (1, 0.5, 2)) == (1, 2)  # what is asked for by number is never left out
+    usual = raw_at_the_end()
+    usual.model.config.tie_last_hidden_states = True
+    assert layers_at(usual, (0.25, 0.5, 0.75, 1.0)) == (1, 2)
+    for wrong in ((0.0,), (1.5,), (3,), ()):
+        with pytest.raises(StatesError):
+            layers_at(model, wrong)
 
 
 @pytest.mark.parametrize("entry", [None, True])

@@ -262,6 +262,24 @@ def test_a_running_cells_interrupt_stops_the_job(kernel: Kernel, cell: str) -> N
     assert kernel.run(IS_STOPPED) == "True stopped True"
 
 
+BETWEEN_STATEMENTS = """
+compiler = type(get_ipython().compile)
+
+def interrupted(*_):
+    del compiler.__call__
+    raise KeyboardInterrupt
+
+compiler.__call__ = interrupted
+print('never reached')
+"""
+
+
+def test_an_interrupt_between_two_statements_stops_the_job(kernel: Kernel) -> None:
+    assert kernel.run(COUNTING) == "started"
+    assert kernel.run(BETWEEN_STATEMENTS) == "KeyboardInterrupt"
+    assert kernel.run(IS_STOPPED) == "True stopped True"
+
+
 def test_cells_are_interrupted_as_before(kernel: Kernel) -> None:
     waiting = "import asyncio; print('busy', flush=True); [await asyncio.sleep(0.01) for _ in range(6000)]"
     assert kernel.interrupted(waiting) == "CancelledError"
