@@ -92,9 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     store = Store(options.store) if options.store else None
     table = evaluate(load_model(options.model), query_sets(), n_samples=options.n_samples, store=store)
-    print(
-        f"\nRefusals without a safety prompt (95% bootstrap intervals over queries)\n{table.round(3).to_string(index=False)}"
-    )
+    print("\nRefusals without a safety prompt (95% bootstrap intervals over queries)")
+    print(table.round(3).to_string(index=False))
     print(f"\n{targets(table).round(3).to_string(index=False)}")
 
 

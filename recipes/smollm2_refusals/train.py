@@ -188,15 +188,25 @@ def first_tokens(model: ChatModel) -> Tensor:
     return shares / shares.sum()
 
 
-def loss_of(model: ChatModel, adapted: Any, batch: Batch, openings: Tensor) -> Tensor:
+def loss_of(
+    model: ChatModel,
+    adapted: Any,
+    chats: Sequence[Example],
+    system: SafetyPrompt,
+    first_weight: float,
+    openings: Tensor,
+) -> Tensor:
     """Cross-entropy with what is wanted: of a refusal its tokens (of the first, the whole distribution that openings
-    are drawn from), and elsewhere what the plain model predicts."""
-    with torch.no_grad(), adapted.disable_adapter():
-        wanted = reply_logits(model, batch).softmax(-1)
-    wanted[batch.refuses] = torch.nn.functional.one_hot(batch.reply[batch.refuses], wanted.shape[1]).float()
-    wanted[batch.refuses & batch.first] = openings
-    likelihood = (wanted * reply_logits(model, batch).log_softmax(-1)).sum(-1)
-    return -(likelihood * batch.weight).sum()
+    are drawn from), and of an answer what the plain model predicts."""
+    batch = batch_of(model, chats, system, first_weight)
+    logits = reply_logits(model, batch)
+    wanted = torch.nn.functional.one_hot(batch.reply, logits.shape[1]).float()
+    wanted[batch.first] = openings
+    if answered := [chat for chat in chats if not chat.refuses]:
+        with torch.no_grad(), adapted.disable_adapter():
+            plain = reply_logits(model, batch_of(model, answered, system, first_weight))
+        wanted[~batch.refuses] = plain.softmax(-1)
+    return -((wanted * logits.log_softmax(-1)).sum(-1) * batch.weight).sum()
 
 
 def adapt(recipe: Recipe, model: ChatModel) -> Any:
@@ -289,8 +299,8 @@ def train(
             while done < stop:
                 optimizer.zero_grad()
                 of_step = chats[done * recipe.batch_size : (done + 1) * recipe.batch_size]
-                batch = batch_of(model, of_step, SYSTEMS[done % len(SYSTEMS)], recipe.first_weight)
-                loss = loss_of(model, adapted, batch, openings)
+                system = SYSTEMS[done % len(SYSTEMS)]
+                loss = loss_of(model, adapted, of_step, system, recipe.first_weight, openings)
                 if not math.isfinite(loss.item()):
                     raise TrainingError(f"The loss is {loss.item()} at step {done}: lower the learning rate.")
                 loss.backward()
@@ -326,7 +336,7 @@ def save_adapter(adapted: Any, folder: Path) -> None:
     with torch.no_grad():
         for weight in _trained(adapted).values():
             weight.data = weight.data.bfloat16()
-    adapted.save_pretrained(folder)
+    adapted.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's form for a model card
 
 
