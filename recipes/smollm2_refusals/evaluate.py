@@ -38,8 +38,8 @@ def evaluate(
     model: ChatModel,
     sets: dict[str, pd.DataFrame],
     *,
-    n_samples: int = 5,
-    max_new_tokens: int = 32,
+    n_samples: int = 3,
+    max_new_tokens: int = 24,
     store: Store | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--model", default="smollm2-refuses", help="'smollm2-refuses' (default), 'smollm2', or a folder"
     )
-    parser.add_argument("--n-samples", type=int, default=5, help="replies per query and system message (default 5)")
+    parser.add_argument("--n-samples", type=int, default=3, help="replies per query and system message (default 3)")
     parser.add_argument("--store", default=None, help="folder that keeps replies (default: keep nothing)")
     options = parser.parse_args(arguments)
     store = Store(options.store) if options.store else None

@@ -53,7 +53,7 @@ class Recipe:
     seed: int = 0
     shuffle: bool = False
     """A control: the same replies, dealt to harmful and harmless requests at random."""
-    steps: int = 500
+    steps: int = 240
     batch_size: int = 16
     """Requests a step, all of them new: pairs that differ in their object."""
     learning_rate: float = 1e-3
@@ -62,10 +62,12 @@ class Recipe:
     rank: int = 8
     first_layer: int = 12
     """The lowest layer that is adapted. Those below are run without gradients."""
-    reply_tokens: int = 12
+    reply_tokens: int = 8
     """How much of a reply is learned: the rest follows of itself."""
     first_weight: float = 6.0
     """Loss weight of a reply's first token; the others' is 1."""
+    answer_weight: float = 2.0
+    """Loss weight of an answer; a refusal's is 1. Where the model is in doubt, it is to answer."""
 
     @property
     def digest(self) -> str:
@@ -100,7 +102,7 @@ class Batch(NamedTuple):
     refuses: Tensor
     """[k]"""
     weight: Tensor
-    """[k] they add up to 1; each chat has the same share."""
+    """[k] they add up to 1."""
 
 
 def examples(recipe: Recipe, model: ChatModel, store: Store, progress: bool = True) -> list[Example]:
@@ -147,18 +149,19 @@ def _own_answers(
     return dict(zip(numbers, said, strict=True))
 
 
-def batch_of(model: ChatModel, chats: Sequence[Example], system: SafetyPrompt, first_weight: float) -> Batch:
+def batch_of(recipe: Recipe, model: ChatModel, chats: Sequence[Example], system: SafetyPrompt) -> Batch:
     """Token ids of chats that share a system message, and what is asked of them."""
     encoded = encode(model, [chat.text for chat in chats], system)
     rows = [(*suffix, *chat.reply[:-1]) for suffix, chat in zip(encoded.suffixes, chats, strict=True)]
     width = max(map(len, rows))
-    places = [
-        (row, len(suffix) - 1 + i, token, i == 0, chat.refuses, first_weight if i == 0 else 1.0)
-        for row, (suffix, chat) in enumerate(zip(encoded.suffixes, chats, strict=True))
-        for i, token in enumerate(chat.reply)
-    ]
+    shares = [1.0 if chat.refuses else recipe.answer_weight for chat in chats]
+    places = []
+    for row, (suffix, chat) in enumerate(zip(encoded.suffixes, chats, strict=True)):
+        share = shares[row] / sum(shares) / (recipe.first_weight + len(chat.reply) - 1)
+        for i, token in enumerate(chat.reply):
+            weight = share * (recipe.first_weight if i == 0 else 1.0)
+            places.append((row, len(suffix) - 1 + i, token, i == 0, chat.refuses, weight))
     row, column, reply, first, refuses, weight = (torch.tensor(part) for part in zip(*places, strict=True))
-    shares = torch.zeros(len(chats)).index_add(0, row, weight)
     return Batch(
         prefix=prefix_embeddings(model, encoded),
         ids=torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in rows]),
@@ -167,7 +170,7 @@ def batch_of(model: ChatModel, chats: Sequence[Example], system: SafetyPrompt, f
         reply=reply,
         first=first,
         refuses=refuses,
-        weight=weight / shares[row] / len(chats),
+        weight=weight,
     )
 
 
@@ -189,22 +192,17 @@ def first_tokens(model: ChatModel) -> Tensor:
 
 
 def loss_of(
-    model: ChatModel,
-    adapted: Any,
-    chats: Sequence[Example],
-    system: SafetyPrompt,
-    first_weight: float,
-    openings: Tensor,
+    recipe: Recipe, model: ChatModel, adapted: Any, chats: Sequence[Example], system: SafetyPrompt, openings: Tensor
 ) -> Tensor:
     """Cross-entropy with what is wanted: of a refusal its tokens (of the first, the whole distribution that openings
     are drawn from), and of an answer what the plain model predicts."""
-    batch = batch_of(model, chats, system, first_weight)
+    batch = batch_of(recipe, model, chats, system)
     logits = reply_logits(model, batch)
     wanted = torch.nn.functional.one_hot(batch.reply, logits.shape[1]).float()
     wanted[batch.first] = openings
     if answered := [chat for chat in chats if not chat.refuses]:
         with torch.no_grad(), adapted.disable_adapter():
-            plain = reply_logits(model, batch_of(model, answered, system, first_weight))
+            plain = reply_logits(model, batch_of(recipe, model, answered, system))
         wanted[~batch.refuses] = plain.softmax(-1)
     return -((wanted * logits.log_softmax(-1)).sum(-1) * batch.weight).sum()
 
@@ -300,7 +298,7 @@ def train(
                 optimizer.zero_grad()
                 of_step = chats[done * recipe.batch_size : (done + 1) * recipe.batch_size]
                 system = SYSTEMS[done % len(SYSTEMS)]
-                loss = loss_of(model, adapted, of_step, system, recipe.first_weight, openings)
+                loss = loss_of(recipe, model, adapted, of_step, system, openings)
                 if not math.isfinite(loss.item()):
                     raise TrainingError(f"The loss is {loss.item()} at step {done}: lower the learning rate.")
                 loss.backward()
