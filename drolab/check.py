@@ -35,6 +35,7 @@ from drolab.models import (
     free_memory,
     load_model,
     loading,
+    named_source,
     own_text,
     prefix_embeddings,
     run_prefix,
@@ -227,7 +228,8 @@ def _where(name: str, options: Mapping[str, Any]) -> list[_Row]:
         return [_Row("files", "ok", "the demo model, which comes with drolab")]
     chosen = {key: options[key] for key in ("revision", "gguf_file", "base") if key in options}
     with loading(name):
-        source = find_source(name, **{key: value if value is None else str(value) for key, value in chosen.items()})
+        said = {key: value if value is None else str(value) for key, value in chosen.items()}
+        source = named_source(name) or find_source(name, **said)
         rows = [_files(source)]
         while source.base is not None:
             source = source.base

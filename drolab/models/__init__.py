@@ -73,7 +73,7 @@ from drolab.models.reasoning import (
     split_reply,
     to_answer,
 )
-from drolab.models.sources import DEMO, Source, find_source, loading, model_source
+from drolab.models.sources import DEMO, Source, find_source, loading, model_source, named_source
 from drolab.models.template_thinking import Thinking
 from drolab.models.templates import CHAT_FORMATS, Template, chat_format
 
@@ -134,6 +134,7 @@ __all__ = [
     "marks_among",
     "marks_in",
     "model_source",
+    "named_source",
     "open_thought",
     "own_text",
     "passes",
