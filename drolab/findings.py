@@ -318,9 +318,8 @@ def _where(sites: pd.DataFrame | None, n_prompts: int, not_run: NotRun | None) -
     if (turn := first.get("refusal cosine")) is not None and pd.notna(turn["layer"]):
         parts.append(f"safety prompts turn the states towards refusal first at layer {turn['layer']}")
     elif turn is not None and turn["note"]:
-        parts.append(
-            f"whether safety prompts turn the states towards refusal cannot be tested here ({_first_sentence(turn['note'])})"
-        )
+        why = _first_sentence(turn["note"])
+        parts.append(f"whether safety prompts turn the states towards refusal cannot be tested here ({why})")
     elif turn is not None:
         parts.append("a turn of the states towards refusal stands out at none of these layers")
     token = "the last token" if position == -1 else f"token {position}"
