@@ -26,7 +26,6 @@ from drolab.models import (
     ChatModel,
     Source,
     audit,
-    baselines,
     can_pack,
     can_read_in_place,
     can_share_prefix,
@@ -36,6 +35,8 @@ from drolab.models import (
     free_memory,
     load_model,
     loading,
+    named_source,
+    own_text,
     prefix_embeddings,
     run_prefix,
     token_bytes,
@@ -57,6 +58,31 @@ _NEW_TOKENS = 64
 """How long replies are at most."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much the notebooks are asked for: their parameters, as numbers."""
+
+    anchors: int
+    """Training queries."""
+    heldout: int
+    borderline: int
+    prompts: int
+    """Of the set PROMPTS, `none` included."""
+    others: int = 3
+    """Safety prompts beside them, in notebook 07."""
+    n_samples: int = 10
+    max_new_tokens: int = _NEW_TOKENS
+    n_random: int = 20
+    """Random directions."""
+
+
+def usual_size(n_samples: int = 10) -> Size:
+    """With the parameters that stand in the notebooks, but N_SAMPLES."""
+    anchors, heldout, borderline = (len(load_queries(name)) for name in ("anchors", "heldout", "borderline"))
+    sizes = {"anchors": anchors, "heldout": heldout, "borderline": borderline}
+    return Size(**sizes, prompts=len(load_prompts()), n_samples=n_samples)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Check:
     """What `check_model` found."""
@@ -74,6 +100,8 @@ class Check:
     """Settings that it works with better, or at all."""
     refused: str = ""
     """Why it does not work; "" if it does."""
+    measured: Measured | None = None
+    """What times are computed from; None where nothing was measured."""
 
     @property
     def answer(self) -> str:
@@ -163,12 +191,12 @@ def _tried(model: ChatModel, rows: list[_Row], load_s: float, n_samples: int) ->
         said = str(error) if isinstance(error, DrolabError) else f"its own code fails: {error!r}"
         return _check(model.name, [*rows, _Row("a trial", "problem", said)], refused=said)
     rows += tried
-    todo = works(model, n_samples)
-    table = [_timed(name, work, speed, load_s) for name, work in todo.items()]
-    times = pd.DataFrame(table, columns=list(TIME_COLUMNS))
+    size = usual_size(n_samples)
+    measured = _measured(model, speed, load_s)
+    times = measured.times(size)
     advice += [f"{row.do} ({row.asked}: {row.found})" for row in rows if row.status == "problem" and row.do]
-    advice += _faster(model, times, sum(work.replies for work in todo.values()) * speed.reply, n_samples)
-    return _check(model.name, rows, times=times, replies=replies, advice=tuple(advice))
+    advice += _faster(model, times, float(times["replies"].sum()) * speed.reply, n_samples)
+    return _check(model.name, rows, times=times, replies=replies, advice=tuple(advice), measured=measured)
 
 
 class _Row(NamedTuple):
@@ -200,7 +228,8 @@ def _where(name: str, options: Mapping[str, Any]) -> list[_Row]:
         return [_Row("files", "ok", "the demo model, which comes with drolab")]
     chosen = {key: options[key] for key in ("revision", "gguf_file", "base") if key in options}
     with loading(name):
-        source = find_source(name, **{key: value if value is None else str(value) for key, value in chosen.items()})
+        said = {key: value if value is None else str(value) for key, value in chosen.items()}
+        source = named_source(name) or find_source(name, **said)
         rows = [_files(source)]
         while source.base is not None:
             source = source.base
@@ -354,6 +383,50 @@ class Speed:
     """How many tokens pass for one chat."""
     slowness: float
     """Of what does not depend on the model: see `_slowness`."""
+    lengths: tuple[int, ...] = (_NEW_TOKENS,)
+    """Tokens of the answers that were tried, as far as that is known."""
+    thought: int = 0
+    """Tokens before the answer, at most."""
+
+    def reply_of(self, max_new_tokens: int) -> float:
+        """Of one reply, if answers have at most so many tokens."""
+        cut = [max_new_tokens if n >= _NEW_TOKENS else min(n, max_new_tokens) for n in self.lengths]
+        return self.reply * (sum(cut) / len(cut) + self.thought) / (sum(self.lengths) / len(cut) + self.thought)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is known of a model once it was tried, and what follows for any plan."""
+
+    fingerprint: str
+    num_hidden_layers: int
+    speed: Speed
+    load_s: float
+    """Seconds to load it."""
+    own_text: str = ""
+    """The system text that `none` is for it, if there is one."""
+    system_as: str | None = None
+    """What it needs to be told where its template has no place for a system message."""
+    trainable: bool = True
+
+    def times(self, size: Size) -> pd.DataFrame:
+        """TIME_COLUMNS, for notebooks that are asked for so much."""
+        todo = works(size, num_hidden_layers=self.num_hidden_layers, has_own_text=bool(self.own_text))
+        reply = self.speed.reply_of(size.max_new_tokens)
+        table = [_timed(name, work, replace(self.speed, reply=reply), self.load_s) for name, work in todo.items()]
+        return pd.DataFrame(table, columns=list(TIME_COLUMNS))
+
+
+def _measured(model: ChatModel, speed: Speed, load_s: float) -> Measured:
+    return Measured(
+        fingerprint=model.fingerprint,
+        num_hidden_layers=model.num_hidden_layers,
+        speed=speed,
+        load_s=load_s,
+        own_text=own_text(model),
+        system_as=model.template.system_as,
+        trainable=speed.step > 0,
+    )
 
 
 @contextmanager
@@ -388,9 +461,10 @@ def _try(model: ChatModel, trains: bool) -> tuple[Speed, pd.DataFrame, list[_Row
     rows.append(_Row("states", "ok", f"{1 / (token * chat_tokens):,.1f} chats a second under the longest prompt"))
     step, said = _try_training(model, found, token) if trains else (0.0, _Row("a DRO step", "note", "not tried"))
     rows.append(said)
-    reply, written, replies, said = _try_replies(model, token)
+    reply, written, lengths, replies, said = _try_replies(model, token)
     times = {"token": token, "reply": reply, "written": written, "step": step, "slowness": _slowness()}
-    return Speed(**times, chat_tokens=chat_tokens), replies, [*rows, said]
+    lasting = {"lengths": lengths, "thought": thinking_budget(model) or 0}
+    return Speed(**times, chat_tokens=chat_tokens, **lasting), replies, [*rows, said]
 
 
 def _slowness() -> float:
@@ -432,9 +506,9 @@ def _try_training(model: ChatModel, states: Any, token: float) -> tuple[float, _
     return seconds, _Row("a DRO step", "ok", f"{seconds:.1f} s for {size} queries (tried with {n})")
 
 
-def _try_replies(model: ChatModel, token: float) -> tuple[float, float, pd.DataFrame, _Row]:
-    """Seconds of a reply and of a token, and the replies. Whole thoughts are not waited for: they count as long as they
-    may be."""
+def _try_replies(model: ChatModel, token: float) -> tuple[float, float, tuple[int, ...], pd.DataFrame, _Row]:
+    """Seconds of a reply and of a token, the lengths that count, and the replies. Whole thoughts are not waited for:
+    they count as long as they may be."""
     thought = thinking_budget(model)
     sizes = ((128, _NEW_TOKENS), (32, _NEW_TOKENS), (16, _NEW_TOKENS), (16, 16), (4, 8), (1, 4))
     samples, length = next((pair for pair in sizes if 4 * pair[0] * pair[1] * token < TRIED_S), sizes[-1])
@@ -461,7 +535,8 @@ def _try_replies(model: ChatModel, token: float) -> tuple[float, float, pd.DataF
         if cut > 0.5 and length == _NEW_TOKENS
         else ("ok", "")
     )
-    return reply, written, replies, _Row("replies", status, found, do)
+    lengths = tuple(map(int, replies["n_tokens"])) if whole else (_NEW_TOKENS,)
+    return reply, written, lengths, replies, _Row("replies", status, found, do)
 
 
 # --- what follows for the notebooks --------------------------------------------------------------------------
@@ -480,36 +555,43 @@ class Work(NamedTuple):
     """What does not depend on the model: fits, intervals, figures, the kernel's start."""
 
 
-def works(model: ChatModel, n_samples: int) -> dict[str, Work]:
-    """By notebook, with its own parameters but N_SAMPLES, and without what those before it have put into the store.
+def works(size: Size, *, num_hidden_layers: int, has_own_text: bool = False) -> dict[str, Work]:
+    """By notebook, without what those before it have put into the store.
 
     The seconds are those of the demo model's notebooks from a full store, one at a time on two idle cores, and for 03
     and 07 what UMAP and `transfer` take the first time.
     """
-    anchors, heldout, borderline = (len(load_queries(name)) for name in ("anchors", "heldout", "borderline"))
-    extra = len(baselines(model)) - 1
-    prompts, new = len(load_prompts()) + extra, heldout + borderline
+    anchors, heldout, random = size.anchors, size.heldout, size.n_random
+    extra, new = int(has_own_text), heldout + size.borderline
+    prompts = size.prompts + extra
     config = DROConfig()
     steps = config.num_train_epochs * -(-anchors // config.batch_size)
-    layers = model.num_hidden_layers + 1
-    random, doses = 20, 7
+    layers, doses = num_hidden_layers + 1, 7
     # Edits of the last token; an ablation runs whole chats, which are among the states.
     edits = (1 + random) * (doses - 1) + 1 + 2 * (1 + 2 * random)
     return {
         "01_what_the_model_reads": Work(states=20, seconds=6),
         "02_hidden_states": Work(states=anchors * prompts, seconds=7 + 0.3 * layers * (2 + extra)),
         "03_what_safety_prompts_move": Work(
-            states=anchors * (2 + prompts + 1), replies=anchors * (prompts + 1) * n_samples, seconds=27
+            states=anchors * (2 + prompts + 1), replies=anchors * (prompts + 1) * size.n_samples, seconds=27
         ),
         "04_refusal_direction": Work(
             states=anchors + heldout * (2 + 1 + random),
             edited=heldout * edits,
-            replies=heldout * 2 * n_samples,
+            replies=heldout * 2 * size.n_samples,
             seconds=11,
         ),
         "05_train_dro": Work(states=4 * (anchors + heldout), steps=steps, seconds=12),
-        "06_responses": Work(states=3 * new, replies=(new * 3 - heldout * 2) * n_samples, seconds=15),
-        "07_beyond_the_paper": Work(states=heldout * 10, replies=new * 6 * n_samples, seconds=36),
+        "06_responses": Work(
+            states=(3 + extra) * new, replies=(new * (3 + extra) - heldout * 2) * size.n_samples, seconds=15
+        ),
+        # Beside the prompts of the set and the others a neutral one, random words (states only) and the trained one;
+        # replies under three of them are there from 06.
+        "07_beyond_the_paper": Work(
+            states=heldout * (prompts + size.others + 3),
+            replies=new * (size.prompts + size.others + 2 - 3) * size.n_samples,
+            seconds=36,
+        ),
     }
 
 

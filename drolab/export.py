@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from drolab.errors import ExportError, ModelError, StatesError, TrainingError
+from drolab.errors import ExportError, ModelError, StatesError, TooFewError, TrainingError
 from drolab.figures import BIDIRECTIONAL, CONFIG, Sheet, caption, sheet
 from drolab.files import expanded, file_sha256, safe_path, write_file
 from drolab.progress import Progress, bar
@@ -210,6 +210,15 @@ class Section:
     def __bool__(self) -> bool:
         return self._whole
 
+    def need(self) -> None:
+        """For a part that builds on this one: end it as well, for the same reason.
+
+        Raises:
+            TooFewError: this part has not run to its end.
+        """
+        if not self._whole:
+            raise TooFewError(self.reason or f"“{self.name}” has not run to its end: run it first.")
+
 
 class Results:
     """What a notebook finds, written while it goes: `out/figures`, `out/tables` and `out/numbers/{notebook}.json`.
@@ -239,9 +248,12 @@ class Results:
         Cannot be tested here: No query is refused: ask others.
         >>> bool(direction)
         False
+        >>> with results.section("3. Along it"):
+        ...     direction.need()
+        Cannot be tested here: No query is refused: ask others.
         >>> listing = json.loads(saved.path.read_text(encoding="utf-8"))
         >>> listing["captions"], listing["not_run"]
-        ({'rates': 'Under the prompt more is refused.'}, {'2. A direction': 'No query is refused: ask others.'})
+        ({'rates': 'Under the prompt more is refused.'}, {'2. A direction': 'No query is refused: ask others.', ...})
         >>> folder.cleanup()
     """
 
@@ -251,6 +263,11 @@ class Results:
         if about:
             self._listing["numbers"]["about"] = dict(about)
         self._listing |= {"findings": [], "not_run": {}}
+
+    @property
+    def not_run(self) -> dict[str, str]:
+        """The sections that could not be run: heading → why."""
+        return dict(self._listing["not_run"])
 
     def add(
         self,
@@ -314,11 +331,6 @@ class Results:
 
     def _list(self) -> Path:
         return save_numbers(self._root / "numbers", self._notebook, self._listing)
-
-
-def save_results(out: str | Path, notebook: str, *, title: str, **found: Any) -> Saved:
-    """`Results` with one section alone."""
-    return Results(out, notebook, title=title).add(**found)
 
 
 # ---------------------------------------------------------------- bundles

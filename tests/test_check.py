@@ -74,9 +74,13 @@ def parameters(name: str) -> dict[str, Any]:
     return {ast.unparse(node.targets[0]): ast.literal_eval(node.value) for node in assigned}
 
 
+def counts(model: ChatModel, n_samples: int) -> dict[str, check.Work]:
+    return check.works(check.usual_size(n_samples), num_hidden_layers=model.num_hidden_layers)
+
+
 def test_the_counts_are_of_these_notebooks(demo: ChatModel) -> None:
     """Each of them, with its own parameters."""
-    works = check.works(demo, 10)
+    works = counts(demo, 10)
     assert tuple(works) == notebooks.DEMO_NOTEBOOKS
     for name, work in works.items():
         found = parameters(name)
@@ -86,7 +90,7 @@ def test_the_counts_are_of_these_notebooks(demo: ChatModel) -> None:
         assert found.get("PROMPTS", "safety") == "safety"
     assert parameters("04_refusal_direction")["N_RANDOM"] == 20
     assert len(parameters("07_beyond_the_paper")["OTHERS"]) == 3
-    fewer = check.works(demo, 5)
+    fewer = counts(demo, 5)
     assert all(2 * fewer[name].replies == work.replies for name, work in works.items())
 
 
@@ -150,7 +154,7 @@ def test_a_slow_model_gets_small_trials(demo: ChatModel, monkeypatch: pytest.Mon
     found = check_model(demo)
     assert "computed" in row(found, "a DRO step").found
     assert len(found.replies) == 4
-    assert found.answer == "Yes."
+    assert found.answer.startswith("Yes")  # on a busy machine with the advice of fewer samples
 
 
 # What is no model
@@ -240,7 +244,8 @@ def test_without_network_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_replies_of_a_model_that_thinks_count_with_their_thoughts() -> None:
-    reply, written, replies, row = check._try_replies(thinker("opened"), 1e9)
+    reply, written, lengths, replies, row = check._try_replies(thinker("opened"), 1e9)
     assert replies["n_tokens"].max() <= 4 + 4  # a thought of its own is not waited for
     assert reply == pytest.approx(written * (64 + 96))
+    assert lengths == (64,)
     assert "before each it thinks, for 96 tokens at most" in row.found

