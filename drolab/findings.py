@@ -318,7 +318,7 @@ def _where(sites: pd.DataFrame | None, n_prompts: int, not_run: NotRun | None) -
     elif turn is not None:
         parts.append("a turn of the states towards refusal stands out at none of these layers")
     token = "the last token" if position == -1 else f"token {position}"
-    return f"At {token} {' and '.join(parts)}; {few}."
+    return f"Of the layers looked at, at {token} {' and '.join(parts)}; {few}."
 
 
 def refusal_direction(

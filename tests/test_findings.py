@@ -201,8 +201,8 @@ def sites(harm: int | None, turn: int | None, note: str = "") -> pd.DataFrame:
     [
         (
             sites(1, 2),
-            "At the last token harm can be read first at layer 1 and safety prompts turn the states towards refusal "
-            "first at layer 2; the intervals are over queries, and 3 safety prompts are no sample of all prompts.",
+            "Of the layers looked at, at the last token harm can be read first at layer 1 and safety prompts turn the "
+            "states towards refusal first at layer 2; the intervals are over queries, and 3 safety prompts are no sample of all prompts.",
         ),
         (sites(None, None), "harm can be read at none of these layers and a turn of the states towards refusal stands"),
         (sites(1, None, "Nobody refuses."), "refusal cannot be tested here (Nobody refuses); the intervals are"),
@@ -219,7 +219,7 @@ def test_where_prompts_turn_to_refusal(found: pd.DataFrame | None, words: str) -
 def test_one_safety_prompt_has_nothing_to_be_like() -> None:
     said = findings.what_prompts_move(sites=sites(1, 2), n_prompts=1, not_run={"2. The same": "Pass more of them."})
     assert said[0].endswith("in similar directions cannot be tested here: Pass more of them.")
-    assert said[-1].startswith("At the last token harm")
+    assert said[-1].startswith("Of the layers looked at, at the last token harm")
 
 
 def probes(problem: str = "") -> pd.DataFrame:

@@ -29,7 +29,7 @@ from drolab.errors import DrolabError, ModelError, QueryError, StatesError, TooF
 from drolab.types import HiddenStates
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-MEASURED = re.compile(r"\.\d{2}|(?<!notebook )\b\d{2,}\b(?! %)")
+MEASURED = re.compile(r"\.\d{2}|(?<![Nn]otebook )\b\d{2,}\b(?! %)")
 """A figure that a run gives: not .5, the AUC of chance, nor 95 % or a notebook's number."""
 
 PARAMETERS = 'OUT = "nowhere"  # folder\nLAYER = -1'
@@ -192,9 +192,10 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert capsys.readouterr().err == "drolab: no here None: try again.\n"
 
 
-@pytest.mark.parametrize("name", [*notebooks.DEMO_NOTEBOOKS, "08_published_results"])
+@pytest.mark.parametrize("name", notebooks.DEMO_NOTEBOOKS)
 def test_only_cells_about_the_demo_model_have_its_numbers(name: str) -> None:
-    """All other text stands in another model's notebook, too; a run's own numbers are printed by cells."""
+    """All other text stands in another model's notebook, too; a run's own numbers are printed by cells. (Those of
+    notebook 08 are the release's, and a number may stand beside a link to the page that says where it is from.)"""
     cells = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells
     own = [cell for cell in cells if {"demo", "published"} & {*cell.metadata.get("tags", [])}]
     assert {cell.cell_type for cell in own} <= {"markdown"}
@@ -202,7 +203,8 @@ def test_only_cells_about_the_demo_model_have_its_numbers(name: str) -> None:
     others = [cell for cell in cells if cell not in own]
     said = [line for cell in others if cell.cell_type == "markdown" for line in cell.source.splitlines()]
     said += [text for cell in others if cell.cell_type == "code" for text in sentences(cell.source)]
-    assert [line for line in said if MEASURED.search(line) or "demo model" in line] == []
+    found = [line for line in said if MEASURED.search(line) or "demo model" in line]
+    assert [line for line in found if "](../docs/" not in line] == []
 
 
 def sentences(source: str) -> list[str]:
@@ -298,12 +300,14 @@ def test_one_safety_prompt_and_few_queries_are_no_end(
     """Nothing to compare a prompt with, too few queries for folds, for UMAP and for the sweep: the rest is shown."""
     (tmp_path / "one.yaml").write_text("careful: Be careful.")
     few = asked | {"PROMPTS": str(tmp_path / "one.yaml"), "OUT": str(tmp_path)}
+    n_samples = few.pop("N_SAMPLES")
     names = in_turn("02_hidden_states", few, monkeypatch, n=3)
     assert names["prompt"].name == "careful"
     second = saved(few, "02")
     assert [heading[:2] for heading in second["not_run"]] == ["3.", "4."]
     assert second["figures"] == ["02_projection"]
     assert second["findings"][0].startswith("Whether harmful and harmless queries can be told apart cannot be tested")
+    few["N_SAMPLES"] = n_samples
     in_turn("03_what_safety_prompts_move", few, monkeypatch, n=3, NEUTRAL="brief", POSITIONS=(-1,))
     third = saved(few, "03")
     assert {"2.", "4."} <= {heading[:2] for heading in third["not_run"]}
