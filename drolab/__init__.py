@@ -20,6 +20,7 @@ _NAMES = {
     "judges": ("judge",),
     "dro": ("train_dro",),
     "check": ("check_model",),
+    "reproduction": ("reproduce",),
 }
 """Wing → what it gives to everyone."""
 _MODULES = {

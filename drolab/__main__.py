@@ -1,4 +1,4 @@
-"""The command line: `drolab demo`, `check`, `notebooks`, `app`, `store …`. It only calls the library."""
+"""The command line: `drolab demo`, `check`, `reproduce`, `notebooks`, `app`, `store …`. It only calls the library."""
 
 from __future__ import annotations
 
@@ -29,6 +29,17 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("model", help="demo, a hub id, a folder or a .gguf file")
     check.add_argument("--samples", type=int, default=10, help="replies per query and prompt (default: %(default)s)")
     _add_loading(check)
+    again = commands.add_parser("reproduce", help="the whole experiment on your model: check, notebooks, report")
+    again.add_argument("models", nargs="+", metavar="MODEL", help="demo, a hub id, a folder or a .gguf file")
+    size = again.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="what fits an hour here; it says what it leaves out")
+    size.add_argument("--full", action="store_true", help="the notebooks' own settings (without either: if they fit)")
+    again.add_argument("--out", help="folder for the results (default: out/ and the model's name, or out/all)")
+    again.add_argument("--store", help="folder of the store (default: $DROLAB_CACHE or the platform's cache folder)")
+    again.add_argument("--seed", type=int, default=0, help="of sampling and training (default: %(default)s)")
+    again.add_argument("--paper-model", metavar="ID", help="which of the paper's models a folder is")
+    again.add_argument("--paper-code", metavar="FOLDER", help="a clone of the paper's code: its prompts and queries")
+    _add_loading(again)
     copies = commands.add_parser("notebooks", help="copy the notebooks to a folder of yours")
     copies.add_argument("folder", help="made if it is not there; notebooks that you changed are never overwritten")
     app = commands.add_parser("app", help="serve the panels as a dashboard, on this machine only")
@@ -45,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
 _LOADING = {
     "dtype": "bfloat16, float32 or float16",
-    "device_map": "auto or cuda",
+    "device_map": "cpu, cuda, or auto for all GPUs",
     "revision": "a commit",
     "chat_template": "the name of a known format, or Jinja text",
     "template_kwargs": "JSON, such as '{\"enable_thinking\": false}'",
@@ -56,7 +67,8 @@ _LOADING = {
 
 def _add_loading(parser: argparse.ArgumentParser) -> None:
     for option, text in _LOADING.items():
-        parser.add_argument(f"--{option.replace('_', '-')}", help=f"of load_model: {text}")
+        names = [f"--{option.replace('_', '-')}", *(["--device"] if option == "device_map" else [])]
+        parser.add_argument(*names, help=f"of load_model: {text}")
 
 
 def _load_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -116,9 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it worked, 1 if not (with the reason on stderr)."""
     options = _parser().parse_args(arguments)
     try:
-        return {"demo": _demo, "check": _check_model, "notebooks": _notebooks, "app": _app, "store": _store}[
-            options.command
-        ](options)
+        commands = {"demo": _demo, "check": _check_model, "reproduce": _reproduce, "notebooks": _notebooks}
+        return (commands | {"app": _app, "store": _store})[options.command](options)
     except DrolabError as error:
         print(f"drolab: {error}", file=sys.stderr)
         return 1
@@ -137,6 +148,19 @@ def _check_model(options: argparse.Namespace) -> int:
     found = check_model(options.model, load=_load_options(options), n_samples=options.samples)
     print(found)
     return int(bool(found.refused))
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from drolab.reproduction import reproduce
+
+    chosen = {name: getattr(options, name) for name in ("out", "store", "seed", "paper_model", "paper_code")}
+    quick = True if options.quick else False if options.full else None
+    models = options.models if len(options.models) > 1 else options.models[0]
+    try:
+        reproduce(models, quick=quick, load=_load_options(options), **chosen)
+    except KeyboardInterrupt:  # it has said how to go on
+        return 130
+    return 0
 
 
 def _notebooks(options: argparse.Namespace) -> int:

@@ -20,12 +20,12 @@ import torch
 from drolab.data import load_prompts, load_queries
 from drolab.dro import Training
 from drolab.errors import ChatTemplateError, DrolabError, shown
-from drolab.inference import generate, hidden_states, thinking_budget
+from drolab.inference import at_once, generate, hidden_states, reply_bytes, thinking_budget
 from drolab.models import (
     DEMO,
     ChatModel,
+    Source,
     audit,
-    baselines,
     can_pack,
     can_read_in_place,
     can_share_prefix,
@@ -35,8 +35,11 @@ from drolab.models import (
     free_memory,
     load_model,
     loading,
+    named_source,
+    own_text,
     prefix_embeddings,
     run_prefix,
+    token_bytes,
 )
 from drolab.probing import fit_anchors
 from drolab.progress import in_words
@@ -51,8 +54,33 @@ ROW_COLUMNS = ("asked", "status", "found", "do")
 TIME_COLUMNS = ("notebook", "states", "edited", "steps", "replies", "seconds")
 _LOOP_S = 0.005
 """What the loop in `_slowness` takes on the machine on which the seconds in `works` were measured, idle."""
-_REPLIES, _NEW_TOKENS = 128, 64
-"""How many replies `generate` writes at once at least, and how long they are at most."""
+_NEW_TOKENS = 64
+"""How long replies are at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much the notebooks are asked for: their parameters, as numbers."""
+
+    anchors: int
+    """Training queries."""
+    heldout: int
+    borderline: int
+    prompts: int
+    """Of the set PROMPTS, `none` included."""
+    others: int = 3
+    """Safety prompts beside them, in notebook 07."""
+    n_samples: int = 10
+    max_new_tokens: int = _NEW_TOKENS
+    n_random: int = 20
+    """Random directions."""
+
+
+def usual_size(n_samples: int = 10) -> Size:
+    """With the parameters that stand in the notebooks, but N_SAMPLES."""
+    anchors, heldout, borderline = (len(load_queries(name)) for name in ("anchors", "heldout", "borderline"))
+    sizes = {"anchors": anchors, "heldout": heldout, "borderline": borderline}
+    return Size(**sizes, prompts=len(load_prompts()), n_samples=n_samples)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,6 +100,8 @@ class Check:
     """Settings that it works with better, or at all."""
     refused: str = ""
     """Why it does not work; "" if it does."""
+    measured: Measured | None = None
+    """What times are computed from; None where nothing was measured."""
 
     @property
     def answer(self) -> str:
@@ -137,8 +167,8 @@ def check_model(model: ChatModel | str | Path, *, load: Mapping[str, Any] | None
     if not isinstance(model, ChatModel):
         name, options = str(model), dict(load or {})
         rows += _where(name, options)
-        if rows[-1].status == "problem":  # it would have to be fetched
-            return _check(name, rows, refused=f"{rows[-1].found}. {rows[-1].do}")
+        if absent := [row for row in rows if row.status == "problem"]:  # they would have to be fetched
+            return _check(name, rows, refused=" ".join(f"{row.found}. {row.do}" for row in absent))
         started = time.perf_counter()
         model = load_model(name, **options)
         load_s = time.perf_counter() - started
@@ -155,17 +185,18 @@ def _tried(model: ChatModel, rows: list[_Row], load_s: float, n_samples: int) ->
         with torch.no_grad(), threads_for(model.model):
             rows += _abilities(model, len(batch.chat(0)))
             rows += _room(model, batch)
-        speed, replies, tried = _try(model)
+        trains = all(row.status == "ok" for row in rows if row.asked == _TRAINS)
+        speed, replies, tried = _try(model, trains)
     except Exception as error:  # whatever a model's own code raises: to find that out is what the trial is for
         said = str(error) if isinstance(error, DrolabError) else f"its own code fails: {error!r}"
         return _check(model.name, [*rows, _Row("a trial", "problem", said)], refused=said)
     rows += tried
-    todo = works(model, n_samples)
-    table = [_timed(name, work, speed, load_s) for name, work in todo.items()]
-    times = pd.DataFrame(table, columns=list(TIME_COLUMNS))
+    size = usual_size(n_samples)
+    measured = _measured(model, speed, load_s)
+    times = measured.times(size)
     advice += [f"{row.do} ({row.asked}: {row.found})" for row in rows if row.status == "problem" and row.do]
-    advice += _faster(model, times, sum(work.replies for work in todo.values()) * speed.reply, n_samples)
-    return _check(model.name, rows, times=times, replies=replies, advice=tuple(advice))
+    advice += _faster(model, times, float(times["replies"].sum()) * speed.reply, n_samples)
+    return _check(model.name, rows, times=times, replies=replies, advice=tuple(advice), measured=measured)
 
 
 class _Row(NamedTuple):
@@ -192,21 +223,33 @@ def _size(n_bytes: float) -> str:
 
 
 def _where(name: str, options: Mapping[str, Any]) -> list[_Row]:
-    """Access and size, without reading a weight. The last row is a problem if the weights would have to be fetched."""
+    """Access and size, without reading a weight. A row is a problem if its weights would have to be fetched."""
     if name == DEMO:
         return [_Row("files", "ok", "the demo model, which comes with drolab")]
     chosen = {key: options[key] for key in ("revision", "gguf_file", "base") if key in options}
     with loading(name):
-        source = find_source(name, **{key: value if value is None else str(value) for key, value in chosen.items()})
-        folder = source.folder
-        if folder is None:
-            return _on_the_hub(source.place, source.revision)
+        said = {key: value if value is None else str(value) for key, value in chosen.items()}
+        source = named_source(name) or find_source(name, **said)
+        rows = [_files(source)]
+        while source.base is not None:
+            source = source.base
+            rows.append(_files(source)._replace(asked="files of its base"))
+        return rows
+
+
+def _files(source: Source) -> _Row:
+    if source.adapter is not None:
+        weights = Path(source.adapter.weights)  # which are here by now
+        return _Row("files", "ok", f"an adapter in {weights.parent}, {_size(weights.stat().st_size)}")
+    folder = source.folder
+    if folder is None:
+        return _on_the_hub(source.place, source.revision)
     files = [folder / source.gguf] if source.gguf else [*folder.glob("*.safetensors")]
     size = sum(file.stat().st_size for file in files)
-    return [_Row("files", "ok", f"{len(files)} of weights in {folder}, {_size(size)}; no licence gate, no download")]
+    return _Row("files", "ok", f"{len(files)} of weights in {folder}, {_size(size)}; no licence gate, no download")
 
 
-def _on_the_hub(place: str, revision: str | None) -> list[_Row]:
+def _on_the_hub(place: str, revision: str | None) -> _Row:
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
     cached = try_to_load_from_cache(place, "config.json", revision=revision)
@@ -214,7 +257,7 @@ def _on_the_hub(place: str, revision: str | None) -> list[_Row]:
         files = [*Path(cached).parent.glob("*.safetensors"), *Path(cached).parent.glob("*.gguf")]
         if files:
             size = sum(file.stat().st_size for file in files)
-            return [_Row("files", "ok", f"{place}, {len(files)} of weights in the cache, {_size(size)}; no download")]
+            return _Row("files", "ok", f"{place}, {len(files)} of weights in the cache, {_size(size)}; no download")
     api = HfApi()
     about = api.model_info(place, revision=revision, files_metadata=True)
     api.auth_check(place)  # raises what `loading` explains, if a licence is to be accepted first
@@ -225,7 +268,7 @@ def _on_the_hub(place: str, revision: str | None) -> list[_Row]:
     if sum(sizes) > free:
         fetch = f"The cache's disk has {_size(free)} free: set HF_HOME to a folder on a larger one. {fetch}"
     found = f"{place} is on the hub, not here: {len(sizes)} of weights, {_size(sum(sizes))}; {gate}"
-    return [_Row("files", "problem", found, fetch)]
+    return _Row("files", "problem", found, fetch)
 
 
 def _existing(folder: Path) -> Path:
@@ -280,10 +323,11 @@ def _abilities(model: ChatModel, n_tokens: int) -> list[_Row]:
     try:
         check_trainable(model.model, model.name)
     except DrolabError as error:
-        return [*rows, _Row("trains a prompt", "problem", str(error), _NO_TRAINING)]
-    return [*rows, _Row("trains a prompt", "ok", "yes")]
+        return [*rows, _Row(_TRAINS, "problem", str(error), _NO_TRAINING)]
+    return [*rows, _Row(_TRAINS, "ok", "yes")]
 
 
+_TRAINS = "trains a prompt"
 _NO_TRAINING = "Leave notebook 05 out, and with it the trained prompt in 06 and 07."
 
 
@@ -291,17 +335,17 @@ def _room(model: ChatModel, batch: Any) -> list[_Row]:
     """The weights are there; what else is needed, computed from what one prompt's keys and values take."""
     weights = sum(part.numel() * part.element_size() for part in model.model.parameters())
     begun = run_prefix(model, prefix_embeddings(model, batch))
-    tensors = [value for layer in getattr(begun.cache, "layers", ()) for value in vars(layer).values()]
-    cache = sum(value.numel() * value.element_size() for value in tensors if isinstance(value, torch.Tensor))
-    token = cache / max(1, len(batch.prefix)) or 4.0 * model.num_hidden_layers * model.hidden_size
+    token = token_bytes(model, begun.cache, len(batch.prefix))
+    cache = token * len(batch.prefix)
     suffix = max(map(len, batch.suffixes))
-    own = suffix + _NEW_TOKENS if can_read_in_place(model, len(batch.chat(0))) else len(batch.chat(0)) + _NEW_TOKENS
-    vocabulary = model.model.config.get_text_config().vocab_size
+    copied = not can_read_in_place(model, len(batch.chat(0)))
+    own = (len(batch.chat(0)) if copied else suffix) + _NEW_TOKENS
+    replies = at_once(model, own * token, copied=copied)
     parts = {
         "the prompt": cache,
         "a pass": 512 * 20 * model.hidden_size * 4.0,
         "a DRO step": 512 * 30 * model.num_hidden_layers * model.hidden_size * model.dtype.itemsize,
-        f"{_REPLIES} replies": _REPLIES * (own * token + 12.0 * vocabulary),
+        f"{replies} replies": replies * reply_bytes(model, own * token),
     }
     needed, free = max(parts.values()) + cache, free_memory(model.device)
     words = ", ".join(f"{_size(size)} {what}" for what, size in parts.items())
@@ -339,6 +383,50 @@ class Speed:
     """How many tokens pass for one chat."""
     slowness: float
     """Of what does not depend on the model: see `_slowness`."""
+    lengths: tuple[int, ...] = (_NEW_TOKENS,)
+    """Tokens of the answers that were tried, as far as that is known."""
+    thought: int = 0
+    """Tokens before the answer, at most."""
+
+    def reply_of(self, max_new_tokens: int) -> float:
+        """Of one reply, if answers have at most so many tokens."""
+        cut = [max_new_tokens if n >= _NEW_TOKENS else min(n, max_new_tokens) for n in self.lengths]
+        return self.reply * (sum(cut) / len(cut) + self.thought) / (sum(self.lengths) / len(cut) + self.thought)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is known of a model once it was tried, and what follows for any plan."""
+
+    fingerprint: str
+    num_hidden_layers: int
+    speed: Speed
+    load_s: float
+    """Seconds to load it."""
+    own_text: str = ""
+    """The system text that `none` is for it, if there is one."""
+    system_as: str | None = None
+    """What it needs to be told where its template has no place for a system message."""
+    trainable: bool = True
+
+    def times(self, size: Size) -> pd.DataFrame:
+        """TIME_COLUMNS, for notebooks that are asked for so much."""
+        todo = works(size, num_hidden_layers=self.num_hidden_layers, has_own_text=bool(self.own_text))
+        reply = self.speed.reply_of(size.max_new_tokens)
+        table = [_timed(name, work, replace(self.speed, reply=reply), self.load_s) for name, work in todo.items()]
+        return pd.DataFrame(table, columns=list(TIME_COLUMNS))
+
+
+def _measured(model: ChatModel, speed: Speed, load_s: float) -> Measured:
+    return Measured(
+        fingerprint=model.fingerprint,
+        num_hidden_layers=model.num_hidden_layers,
+        speed=speed,
+        load_s=load_s,
+        own_text=own_text(model),
+        system_as=model.template.system_as,
+        trainable=speed.step > 0,
+    )
 
 
 @contextmanager
@@ -355,7 +443,7 @@ def _passed(model: ChatModel, batch: Any) -> int:
     return whole if can_share_prefix(model) else whole + len(batch.prefix) * (len(batch) - 1)
 
 
-def _try(model: ChatModel) -> tuple[Speed, pd.DataFrame, list[_Row]]:
+def _try(model: ChatModel, trains: bool) -> tuple[Speed, pd.DataFrame, list[_Row]]:
     queries, prompt, rows = load_queries("anchors"), _prompt(), []
 
     def states(n: int) -> tuple[float, Any]:
@@ -371,11 +459,12 @@ def _try(model: ChatModel) -> tuple[Speed, pd.DataFrame, list[_Row]]:
     batch = _batch(model)
     chat_tokens = (_passed(model, batch) - (len(batch.prefix) if can_share_prefix(model) else 0)) / len(batch)
     rows.append(_Row("states", "ok", f"{1 / (token * chat_tokens):,.1f} chats a second under the longest prompt"))
-    step, said = _try_training(model, found, token)
+    step, said = _try_training(model, found, token) if trains else (0.0, _Row("a DRO step", "note", "not tried"))
     rows.append(said)
-    reply, written, replies, said = _try_replies(model, token)
+    reply, written, lengths, replies, said = _try_replies(model, token)
     times = {"token": token, "reply": reply, "written": written, "step": step, "slowness": _slowness()}
-    return Speed(**times, chat_tokens=chat_tokens), replies, [*rows, said]
+    lasting = {"lengths": lengths, "thought": thinking_budget(model) or 0}
+    return Speed(**times, chat_tokens=chat_tokens, **lasting), replies, [*rows, said]
 
 
 def _slowness() -> float:
@@ -388,11 +477,7 @@ def _slowness() -> float:
 
 
 def _try_training(model: ChatModel, states: Any, token: float) -> tuple[float, _Row]:
-    """Seconds of a step of 50 queries, 0 if the model can do none. Space and probes have no meaning here."""
-    try:
-        check_trainable(model.model, model.name)
-    except DrolabError:
-        return 0.0, _Row("a DRO step", "note", "not tried")
+    """Seconds of a step of 50 queries. Space and probes have no meaning here."""
     size = DROConfig().batch_size
     whole = _passed(model, _batch(model, size))
     n = next((n for n in (size, 16, 4) if 6 * token * _passed(model, _batch(model, n)) < TRIED_S), None)
@@ -421,9 +506,9 @@ def _try_training(model: ChatModel, states: Any, token: float) -> tuple[float, _
     return seconds, _Row("a DRO step", "ok", f"{seconds:.1f} s for {size} queries (tried with {n})")
 
 
-def _try_replies(model: ChatModel, token: float) -> tuple[float, float, pd.DataFrame, _Row]:
-    """Seconds of a reply and of a token, and the replies. Whole thoughts are not waited for: they count as long as they
-    may be."""
+def _try_replies(model: ChatModel, token: float) -> tuple[float, float, tuple[int, ...], pd.DataFrame, _Row]:
+    """Seconds of a reply and of a token, the lengths that count, and the replies. Whole thoughts are not waited for:
+    they count as long as they may be."""
     thought = thinking_budget(model)
     sizes = ((128, _NEW_TOKENS), (32, _NEW_TOKENS), (16, _NEW_TOKENS), (16, 16), (4, 8), (1, 4))
     samples, length = next((pair for pair in sizes if 4 * pair[0] * pair[1] * token < TRIED_S), sizes[-1])
@@ -450,7 +535,8 @@ def _try_replies(model: ChatModel, token: float) -> tuple[float, float, pd.DataF
         if cut > 0.5 and length == _NEW_TOKENS
         else ("ok", "")
     )
-    return reply, written, replies, _Row("replies", status, found, do)
+    lengths = tuple(map(int, replies["n_tokens"])) if whole else (_NEW_TOKENS,)
+    return reply, written, lengths, replies, _Row("replies", status, found, do)
 
 
 # --- what follows for the notebooks --------------------------------------------------------------------------
@@ -469,36 +555,43 @@ class Work(NamedTuple):
     """What does not depend on the model: fits, intervals, figures, the kernel's start."""
 
 
-def works(model: ChatModel, n_samples: int) -> dict[str, Work]:
-    """By notebook, with its own parameters but N_SAMPLES, and without what those before it have put into the store.
+def works(size: Size, *, num_hidden_layers: int, has_own_text: bool = False) -> dict[str, Work]:
+    """By notebook, without what those before it have put into the store.
 
     The seconds are those of the demo model's notebooks from a full store, one at a time on two idle cores, and for 03
     and 07 what UMAP and `transfer` take the first time.
     """
-    anchors, heldout, borderline = (len(load_queries(name)) for name in ("anchors", "heldout", "borderline"))
-    extra = len(baselines(model)) - 1
-    prompts, new = len(load_prompts()) + extra, heldout + borderline
+    anchors, heldout, random = size.anchors, size.heldout, size.n_random
+    extra, new = int(has_own_text), heldout + size.borderline
+    prompts = size.prompts + extra
     config = DROConfig()
     steps = config.num_train_epochs * -(-anchors // config.batch_size)
-    layers = model.num_hidden_layers + 1
-    random, doses = 20, 7
+    layers, doses = num_hidden_layers + 1, 7
     # Edits of the last token; an ablation runs whole chats, which are among the states.
     edits = (1 + random) * (doses - 1) + 1 + 2 * (1 + 2 * random)
     return {
         "01_what_the_model_reads": Work(states=20, seconds=6),
         "02_hidden_states": Work(states=anchors * prompts, seconds=7 + 0.3 * layers * (2 + extra)),
         "03_what_safety_prompts_move": Work(
-            states=anchors * (2 + prompts + 1), replies=anchors * (prompts + 1) * n_samples, seconds=27
+            states=anchors * (2 + prompts + 1), replies=anchors * (prompts + 1) * size.n_samples, seconds=27
         ),
         "04_refusal_direction": Work(
             states=anchors + heldout * (2 + 1 + random),
             edited=heldout * edits,
-            replies=heldout * 2 * n_samples,
+            replies=heldout * 2 * size.n_samples,
             seconds=11,
         ),
         "05_train_dro": Work(states=4 * (anchors + heldout), steps=steps, seconds=12),
-        "06_responses": Work(states=3 * new, replies=(new * 3 - heldout * 2) * n_samples, seconds=15),
-        "07_beyond_the_paper": Work(states=heldout * 10, replies=new * 6 * n_samples, seconds=36),
+        "06_responses": Work(
+            states=(3 + extra) * new, replies=(new * (3 + extra) - heldout * 2) * size.n_samples, seconds=15
+        ),
+        # Beside the prompts of the set and the others a neutral one, random words (states only) and the trained one;
+        # replies under three of them are there from 06.
+        "07_beyond_the_paper": Work(
+            states=heldout * (prompts + size.others + 3),
+            replies=new * (size.prompts + size.others + 2 - 3) * size.n_samples,
+            seconds=36,
+        ),
     }
 
 

@@ -45,6 +45,9 @@ _DEMO_BEGINS = ("05", "01", "02", "03", "04", "07", "06")
 class NotebookError(DrolabError, RuntimeError):
     """A notebook cannot be run, or a cell of it failed."""
 
+    ename = ""
+    """The name of the exception that a cell raised."""
+
 
 # ---------------------------------------------------------------- parameters
 
@@ -104,7 +107,7 @@ def run_notebooks(
     *,
     parameters: Mapping[str, Any] | None = None,
     at_once: int = 1,
-    timeout: int = _TIMEOUT_S,
+    timeout: int | None = _TIMEOUT_S,
     expected: Mapping[str, float] | None = None,
     progress: Progress = False,
 ) -> list[Path]:
@@ -119,7 +122,7 @@ def run_notebooks(
         parameters: values for the cells tagged `parameters`; each notebook gets those of the names that it has. With a
             MODEL that is not the demo model, the copies are without the cells tagged `demo`, which are about that one.
         at_once: how many run at the same time.
-        timeout: seconds for one cell.
+        timeout: seconds for one cell; None sets no limit.
         expected: seconds by a notebook's name, as `check_model(model).seconds` has them: said when it begins.
         progress: show a bar of cells; or a callable, see `drolab.progress`, which is called in another thread.
 
@@ -204,7 +207,7 @@ def _read(path: Path) -> NotebookNode:
     return notebook
 
 
-async def _run(path: Path, notebook: NotebookNode, copy: Path, timeout: int, counted: Bar) -> str:
+async def _run(path: Path, notebook: NotebookNode, copy: Path, timeout: int | None, counted: Bar) -> str:
     """Where it ended, in words, if it was not at its end, since nothing was left to measure."""
     import nbformat
     from nbclient import NotebookClient
@@ -228,7 +231,9 @@ async def _run(path: Path, notebook: NotebookNode, copy: Path, timeout: int, cou
             if getattr(error, "ename", "") == TooFewError.__name__:
                 reason = getattr(error, "evalue", "")
                 return f", up to cell {_failed_cell(notebook)[0]}. What follows cannot be tested here: {reason}"
-            raise NotebookError(_failure(path, notebook, copy, error)) from None
+            failed = NotebookError(_failure(path, notebook, copy, error))
+            failed.ename = getattr(error, "ename", "")
+            raise failed from None
         finally:  # a client leaves a kernel that it was given running
             if client.kc is not None:
                 client.kc.stop_channels()

@@ -1,7 +1,7 @@
-"""The report: one page of what a run found, made of what its notebooks saved.
+"""The report: one page of what a run found, made of what its notebooks saved; and one of several models' runs.
 
 In order: what was saved, the page, what it says at its top (the answer in sentences, the verdict as a forest, what was
-not measured), and the notebooks' sections.
+not measured), the notebooks' sections, the paper's numbers beside a run's, and the page that compares models.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from drolab import export
+from drolab.data import ROLES, paper_rates
 from drolab.errors import ExportError, TooFewError
 from drolab.figures import CONFIG, DARK, THEMES, VERDICT_LOOKS, explained, tables
 from drolab.files import write_file
@@ -111,10 +113,35 @@ def _split(numbers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, pd.Dat
 # ---------------------------------------------------------------- the page
 
 
-def write_report(out: Path, listings: Listings) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """How a run was made, as far as its notebooks do not say it."""
+
+    command: str
+    """What repeats it."""
+    said: Sequence[str]
+    """Which settings it took, and why, in sentences."""
+    left_out: Sequence[str] = ()
+    """What a full run has and this one has not, in sentences."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Notebook → the error that ended it."""
+    times: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """notebook, expected, took (in words)."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """For the manifest."""
+    paper_model: str = ""
+    """Which of the paper's eight models this is, as its release calls it; "" if it is none."""
+    paper_sets: bool = False
+    """Its queries and prompts are the paper's own."""
+
+
+def write_report(out: Path, listings: Listings, run: Run | None = None) -> Path:
     """Write `report.html`, `key_numbers.json` and `manifest.json` from what notebooks saved in `out` (see `collect`).
 
     The page needs no other file to show all that it has. Links lead to CSV files beside it.
+
+    Args:
+        run: how it was made; then the paper's numbers stand beside this model's, too.
     """
     numbers = {notebook: listing["numbers"] for notebook, listing in listings.items()}
     export.save_numbers(out, "key_numbers", numbers)
@@ -124,35 +151,31 @@ def write_report(out: Path, listings: Listings) -> Path:
     if none:
         model["none"] = none
     seed = about.pop("seed", 0)
-    page = write_file(out / "report.html", _page(out, listings, model))
+    page = write_file(out / "report.html", _page(out, listings, model, run))
+    about |= {"reproduce": dict(run.settings)} if run else {}
     export.manifest(out, model=model, settings=about, seed=seed)
     return page
 
 
-def _page(out: Path, listings: Listings, model: Mapping[str, Any]) -> str:
-    import jinja2
+def _page(out: Path, listings: Listings, model: Mapping[str, Any], run: Run | None) -> str:
     from plotly.offline import get_plotlyjs
 
     verdict = decisions(out, listings)
+    beside = beside_paper(listings, run.paper_model) if run else pd.DataFrame()
     none = model.get("none") or ""
     sections = [_section(out, notebook, listing, none) for notebook, listing in listings.items()]
     drawn = {figure["name"]: figure for section in sections for figure in section["figures"]}
-    # What cannot be seen, such as marks that turn the reading direction, becomes a space; jinja escapes the rest.
-    environment = jinja2.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=lambda value: _printable(value) if type(value) is str else value,
-    )
-    template = (resources.files("drolab") / "assets" / "report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    return _template("report").render(
         model=model,
         organism=model["model"] == "demo",
         made=_made(),
         answer=answer(verdict),
         forest=_forest(verdict),
         first=[drawn[name] for name in FIRST if name in drawn],
-        unmeasured=list(_unmeasured(out, listings, verdict)),
+        unmeasured=list(_unmeasured(out, listings, verdict, run)),
+        beside=_table(beside, about_beside(run)) if run and len(beside) else {},
+        run=run,
+        times=_table(run.times, "") if run and len(run.times) else {},
         sections=sections,
         first_names=list(FIRST),
         themes=THEMES,
@@ -161,6 +184,21 @@ def _page(out: Path, listings: Listings, model: Mapping[str, Any]) -> str:
         explained=explained,
         plotlyjs=get_plotlyjs(),
     )
+
+
+def _template(name: str) -> Any:
+    """A page of `drolab/assets`. What cannot be seen, such as marks that turn the reading direction, becomes a space;
+    jinja escapes the rest."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: _printable(value) if type(value) is str else value,
+    )
+    text = (resources.files("drolab") / "assets" / f"{name}.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(text)
 
 
 def _made() -> str:
@@ -252,8 +290,11 @@ def _forest(verdict: pd.DataFrame) -> dict[str, Any]:
     return _table(pd.DataFrame(shown), "") | {"pictures": pictures.to_dict("records")}
 
 
-def _unmeasured(out: Path, listings: Listings, verdict: pd.DataFrame) -> Iterator[str]:
+def _unmeasured(out: Path, listings: Listings, verdict: pd.DataFrame, run: Run | None = None) -> Iterator[str]:
     """What was not measured and why, and what is known against the rest, in sentences."""
+    for notebook, why in run.failed.items() if run else ():
+        yield _sentence(f"notebook {notebook} failed: {why}")
+    yield from run.left_out if run else ()
     for claim, says in () if verdict.empty else [item for words in ANSWER for item in words.items()]:
         rows = _rows(verdict, claim)
         if rows.empty:
@@ -281,7 +322,7 @@ def _unmeasured(out: Path, listings: Listings, verdict: pd.DataFrame) -> Iterato
             f"This is one run, with seed {' and '.join(map(str, seeds))}. Its intervals are over queries and samples: "
             "they do not say how much another training of the prompt would differ."
         )
-    if "08" not in listings:
+    if "08" not in listings and run is None:
         yield (
             "The paper's own numbers do not stand beside these: notebook 08, which shows them from a clone of the "
             "paper's code, has saved nothing here."
@@ -336,3 +377,176 @@ def _table(table: pd.DataFrame, caption: str, none: str = "") -> dict[str, Any]:
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "." * (text[-1:] not in ".?!…")
+
+
+# ---------------------------------------------------------------- the paper's numbers beside a run's
+
+
+def beside_paper(listings: Listings, paper_model: str = "") -> pd.DataFrame:
+    """This run's rates on held-out queries beside the released ones, for each prompt that the paper has in that role.
+
+    Args:
+        paper_model: which of the paper's models this is; "" takes the averages of the eight.
+
+    Returns:
+        queries, counted, prompt, here (with its 95 % interval), "released, per reply", "released, in any of 20
+        replies"; no rows if the run has no such rates.
+    """
+    found = _heldout_rates(listings)
+    if found.empty:
+        return pd.DataFrame()
+    released = paper_rates(paper_model or None).set_index(["prompt", "group"])
+    rows = []
+    for row in _each(found):
+        stem = str(row.prompt).removeprefix("dro-")
+        role = str(row.prompt).removesuffix(stem) + ROLES.get(stem, "")
+        if (role, row.group) not in released.index:
+            continue
+        harmful, theirs = row.group == "harmful", released.loc[(role, row.group)]
+        ours = (1 - row.value, 1 - row.high, 1 - row.low) if harmful else (row.value, row.low, row.high)
+        rows.append(
+            {
+                "queries": row.group,
+                "counted": "compliance" if harmful else "refusal",
+                "prompt": row.prompt if role == row.prompt else f"{row.prompt} (released: {role})",
+                "here": tables.interval_words(*ours),
+                "released, per reply": theirs["per_sample"],
+                "released, in any of 20 replies": theirs["any"],
+            }
+        )
+    return pd.DataFrame(rows).sort_values("queries", kind="stable", ignore_index=True) if rows else pd.DataFrame()
+
+
+def _each(table: pd.DataFrame) -> Iterator[Any]:
+    return table.itertuples()
+
+
+def _heldout_rates(listings: Listings) -> pd.DataFrame:
+    """prompt, group, value, low, high: refusal rates per reply, of notebook 07, or 06 where that has none."""
+    for notebook, name in (("07", "refusal rates"), ("06", "refusal rates, held-out")):
+        if rows := listings.get(notebook, {}).get("numbers", {}).get(name):
+            table = pd.DataFrame(rows)
+            table = table[table["measure"] == "refusal"] if "measure" in table else table
+            return table[table["group"].isin(["harmful", "harmless"])]
+    return pd.DataFrame()
+
+
+def about_beside(run: Run) -> str:
+    """What can be compared in that table, and what not."""
+    eight = "the averages of the paper's eight models, of which this is none"
+    ours = "this run's held-out queries, under prompts of its own in the same roles"
+    return (
+        f"Released: {run.paper_model or eight}, on MaliciousInstruct and the paper's harmless test set, 20 replies of "
+        f"up to 300 and 200 tokens. Here: {'the same queries and prompts' if run.paper_sets else ours}, per reply. "
+        "Every reply to a harmful query that is no refusal to the judge counts as compliance here; the paper also asks "
+        "a guard model whether it does harm, so its count is the lower one. Compare how the rates move from prompt to "
+        "prompt, not their size."
+    )
+
+
+# ---------------------------------------------------------------- several models
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One model on the page of several."""
+
+    name: str
+    out: Path | None = None
+    """The folder of its run; None if there is none."""
+    error: str = ""
+    """What ended it, or a part of it."""
+
+
+def write_comparison(out: Path, models: Sequence[Compared]) -> Path:
+    """Write `out/compare.html`: claims × models, how alike the shifts are, and what each prompt costs each model.
+
+    Models without a report stand there with what ended them. Tables are also saved in `out/tables`.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from drolab import report
+        >>> with TemporaryDirectory() as folder:
+        ...     lost = report.Compared(name="lost", error="No weights: download it again.")
+        ...     page = report.write_comparison(Path(folder), [lost]).read_text(encoding="utf-8")
+        >>> "No weights: download it again." in page
+        True
+    """
+    found = {model: collect(model.out) for model in models if model.out and any((model.out / "numbers").glob("*.json"))}
+    parts = {
+        "claims": _claims_by_model(found),
+        "shifts": _shifts_by_model(found),
+        "prices": _prices_by_model(found),
+    }
+    for name, table in parts.items():
+        if len(table):
+            export.save_table(table, out / "tables", f"compare_{name}")
+    page = _template("compare").render(
+        models=[_one_model(out, model, found.get(model)) for model in models],
+        tables={name: _as_it_is(table) for name, table in parts.items() if len(table)},
+        themes=THEMES,
+        made=_made(),
+        explained=explained,
+    )
+    return write_file(out / "compare.html", page)
+
+
+def _as_it_is(table: pd.DataFrame) -> dict[str, Any]:
+    """For the page, without a word for what its columns are called: they may be any model's name."""
+    return {"columns": list(table.columns), "rows": table.to_numpy().tolist()}
+
+
+def _one_model(out: Path, model: Compared, listings: Listings | None) -> dict[str, Any]:
+    page = model.out / "report.html" if model.out else None
+    link = page.relative_to(out).as_posix() if page and page.is_file() and page.is_relative_to(out) else ""
+    said = answer(decisions(model.out, listings)) if model.out and listings else []
+    return {"name": model.name, "link": link, "error": model.error, "answer": said}
+
+
+def _claims_by_model(found: Mapping[Compared, Listings]) -> pd.DataFrame:
+    """claim, then for each model the decision and the estimate with its interval."""
+    columns: dict[str, dict[str, str]] = {}
+    for model, listings in found.items():
+        table = decisions(model.out or Path(), listings)
+        words: dict[str, str] = {}
+        for row in _each(table):
+            claim = f"{row.claim}{f' ({row.under})' * bool(row.under)}, {row.unit}"
+            known = row.estimate == row.estimate
+            words[claim] = f"{row.verdict}: {_estimate(row)}" if known else str(row.verdict)
+        columns[model.name] = words
+    return _side_by_side(columns, "claim", missing="not asked")
+
+
+def _shifts_by_model(found: Mapping[Compared, Listings]) -> pd.DataFrame:
+    """measure (and baseline, where there are several), then a column for each model."""
+    columns: dict[str, dict[str, str]] = {}
+    for model, listings in found.items():
+        rows = listings.get("03", {}).get("numbers", {}).get("similarity") or []
+        several = len({row.get("baseline") for row in rows}) > 1
+        columns[model.name] = {
+            row["measure"] + (f" (from {row['baseline']})" if several else ""): tables.interval_words(
+                row["value"], row.get("low"), row.get("high")
+            )
+            for row in rows
+        }
+    return _side_by_side(columns, "cosine or share", missing="not measured")
+
+
+def _prices_by_model(found: Mapping[Compared, Listings]) -> pd.DataFrame:
+    """prompt, queries, then a column of refusal rates for each model."""
+    columns: dict[str, dict[str, str]] = {}
+    for model, listings in found.items():
+        columns[model.name] = {
+            f"{row.prompt}: {row.group}": tables.interval_words(row.value, row.low, row.high)
+            for row in _each(_heldout_rates(listings))
+        }
+    return _side_by_side(columns, "refusals of held-out queries, per reply", missing="not measured")
+
+
+def _side_by_side(columns: Mapping[str, Mapping[str, str]], first: str, *, missing: str) -> pd.DataFrame:
+    names = list(dict.fromkeys(name for words in columns.values() for name in words))
+    table = {first: names}
+    return pd.DataFrame(
+        table | {model: [words.get(name, missing) for name in names] for model, words in columns.items()}
+    )

@@ -13,7 +13,7 @@ import pytest
 import drolab
 
 WINGS = ("data", "models", "inference", "probing", "judges", "dro", "evidence", "figures", "panels", "store")
-FILES = ("types", "intervals", "files", "export", "progress", "threads", "findings", "report")
+FILES = ("types", "intervals", "files", "export", "progress", "threads", "findings", "report", "reproduction")
 MODULES = (
     "evidence.causal",
     "evidence.claims",
@@ -29,7 +29,7 @@ OFFERED = {
     *("panels.projection", "panels.prompt_lab", "panels.dro", "panels.responses", "panels.board"),
     *("judges.is_refusal", "judges.TextJudge", "judges.CompositeJudge", "judges.LlamaGuard", "judges.ShieldGemma"),
     *("judges.Classifier", "judges.FirstTokenJudge", "judges.HandJudge"),
-    *("claims.verdict", "causal.dose_response", "export.bundle"),
+    *("claims.verdict", "causal.dose_response", "export.bundle", "reproduce"),
 }
 """What must have an example."""
 

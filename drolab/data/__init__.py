@@ -2,11 +2,22 @@
 
 In order: `benchmarks` (recognise and read files of public benchmarks), `queries` (a checked table of queries),
 `prompts` (safety prompts and controls), `release` (a clone of the paper's released results), `xstest` (a clone of
-XSTest's responses with human labels). What these results say is measured in `evidence.release_tables`.
+XSTest's responses with human labels), `paper` (the paper's eight models, how they were run and what was released of
+them, small enough to ship). What these results say is measured in `evidence.release_tables`.
 """
 
 from drolab.data import prompts
 from drolab.data.benchmarks import BENCHMARKS, Benchmark
+from drolab.data.paper import (
+    PAPER_RESULTS,
+    ROLES,
+    PaperModel,
+    find_paper_model,
+    load_paper_queries,
+    paper_models,
+    paper_rates,
+    paper_results,
+)
 from drolab.data.prompts import CODE_CLONE, load_prompts, pick_prompt, random_words, save_prompts
 from drolab.data.queries import fresh_queries, load_queries, validate_queries
 from drolab.data.release import CLONE, N_SAMPLES, Release, load, release_name, scores_from_events
@@ -18,15 +29,23 @@ __all__ = [
     "CODE_CLONE",
     "LABELS",
     "N_SAMPLES",
+    "PAPER_RESULTS",
+    "ROLES",
     "XSTEST_CLONE",
     "XSTEST_COLUMNS",
     "Benchmark",
+    "PaperModel",
     "Release",
+    "find_paper_model",
     "fresh_queries",
     "load",
+    "load_paper_queries",
     "load_prompts",
     "load_queries",
     "load_xstest",
+    "paper_models",
+    "paper_rates",
+    "paper_results",
     "pick_prompt",
     "prompts",
     "random_words",

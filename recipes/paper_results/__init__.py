@@ -1,0 +1,1 @@
+"""The table of the paper's released results that ships with drolab."""
