@@ -202,7 +202,8 @@ def sites(harm: int | None, turn: int | None, note: str = "") -> pd.DataFrame:
         (
             sites(1, 2),
             "Of the layers looked at, at the last token harm can be read first at layer 1 and safety prompts turn the "
-            "states towards refusal first at layer 2; the intervals are over queries, and 3 safety prompts are no sample of all prompts.",
+            "states towards refusal first at layer 2; the intervals are over queries, and 3 safety prompts are no "
+            "sample of all prompts.",
         ),
         (sites(None, None), "harm can be read at none of these layers and a turn of the states towards refusal stands"),
         (sites(1, None, "Nobody refuses."), "refusal cannot be tested here (Nobody refuses); the intervals are"),
