@@ -445,9 +445,17 @@ def _try(model: ChatModel) -> tuple[Speed, pd.DataFrame, list[_Row]]:
     step, said = _try_training(model, found, token)
     rows.append(said)
     reply, written, lengths, replies, said = _try_replies(model, token)
-    times = {"token": token, "reply": reply, "written": written, "step": step, "slowness": _slowness()}
-    lasting = {"lengths": lengths, "thought": thinking_budget(model) or 0}
-    return Speed(**times, chat_tokens=chat_tokens, **lasting), replies, [*rows, said]
+    speed = Speed(
+        token=token,
+        reply=reply,
+        written=written,
+        step=step,
+        chat_tokens=chat_tokens,
+        slowness=_slowness(),
+        lengths=lengths,
+        thought=thinking_budget(model) or 0,
+    )
+    return speed, replies, [*rows, said]
 
 
 def _slowness() -> float:

@@ -46,6 +46,7 @@ _PLANNED = 0.9 * HOUR
 _PLAN, _STANDING = "plan.json", "progress.json"
 _OPTIONS = ("dtype", "device_map", "template_kwargs")
 """Options of `load_model` that have parameters of their own in the notebooks: DTYPE, DEVICE, TEMPLATE_KWARGS."""
+_ON_THE_COMMAND_LINE = ("dtype", "device_map", "revision", "chat_template", "template_kwargs", "system_as")
 _STOPS = ("StoreError", "ExportError", "OSError")
 """Errors of a cell after which no other notebook can do better."""
 
@@ -514,7 +515,10 @@ def _kept(root: Path, asked: dict[str, Any]) -> Plan | None:
         return None
     try:
         content = read_json(path, ExportError)
-        plan = Plan(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+        found: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+        }
+        plan = Plan(**found)
     except (TypeError, AttributeError, ExportError):
         return None  # of another version, or damaged
     if plan.asked.get("model") != asked["model"]:
@@ -551,7 +555,7 @@ def _run(root: Path, plan: Plan, folder: Path, progress: Progress) -> dict[str, 
     Raises:
         StoreError, ExportError: a disk is full.
     """
-    standing, failed = _Standing.read(root), {}
+    standing, failed, took, planned = _Standing.read(root), dict[str, str](), 0.0, 0.0
     for place, name in enumerate(plan.notebooks):
         key = _key(folder / f"{name}.ipynb", plan)
         if standing.has(name, key):
@@ -577,9 +581,12 @@ def _run(root: Path, plan: Plan, folder: Path, progress: Progress) -> dict[str, 
             failed[name] = str(error)
             print(f"{name} failed, and the others go on: {error}")
             continue
-        standing = standing.with_finished(name, key, time.perf_counter() - started)
-        left = sum(plan.expected[other] for other in plan.notebooks[place + 1 :])
-        print(f"{place + 1} of {len(plan.notebooks)} done" + (f"; about {in_words(left)} to go" if left else ""))
+        seconds = time.perf_counter() - started
+        standing = standing.with_finished(name, key, seconds)
+        took, planned = took + seconds, planned + plan.expected[name]
+        left = sum(plan.expected[other] for other in plan.notebooks[place + 1 :]) * took / planned
+        pace = f"; about {in_words(left)} to go at the pace so far" if left else ""
+        print(f"{place + 1} of {len(plan.notebooks)} done{pace}", flush=True)
     return failed
 
 
@@ -665,17 +672,14 @@ def command(root: Path, plan: Plan) -> str:
         given = {name: value for name, value in asked.items() if name != "model" and value not in (None, {})}
         words = "".join(f", {name}={value!r}" for name, value in given.items())
         return f"drolab.reproduce({asked['model']!r}, out={str(root)!r}{words})"
-    words = ["drolab", "reproduce", asked["model"], "--out", str(root)]
-    words += [] if asked["quick"] is None else ["--quick" if asked["quick"] else "--full"]
+    parts = ["drolab", "reproduce", asked["model"], "--out", str(root)]
+    parts += [] if asked["quick"] is None else ["--quick" if asked["quick"] else "--full"]
     for name, value in simple.items():
         option = "--device" if name == "device_map" else f"--{name.replace('_', '-')}"
-        words += [option, value if isinstance(value, str) else json.dumps(value)]
+        parts += [option, value if isinstance(value, str) else json.dumps(value)]
     for name in ("paper_model", "paper_code", "store"):
-        words += [f"--{name.replace('_', '-')}", asked[name]] if asked[name] else []
-    return shlex.join([*words, *(["--seed", str(asked["seed"])] if asked["seed"] else [])])
-
-
-_ON_THE_COMMAND_LINE = ("dtype", "device_map", "revision", "chat_template", "template_kwargs", "system_as")
+        parts += [f"--{name.replace('_', '-')}", asked[name]] if asked[name] else []
+    return shlex.join([*parts, *(["--seed", str(asked["seed"])] if asked["seed"] else [])])
 
 
 # ---------------------------------------------------------------- several models
