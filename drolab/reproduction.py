@@ -645,7 +645,7 @@ def _about_run(root: Path, plan: Plan, failed: Mapping[str, str]) -> report.Run:
     times = [
         {
             "notebook": name,
-            "expected": in_words(plan.expected[name]),
+            "expected, with an empty store": in_words(plan.expected[name]),
             "took": in_words(took[name]["seconds"]) if name in took else "not finished",
         }
         for name in plan.notebooks
