@@ -5,9 +5,10 @@ against transformers' continuous batching; and how much of drolab's time is the 
     OMP_NUM_THREADS=1 python benchmarks/generation.py --models "random 135M, 49k tied" --queries 4 --repeats 1
     python benchmarks/generation.py --models "random 7B" --device cuda --queries 200 --max-new-tokens 100 --repeats 1
 
-Printed, never asserted. All sides in one run on the same work, in turn; the time is the median. Memory is the peak of
-a process of its own above what it took before (Linux only). Random weights end no reply, so every reply has the full
-length; the demo model's replies end where they end, and tokens per second count what was written.
+Printed, never asserted. All sides in one run on the same work, in turn; the time is the median. With one thread on a
+CPU it is the processor's, so that other work beside it counts for little. Memory is the peak of a process of its own
+above what it took before (Linux only). Random weights end no reply, so every reply has the full length; the demo
+model's replies end where they end, and tokens per second count what was written.
 
 Continuous batching sizes itself by a GPU's memory; the sizes given here were the best of a few tried on a CPU.
 """
@@ -115,27 +116,33 @@ SIDES: dict[str, Callable[[Work], int]] = {
 def timed_choices(model: ChatModel) -> Iterator[list[float]]:
     """The seconds of each choice of drolab's, from logits to tokens."""
     seconds: list[float] = []
-    choose = sampling._pick
+    choose, now = sampling._pick, clock(model)
 
     def timed(*args: Any) -> torch.Tensor:
         synchronised(model)
-        start = time.perf_counter()
+        start = now()
         chosen = choose(*args)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(now() - start)
         return chosen
 
     with patch.object(sampling, "_pick", timed):
         yield seconds
 
 
+def clock(model: ChatModel) -> Callable[[], float]:
+    """What counts seconds: the processor's where one thread does all the work."""
+    alone = torch.get_num_threads() == 1 and model.device.type == "cpu"
+    return time.process_time if alone else time.perf_counter
+
+
 def measure(work: Work, repeats: int) -> pd.DataFrame:
     """Tokens per second of all sides, and the share of the time in which tokens are chosen (drolab only)."""
     rates: dict[str, list[float]] = {side: [] for side in SIDES}
     shares: dict[str, list[float]] = {side: [] for side in SIDES}
-    first = replace(work, queries=work.queries.head(1))
+    first, now = replace(work, queries=work.queries.head(1)), clock(work.model)
     for number in range(repeats + 1):  # the first warms up, on one query
         for side, run in SIDES.items():
-            start = time.perf_counter()
+            start = now()
             try:
                 with timed_choices(work.model) as choices:
                     written = run(work if number else first)
@@ -144,7 +151,7 @@ def measure(work: Work, repeats: int) -> pd.DataFrame:
                 continue
             synchronised(work.model)
             if number:
-                took = time.perf_counter() - start
+                took = now() - start
                 rates[side].append(written / took)
                 shares[side].append(100 * sum(choices) / took)
     columns = {"tokens/s": rates, "choosing %": shares}

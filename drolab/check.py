@@ -20,10 +20,11 @@ import torch
 from drolab.data import load_prompts, load_queries
 from drolab.dro import Training
 from drolab.errors import ChatTemplateError, DrolabError, shown
-from drolab.inference import generate, hidden_states, thinking_budget
+from drolab.inference import at_once, generate, hidden_states, reply_bytes, thinking_budget
 from drolab.models import (
     DEMO,
     ChatModel,
+    Source,
     audit,
     can_pack,
     can_read_in_place,
@@ -34,9 +35,11 @@ from drolab.models import (
     free_memory,
     load_model,
     loading,
+    named_source,
     own_text,
     prefix_embeddings,
     run_prefix,
+    token_bytes,
 )
 from drolab.probing import fit_anchors
 from drolab.progress import in_words
@@ -51,8 +54,8 @@ ROW_COLUMNS = ("asked", "status", "found", "do")
 TIME_COLUMNS = ("notebook", "states", "edited", "steps", "replies", "seconds")
 _LOOP_S = 0.005
 """What the loop in `_slowness` takes on the machine on which the seconds in `works` were measured, idle."""
-_REPLIES, _NEW_TOKENS = 128, 64
-"""How many replies `generate` writes at once at least, and how long they are at most."""
+_NEW_TOKENS = 64
+"""How long replies are at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +167,8 @@ def check_model(model: ChatModel | str | Path, *, load: Mapping[str, Any] | None
     if not isinstance(model, ChatModel):
         name, options = str(model), dict(load or {})
         rows += _where(name, options)
-        if rows[-1].status == "problem":  # it would have to be fetched
-            return _check(name, rows, refused=f"{rows[-1].found}. {rows[-1].do}")
+        if absent := [row for row in rows if row.status == "problem"]:  # they would have to be fetched
+            return _check(name, rows, refused=" ".join(f"{row.found}. {row.do}" for row in absent))
         started = time.perf_counter()
         model = load_model(name, **options)
         load_s = time.perf_counter() - started
@@ -182,7 +185,8 @@ def _tried(model: ChatModel, rows: list[_Row], load_s: float, n_samples: int) ->
         with torch.no_grad(), threads_for(model.model):
             rows += _abilities(model, len(batch.chat(0)))
             rows += _room(model, batch)
-        speed, replies, tried = _try(model)
+        trains = all(row.status == "ok" for row in rows if row.asked == _TRAINS)
+        speed, replies, tried = _try(model, trains)
     except Exception as error:  # whatever a model's own code raises: to find that out is what the trial is for
         said = str(error) if isinstance(error, DrolabError) else f"its own code fails: {error!r}"
         return _check(model.name, [*rows, _Row("a trial", "problem", said)], refused=said)
@@ -219,21 +223,33 @@ def _size(n_bytes: float) -> str:
 
 
 def _where(name: str, options: Mapping[str, Any]) -> list[_Row]:
-    """Access and size, without reading a weight. The last row is a problem if the weights would have to be fetched."""
+    """Access and size, without reading a weight. A row is a problem if its weights would have to be fetched."""
     if name == DEMO:
         return [_Row("files", "ok", "the demo model, which comes with drolab")]
     chosen = {key: options[key] for key in ("revision", "gguf_file", "base") if key in options}
     with loading(name):
-        source = find_source(name, **{key: value if value is None else str(value) for key, value in chosen.items()})
-        folder = source.folder
-        if folder is None:
-            return _on_the_hub(source.place, source.revision)
+        said = {key: value if value is None else str(value) for key, value in chosen.items()}
+        source = named_source(name) or find_source(name, **said)
+        rows = [_files(source)]
+        while source.base is not None:
+            source = source.base
+            rows.append(_files(source)._replace(asked="files of its base"))
+        return rows
+
+
+def _files(source: Source) -> _Row:
+    if source.adapter is not None:
+        weights = Path(source.adapter.weights)  # which are here by now
+        return _Row("files", "ok", f"an adapter in {weights.parent}, {_size(weights.stat().st_size)}")
+    folder = source.folder
+    if folder is None:
+        return _on_the_hub(source.place, source.revision)
     files = [folder / source.gguf] if source.gguf else [*folder.glob("*.safetensors")]
     size = sum(file.stat().st_size for file in files)
-    return [_Row("files", "ok", f"{len(files)} of weights in {folder}, {_size(size)}; no licence gate, no download")]
+    return _Row("files", "ok", f"{len(files)} of weights in {folder}, {_size(size)}; no licence gate, no download")
 
 
-def _on_the_hub(place: str, revision: str | None) -> list[_Row]:
+def _on_the_hub(place: str, revision: str | None) -> _Row:
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
     cached = try_to_load_from_cache(place, "config.json", revision=revision)
@@ -241,7 +257,7 @@ def _on_the_hub(place: str, revision: str | None) -> list[_Row]:
         files = [*Path(cached).parent.glob("*.safetensors"), *Path(cached).parent.glob("*.gguf")]
         if files:
             size = sum(file.stat().st_size for file in files)
-            return [_Row("files", "ok", f"{place}, {len(files)} of weights in the cache, {_size(size)}; no download")]
+            return _Row("files", "ok", f"{place}, {len(files)} of weights in the cache, {_size(size)}; no download")
     api = HfApi()
     about = api.model_info(place, revision=revision, files_metadata=True)
     api.auth_check(place)  # raises what `loading` explains, if a licence is to be accepted first
@@ -252,7 +268,7 @@ def _on_the_hub(place: str, revision: str | None) -> list[_Row]:
     if sum(sizes) > free:
         fetch = f"The cache's disk has {_size(free)} free: set HF_HOME to a folder on a larger one. {fetch}"
     found = f"{place} is on the hub, not here: {len(sizes)} of weights, {_size(sum(sizes))}; {gate}"
-    return [_Row("files", "problem", found, fetch)]
+    return _Row("files", "problem", found, fetch)
 
 
 def _existing(folder: Path) -> Path:
@@ -307,10 +323,11 @@ def _abilities(model: ChatModel, n_tokens: int) -> list[_Row]:
     try:
         check_trainable(model.model, model.name)
     except DrolabError as error:
-        return [*rows, _Row("trains a prompt", "problem", str(error), _NO_TRAINING)]
-    return [*rows, _Row("trains a prompt", "ok", "yes")]
+        return [*rows, _Row(_TRAINS, "problem", str(error), _NO_TRAINING)]
+    return [*rows, _Row(_TRAINS, "ok", "yes")]
 
 
+_TRAINS = "trains a prompt"
 _NO_TRAINING = "Leave notebook 05 out, and with it the trained prompt in 06 and 07."
 
 
@@ -318,17 +335,17 @@ def _room(model: ChatModel, batch: Any) -> list[_Row]:
     """The weights are there; what else is needed, computed from what one prompt's keys and values take."""
     weights = sum(part.numel() * part.element_size() for part in model.model.parameters())
     begun = run_prefix(model, prefix_embeddings(model, batch))
-    tensors = [value for layer in getattr(begun.cache, "layers", ()) for value in vars(layer).values()]
-    cache = sum(value.numel() * value.element_size() for value in tensors if isinstance(value, torch.Tensor))
-    token = cache / max(1, len(batch.prefix)) or 4.0 * model.num_hidden_layers * model.hidden_size
+    token = token_bytes(model, begun.cache, len(batch.prefix))
+    cache = token * len(batch.prefix)
     suffix = max(map(len, batch.suffixes))
-    own = suffix + _NEW_TOKENS if can_read_in_place(model, len(batch.chat(0))) else len(batch.chat(0)) + _NEW_TOKENS
-    vocabulary = model.model.config.get_text_config().vocab_size
+    copied = not can_read_in_place(model, len(batch.chat(0)))
+    own = (len(batch.chat(0)) if copied else suffix) + _NEW_TOKENS
+    replies = at_once(model, own * token, copied=copied)
     parts = {
         "the prompt": cache,
         "a pass": 512 * 20 * model.hidden_size * 4.0,
         "a DRO step": 512 * 30 * model.num_hidden_layers * model.hidden_size * model.dtype.itemsize,
-        f"{_REPLIES} replies": _REPLIES * (own * token + 12.0 * vocabulary),
+        f"{replies} replies": replies * reply_bytes(model, own * token),
     }
     needed, free = max(parts.values()) + cache, free_memory(model.device)
     words = ", ".join(f"{_size(size)} {what}" for what, size in parts.items())
@@ -426,7 +443,7 @@ def _passed(model: ChatModel, batch: Any) -> int:
     return whole if can_share_prefix(model) else whole + len(batch.prefix) * (len(batch) - 1)
 
 
-def _try(model: ChatModel) -> tuple[Speed, pd.DataFrame, list[_Row]]:
+def _try(model: ChatModel, trains: bool) -> tuple[Speed, pd.DataFrame, list[_Row]]:
     queries, prompt, rows = load_queries("anchors"), _prompt(), []
 
     def states(n: int) -> tuple[float, Any]:
@@ -442,7 +459,7 @@ def _try(model: ChatModel) -> tuple[Speed, pd.DataFrame, list[_Row]]:
     batch = _batch(model)
     chat_tokens = (_passed(model, batch) - (len(batch.prefix) if can_share_prefix(model) else 0)) / len(batch)
     rows.append(_Row("states", "ok", f"{1 / (token * chat_tokens):,.1f} chats a second under the longest prompt"))
-    step, said = _try_training(model, found, token)
+    step, said = _try_training(model, found, token) if trains else (0.0, _Row("a DRO step", "note", "not tried"))
     rows.append(said)
     reply, written, lengths, replies, said = _try_replies(model, token)
     speed = Speed(
@@ -468,11 +485,7 @@ def _slowness() -> float:
 
 
 def _try_training(model: ChatModel, states: Any, token: float) -> tuple[float, _Row]:
-    """Seconds of a step of 50 queries, 0 if the model can do none. Space and probes have no meaning here."""
-    try:
-        check_trainable(model.model, model.name)
-    except DrolabError:
-        return 0.0, _Row("a DRO step", "note", "not tried")
+    """Seconds of a step of 50 queries. Space and probes have no meaning here."""
     size = DROConfig().batch_size
     whole = _passed(model, _batch(model, size))
     n = next((n for n in (size, 16, 4) if 6 * token * _passed(model, _batch(model, n)) < TRIED_S), None)

@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from drolab.errors import ExportError, ModelError, StatesError, TrainingError
+from drolab.errors import ExportError, ModelError, StatesError, TooFewError, TrainingError
 from drolab.figures import BIDIRECTIONAL, CONFIG, Sheet, caption, sheet
 from drolab.files import expanded, file_sha256, safe_path, write_file
 from drolab.progress import Progress, bar
-from drolab.types import SafetyPrompt, SoftPrompt
+from drolab.types import EMPTY_PROMPT, NO_PROMPT, OWN_PROMPT, SafetyPrompt, SoftPrompt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -210,6 +210,15 @@ class Section:
     def __bool__(self) -> bool:
         return self._whole
 
+    def need(self) -> None:
+        """For a part that builds on this one: end it as well, for the same reason.
+
+        Raises:
+            TooFewError: this part has not run to its end.
+        """
+        if not self._whole:
+            raise TooFewError(self.reason or f"“{self.name}” has not run to its end: run it first.")
+
 
 class Results:
     """What a notebook finds, written while it goes: `out/figures`, `out/tables` and `out/numbers/{notebook}.json`.
@@ -239,9 +248,12 @@ class Results:
         Cannot be tested here: No query is refused: ask others.
         >>> bool(direction)
         False
+        >>> with results.section("3. Along it"):
+        ...     direction.need()
+        Cannot be tested here: No query is refused: ask others.
         >>> listing = json.loads(saved.path.read_text(encoding="utf-8"))
         >>> listing["captions"], listing["not_run"]
-        ({'rates': 'Under the prompt more is refused.'}, {'2. A direction': 'No query is refused: ask others.'})
+        ({'rates': 'Under the prompt more is refused.'}, {'2. A direction': 'No query is refused: ask others.', ...})
         >>> folder.cleanup()
     """
 
@@ -251,6 +263,11 @@ class Results:
         if about:
             self._listing["numbers"]["about"] = dict(about)
         self._listing |= {"findings": [], "not_run": {}}
+
+    @property
+    def not_run(self) -> dict[str, str]:
+        """The sections that could not be run: heading → why."""
+        return dict(self._listing["not_run"])
 
     def add(
         self,
@@ -316,11 +333,6 @@ class Results:
         return save_numbers(self._root / "numbers", self._notebook, self._listing)
 
 
-def save_results(out: str | Path, notebook: str, *, title: str, **found: Any) -> Saved:
-    """`Results` with one section alone."""
-    return Results(out, notebook, title=title).add(**found)
-
-
 # ---------------------------------------------------------------- bundles
 
 
@@ -335,6 +347,9 @@ def bundle(
     progress: Progress = False,
 ) -> list[Path]:
     """Write figures with the tables of what they show, and `{first name}.manifest.json`, which says what made them.
+
+    Beside the CSVs stands `{first name}.prompts.csv`, as far as `about` knows: what each prompt of the tables is, also
+    `none`, which for some models is a system text of their own.
 
     Args:
         figures: file name → figure (None: the table only) and table.
@@ -360,13 +375,13 @@ def bundle(
         ...     *_, manifest = paths = export.bundle({"rates": (figure, rates)}, folder, about=about)
         ...     print([path.name for path in paths])
         ...     print(json.loads(manifest.read_text(encoding="utf-8"))["settings"]["captions"])
-        ['rates.html', 'rates.csv', 'rates.manifest.json']
+        ['rates.html', 'rates.csv', 'rates.prompts.csv', 'rates.manifest.json']
         {'rates': 'Refusal rates of harmful queries'}
     """
     _check_formats(formats, BUNDLE_FORMATS)
     if not figures:
         raise ExportError("There is nothing to export: give at least one table.")
-    root = expanded(folder, ExportError)
+    root, first = expanded(folder, ExportError), next(iter(figures))
     for name in figures:
         safe_path(root, name, "csv")  # before anything is written
     kinds = [kind for kind in formats if kind in IMAGE_FORMATS]
@@ -375,6 +390,8 @@ def bundle(
     settings = {key: value for key, value in about.items() if key not in ("model", "seed")}
     settings["captions"] = {name: caption(figure) for name, figure in drawn.items()}
     settings["images"] = {name: {"style": style, "width_mm": round(page.width_mm, 1)} for name, page in sheets.items()}
+    if (prompts := _prompt_table(figures, about)) is not None:
+        figures = {**figures, f"{first}.prompts": (None, prompts)}
     written = _save_plain(figures, root, formats)
     try:
         written += _save_images(sheets, root, kinds, progress)
@@ -383,9 +400,10 @@ def bundle(
         error.written = written
         raise
     finally:  # also if the user stopped it: what is there is described
-        name = f"{next(iter(figures))}.manifest"
         model, seed = about.get("model", {}), about.get("seed")
-        written.append(manifest(root, name=name, model=model, settings=settings, seed=seed, files=written))
+        written.append(
+            manifest(root, name=f"{first}.manifest", model=model, settings=settings, seed=seed, files=written)
+        )
     return written
 
 
@@ -484,6 +502,37 @@ def _described(prompt: SafetyPrompt | SoftPrompt) -> str | dict[str, Any]:
     if isinstance(prompt, SafetyPrompt):
         return prompt.text
     return {"init_text": prompt.init_text, "n_tokens": len(prompt), "embeddings_sha256": prompt.sha256}
+
+
+def _prompt_table(
+    figures: Mapping[str, tuple[go.Figure | None, pd.DataFrame]], about: Mapping[str, Any]
+) -> pd.DataFrame | None:
+    """What each prompt is that tables name (but for tables of runs, which describe theirs) or that made them; None if
+    nothing is known of them."""
+    import pandas as pd
+
+    described, model = about.get("prompts", {}), about.get("model", {})
+    shown = [table["prompt"] for _, table in figures.values() if {"prompt", "run"} & {*table.columns} == {"prompt"}]
+    named = [str(name) for column in shown for name in column.dropna().unique()]
+    names = dict.fromkeys([*named, *described])
+    if not names or not (described or model):
+        return None
+    rows = [(name, *_text_of(name, described.get(name), model)) for name in names]
+    columns = ["prompt", "system_text", "note"]
+    return pd.DataFrame(rows, columns=columns, dtype=object)  # a text may hold half a character
+
+
+def _text_of(name: str, described: str | Mapping[str, Any] | None, model: Mapping[str, Any]) -> tuple[str | None, str]:
+    """The system text that a model gets under a prompt of this name, and what to know of it."""
+    if isinstance(described, Mapping):
+        return described["init_text"], f"{described['n_tokens']} trained vectors, which began as this text"
+    if name in (NO_PROMPT, OWN_PROMPT) and not described:
+        if own := model.get("own_system_text"):
+            return own, "the model's own system text, which its chat template writes where none is given"
+        return ("", "no system message") if model else (None, "no prompt; of which model was not given to the export")
+    if name == EMPTY_PROMPT:
+        return "", "an empty system text"
+    return described, "" if described is not None else "a text that was not given to the export"
 
 
 def _described_queries(queries: pd.DataFrame) -> dict[str, Any]:

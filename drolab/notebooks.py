@@ -35,6 +35,8 @@ DEMO_NOTEBOOKS = (
     "07_beyond_the_paper",
 )
 _PARAMETERS_TAG = "parameters"
+_DEMO_TAG = "demo"
+"""Cells that say what the demo model does: another model's notebook is without them."""
 _TIMEOUT_S = 900
 _DEMO_BEGINS = ("05", "01", "02", "03", "04", "07", "06")
 """The order in which the demo's notebooks begin, two at a time: 05 takes longest to what others wait for."""
@@ -117,7 +119,8 @@ def run_notebooks(
 
     Args:
         out: the copies go to `out/notebooks`, without widget state.
-        parameters: values for the cells tagged `parameters`; each notebook gets those of the names that it has.
+        parameters: values for the cells tagged `parameters`; each notebook gets those of the names that it has. With a
+            MODEL that is not the demo model, the copies are without the cells tagged `demo`, which are about that one.
         at_once: how many run at the same time.
         timeout: seconds for one cell; None sets no limit.
         expected: seconds by a notebook's name, as `check_model(model).seconds` has them: said when it begins.
@@ -186,6 +189,8 @@ def read_notebooks(paths: Sequence[Path], parameters: Mapping[str, Any]) -> list
     for path, notebook in opened:
         own = {key: value for key, value in parameters.items() if key in known[path]}
         inject(notebook, own, path.name)
+        if str(parameters.get("MODEL", "demo")) != "demo":
+            notebook.cells = [cell for cell in notebook.cells if _DEMO_TAG not in cell.metadata.get("tags", [])]
     return opened
 
 

@@ -101,7 +101,7 @@ def _place() -> TextIO | None:
 
 @contextmanager
 def resumable_bar(
-    progress: Progress, *, total: int, initial: int, desc: str, unit: str, units: str, kept: bool
+    progress: Progress, desc: str, unit: str, units: str, *, total: int, initial: int, kept: bool
 ) -> Iterator[Bar]:
     """`bar` for work that the same call takes up again: an interrupt says how much is done, and whether it is kept."""
     with bar(progress, total=total, initial=initial, desc=desc, unit=unit) as counted:

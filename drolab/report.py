@@ -308,8 +308,11 @@ def _unmeasured(out: Path, listings: Listings, verdict: pd.DataFrame, run: Run |
     for copy, _, why in ended_early(out):
         yield _sentence(f"notebook {copy.stem} ended early: {why}")
     for notebook, listing in listings.items():
+        sections: dict[str, list[str]] = {}
         for section, why in listing.get("not_run", {}).items():
-            yield _sentence(f"“{section}” of notebook {notebook} cannot be tested here: {why}")
+            sections.setdefault(why, []).append(f"“{section}”")
+        for why, names in sections.items():  # a section that ends takes those that build on it with it
+            yield _sentence(f"{', '.join(names)} of notebook {notebook} cannot be tested here: {why}")
         if (problems := listing["numbers"].get("problems", "none known")) != "none known":
             yield _sentence(f"notebook {notebook} says of its own results: {problems}")
     abouts = (listing["numbers"].get("about", {}) for listing in listings.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import types
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,10 @@ def test_a_notebook_says_what_it_is_expected_to_take(tmp_path: Path, capsys: pyt
 # What it cannot do
 
 
-def test_a_template_without_a_system_role_is_checked_with_the_setting_that_helps() -> None:
-    model = wrap(random_model(), byte_tokenizer(), name="no-system", chat_template=NO_SYSTEM)
-    found = check_model(model)
+def test_a_template_without_a_system_role_is_checked_with_the_setting_that_helps(tmp_path: Path) -> None:
+    random_model().save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    found = check_model(tmp_path, load={"chat_template": NO_SYSTEM})
     assert found.answer.startswith("Yes, with these settings: system_as='first_user'")
     assert len(found.times) == 7
 
@@ -209,6 +211,23 @@ def test_a_model_of_the_hub_is_not_fetched(monkeypatch: pytest.MonkeyPatch, caps
     said = capsys.readouterr().out
     assert "maker/large-chat is on the hub, not here: 2 of weights, 14.00 GB; no licence gate" in said
     assert "`hf download maker/large-chat`" in said
+
+
+def test_of_an_adapter_both_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    adapter, base = tmp_path / "adapter", tmp_path / "large-chat"
+    adapter.mkdir()
+    said = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "maker/large-chat"}
+    (adapter / "adapter_config.json").write_text(json.dumps(said))
+    (adapter / "adapter_model.safetensors").write_bytes(bytes(2_300_000))
+    found = check_model(adapter)
+    assert row(found, "files").found == f"an adapter in {adapter}, 2.3 MB"
+    assert "maker/large-chat is on the hub, not here: 2 of weights" in row(found, "files of its base").found
+    assert "`hf download maker/large-chat`" in found.refused
+    random_llama().save_pretrained(base)
+    rows = check._where(str(adapter), {"base": base})
+    assert [row.asked for row in rows] == ["files", "files of its base"]
+    assert f"1 of weights in {base}" in rows[1].found
 
 
 def test_a_gate_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

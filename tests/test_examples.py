@@ -13,7 +13,7 @@ import pytest
 import drolab
 
 WINGS = ("data", "models", "inference", "probing", "judges", "dro", "evidence", "figures", "panels", "store")
-FILES = ("types", "intervals", "files", "export", "progress", "threads", "report", "reproduction")
+FILES = ("types", "intervals", "files", "export", "progress", "threads", "findings", "report", "reproduction")
 MODULES = (
     "evidence.causal",
     "evidence.claims",

@@ -22,7 +22,7 @@ import torch
 
 import drolab
 from drolab import export, figures
-from drolab.errors import QueryError, StoreError, TooFewError
+from drolab.errors import ModelError, QueryError, StoreError, TooFewError
 from drolab.figures.style import blank_figure
 
 HOSTILE = '<script>alert("x")</script>'
@@ -202,6 +202,19 @@ def test_sections_are_kept_as_they_are_done(
     assert capsys.readouterr().out == "It rises.\nCannot be tested here: Nobody refuses: ask others.\n"
 
 
+def test_what_builds_on_a_section_that_could_not_be_run_ends_for_the_same_reason(tmp_path: Path) -> None:
+    results = export.Results(tmp_path, "04", title="What?")
+    with results.section("1. First") as first:
+        pass
+    first.need()
+    with results.section("2. Second") as second:
+        raise ModelError("No gradient comes back: train another.")
+    with results.section("3. Third") as third:
+        second.need()
+    assert not third
+    assert results.not_run == dict.fromkeys(("2. Second", "3. Third"), "No gradient comes back: train another.")
+
+
 @pytest.mark.parametrize("error", [QueryError("No such file."), StoreError("The disk is full."), ZeroDivisionError()])
 def test_a_section_hides_no_other_error(tmp_path: Path, error: Exception) -> None:
     results = export.Results(tmp_path, "04", title="What?")
@@ -327,6 +340,44 @@ def test_a_stopped_bundle_is_described(
     with pytest.raises(KeyboardInterrupt):
         export.bundle({"a": (figure, table)}, tmp_path, about={}, formats=("csv", "png"))
     assert set(manifest_of(tmp_path, "a")["files"]) == {"a.csv"}
+
+
+def prompts_of(folder: Path, about: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Name → text and note, as they are beside a table of these prompts."""
+    rates = pd.DataFrame({"prompt": ["none", "empty", "own", "mine", "soft", "lost"], "rate": 0.5})
+    runs = pd.DataFrame({"run": ["a"], "prompt": ["trained"]})
+    paths = export.bundle({"rates": (None, rates), "runs": (None, runs)}, folder, about=about, formats=["csv"])
+    names = ["rates.csv", "runs.csv", "rates.prompts.csv", "rates.manifest.json"]
+    assert [path.name for path in paths] == names
+    assert set(manifest_of(folder, "rates")["files"]) == {*names[:-1]}
+    table = pd.read_csv(folder / "rates.prompts.csv", keep_default_na=False)
+    assert list(table.columns) == ["prompt", "system_text", "note"]
+    return {row.prompt: (row.system_text, row.note) for row in table.itertuples()}
+
+
+def test_a_table_beside_the_csvs_says_what_each_prompt_is(tmp_path: Path) -> None:
+    jinja = "{% if messages[0].role != 'system' %}[You are Rosa.]{% endif %}"
+    jinja += "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    rosa = drolab.load_model("demo", chat_template=jinja)
+    soft = drolab.SoftPrompt(name="soft", embeddings=torch.zeros(2, 3), init_text="Be safe.")
+    blank = {name: drolab.SafetyPrompt(name=name, text="") for name in ("none", "empty", "own")}
+    prompts = {**blank, "mine": drolab.SafetyPrompt(name="mine", text="=Be kind, always."), "soft": soft}
+    own = ("You are Rosa.", "the model's own system text, which its chat template writes where none is given")
+    expected = {
+        "none": own,
+        "empty": ("", "an empty system text"),
+        "own": own,
+        "mine": ("'=Be kind, always.", ""),
+        "soft": ("Be safe.", "2 trained vectors, which began as this text"),
+        "lost": ("", "a text that was not given to the export"),
+    }
+    assert prompts_of(tmp_path, export.about(rosa, prompts)) == expected
+    del prompts["none"]  # a table may name it all the same
+    assert prompts_of(tmp_path, export.about(rosa, prompts))["none"] == own
+    plain = prompts_of(tmp_path, export.about(drolab.load_model("demo"), prompts))
+    assert plain["none"] == ("", "no system message")
+    unknown = prompts_of(tmp_path, export.about(None, prompts))
+    assert unknown["none"] == ("", "no prompt; of which model was not given to the export")
 
 
 def test_a_manifest_says_what_made_a_bundle(tmp_path: Path, figure: go.Figure, table: pd.DataFrame) -> None:

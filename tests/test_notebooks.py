@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -24,10 +25,11 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 import drolab
 from drolab import claims, notebooks
 from drolab.__main__ import main
-from drolab.errors import DrolabError, TooFewError
+from drolab.errors import DrolabError, ModelError, QueryError, StatesError, TooFewError
+from drolab.types import HiddenStates
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-MEASURED = re.compile(r"\.\d{2}|(?<!notebook )\b\d{2,}\b(?! %)")
+MEASURED = re.compile(r"\.\d{2}|(?<![Nn]otebook )\b\d{2,}\b(?! %)")
 """A figure that a run gives: not .5, the AUC of chance, nor 95 % or a notebook's number."""
 
 PARAMETERS = 'OUT = "nowhere"  # folder\nLAYER = -1'
@@ -190,14 +192,40 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert capsys.readouterr().err == "drolab: no here None: try again.\n"
 
 
-@pytest.mark.parametrize("name", ["01_what_the_model_reads", "02_hidden_states"])
-def test_numbers_in_the_text_say_of_which_model_they_are(name: str) -> None:
-    """They stay when the notebook is run on another model; what is of any model is printed by a cell."""
+@pytest.mark.parametrize("name", notebooks.DEMO_NOTEBOOKS)
+def test_only_cells_about_the_demo_model_have_its_numbers(name: str) -> None:
+    """All other text stands in another model's notebook, too; a run's own numbers are printed by cells. (Those of
+    notebook 08 are the release's, and a number may stand beside a link to the page that says where it is from.)"""
     cells = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells
-    paragraphs = [line for cell in cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
-    found = [line for line in paragraphs if MEASURED.search(line)]
-    assert found
-    assert [line for line in found if "demo model" not in line] == []
+    own = [cell for cell in cells if {"demo", "published"} & {*cell.metadata.get("tags", [])}]
+    assert {cell.cell_type for cell in own} <= {"markdown"}
+    assert all(cell.source.startswith(("**Answer for the demo model.**", "**Answer for the published")) for cell in own)
+    others = [cell for cell in cells if cell not in own]
+    said = [line for cell in others if cell.cell_type == "markdown" for line in cell.source.splitlines()]
+    said += [text for cell in others if cell.cell_type == "code" for text in sentences(cell.source)]
+    found = [line for line in said if MEASURED.search(line) or "demo model" in line]
+    assert [line for line in found if "](../docs/" not in line] == []
+
+
+def sentences(source: str) -> list[str]:
+    """The texts in code that are words for people, such as captions."""
+    constants = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    return [node.value for node in constants if isinstance(node.value, str) and len(node.value.split()) > 3]
+
+
+def test_another_models_notebook_is_without_what_is_said_of_the_demo_model(tmp_path: Path) -> None:
+    path = write(tmp_path, "01_a", "print(MODEL)", parameters="MODEL = 'demo'\nOUT = ''")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.insert(1, new_markdown_cell("**Answer for the demo model.** 155.", metadata={"tags": ["demo"]}))
+    nbformat.write(notebook, path)
+
+    def said(**parameters: Any) -> list[str]:
+        ((_, read),) = notebooks.read_notebooks([path], parameters)
+        return [cell.source for cell in read.cells if cell.cell_type == "markdown"]
+
+    assert said(MODEL="org/model") == ["# A question?"]
+    for own in ({}, {"MODEL": "demo"}, {"OUT": "out"}):
+        assert said(**own) == ["# A question?", "**Answer for the demo model.** 155."]
 
 
 def test_an_unlabelled_number_is_found() -> None:
@@ -251,29 +279,114 @@ def test_where_none_is_a_system_text_both_baselines_are_shown(
     assert [row["status"] for row in found["audit"] if row["check"] == "own system text"] == ["note"]
 
 
+def test_without_refusals_layers_are_swept_and_the_notes_say_why_nothing_turns(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*states: HiddenStates, **settings: Any) -> pd.DataFrame:
+        raise StatesError("No map today.")  # a map takes long, and what comes after one that fails is to be seen
+
+    monkeypatch.setattr("drolab.probing.umap_view", broken)
+    names = in_turn("03_what_safety_prompts_move", asked, monkeypatch, n=10, NEUTRAL="brief", POSITIONS=(-1,))
+    assert names["layers"] == (1, 2)
+    found = saved(asked, "03")
+    assert found["not_run"] == {"4. Another view: UMAP, for looking only": "No map today."}
+    assert set(found["figures"]) == {"03_projection", "03_cosines", "03_harm_by_layer", "03_turn_by_layer"}
+    assert "safety prompts turn the states towards refusal cannot be tested here (Only 0 of 20" in found["findings"][-1]
+
+
+def test_one_safety_prompt_and_few_queries_are_no_end(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing to compare a prompt with, too few queries for folds, for UMAP and for the sweep: the rest is shown."""
+    (tmp_path / "one.yaml").write_text("careful: Be careful.")
+    few = asked | {"PROMPTS": str(tmp_path / "one.yaml"), "OUT": str(tmp_path)}
+    n_samples = few.pop("N_SAMPLES")
+    names = in_turn("02_hidden_states", few, monkeypatch, n=3)
+    assert names["prompt"].name == "careful"
+    second = saved(few, "02")
+    assert [heading[:2] for heading in second["not_run"]] == ["3.", "4."]
+    assert second["figures"] == ["02_projection"]
+    assert second["findings"][0].startswith("Whether harmful and harmless queries can be told apart cannot be tested")
+    few["N_SAMPLES"] = n_samples
+    in_turn("03_what_safety_prompts_move", few, monkeypatch, n=3, NEUTRAL="brief", POSITIONS=(-1,))
+    third = saved(few, "03")
+    assert {"2.", "4."} <= {heading[:2] for heading in third["not_run"]}
+    assert {"03_projection", "03_cosines"} <= set(third["figures"])
+    assert third["findings"][0].startswith("Whether safety prompts move the queries in similar directions cannot be")
+
+
+def test_without_a_chat_the_audit_says_why(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Path(save_babbler(tmp_path / "model"))
+    refuses = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    (model / "chat_template.jinja").write_text(refuses + "{{ m.content }}\n{% endfor %}>")
+    given = {"PROMPTS": asked["PROMPTS"], "MODEL": str(model), "OUT": str(tmp_path)}
+    names = in_turn("01_what_the_model_reads", given, monkeypatch)
+    found = saved(given, "01")
+    assert names["panel"] is None
+    assert [heading[:2] for heading in found["not_run"]] == ["1.", "2.", "3.", "4."]
+    assert found["numbers"]["problems of the template"] > 0
+    assert found["findings"][0].startswith("What the model reads cannot be tested here: ")
+
+
 def test_without_refusals_shifts_are_shown_and_no_direction_is_tried(
     asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = in_turn(
-        "04_refusal_direction", asked, monkeypatch, n=10, UNSEEN="cautious", NEUTRAL="brief", CAUSAL_LAYER=1
-    )
+    names = in_turn("04_refusal_direction", asked, monkeypatch, n=10, UNSEEN="cautious", NEUTRAL="brief")
+    assert names["error"] is None
     assert "'refuses' is 0 for all 60 states" in capsys.readouterr().out
-    assert "'refuses' is 0 for all 60 states" in str(names["error"])  # of section 5, about a direction of refusal
     assert "difference" not in names
     found = saved(asked, "04")
+    assert list(found["not_run"]) == ["5. Does the direction cause refusals?"]
+    assert "'refuses' is 0 for all 60 states" in found["not_run"]["5. Does the direction cause refusals?"]
     assert {"04_rates", "04_projection", "04_cosines"} == set(found["figures"])
     assert [row["probe"] for row in found["numbers"]["probes"]] == ["harmfulness"]
     assert found["numbers"]["is it a safety shift?"] == found["numbers"]["cosine with the refusal direction"] == []
     assert {row["prompt"] for row in found["numbers"]["better at telling harm?"]} == {"default"}
+    assert [" cannot be tested here: " in sentence for sentence in found["findings"]] == [True, False, True]
 
 
 def test_without_refusals_nothing_is_trained_and_the_rates_are_kept(
     asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = in_turn("05_train_dro", asked, monkeypatch)
-    assert "'refuses' is 0 for all 24 states, so there is nothing to tell apart" in str(names["error"])
-    assert {row["value"] for row in saved(asked, "05")["numbers"]["refusal rates"]} == {0.0}
-    assert saved(asked, "05")["tables"] == ["05_rates"]
+    assert names["error"] is names["panel"] is None
+    found = saved(asked, "05")
+    assert {row["value"] for row in found["numbers"]["refusal rates"]} == {0.0}
+    assert (found["tables"], found["figures"]) == (["05_rates"], [])
+    why = "The target of the probe 'refuses' is 0 for all 24 states, so there is nothing to tell apart"
+    assert len(found["not_run"]) == 3
+    assert all(reason.startswith(why) for reason in found["not_run"].values())
+    assert found["findings"][0].startswith(f"Cannot be tested here: {why}")
+
+
+def test_without_a_gradient_nothing_is_trained_and_the_panel_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*given: Any, **settings: Any) -> None:
+        raise ModelError("No gradient comes back through these weights.")
+
+    monkeypatch.setattr(drolab, "train_dro", lost)
+    given = {"STORE": str(tmp_path / "store"), "OUT": str(tmp_path), "N_SAMPLES": 2, "MAX_NEW_TOKENS": 8}
+    names = in_turn("05_train_dro", given, monkeypatch)
+    assert names["error"] is None
+    assert set(names["probes"]) == {"space", "refusal", "harmfulness"}
+    assert names["panel"] is not None
+    assert list(saved(given, "05")["not_run"].values()) == ["No gradient comes back through these weights."] * 3
+    in_turn("06_responses", given, monkeypatch)
+    assert saved(given, "06")["not_run"] == {"The trained prompt": "No gradient comes back through these weights."}
+    assert saved(given, "06")["findings"][0].endswith(
+        "no trained prompt. No gradient comes back through these weights."
+    )
+
+
+def test_held_out_queries_that_were_trained_on_are_refused_before_anything_runs(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("06_responses", "07_beyond_the_paper"):
+        with pytest.raises(QueryError, match="8 of the queries to test on were used to fit or to train"):
+            in_turn(name, asked, monkeypatch, HELDOUT="anchors")
 
 
 def test_without_refusals_replies_under_the_human_prompts_are_compared(
@@ -285,15 +398,22 @@ def test_without_refusals_replies_under_the_human_prompts_are_compared(
     rates = saved(asked, "06")["numbers"]["refusal rates, held-out"]
     assert {row["prompt"] for row in rates} == {"none", "default"}
     assert {row["group"] for row in rates} == {"harmful", "harmless", "borderline"}
+    assert list(saved(asked, "06")["not_run"]) == ["The trained prompt"]
+    assert saved(asked, "06")["findings"][0].startswith("Cannot be tested here: there is no trained prompt. The target")
 
 
 def test_without_refusals_the_verdict_is_reached_and_kept(
     asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = in_turn("07_beyond_the_paper", asked, monkeypatch, OTHERS=(), NEUTRAL="brief")
-    assert "'refuses' is 0 for all 24 states" in str(names["error"])  # of section 5, about directions of refusal
+    assert names["error"] is None
     assert "methods" not in names
     found = saved(asked, "07")
+    trained, *directions = found["not_run"]
+    assert trained == "The trained prompt"
+    assert all(section.startswith("5. ") for section in directions)
+    assert found["findings"][0].startswith("It cannot be told: no prompt differs from another in ")
+    assert "There is no trained prompt among these: The target of the probe 'refuses' is 0" in found["findings"][2]
     assert {"07_rates", "07_tradeoff", "07_forest"} == set(found["figures"])
     verdicts = pd.DataFrame(found["numbers"]["verdict"]).set_index("claim")
     along, alike = verdicts.loc[claims.ALONG.text], verdicts.loc[claims.ALIKE.text]

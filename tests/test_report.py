@@ -31,9 +31,11 @@ def test_what_a_section_found_and_what_could_not_be_run_are_in_it(tmp_path: Path
     results.add(findings=[f"It cannot. {HOSTILE}"])
     with results.section("1. Train"):
         raise TooFewError("Nobody refuses: ask others.")
+    with results.section("2. Move"):
+        raise TooFewError("Nobody refuses: ask others.")
     page = written(tmp_path)
     assert "<p>It cannot. &lt;script&gt;window.hit=1&lt;/script&gt;" in page
-    assert "<li>“1. Train” of notebook 05 cannot be tested here: Nobody refuses: ask others.</li>" in page
+    assert "<li>“1. Train”, “2. Move” of notebook 05 cannot be tested here: Nobody refuses: ask others.</li>" in page
 
 
 def test_the_sentences_are_about_the_claims_of_the_verdict() -> None:

@@ -18,8 +18,8 @@ from drolab.data.paper import (
     paper_rates,
     paper_results,
 )
-from drolab.data.prompts import CODE_CLONE, load_prompts, random_words, save_prompts
-from drolab.data.queries import load_queries, validate_queries
+from drolab.data.prompts import CODE_CLONE, load_prompts, pick_prompt, random_words, save_prompts
+from drolab.data.queries import fresh_queries, load_queries, validate_queries
 from drolab.data.release import CLONE, N_SAMPLES, Release, load, release_name, scores_from_events
 from drolab.data.xstest import LABELS, XSTEST_CLONE, XSTEST_COLUMNS, load_xstest
 
@@ -37,6 +37,7 @@ __all__ = [
     "PaperModel",
     "Release",
     "find_paper_model",
+    "fresh_queries",
     "load",
     "load_paper_queries",
     "load_prompts",
@@ -45,6 +46,7 @@ __all__ = [
     "paper_models",
     "paper_rates",
     "paper_results",
+    "pick_prompt",
     "prompts",
     "random_words",
     "release_name",

@@ -81,6 +81,25 @@ def load_prompts(name_or_path: str | Path | Mapping[str, Any] = "safety") -> dic
     return _parse(_read_file(path), str(path))
 
 
+def pick_prompt(prompts: Mapping[str, SafetyPrompt], name: str | None = None) -> SafetyPrompt:
+    """The prompt of that name; None takes the first that says something.
+
+    Raises:
+        PromptError: there is none of that name, or none that says anything.
+
+    Examples:
+        >>> import drolab
+        >>> from drolab.data import pick_prompt
+        >>> pick_prompt(drolab.load_prompts()).name
+        'default'
+    """
+    found = [prompt for key, prompt in prompts.items() if (bool(prompt.text) if name is None else key == name)]
+    if not found:
+        wanted = "says anything" if name is None else f"is called {shown(name)}"
+        raise PromptError(f"No prompt here {wanted}: there are {list(prompts)}; name one of them, or add one.")
+    return found[0]
+
+
 def random_words(like: SafetyPrompt, *, seed: int = 0) -> SafetyPrompt:
     """A control: as many words as `like` has, drawn from a list of everyday ones, called `words ({name})`.
 

@@ -198,6 +198,41 @@ def validate_queries(queries: pd.DataFrame) -> pd.DataFrame:
     return _by_id(queries)
 
 
+def fresh_queries(used: pd.DataFrame, heldout: pd.DataFrame, borderline: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Queries to test on, none of which was used to fit or to train: `heldout`, and below them the harmless ones of
+    `borderline`, whose split becomes "borderline".
+
+    Raises:
+        QueryError: a query of these was used, or is in both; see `validate_queries`.
+
+    Examples:
+        >>> import drolab
+        >>> from drolab.data import fresh_queries
+        >>> anchors, heldout, borderline = (drolab.load_queries(name) for name in ("anchors", "heldout", "borderline"))
+        >>> fresh_queries(anchors, heldout, borderline)["split"].value_counts().to_dict()
+        {'test': 224, 'borderline': 70}
+        >>> fresh_queries(anchors, anchors.head(2))
+        Traceback (most recent call last):
+        ...
+        drolab.errors.QueryError: 2 of the queries to test on were used to fit or to train (first: "How to unlock a ...
+    """
+    parts = [heldout]
+    if borderline is not None:
+        parts.append(borderline[~borderline["harmful"].astype(bool)].assign(split="borderline"))
+    known = set(used["text"])
+    if seen := [text for part in parts for text in part["text"] if text in known]:
+        raise QueryError(
+            f"{len(seen)} of the queries to test on were used to fit or to train (first: {shown(seen[0])}), so that "
+            "a test would be of what was learned: take other queries to test on."
+        )
+    if clash := sorted(set(used["query_id"]) & {name for part in parts for name in part["query_id"]}):
+        raise QueryError(
+            f"{len(clash)} query ids are among those to train on and those to test on (first: {shown(clash[0])}): give "
+            "the files other names, or each query an id of its own in a column `query_id`."
+        )
+    return validate_queries(pd.concat(parts))
+
+
 def _by_id(queries: pd.DataFrame) -> pd.DataFrame:
     result = queries.set_index("query_id", drop=False)
     result.index.name = None

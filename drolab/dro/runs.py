@@ -123,8 +123,19 @@ class KeptRun:
         kept = self.training.done.snapshots if self.training is not None else {}
         return sorted(set(kept) - set(self.measured["step"]))
 
-    def measure(self, step: int, model: ChatModel, judge: FirstTokenJudge, queries: Mapping[str, pd.DataFrame]) -> None:
+    def measure(
+        self,
+        step: int,
+        model: ChatModel,
+        judge: FirstTokenJudge,
+        queries: Mapping[str, pd.DataFrame],
+        *,
+        progress: Progress = False,
+    ) -> None:
         """Measure a kept step on each of the query sets, and step 0 if that is not, and add it to `measured`.
+
+        Args:
+            progress: show a bar of chats for each pass; or a callable, see `drolab.progress`.
 
         Raises:
             QueryError: no query set, or one that is none.
@@ -136,23 +147,24 @@ class KeptRun:
         found = [] if self.measured.empty else [self.measured]
         for number in dict.fromkeys([step] if (self.measured["step"] == 0).any() else [0, step]):
             for name, rows in queries.items():
-                index, now = self._first_tokens(model, rows, number, judge.read_at)
-                means = _means(judge, index, now, self._first_tokens(model, rows, 0, judge.read_at)[1])
+                index, now = self._first_tokens(model, rows, number, judge.read_at, progress)
+                means = _means(judge, index, now, self._first_tokens(model, rows, 0, judge.read_at, progress)[1])
                 found.append(means.assign(step=number, queries=name)[list(MEASURED_COLUMNS)])
         self.measured = pd.concat(found).sort_values("step", kind="stable")
         if step == self.n_steps:
             self._start.clear()  # with a large vocabulary many MB for each run
 
     def _first_tokens(
-        self, model: ChatModel, queries: pd.DataFrame, step: int, read_at: ReadAt
+        self, model: ChatModel, queries: pd.DataFrame, step: int, read_at: ReadAt, progress: Progress
     ) -> tuple[pd.DataFrame, Tensor]:
         """As from `first_token_probabilities`; the prompt before training is run once for all steps."""
+        how: dict[str, Any] = {"read_at": read_at, "progress": progress}
         if step:
-            return first_token_probabilities(model, queries, snapshot(self.run, step), read_at=read_at)
+            return first_token_probabilities(model, queries, snapshot(self.run, step), **how)
         asked = validate_queries(queries)[["query_id", "text", "harmful"]]
         key = (model.fingerprint, read_at, *asked.itertuples(index=False, name=None))
         if key not in self._start:
-            self._start[key] = first_token_probabilities(model, queries, snapshot(self.run, 0), read_at=read_at)
+            self._start[key] = first_token_probabilities(model, queries, snapshot(self.run, 0), **how)
         return self._start[key]
 
 

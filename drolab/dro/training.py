@@ -124,15 +124,8 @@ def train_dro(
         config=config or DROConfig(),
         store=store,
     )
-    with resumable_bar(
-        progress,
-        total=training.n_steps,
-        initial=training.done.step,
-        desc="DRO",
-        unit="step",
-        units="steps",
-        kept=store is not None,
-    ) as counted:
+    n_done, kept = training.done.step, store is not None
+    with resumable_bar(progress, "DRO", "step", "steps", total=training.n_steps, initial=n_done, kept=kept) as counted:
         for step in training.steps():
             counted.note(f"loss {step.loss:.4f}, drift {step.residual_drift:.3f}")
             counted.update()

@@ -48,8 +48,8 @@ def compare_places(
         says that both places know it and keep it along other axes.
 
     Raises:
-        StatesError: less than two places, states that have no chats in common or are of another model or layer; as in
-            `fit_directions`.
+        StatesError: less than two places; states that were not read at theirs, have no chats in common, or are of
+            another model or layer; as in `fit_directions`.
 
     Examples:
         For a model that does not think, all places are one (here harm, which needs no replies):
@@ -71,6 +71,12 @@ def compare_places(
     """
     if len(states) < 2:
         raise StatesError(f"Places are compared in pairs: pass states of two or three, not of {list(states)}.")
+    if wrong := {place: one.read_at for place, one in states.items() if one.read_at != place}:
+        place, where = next(iter(wrong.items()))
+        raise StatesError(
+            f"The states given under {place!r} were read at {where!r}: name them by where they were read, as "
+            "{states.read_at: states}, or read them there with hidden_states(…, read_at=…)."
+        )
     common = _in_common(states, layer)
     wanted = [align_target(one, target) for one in common.values()]
     options = {"n_bootstrap": n_bootstrap, "n_shuffles": n_shuffles, "random_state": random_state, "level": level}

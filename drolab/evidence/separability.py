@@ -21,6 +21,7 @@ from scipy import stats
 from drolab.errors import StatesError
 from drolab.intervals import CHANGE, Placements, check_settings, interval, percentiles, rate_interval
 from drolab.probing import coordinates, grouped_folds, one_position
+from drolab.progress import Progress, bar
 from drolab.threads import one_thread
 from drolab.types import NO_PROMPT, AnchorSpace, HiddenStates
 
@@ -52,25 +53,28 @@ def separability(
     *,
     prompt: str | Sequence[str] | None = None,
     space: AnchorSpace | None = None,
-    layer: int = -1,
+    layer: int | Sequence[int] = -1,
     n_splits: int = 10,
     n_repeats: int = 3,
     random_state: int = 0,
     level: float = 0.95,
     shuffle_labels: bool = False,
+    progress: Progress = False,
 ) -> pd.DataFrame:
     """How well harmful and harmless queries can be told apart from their states, per prompt.
 
     Args:
         prompt: one or several prompts; None takes each that is there.
         space: adds rows for the coordinates in this space (at its layer); the full states are always used.
+        layer: one, or several, one after the other.
         n_repeats: divisions into folds.
         shuffle_labels: the control: the queries swap their classes at random, 10 times; expect about .5 (the mean
             of the 10; the interval is their percentiles).
+        progress: show a bar; or a callable, see `drolab.progress`.
 
     Returns:
         One row per prompt and kind of features (`anchor`, `full`): `prompt, features, n, accuracy,
-        accuracy_low, accuracy_high, auc, auc_low, auc_high`.
+        accuracy_low, accuracy_high, auc, auc_low, auc_high`; of several layers also `layer`.
 
     Raises:
         StatesError: a prompt that is not there, one class only, too few queries for `n_splits` folds, or a `level` that
@@ -90,23 +94,29 @@ def separability(
     """
     check_settings(level)
     chosen = one_position(states if prompt is None else states.select(prompt=prompt))
-    features = {} if space is None else {"anchor": coordinates(space, chosen)}
-    features["full"] = chosen.matrix(layer)
+    several = isinstance(layer, Sequence)
+    layers, names = (layer if isinstance(layer, Sequence) else [layer]), chosen.index["prompt"].unique()
     rows = []
-    for name in chosen.index["prompt"].unique():
-        places = np.flatnonzero(chosen.index["prompt"] == name)
-        part = chosen.index.iloc[places]
-        labels, groups = _labels(part), part["query_id"].to_numpy()
-        for kind, everywhere in features.items():
-            points = everywhere[places]
-            seeds = [random_state + repeat for repeat in range(n_repeats)]
-            if shuffle_labels:
-                # A stream of its own per prompt: what it yields does not depend on which other prompts are there.
-                stream = [random_state, *name.encode()]
-                measured = _of_shuffled(_shuffled(points, labels, groups, n_splits, N_SHUFFLES, stream), level)
-            else:
-                measured = _intervals(_held_out(points, labels, groups, n_splits, seeds), level)
-            rows.append({"prompt": name, "features": kind, "n": len(part), **measured})
+    with bar(progress, total=len(layers) * len(names), desc="separability", unit="readout") as counted:
+        for number in layers:
+            features = {} if space is None else {"anchor": coordinates(space, chosen)}
+            features["full"] = chosen.matrix(number)
+            for name in names:
+                places = np.flatnonzero(chosen.index["prompt"] == name)
+                part = chosen.index.iloc[places]
+                labels, groups = _labels(part), part["query_id"].to_numpy()
+                for kind, everywhere in features.items():
+                    points = everywhere[places]
+                    seeds = [random_state + repeat for repeat in range(n_repeats)]
+                    if shuffle_labels:
+                        # A stream of its own per prompt: what it yields does not depend on the other prompts there.
+                        stream = [random_state, *name.encode()]
+                        measured = _of_shuffled(_shuffled(points, labels, groups, n_splits, N_SHUFFLES, stream), level)
+                    else:
+                        measured = _intervals(_held_out(points, labels, groups, n_splits, seeds), level)
+                    row = {"prompt": name, "features": kind, "n": len(part), **measured}
+                    rows.append(row | {"layer": number} if several else row)
+                counted.update()
     return pd.DataFrame(rows)
 
 

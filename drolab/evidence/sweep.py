@@ -206,6 +206,51 @@ def sites(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)[columns].astype({"layer": "Int64"})
 
 
+def choose_layer(table: pd.DataFrame, *, measure: str = "refusal", position: int = -1) -> tuple[int, str]:
+    """The layer of a sweep at which to try what a direction does, and in words why that one.
+
+    It is the layer where the measure stands out most from its control: where the low end of its interval lies furthest
+    above the high end of the control's (the clearest of `sites`). Where it stands out at none, it is the middle one:
+    nothing speaks for another, and a direction that is fitted there says itself that it is one of noise.
+
+    Try it on other queries than those of the sweep: the best of several layers looks better than it is.
+
+    Args:
+        table: of `measure_sites`, of the layers in question.
+        measure: one of CONTROLS.
+
+    Raises:
+        StatesError: the table has no such measure with its control at this position.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from drolab import sweep
+        >>> found = {"position": -1, "token": "", "note": ""}
+        >>> rows = [{"layer": 2, "measure": "refusal", "value": 0.6, "low": 0.5, "high": 0.7, **found},
+        ...         {"layer": 4, "measure": "refusal", "value": 0.8, "low": 0.7, "high": 0.9, **found}]
+        >>> rows += [row | {"measure": "refusal, shuffled", "value": 0.0, "low": -0.1, "high": 0.1} for row in rows]
+        >>> print(*sweep.choose_layer(pd.DataFrame(rows)), sep=", ")
+        4, of the layers 2 and 4 the one where 'refusal' stands out most from its control
+        (0.80 [0.70, 0.90] against at most 0.10)
+    """
+    part = table[(table["position"] == position) & table["measure"].isin([measure, CONTROLS.get(measure)])]
+    if part["measure"].nunique() < 2:
+        raise StatesError(f"The table has no {measure!r} with its control at position {position}: sweep that, too.")
+    layers = sorted(int(layer) for layer in part["layer"].unique())
+    row, tried = sites(part).set_index("site").loc["clearest"], _in_words(layers)
+    if pd.isna(row["layer"]):
+        which = f"the middle one of {tried}" if len(layers) > 1 else "the only one looked at"
+        why = f": {row['note']}" if row["note"] else ""
+        return layers[len(layers) // 2], f"{which}, since {measure!r} stands out from its control at none{why}"
+    numbers = f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] against at most {row['control_high']:.2f}"
+    return int(row["layer"]), f"of {tried} the one where {measure!r} stands out most from its control ({numbers})"
+
+
+def _in_words(layers: Sequence[int]) -> str:
+    *others, last = map(str, layers)
+    return f"the layers {', '.join(others)} and {last}" if others else f"layer {last} alone"
+
+
 def _first_and_clearest(line: pd.DataFrame) -> list[dict[str, Any]]:
     margin = (line["low"] - line["control_high"]).to_numpy()
     records: list[dict[str, Any]] = line.to_dict("records")  # type: ignore[assignment]

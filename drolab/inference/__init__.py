@@ -7,17 +7,19 @@ distribution of a reply's first token, also under edits). How one batch runs is 
 
 from drolab.inference.hidden import hidden_states
 from drolab.inference.next_tokens import divergence, first_token_probabilities, next_tokens
-from drolab.inference.responses import generate, thinking_budget
+from drolab.inference.responses import at_once, generate, reply_bytes, thinking_budget
 from drolab.inference.sampling import whole_paragraphs
 from drolab.inference.thinking import reading_places
 
 __all__ = [
+    "at_once",
     "divergence",
     "first_token_probabilities",
     "generate",
     "hidden_states",
     "next_tokens",
     "reading_places",
+    "reply_bytes",
     "thinking_budget",
     "whole_paragraphs",
 ]

@@ -323,15 +323,7 @@ def _complete(
             model.model.config.model_type,
         )
     keeper = _Keeper(store=store, note=f"hidden states, {model.name}")
-    bar = resumable_bar(
-        progress,
-        total=total,
-        initial=hits,
-        desc="hidden states",
-        unit="chat",
-        units="chats",
-        kept=store is not None,
-    )
+    bar = resumable_bar(progress, "hidden states", "chat", "chats", total=total, initial=hits, kept=store is not None)
     with bar as counted, threads_for(model.model):
         counted.note(f"{hits} from the store, 0 computed")
         try:

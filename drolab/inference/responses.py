@@ -36,6 +36,7 @@ from drolab.models import (
     check_edits,
     could_be_mark,
     encode,
+    free_memory,
     reader_for,
     split_reply,
     thought_mark,
@@ -47,8 +48,8 @@ from drolab.threads import threads_for
 from drolab.types import REASONING_COLUMNS, RESPONSE_COLUMNS, UNFINISHED
 
 _FEWEST, _MOST = 128, 1024
-_BYTES = 2**29
-"""Of replies that are written at once: see `reply_batch_size`."""
+_BYTES = 2**30
+"""Of replies that are written at once: see `at_once`."""
 
 
 THINKING_TOKENS = 1024
@@ -131,7 +132,8 @@ def generate(
             reply, and `n_tokens` and `finish_reason` are its own.
         seed: sample i of a chat is the same whatever else is asked for; another seed gives other samples.
         batch_size: the most replies written at once; bounds the memory, changes no result. None is 128, or more where
-            half a GiB holds what they need (see `reply_batch_size`): small models write faster so.
+            a GiB holds what they need: they are written faster so. Fewer where they would need more than half the free
+            memory.
         store: only what it lacks is generated, and every finished batch is kept at once. A later call with
             a larger `n_samples` generates only the new ones.
         progress: show a bar; or a callable, see `drolab.progress`.
@@ -351,15 +353,7 @@ def _complete(
     total = sum(len(keys) for task in tasks for keys in task.keys)
     hits = total - sum(len(samples) for task in tasks for samples in task.missing().values())
     tokens, began = 0, time.monotonic()
-    bar = resumable_bar(
-        progress,
-        total=total,
-        initial=hits,
-        desc="responses",
-        unit="reply",
-        units="replies",
-        kept=store is not None,
-    )
+    bar = resumable_bar(progress, "responses", "reply", "replies", total=total, initial=hits, kept=store is not None)
     with bar as counted, threads_for(model.model):
         for replies in (new for task in tasks for new in _compute(model, task, batch_size, store)):
             tokens += sum(reply.n_tokens for reply in replies)
@@ -387,15 +381,25 @@ def _compute(model: ChatModel, task: _Task, batch_size: int | None, store: Store
 
 
 def reply_batch_size(model: ChatModel, reader: Reader, batch: EncodedBatch, settings: Settings, n_each: int = 1) -> int:
-    """How many replies to write at once, `n_each` or more to a chat: as many as `_BYTES` hold the keys, values and
-    logits of, and those of their chats, but `_FEWEST` at least and `_MOST` at most. A reader that copies the prompt for
-    each row takes the fewest."""
-    if not reader.mixes_lengths:
-        return _FEWEST
-    tokens = settings.most_tokens + max(map(len, batch.suffixes)) / n_each
-    cache = 2 * model.num_hidden_layers * model.hidden_size * model.dtype.itemsize * tokens
-    logits = 3 * torch.float32.itemsize * len(model.tokenizer)  # sorted, and their places
-    return max(_FEWEST, min(_MOST, int(_BYTES / (cache + logits))))
+    """How many replies to write at once, `n_each` or more to a chat: see `at_once`."""
+    copied, longest = not reader.mixes_lengths, max(map(len, batch.suffixes))
+    chat = len(batch.prefix) + longest if copied else longest / n_each
+    return at_once(model, reader.token_bytes * (settings.most_tokens + chat), copied=copied)
+
+
+def at_once(model: ChatModel, cache: float, *, copied: bool) -> int:
+    """How many replies to write at once whose keys and values take so many bytes: as many as `_BYTES` hold, with their
+    logits, but `_FEWEST` at least and `_MOST` at most, and no more than half the free memory holds. If each has a copy
+    of the prompt, the fewest."""
+    reply = reply_bytes(model, cache)
+    n = _FEWEST if copied else max(_FEWEST, min(_MOST, int(_BYTES / reply)))
+    free = free_memory(model.device)
+    return n if free is None else max(1, min(n, int(free / 2 / reply)))
+
+
+def reply_bytes(model: ChatModel, cache: float) -> float:
+    """What a reply takes whose keys and values take so many bytes: those, and logits while a token is chosen."""
+    return cache + 3 * torch.float32.itemsize * int(model.model.config.get_text_config().vocab_size)
 
 
 def _write(model: ChatModel, reader: Reader, task: _Task, batch: Sequence[tuple[int, int]]) -> list[_Reply]:

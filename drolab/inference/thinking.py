@@ -260,15 +260,7 @@ def _complete(model: ChatModel, tasks: Sequence[_Task], store: Store | None, pro
     hits = sum(len(task.thoughts) for task in tasks)
     if hits == total:
         return
-    bar = resumable_bar(
-        progress,
-        total=total,
-        initial=hits,
-        desc="thoughts",
-        unit="thought",
-        units="thoughts",
-        kept=store is not None,
-    )
+    bar = resumable_bar(progress, "thoughts", "thought", "thoughts", total=total, initial=hits, kept=store is not None)
     with bar as counted, threads_for(model.model):
         counted.note(f"{hits} from the store, 0 computed")
         for new in (found for task in tasks for found in _compute(model, task, store)):

@@ -450,6 +450,7 @@ def _said(unsafe: pd.Series, threshold: float, yes: str, no: str) -> list[Any]:
 
 
 def _load(name_or_path: str | Path, template: str, options: dict[str, Any]) -> ChatModel:
+    options = {"chats": False, **options}
     try:
         return load_model(name_or_path, **options)
     except ChatTemplateError:

@@ -41,7 +41,7 @@ from drolab.models.interventions import (
     with_vectors,
 )
 from drolab.models.kv_cache import Reader, can_read_in_place, reader_for
-from drolab.models.layers import check_layers, layers_at, resolve_layers
+from drolab.models.layers import check_layers, layers_at, resolve_layers, spread_layers
 from drolab.models.load import ChatModel, load_model, wrap
 from drolab.models.memory import free_memory
 from drolab.models.passes import (
@@ -59,6 +59,7 @@ from drolab.models.passes import (
     prefix_embeddings,
     run_prefix,
     states_by_pass,
+    token_bytes,
 )
 from drolab.models.places import check_answers_known, check_read_at, thought_mark, unknown_thoughts
 from drolab.models.reasoning import (
@@ -72,7 +73,7 @@ from drolab.models.reasoning import (
     split_reply,
     to_answer,
 )
-from drolab.models.sources import DEMO, find_source, loading, model_source
+from drolab.models.sources import DEMO, Source, find_source, loading, model_source, named_source
 from drolab.models.template_thinking import Thinking
 from drolab.models.templates import CHAT_FORMATS, Template, chat_format
 
@@ -92,6 +93,7 @@ __all__ = [
     "Prompts",
     "Reader",
     "Reply",
+    "Source",
     "Template",
     "Thinking",
     "about_none",
@@ -132,6 +134,7 @@ __all__ = [
     "marks_among",
     "marks_in",
     "model_source",
+    "named_source",
     "open_thought",
     "own_text",
     "passes",
@@ -144,10 +147,12 @@ __all__ = [
     "resolve_layers",
     "run_prefix",
     "split_reply",
+    "spread_layers",
     "states_by_pass",
     "steered",
     "thought_mark",
     "to_answer",
+    "token_bytes",
     "unknown_thoughts",
     "vectors_of",
     "with_vectors",

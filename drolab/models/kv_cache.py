@@ -38,6 +38,7 @@ from drolab.models.passes import (
     plan_passes,
     prefix_cache,
     prefix_embeddings,
+    token_bytes,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Reader(Protocol):
 
     mixes_lengths: bool
     """Whether chats of unequal length may run together."""
+    token_bytes: float
+    """What a row keeps of each token of its own: what it has written, and its whole chat too if rows copy that."""
 
     def start(self, suffixes: Sequence[Sequence[int]]) -> Tensor:
         """A row for each chat, given what follows the prefix."""
@@ -70,7 +73,7 @@ def reader_for(model: ChatModel, batch: EncodedBatch, n_new: int) -> Reader:
     cache = prefix_cache(model, prefix)
     if can_read_in_place(model, len(prefix) + max(map(len, batch.suffixes)) + n_new):
         return _InPlaceReader(model, prefix, cache)
-    return _CachedReader(model, cache)
+    return _CachedReader(model, cache, len(prefix))
 
 
 # --- what is kept ------------------------------------------------------------------------------------------
@@ -236,6 +239,7 @@ class _InPlaceReader:
         self._model = model
         # Without a config: no layer of it forgets what lies outside a window, in a row that is longer than any chat.
         layers: list[Any] = list(cache.layers) if len(prefix) else []
+        self.token_bytes = token_bytes(model, cache, len(prefix))
         pairs = [(layer.keys, layer.values) for layer in layers]
         self._prefix = Prefix(prefix, DynamicCache(pairs or None))
         self._layers: list[_Layer] = []
@@ -309,8 +313,9 @@ class _CachedReader:
 
     mixes_lengths = False
 
-    def __init__(self, model: ChatModel, prefix: DynamicCache) -> None:
+    def __init__(self, model: ChatModel, prefix: DynamicCache, n_prefix: int) -> None:
         self._model, self._prefix = model, prefix
+        self.token_bytes = token_bytes(model, prefix, n_prefix)
         self._cache, self._n_rows = prefix, 1
 
     def start(self, suffixes: Sequence[Sequence[int]]) -> Tensor:
@@ -335,6 +340,7 @@ class _PlainReader:
     """For families whose cache cannot be split: each step runs the whole chats again."""
 
     mixes_lengths = False
+    token_bytes = 0.0
 
     def __init__(self, model: ChatModel, prefix: Tensor) -> None:
         self._model, self._prefix = model, prefix

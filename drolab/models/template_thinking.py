@@ -11,7 +11,7 @@ from jinja2 import nodes
 
 from drolab.errors import ChatTemplateError
 from drolab.models.markers import behind_query
-from drolab.models.reasoning import _MARKS, at_answer
+from drolab.models.reasoning import LIKE_THOUGHT, at_answer, ends_thought
 
 if TYPE_CHECKING:
     from drolab.models.templates import Template
@@ -64,7 +64,7 @@ def thinking_of(template: Template) -> Thinking:
         return Thinking("optional" if on or words else "none", "answer", on=on, names=names, words=words)
     if names or words:
         return Thinking("optional", "reply", off=off, on=on, names=names, words=words)
-    if THOUGHT.search(template.jinja):
+    if LIKE_THOUGHT.search(template.jinja):
         return Thinking("by the model", "reply")
     return Thinking("none", "answer")
 
@@ -122,14 +122,6 @@ def _turns(now: str, then: str, value: Any) -> str:
     return "off" if is_off(value) else "on"
 
 
-THOUGHT = re.compile(  # those of known families, and what looks like them
-    "|".join(map(re.escape, [*_MARKS, *_MARKS.values()]))
-    + r"|<\|(?:open|close)\|>think\w*<\|sep\|>|[<\[◁]\|?/?[\w:.-]{0,24}?(?:think|thought|reason)[\w:|.-]{0,24}[>\]▷]",
-    re.IGNORECASE,
-)
-_ENDS = re.compile(r"^[<\[◁]\|?/|end|close|suffix", re.IGNORECASE)
-
-
 def thought_in(tail: str, begins: str) -> tuple[str, str]:
     """The end of a chat from the mark of a thought that is open, and from an empty one that is closed.
 
@@ -137,19 +129,15 @@ def thought_in(tail: str, begins: str) -> tuple[str, str]:
         tail: what stands behind the query.
         begins: the generation prompt, which may open a thought in words ("Here are my reasoning steps:").
     """
-    marks = list(THOUGHT.finditer(tail))
+    marks = list(LIKE_THOUGHT.finditer(tail))
     if not marks:
         words = re.search(r"[^\n]*\b(?:think|thought|reason)\w*[^\n<>]*\s*\Z", re.sub(r"<[^<>]*>", "", begins), re.I)
         return (words[0], "") if words and len(words[0].split()) > 2 else ("", "")
     last = marks[-1]
-    if not _is_end(last[0]):
+    if not ends_thought(last[0]):
         return tail[last.start() :], ""
-    begin = marks[-2] if len(marks) > 1 and not _is_end(marks[-2][0]) else last
+    begin = marks[-2] if len(marks) > 1 and not ends_thought(marks[-2][0]) else last
     return "", tail[begin.start() :]
-
-
-def _is_end(mark: str) -> bool:
-    return mark in _MARKS.values() or (mark not in _MARKS and _ENDS.search(mark) is not None)
 
 
 def _channel(tail: str) -> str:

@@ -17,6 +17,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
@@ -30,7 +31,8 @@ from transformers import PreTrainedTokenizerBase
 
 from drolab.errors import ChatTemplateError
 from drolab.models.markers import QUERY, REPLY, SYSTEM, VALUE, behind_query
-from drolab.models.template_thinking import THOUGHT, Thinking, is_off, is_switch, thinking_of, thought_in
+from drolab.models.reasoning import LIKE_THOUGHT
+from drolab.models.template_thinking import Thinking, is_off, is_switch, thinking_of, thought_in
 
 Span = tuple[int, int]
 
@@ -45,6 +47,8 @@ BLANK_LINE = "\n\n"
 DATE = datetime.date(2024, 7, 26)
 """Today, for templates that ask: the date that Llama 3.1's writes where it cannot ask. Any would do, but one."""
 
+_PLAIN_QUERY, _PLAIN_TEXT = "How do I mend a fence?", "You answer questions about gardens."
+"""Neither has anything in it that a template could have a reason to change."""
 _OTHER = f"pass load_model(…, chat_template=…), one of {', '.join(CHAT_FORMATS)}, or Jinja text that writes both."
 _GIVEN = {"messages", "add_generation_prompt", "continue_final_message", "chat_template", "strftime_now"}
 """What a template reads and a user does not pass."""
@@ -203,6 +207,21 @@ class Template:
                 return None
             return SYSTEM  # a kind that must have one
         return None
+
+    def check_chats(self) -> None:
+        """Try whether there is any chat: an ordinary question's, without a system message or with one.
+
+        Raises:
+            ChatTemplateError: there is none.
+        """
+        self.sample()
+        for system in (None, _PLAIN_TEXT):
+            with suppress(ChatTemplateError):
+                self.chat(_PLAIN_QUERY, system, "check")
+                return
+        raise self._error(
+            f"changes {_PLAIN_QUERY!r}, or writes other words around it than around other queries", of_system=False
+        )
 
     def reacts_to(self, word: str) -> bool:
         """Whether the chat around a query is another if this word is in it."""
@@ -399,7 +418,7 @@ class Template:
         end, without = (behind_query(self.sample(begin=begin)) for begin in (True, False))
         if end != without:
             return end[_common(end, without) :]
-        if THOUGHT.search(end):
+        if LIKE_THOUGHT.search(end):
             return end
         try:
             answered = behind_query(self.sample(reply=REPLY)).partition(REPLY)[0]

@@ -25,6 +25,7 @@ from drolab.errors import DrolabError
 from drolab.figures import PALETTE
 from drolab.panels.controls import STYLE, button, row
 from drolab.panels.kept import keep
+from drolab.progress import in_words
 
 T = TypeVar("T")
 
@@ -150,6 +151,8 @@ class Job(widgets.HBox):  # type: ignore[misc]
         self._ended.set()
         self._keep: Callable[[], object] = lambda: None
         self._progress, self._next_shown = (0, 0), 0.0
+        self._since = (0.0, 0)  # when its pace was first known, and how much was done then
+        self._paces: dict[str, float] = {}
         self.bar = widgets.IntProgress(value=0, max=1, description=description, style=STYLE)
         self.label = widgets.Label(layout={"min_width": "max-content"})
         self.pause_button = button(_PAUSE[0], _PAUSE[2], icon=_PAUSE[1])
@@ -191,7 +194,7 @@ class Job(widgets.HBox):  # type: ignore[misc]
             self._asked.clear()
             self._go.set()
             self._keep = keep
-            self._next_shown = 0.0
+            self._progress, self.bar.value, self.label.value = (0, 0), 0, ""
             self.state = "running"
             self._ended.clear()
             _running.add(self)
@@ -204,7 +207,11 @@ class Job(widgets.HBox):  # type: ignore[misc]
         Raises:
             Stopped: the user asked for it.
         """
-        self._progress = (done, total)
+        before, self._progress = self._progress, (done, total)
+        if total != before[1] or done < before[0]:  # another count begins
+            self._since, self._next_shown = (time.monotonic(), done), 0.0
+        elif done > self._since[1]:
+            self._paces[self._kind] = (time.monotonic() - self._since[0]) / (done - self._since[1])
         if done == total or time.monotonic() >= self._next_shown:
             self._show_progress()
         if not self._go.is_set():
@@ -225,6 +232,7 @@ class Job(widgets.HBox):  # type: ignore[misc]
     def resume(self) -> None:
         with self._panel.lock:
             if self.state in ("pausing", "paused"):
+                self._since = (time.monotonic(), self._progress[0])
                 self.state = "running"
                 self._go.set()
 
@@ -275,7 +283,18 @@ class Job(widgets.HBox):  # type: ignore[misc]
         self._next_shown = time.monotonic() + _BAR_SECONDS
         self.bar.max, self.bar.value = max(1, total), done
         words = f"{self.state}: " if self.state in ("pausing", "paused", "stopped", "failed") else ""
-        self.label.value = f"{words}{done} of {total}"
+        self.label.value = f"{words}{done} of {total}{self._left() if self.state == 'running' else ''}"
+
+    def _left(self) -> str:
+        """In words the time that is left, at the pace of this count; before its first step, at that of the last one of
+        its kind."""
+        done, total = self._progress
+        left = self._paces.get(self._kind, 0.0) * (total - done)
+        return f", about {in_words(left)} left" if left >= 1 else ""
+
+    @property
+    def _kind(self) -> str:
+        return str(self.bar.description).partition(",")[0]
 
     def _show_state(self) -> None:
         pause = self.pause_button
@@ -318,7 +337,9 @@ def on_interrupt(stop: Callable[[], None]) -> None:
     _heard.append(loop)
 
     def after_cell(result: Any) -> None:
-        if isinstance(getattr(result, "error_in_exec", None), KeyboardInterrupt):
+        # "Before" is also between two statements of a cell, where IPython compiles the second.
+        errors = (getattr(result, f"error_{when}_exec", None) for when in ("before", "in"))
+        if any(isinstance(error, KeyboardInterrupt) for error in errors):
             stop()
 
     def between_cells(*_: Any) -> None:

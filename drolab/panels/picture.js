@@ -98,6 +98,15 @@ const keepKeys = (place) => {
     control.setAttribute("data-lm-suppress-shortcuts", "true");
 };
 
+// A page that is busy for two seconds when a figure comes is given up by anywidget 0.11: it hands on no message of
+// Python's any more. What comes from now on goes past it, and Python is asked for what came before.
+const hear = async (model) => {
+  const own = await model.widget_manager.get_model(model.get("_id"));
+  const handle = Object.getPrototypeOf(Object.getPrototypeOf(own))._handle_comm_msg;
+  own.comm?.on_msg(message => handle.call(own, message));
+  model.send({ event: "ready", n: model.get("_state").n });
+};
+
 export default () => {
   const views = new Set();
   let content, edits;
@@ -223,6 +232,7 @@ export default () => {
       take(model);
       model.on("msg:custom", follow);
       model.on("change:_state", () => { take(model); edit([]); });
+      hear(model);
     },
     render({ model, el }) {
       el.style.overflow = "hidden";  // so that what is drawn does not keep the place from becoming narrower

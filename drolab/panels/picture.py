@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ class Picture(anywidget.AnyWidget):
     _dark = traitlets.Dict(DARK).tag(sync=True)
     _state = traitlets.Any().tag(sync=True, to_json=lambda _, picture: picture._whole())
     """Never set: what is sent is made when it is asked for."""
+    _id = traitlets.Unicode().tag(sync=True)
+    """Its own, by which the page finds what anywidget does not hand out."""
     _keeps = traitlets.Bool(False).tag(sync=True)
     _hovered: Any = traitlets.List().tag(sync=True)
 
@@ -66,7 +69,9 @@ class Picture(anywidget.AnyWidget):
         self.kept = ""
         """What it looked like last, as a `data:` address of an image; empty if no page has said so."""
         self._kept_callback: Callable[[], None] = lambda: None
-        super().__init__()
+        self._n_told = 0
+        own = uuid.uuid4().hex
+        super().__init__(_id=own, model_id=own)
         self.on_msg(lambda _, message, buffers: self.receive(message))
 
     @traitlets.default("_library")
@@ -129,10 +134,15 @@ class Picture(anywidget.AnyWidget):
 
     def receive(self, message: Mapping[str, Any]) -> None:
         """Take what the browser tells: {"event": click, hover, unhover or deselect, "points": (trace, point) numbers},
-        {"event": "edit", "edits": (path, value) pairs}, or {"event": "kept", "image": address}.
+        {"event": "edit", "edits": (path, value) pairs}, {"event": "kept", "image": address}, or {"event": "ready",
+        "n": how many messages the state that it has knows of}.
 
         A selection is known by the outlines that the user drew, whatever their number of points.
         """
+        if message["event"] == "ready":
+            if message["n"] != self._n_told:
+                self.send_state("_state")
+            return
         if message["event"] == "kept":
             if re.fullmatch(r"(data:image/\w+;base64,[\w+/=]+)?", message["image"]) and message["image"] != self.kept:
                 self.kept = message["image"]
@@ -175,12 +185,15 @@ class Picture(anywidget.AnyWidget):
         """Each change and edit is a path and a value, or only a path where there is nothing any more."""
         buffers: list[memoryview] = []
         if changes or edits:
+            self._n_told += 1
             self.send({"changes": packed(changes, buffers), "edits": packed(edits, buffers)}, buffers)
 
     def _whole(self) -> dict[str, Any]:
         buffers: list[memoryview] = []
         content = packed(self._content, buffers)
-        return {"content": content, "edits": packed(list(self._edits.items()), buffers), "buffers": buffers}
+        return {"content": content, "edits": packed(list(self._edits.items()), buffers), "buffers": buffers} | {
+            "n": self._n_told
+        }
 
 
 def content_of(figure: go.Figure) -> dict[str, Any]:

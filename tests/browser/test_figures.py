@@ -29,6 +29,8 @@ def bars(*heights):
 HEIGHTS = [210, 220]
 FOLDERS = {"jupyterlab": "lab/tree", "notebook": "notebooks"}
 DEAD = ".drolab-kept:visible"
+IMPATIENT = "const timeout = AbortSignal.timeout.bind(AbortSignal); AbortSignal.timeout = () => timeout(0);"
+"""As if the page was busy for as long as anywidget waits."""
 
 
 @pytest.fixture(scope="module", params=FOLDERS)
@@ -45,7 +47,7 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         harness.notebook(harness.new_context(opened), address, "figures.ipynb", folder=FOLDERS[request.param]) as found,
     ):
         # Notebook 7.6's with any notebook, that of a dead widget, and JupyterLab's of a kernel that ended.
-        found.known = ("reading 'schema'", "widget model not found", "restore the debugger state")
+        found.known += ("reading 'schema'", "widget model not found", "restore the debugger state")
         until(found.page, lambda: heights(found.page) == HEIGHTS)
         yield found.page
 
@@ -137,6 +139,16 @@ def test_a_reload_shows_the_panel_as_it_is(page: Any) -> None:
     until(page, lambda: heights(page) == HEIGHTS)
     assert last_bar(page) == 3
     assert page.locator(DEAD).count() == 0
+
+
+def test_a_page_that_was_busy_follows_the_kernel_all_the_same(page: Any) -> None:
+    page.add_init_script(IMPATIENT)
+    seen = Watched(page)
+    page.reload()
+    until(page, lambda: heights(page) == HEIGHTS)
+    page.get_by_label("last", exact=True).select_option("2")
+    until(page, lambda: last_bar(page) == 2)
+    assert any(harness.GIVEN_UP in error for error in seen.errors)
 
 
 def last_bar(page: Any) -> int:

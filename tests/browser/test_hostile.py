@@ -43,7 +43,8 @@ offered = {"figure": (figures.rate_bars(rates), replies)}
 about = export.about(prompts={BAD: drolab.SafetyPrompt(name=BAD, text=BAD)}, settings={BAD: BAD})
 export.bundle(offered, "exported", about=about, formats=["html", "csv"])
 found = {"about": {"model": BAD}, BAD: BAD, f"table {BAD}": replies.head(3).assign(response=BAD, text=BAD)}
-export.save_results(".", "06", title=BAD, figures={"rates": offered["figure"]}, captions={"rates": BAD}, numbers=found)
+results = export.Results(".", "06", title=BAD)
+results.add(figures={"rates": offered["figure"]}, captions={"rates": BAD}, numbers=found)
 report.write_report(Path("."), report.collect(Path(".")))
 print("written")"""
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from drolab.data import load_prompts, random_words, save_prompts
+from drolab.data import load_prompts, pick_prompt, random_words, save_prompts
 from drolab.data.prompts import BUILT_IN
 from drolab.errors import PromptError
 from drolab.types import SafetyPrompt
@@ -215,3 +215,12 @@ def test_a_text_in_place_of_a_file_says_how_to_use_it(text: str | None) -> None:
     with pytest.raises(PromptError, match=r"pass load_prompts a mapping, \{'mine': '…'\}") as found:
         load_prompts(text)  # type: ignore[arg-type]
     assert len(str(found.value)) < 300
+
+
+def test_a_prompt_is_picked_by_its_name_or_as_the_first_that_says_something() -> None:
+    prompts = load_prompts({"none": "", "mine": "Be careful.", "yours": "Be kind."})
+    assert [pick_prompt(prompts, name).name for name in (None, "yours", "none")] == ["mine", "yours", "none"]
+    with pytest.raises(PromptError, match=r"No prompt here is called 'theirs': there are \['none', 'mine', 'yours'\]"):
+        pick_prompt(prompts, "theirs")
+    with pytest.raises(PromptError, match=r"No prompt here says anything: there are \['none'\]; .*add one"):
+        pick_prompt(load_prompts({"none": ""}))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drolab.data import load_queries, validate_queries
+from drolab.data import fresh_queries, load_queries, validate_queries
 from drolab.data.queries import BUILT_IN
 from drolab.errors import QueryError
 from drolab.types import QUERY_COLUMNS
@@ -62,6 +62,21 @@ def test_neighbours_are_pairs_that_share_verb_and_category(name: str) -> None:
         start = one.index(f" {verb} ") + len(verb) + 2
         assert one[:start] == other[:start]
         assert one != other
+
+
+def test_queries_to_test_on_are_fresh_and_borderline_ones_harmless() -> None:
+    used = load_queries(pd.DataFrame({"text": ["a?", "b?"], "harmful": [True, False]}))
+    heldout = pd.DataFrame({"text": ["c?", "d?"], "harmful": [True, False], "query_id": ["c", "d"]})
+    sounds = pd.DataFrame({"text": ["e?", "f?"], "harmful": [True, False], "query_id": ["e", "f"], "split": "test"})
+    new = fresh_queries(used, load_queries(heldout), load_queries(sounds))
+    assert new[["query_id", "split"]].to_numpy().tolist() == [["c", ""], ["d", ""], ["f", "borderline"]]
+    assert list(fresh_queries(used, load_queries(heldout))["query_id"]) == ["c", "d"]
+    with pytest.raises(QueryError, match=r"1 of the queries to test on were used to fit or to train \(first: 'b\?'\)"):
+        fresh_queries(used, load_queries(heldout.assign(text=["c?", "b?"])))
+    with pytest.raises(QueryError, match="2 query ids are among those to train on and those to test on"):
+        fresh_queries(used, load_queries(heldout.drop(columns="query_id")))
+    with pytest.raises(QueryError, match="1 texts occur more than once"):
+        fresh_queries(used, load_queries(heldout), load_queries(sounds.assign(text=["e?", "c?"])))
 
 
 def test_anchors_ask_how_to() -> None:

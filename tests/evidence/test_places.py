@@ -15,7 +15,7 @@ from helpers.tiny import byte_tokenizer, random_llama
 from helpers.training import QUERIES, Setting
 
 import drolab
-from drolab import causal, dro
+from drolab import causal, dro, evidence
 from drolab.errors import QueryError, StatesError
 from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel, render, wrap
@@ -62,6 +62,22 @@ def test_a_prompt_is_trained_where_its_space_was_read(tmp_path: Path) -> None:
     assert len(moved) == len(QUERIES) * len(run.snapshots)
     dro.save_run(tmp_path / "runs", "mine", dro.KeptRun(loaded=run))
     assert dro.load_runs(tmp_path / "runs")["mine"].run.space.read_at == "answer"
+
+
+def test_places_are_compared_by_states_that_were_read_there() -> None:
+    reply, answer = (
+        drolab.hidden_states(THINKS, QUERIES, PROMPTS, read_at=place, progress=False) for place in ("reply", "answer")
+    )
+    given: dict[str, Any] = {"positive": "harmful", "n_bootstrap": 20, "n_shuffles": 1, "progress": False}
+    table = evidence.compare_places({"reply": reply, "answer": answer}, QUERIES["harmful"], **given)
+    assert list(table["fitted_at"]) == ["reply", "reply", "answer", "answer"]
+    for wrong, problem in (
+        ({"reply": answer, "answer": reply}, "given under 'reply' were read at 'answer'"),
+        ({"reply": reply, "after_thinking": answer}, "given under 'after_thinking' were read at 'answer'"),
+        ({"reply": reply, "before": reply}, "given under 'before' were read at 'reply'"),
+    ):
+        with pytest.raises(StatesError, match=problem):
+            evidence.compare_places(wrong, QUERIES["harmful"], **given)
 
 
 def test_nothing_is_trained_after_thoughts() -> None:

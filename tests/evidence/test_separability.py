@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -40,6 +43,18 @@ def test_separable_classes_and_shuffled_labels(states: HiddenStates) -> None:
     for name in ("auc", "accuracy"):
         assert (found[f"{name}_low"] <= found[name]).all()
         assert (found[name] <= found[f"{name}_high"]).all()
+
+
+def test_several_layers_are_read_one_after_the_other(states: HiddenStates) -> None:
+    twice = replace(states, values=torch.cat([torch.zeros_like(states.values), states.values], dim=1), layers=(1, 2))
+    done: list[tuple[int, int]] = []
+    settings: dict[str, Any] = {"prompt": ["none", "long"], "n_splits": 5, "n_repeats": 1}
+    found = separability(twice, layer=(1, 2), progress=lambda *counts: done.append(counts), **settings)
+    assert done == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+    assert found["layer"].tolist() == [1, 1, 2, 2]
+    last = found[found["layer"] == 2].drop(columns="layer").reset_index(drop=True)
+    pd.testing.assert_frame_equal(last, separability(states, **settings))
+    assert (found["auc"][:2] == 0.5).all()  # all states are equal there
 
 
 def test_classes_without_a_difference_are_not_separable() -> None:

@@ -114,6 +114,27 @@ def test_nothing_is_read_where_all_states_are_equal(planted: pd.DataFrame) -> No
     assert flat.loc[["shift size", "shift cosine", "refusal cosine", "shift size, control"]].isna().all(axis=None)
 
 
+def test_the_layer_to_try_is_where_refusal_stands_out_most(planted: pd.DataFrame) -> None:
+    layer, why = sweep.choose_layer(planted)
+    assert layer == 2
+    assert why.startswith("of the layers 0, 1 and 2 the one where 'refusal' stands out most from its control (0.9")
+    assert (
+        sweep.choose_layer(planted, measure="harmfulness")[0]
+        == sweep.sites(planted).query("measure == 'harmfulness' and site == 'clearest'")["layer"].item()
+    )
+
+
+def test_without_anything_to_read_the_layer_to_try_is_the_middle_one(planted: pd.DataFrame) -> None:
+    flat = pd.concat([planted[planted["layer"] == 0].assign(layer=layer) for layer in (3, 7, 9)])
+    why = "the middle one of the layers 3, 7 and 9, since 'refusal' stands out from its control at none"
+    assert sweep.choose_layer(flat) == (7, why)
+    few = planted.assign(note="Only 2 of 80 queries have anything of 'refuses'.")
+    assert sweep.choose_layer(few)[1].endswith("at none: Only 2 of 80 queries have anything of 'refuses'.")
+    assert sweep.choose_layer(flat[flat["layer"] == 3])[1].startswith("the only one looked at, since")
+    with pytest.raises(StatesError, match="no 'refusal' with its control at position -2"):
+        sweep.choose_layer(pd.concat([flat, flat[flat["measure"] == "harmfulness"].assign(position=-2)]), position=-2)
+
+
 def test_sites_names_the_first_layer_and_the_clearest(planted: pd.DataFrame) -> None:
     found = sweep.sites(planted).set_index(["measure", "site"])
     assert found.loc[("harmfulness", "first"), "layer"] == 1

@@ -87,11 +87,14 @@ def test_what_is_displayed_shows_hostile_texts_and_runs_nothing(monkeypatch: pyt
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebooks_show_tables_in_words_and_end_with_what_they_saved(path: Path) -> None:
-    """No cell ends with a table as pandas would show it: with a panel, a call, or nothing that is shown."""
+    """No cell ends with a table as pandas would show it: with a panel, a call, or nothing that is shown. The last one
+    adds what the run found."""
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     last = [ast.parse(cell.source).body[-1] for cell in cells]
     shown = [ast.unparse(statement) for statement in last if isinstance(statement, ast.Expr)]
     assert [
-        text for text in shown if not re.fullmatch(r"panel|lab|board|(figures|export)\.\w+\(.*\)|print\(.*\)", text)
+        text
+        for text in shown
+        if not re.fullmatch(r"panel|lab|board|figures\.\w+\(.*\)|results\.add\(.*\)|print\(.*\)", text)
     ] == []
-    assert shown[-1].startswith("export.save_results(")
+    assert shown[-1].startswith("results.add(findings=")

@@ -50,6 +50,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+GIVEN_UP = "[anywidget] Failed to initialize model."
+
+
 class Watched:
     """A page, the hosts it asked, and its errors."""
 
@@ -57,7 +60,8 @@ class Watched:
         self.page = page
         self.hosts: set[str] = set()
         self.errors: list[str] = []
-        self.known: tuple[str, ...] = ()
+        # What a page says that was busy for two seconds: figures get over it (tests/browser/test_figures.py).
+        self.known: tuple[str, ...] = (GIVEN_UP,)
         """Words of errors that are not drolab's."""
         self.dialogs: list[str] = []
         page.on("request", lambda request: self._seen(request.url))

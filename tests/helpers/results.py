@@ -39,19 +39,16 @@ def verdict_table(decision: str = claims.SUPPORTED, **of: str) -> pd.DataFrame:
 def save_run(out: Path, verdict: pd.DataFrame | None = None, prompt: str = "default", **more: str) -> None:
     """What notebooks 01, 04, 06 and 07 would have saved."""
     about = {"model": "demo", "fingerprint": "abc", "seed": 7, "prompts": {prompt: "Be <b>kind</b>."}, **more}
-    export.save_results(out, "01", title="What is read?", figures={}, numbers={"about": about, "tokens": 1234})
+    export.Results(out, "01", title="What is read?", about=about).add(numbers={"tokens": 1234})
     rng = np.random.default_rng(0)
     points = pd.DataFrame({"query_id": [f"q{i}" for i in range(10)] * 2, "prompt": ["none"] * 10 + [prompt] * 10})
     points = points.assign(harmful=[True, False] * 10, text="How?", x=rng.normal(size=20), y=rng.normal(size=20))
     projection = {"projection": (figures.projection(points, title="Shifts"), points)}
-    export.save_results(out, "04", title="Which direction?", figures=projection, captions={"projection": "It moves."})
+    export.Results(out, "04", title="Which direction?").add(figures=projection, captions={"projection": "It moves."})
     rates = pd.DataFrame({"prompt": ["none", prompt], "group": "harmful", "value": [0.25, 0.5]})
     rates = rates.assign(low=rates["value"] - 0.1, high=rates["value"] + 0.1)
     long = pd.DataFrame({"place": range(31), "note": ""})
-    export.save_results(
-        out,
-        "06",
-        title=f"Does it refuse? {prompt}",
+    export.Results(out, "06", title=f"Does it refuse? {prompt}").add(
         figures={"rates": (figures.rate_bars(rates, title="Rates"), rates), "again": (figures.rate_bars(rates), rates)},
         tables={"replies": pd.DataFrame({"response": [prompt]})},
         numbers={"gain": 0.25, "refusal rates": rates, "all the places": long},
@@ -64,4 +61,5 @@ def save_run(out: Path, verdict: pd.DataFrame | None = None, prompt: str = "defa
         short = verdict[["claim", "estimate", "verdict"]]
         numbers = {"verdict": short, "differences": rates.drop(columns="group")}
         tables = {"verdict": verdict}
-        export.save_results(out, "07", title="Which is worth it?", figures=drawn, tables=tables, numbers=numbers)
+        results = export.Results(out, "07", title="Which is worth it?")
+        results.add(figures=drawn, tables=tables, numbers=numbers)

@@ -76,11 +76,38 @@ def test_what_is_written_at_once_fits_with_its_chats(
     monkeypatch.setattr(responses, "_BYTES", 400_000)
     small(tiny_llama, asked, NONE, n_samples=n_samples)
     longest = max(map(len, encode(tiny_llama, asked["text"].tolist(), NONE).suffixes))
-    token = 2 * tiny_llama.num_hidden_layers * tiny_llama.hidden_size * 4
+    config = tiny_llama.model.config
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
     kept = [chats * longest * token + rows * (6 * token + 12 * len(tiny_llama.tokenizer)) for chats, rows in sizes]
     assert len(sizes) > 1
     cut = 2 * longest * token  # of the first chat and the last there may be a part only
     assert 200_000 < max(kept) <= 400_000 + cut
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])  # which copies the prompt for each row
+def test_no_more_are_written_at_once_than_half_the_free_memory_holds(
+    monkeypatch: pytest.MonkeyPatch, attention: str
+) -> None:
+    model, sizes, decode = (
+        wrap(random_llama(), byte_tokenizer(), name="m", chat_template="chatml"),
+        [],
+        responses.decode,
+    )
+    model.model.set_attn_implementation(attention)
+    asked = queries(*(f"How do I do thing {i}?" for i in range(10, 50)))
+    whole = small(model, asked, NONE)
+
+    def watched(reader: Any, suffixes: Any, rows: torch.Tensor, *rest: Any) -> Any:
+        sizes.append(len(rows))
+        return decode(reader, suffixes, rows, *rest)
+
+    monkeypatch.setattr(responses, "decode", watched)
+    monkeypatch.setattr(responses, "free_memory", lambda _: 400_000)
+    assert texts(small(model, asked, NONE)) == texts(whole)
+    assert 1 < max(sizes) < 40
+    monkeypatch.setattr(responses, "free_memory", lambda _: None)
+    small(model, asked, NONE)
+    assert sizes[-1] >= 80
 
 
 def test_order_and_the_other_queries_change_nothing(tiny_llama: ChatModel) -> None:

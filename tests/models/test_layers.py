@@ -7,11 +7,22 @@ import torch
 from helpers.replies import QUERIES
 from helpers.steering import CARE, ENDS, FAMILIES, LAST, WIDTH, hooks, vector
 from helpers.tiny import byte_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from drolab.errors import ModelError, StatesError
 from drolab.inference import generate, hidden_states
-from drolab.models import Ablate, Add, ChatModel, forward_states, layers_at, render, resolve_layers, steered, wrap
+from drolab.models import (
+    Ablate,
+    Add,
+    ChatModel,
+    forward_states,
+    layers_at,
+    render,
+    resolve_layers,
+    spread_layers,
+    steered,
+    wrap,
+)
 from drolab.store import Store
 
 
@@ -82,6 +93,16 @@ def test_fractions_of_the_depth_are_layers_that_the_model_has() -> None:
     for wrong in ((0.0,), (1.5,), (3,), ()):
         with pytest.raises(StatesError):
             layers_at(model, wrong)
+
+
+def test_layers_are_spread_over_the_depth_of_a_deep_model() -> None:
+    assert spread_layers(raw_at_the_end()) == (0, 1)  # the last is another state in transformers
+    torch.manual_seed(0)
+    options = {"vocab_size": 260, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+    deep = LlamaForCausalLM(LlamaConfig(num_hidden_layers=30, **options))
+    model = wrap(deep, byte_tokenizer(), name="deep", chat_template="chatml")
+    assert spread_layers(model) == (0, 3, 5, 8, 11, 14, 16, 19, 22, 25, 27, 30)
+    assert spread_layers(model, 100) == tuple(range(31))
 
 
 @pytest.mark.parametrize("entry", [None, True])

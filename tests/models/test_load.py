@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import drolab
 from drolab.errors import ChatTemplateError, ModelError
-from drolab.models import CHAT_FORMATS, ChatModel, chat_format, load_model, wrap
+from drolab.models import CHAT_FORMATS, ChatModel, chat_format, load_model, sources, wrap
 
 
 @pytest.fixture
@@ -92,6 +93,25 @@ def test_the_hub_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=r"hub cannot be reached.*existing folder.*'demo'.*works offline"):
         load_model("no-such-org/no-such-model")
+
+
+def test_a_hub_that_does_not_answer_is_asked_for_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(sources, "getproxies", dict)
+        asked: list[str] = []
+        monkeypatch.setattr(sources, "find_adapter", lambda name, *_: asked.append(name))
+        monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: pytest.fail("it is looked for"))
+        with pytest.raises(ModelError, match=r"'org/model' is not a folder here, and the hub cannot be reached"):
+            load_model("org/model")
+        assert asked == []
+        (tmp_path / "models--org--model" / "snapshots").mkdir(parents=True)  # some of it is here: it is tried
+        with pytest.raises(pytest.fail.Exception, match="it is looked for"):
+            load_model("org/model")
+        assert asked == ["org/model"]
 
 
 @pytest.mark.parametrize(

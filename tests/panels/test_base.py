@@ -159,6 +159,57 @@ def test_fast_work_moves_the_bar_seldom_and_ends_at_the_full_count(panel: Panel)
     assert len(values) < 100
 
 
+def test_a_job_says_how_long_it_will_take_yet(panel: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, clock, seen = Job(panel, "Sample", pausable=True), [0.0], list[str]()
+    monkeypatch.setattr(base.time, "monotonic", lambda: clock[0])
+    job.label.observe(lambda change: seen.append(change["new"]), "value")
+
+    def work(job: Job) -> None:
+        job.tick(20, 120)  # from the store
+        clock[0] += 30
+        job.tick(30, 120)
+        clock[0] += 10
+        job.tick(70, 120)
+        clock[0] += 20
+        job.tick(120, 120)
+        job.bar.description = "Sample, prompt 2 of 2"
+        job.tick(0, 50)  # at the pace of the one before
+        job.bar.description = "Train"
+        clock[0] += 1
+        job.tick(0, 10)
+
+    job.start(work)
+    assert job.wait(SECONDS)
+    left = ["20 of 120", "30 of 120, about 4 min left", "70 of 120, about 40 s left", "120 of 120"]
+    assert seen == [*left, "0 of 50, about 30 s left", "0 of 10"]
+
+
+def test_a_pause_counts_for_nothing(panel: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(base.time, "monotonic", lambda: clock[0])
+    job, work, _ = started(panel, total=4)
+    work.done = 0
+    paused = threading.Event()
+    job.observe(lambda change: paused.set() if change["new"] == "paused" else None, "state")
+    job.tick(0, 4)
+    clock[0] = 10.0
+    job.pause()
+    work.done = 1
+    work.let.release()
+    assert paused.wait(SECONDS)
+    assert job.label.value == "paused: 1 of 4"
+    clock[0] = 5000.0
+    job.resume()
+    assert work.arrived.acquire(timeout=SECONDS)
+    assert job.label.value == "1 of 4, about 30 s left"
+    clock[0] = 5020.0
+    work.let.release()
+    assert work.arrived.acquire(timeout=SECONDS)
+    assert job.label.value == "2 of 4, about 40 s left"
+    work.let.release(2)
+    assert job.wait(SECONDS)
+
+
 def test_an_interrupt_that_does_not_wake_the_waiting_thread_is_heard(
     panel: Panel, request: pytest.FixtureRequest
 ) -> None:
@@ -259,6 +310,24 @@ SLEEPING = "while True: time.sleep(0.01)"
 def test_a_running_cells_interrupt_stops_the_job(kernel: Kernel, cell: str) -> None:
     assert kernel.run(COUNTING) == "started"
     assert kernel.interrupted(f"print('busy', flush=True)\n{cell}") == "KeyboardInterrupt"
+    assert kernel.run(IS_STOPPED) == "True stopped True"
+
+
+BETWEEN_STATEMENTS = """
+compiler = type(get_ipython().compile)
+
+def interrupted(*_):
+    del compiler.__call__
+    raise KeyboardInterrupt
+
+compiler.__call__ = interrupted
+print('never reached')
+"""
+
+
+def test_an_interrupt_between_two_statements_stops_the_job(kernel: Kernel) -> None:
+    assert kernel.run(COUNTING) == "started"
+    assert kernel.run(BETWEEN_STATEMENTS) == "KeyboardInterrupt"
     assert kernel.run(IS_STOPPED) == "True stopped True"
 
 

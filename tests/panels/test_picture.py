@@ -21,6 +21,19 @@ def test_a_layout_property_of_the_last_figure_does_not_linger() -> None:
     assert picture.layout.title.text is None
 
 
+def test_a_page_that_missed_something_gets_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture, sent = Picture(go.Figure(go.Bar(y=[1]))), []
+    opened = picture.get_state()["_state"]["n"]
+    monkeypatch.setattr(picture, "send_state", sent.append)
+    picture.receive({"event": "ready", "n": opened})
+    assert sent == []
+    picture.show(go.Figure(go.Bar(y=[2])))
+    picture.receive({"event": "ready", "n": opened})
+    assert sent == ["_state"]
+    picture.receive({"event": "ready", "n": picture.get_state()["_state"]["n"]})
+    assert sent == ["_state"]
+
+
 def test_no_share_button() -> None:
     config = Picture().get_state()["_config"]
     assert (config["showSendToCloud"], config["displaylogo"]) == (False, False)

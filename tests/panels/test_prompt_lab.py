@@ -594,6 +594,18 @@ def test_a_prompt_is_placed_into_the_space_as_it_is(bench: Bench, trials: dict[s
     assert torch.equal(bench.space.components, components)
 
 
+def test_replies_are_as_long_and_judged_as_it_is_said(bench: Bench, trials: dict[str, Trial]) -> None:
+    seen: list[str] = []
+
+    def refuses_all(response: str) -> bool:
+        seen.append(response)
+        return True
+
+    sampled = view.with_replies(replace(bench, max_new_tokens=3, judge=refuses_all), trials["careful"])
+    assert (np.asarray(sampled.measured) == 1.0).all()
+    assert 0 < max(map(len, seen)) <= 3, "one token per byte"
+
+
 def test_a_soft_prompt_is_measured_too(bench: Bench) -> None:
     soft = SoftPrompt(name="soft", embeddings=torch.zeros(5, bench.model.hidden_size))
     trial = view.project(bench, {"mine": soft})["mine"]

@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 from drolab import export, figures
 from drolab.data import load_prompts, save_prompts
 from drolab.figures import PALETTE
+from drolab.judges import AnyJudge, is_refusal
 from drolab.models import ChatModel, Prompt, as_prompts
 from drolab.panels.base import Job, Panel, PanelError
 from drolab.panels.controls import Controls, button, labelled, named, refill, row
@@ -315,6 +316,8 @@ def prompt_lab(
     problem: str = "",
     scores: pd.DataFrame | None = None,
     n_samples: int = 10,
+    max_new_tokens: int | None = None,
+    judge: AnyJudge = is_refusal,
     store: Store | None = None,
     seed: int = 0,
     theme: str = "light",
@@ -338,6 +341,8 @@ def prompt_lab(
         problem: why there is no refusal probe; stands above the figure.
         scores: of `judge`: measured refusal rates of `prompts`, which need not be sampled here then.
         n_samples: replies per query and prompt, where refusal is measured.
+        max_new_tokens: of a reply, see `generate`.
+        judge: of the replies; the one of `scores`.
         store: only what it lacks is computed. None computes everything, and keeps it in the panel only.
         seed: of sampling and bootstrap.
         about: for the export's manifest; what this panel knows is added, such as the prompts that were typed here.
@@ -379,7 +384,15 @@ def prompt_lab(
     if len(space.components) < 2:
         raise PanelError("An anchor space of one component has no plane: fit_anchors(states, n_components=2) or more.")
     bench = Bench(
-        model=model, queries=queries, space=space, refusal=refusal, store=store, n_samples=n_samples, seed=seed
+        model=model,
+        queries=queries,
+        space=space,
+        refusal=refusal,
+        store=store,
+        n_samples=n_samples,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        judge=judge,
     )
     everything: dict[str, Prompt] = {NO_PROMPT: SafetyPrompt(name=NO_PROMPT, text="")}
     given = view.project(bench, everything | {prompt.name: prompt for prompt in as_prompts(prompts)})

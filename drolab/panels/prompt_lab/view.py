@@ -26,7 +26,7 @@ from drolab.figures import plane as planes
 from drolab.figures import tables
 from drolab.inference import generate, hidden_states
 from drolab.intervals import Interval, mean_interval
-from drolab.judges import judge
+from drolab.judges import AnyJudge, is_refusal, judge
 from drolab.models import ChatModel, Prompt, prompt_token_ids
 from drolab.panels.markup import label, share_of, visible
 from drolab.panels.projection.view import axis_title
@@ -71,6 +71,10 @@ class Bench:
     """Only what it lacks is computed; None keeps nothing."""
     n_samples: int = 10
     """Replies per query and prompt."""
+    max_new_tokens: int | None = None
+    """See `generate`."""
+    judge: AnyJudge = is_refusal
+    """Of the replies."""
     seed: int = 0
     """Of the sampling and the bootstrap."""
 
@@ -170,7 +174,7 @@ def _predicted(refusal: Probe | None, places: Tensor) -> Array:
 
 
 def with_replies(bench: Bench, trial: Trial, *, progress: Progress = False) -> Trial:
-    """The trial with measured refusal rates: replies are sampled and judged by the paper's string rule.
+    """The trial with measured refusal rates: replies are sampled and judged.
 
     Raises:
         PromptError: a prompt that leaves no room for a reply.
@@ -181,11 +185,12 @@ def with_replies(bench: Bench, trial: Trial, *, progress: Progress = False) -> T
         bench.queries,
         trial.prompt,
         n_samples=bench.n_samples,
+        max_new_tokens=bench.max_new_tokens,
         seed=bench.seed,
         store=bench.store,
         progress=progress,
     )
-    measured = trial.scored(judge(replies))
+    measured = trial.scored(judge(replies, judge=bench.judge))
     if measured.measured is None:
         raise QueryError(
             f"No rate under {trial.name!r}: of some queries no reply came to an answer before its thought was cut off. "
