@@ -13,6 +13,7 @@ import math
 import random
 import re
 import shlex
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -536,7 +537,10 @@ def _kept(root: Path, asked: dict[str, Any]) -> Plan | None:
 def _begun(root: Path, asked: dict[str, Any], folder: Path) -> Plan:
     """A new plan, in a folder without results of an earlier one, which a report would take for this one's."""
     plan = make_plan(root, asked, folder)
-    for path in (root / _STANDING, *(root / "numbers").glob("*.json"), *(root / "notebooks").glob("*.ipynb")):
+    if (root / _PLAN).is_file():  # the folder is a run's, not yours
+        for name in ("numbers", "figures", "tables", "notebooks", "soft_prompts"):
+            shutil.rmtree(root / name, ignore_errors=True)
+    for path in (root / _STANDING, *(root / "numbers").glob("*.json")):
         path.unlink(missing_ok=True)
     write_file(root / _PLAN, json.dumps(asdict(plan), indent=2) + "\n")
     return plan

@@ -297,8 +297,11 @@ def test_what_changes_is_run_again_and_what_does_not_is_not(tmp_path: Path, chec
     (out / "numbers" / "05.json").unlink()
     reproduce("demo", **given)
     assert ran(out)[8:] == ["05"]
+    (out / "figures").mkdir()
+    (out / "figures" / "05_of_before.html").touch()
     reproduce("demo", **given, seed=1)
     assert len(ran(out)) == 9 + 7
+    assert not (out / "figures").exists()
     assert "has a run of this model with other settings" in capsys.readouterr().out
     names = checked(fingerprint="another")
     reproduce("demo", **given, seed=1)
