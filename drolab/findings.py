@@ -286,7 +286,7 @@ def _alike(rows: Mapping[str, Row]) -> str:
 
 def _one_direction(rows: Mapping[str, Row]) -> str:
     classes, shared = (rows.get(name) for name in ("classes alike", "share in 1 direction"))
-    parts = []
+    parts: list[str] = []
     if classes is not None and pd.notna(classes["value"]):
         how = "alike" if classes["low"] > classes["null_high"] else "no more alike than contrasts without meaning are"
         parts.append(f"under one prompt harmful and harmless queries move {how} (cosine {_estimate(classes, 'value')})")
