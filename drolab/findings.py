@@ -307,7 +307,7 @@ def _where(sites: pd.DataFrame | None, n_prompts: int, not_run: NotRun | None) -
     first = _by(sites[(sites["position"] == position) & (sites["site"] == "first")], "measure")
     parts = []
     if (harm := first.get("harmfulness")) is not None:
-        there = "at none of these layers" if pd.isna(harm["layer"]) else f"first at layer {harm['layer']}"
+        there: str = "at none of these layers" if pd.isna(harm["layer"]) else f"first at layer {harm['layer']}"
         parts.append(f"harm can be read {there}")
     if (turn := first.get("refusal cosine")) is not None and pd.notna(turn["layer"]):
         parts.append(f"safety prompts turn the states towards refusal first at layer {turn['layer']}")
