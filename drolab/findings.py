@@ -17,7 +17,7 @@ import pandas as pd
 from drolab.errors import shown
 from drolab.evidence import claims, mean_interval
 from drolab.figures import tables
-from drolab.types import NO_PROMPT
+from drolab.types import EMPTY_PROMPT, NO_PROMPT
 
 LEVEL = 0.05
 """A p-value above it decides nothing, nor does a corrected one."""
@@ -292,7 +292,7 @@ def _alike(rows: Mapping[str, Row]) -> str:
 
 def _one_direction(rows: Mapping[str, Row]) -> str:
     classes, shared = (rows.get(name) for name in ("classes alike", "share in 1 direction"))
-    parts = []
+    parts: list[str] = []
     if classes is not None and pd.notna(classes["value"]):
         how = "alike" if classes["low"] > classes["null_high"] else "no more alike than contrasts without meaning are"
         parts.append(f"under one prompt harmful and harmless queries move {how} (cosine {_estimate(classes, 'value')})")
@@ -313,7 +313,7 @@ def _where(sites: pd.DataFrame | None, n_prompts: int, not_run: NotRun | None) -
     first = _by(sites[(sites["position"] == position) & (sites["site"] == "first")], "measure")
     parts = []
     if (harm := first.get("harmfulness")) is not None:
-        there = "at none of these layers" if pd.isna(harm["layer"]) else f"first at layer {harm['layer']}"
+        there: str = "at none of these layers" if pd.isna(harm["layer"]) else f"first at layer {harm['layer']}"
         parts.append(f"harm can be read {there}")
     if (turn := first.get("refusal cosine")) is not None and pd.notna(turn["layer"]):
         parts.append(f"safety prompts turn the states towards refusal first at layer {turn['layer']}")
@@ -634,6 +634,94 @@ def published(
     if released is not None:
         first = f"Over {_counted(int(released['n_models'].max()), 'published model')}, in the mean: {_any(released)}."
     return [first, f"Your model: {_any(own)}.", f"{_two_counts(counted)} {_sure(tests)}"]
+
+
+def real_models(
+    rates: pd.DataFrame,
+    alike: pd.DataFrame,
+    *,
+    start: Mapping[str, str],
+    problems: Mapping[str, str],
+    verdicts: pd.DataFrame | None = None,
+    controls: Sequence[str] = (),
+    compared: pd.DataFrame | None = None,
+    prompt: str = "",
+    not_run: NotRun | None = None,
+) -> list[str]:
+    """Of notebook 09: one sentence for each model, and what a trained prompt did.
+
+    Args:
+        rates: `evidence.rate_table` of each `model`.
+        alike: `evidence.shift_similarity` of each `model`.
+        start: model → the prompt that its shifts start from.
+        problems: model → what is known against its refusal probe, "" for nothing.
+        verdicts: `evidence.shift_report` of each `model` that has a probe.
+        controls: the prompts among them that are none of safety.
+        compared: `comparison.paired` of each `model` with a trained prompt, against `prompt`.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from drolab import findings
+        >>> rates = pd.DataFrame({"model": "mine", "prompt": "none", "harmful": [True, False], "value": [0.1, 0.0]})
+        >>> alike = pd.DataFrame([{"model": "mine", "measure": "beyond the controls", "value": 0.3}])
+        >>> limits = {"low": 0.0, "high": 0.4}
+        >>> given = {"start": {"mine": "none"}, "problems": {"mine": "Hardly a query is refused."}}
+        >>> print(*findings.real_models(rates.assign(**limits), alike.assign(low=0.2, high=0.4), **given), sep="\\n")
+        'mine' refuses 0.100 [0.00, 0.400] of the harmful and 0.00 [0.00, 0.400] of the harmless queries under 'none'.
+        Its safety prompts' shifts are more alike than that of one and a control (by +0.300 [+0.200, +0.400]). Whether
+        they lie along its refusal direction cannot be tested here: Hardly a query is refused.
+        What a trained prompt does cannot be tested here: no model has a refusal direction that can be read.
+    """
+    found = verdicts if verdicts is not None and len(verdicts) else pd.DataFrame(columns=["model", "prompt"])
+    said = []
+    for name, baseline in start.items():
+        own = rates[(rates["model"] == name) & (rates["prompt"] == baseline)].set_index("harmful")
+        each = [_estimate(dict(own.loc[harmful]), "value") for harmful in (True, False)]
+        said.append(
+            f"{shown(name)} refuses {each[0]} of the harmful and {each[1]} of the harmless queries under "
+            f"{shown(baseline)}. {_beyond(alike[alike['model'] == name])} "
+            f"{_moved_along(found[found['model'] == name], problems[name], controls)}"
+        )
+    return [*said, _trained(compared, prompt, _why(not_run, "5"))]
+
+
+def _beyond(alike: pd.DataFrame) -> str:
+    row = _by(alike, "measure").get("beyond the controls")
+    if row is None:
+        return "Its safety prompts' shifts are compared with no control."
+    how = ("as alike as", "more alike than", "less alike than")[_sign(row["low"], row["high"])]
+    unsure = ", as far as these queries show" if _sign(row["low"], row["high"]) == 0 else ""
+    by = _estimate(row, "value", sign=True)
+    return f"Its safety prompts' shifts are {how} that of one and a control{unsure} (by {by})."
+
+
+def _moved_along(verdicts: pd.DataFrame, problem: str, controls: Sequence[str]) -> str:
+    if problem or verdicts.empty:
+        return _cannot("Whether they lie along its refusal direction", problem or "there is no such direction")
+    yes = verdicts.groupby("prompt", sort=False)["safety_shift"].first().astype(bool)
+    parts = []
+    for what, part in (
+        ("safety prompts", yes[~yes.index.isin([*controls])]),
+        ("controls", yes[yes.index.isin([*controls])]),
+    ):
+        if len(part):
+            cosines = _span(verdicts.loc[verdicts["prompt"].isin(part.index), "cosine"])
+            moved = _quoted(part[part].index) if part.any() else "none"
+            parts.append(f"of {len(part)} {what} {moved} (cosines {cosines})")
+    return (
+        f"Along its refusal direction, fitted without any prompt, both classes are moved by these: {'; '.join(parts)}."
+    )
+
+
+def _trained(compared: pd.DataFrame | None, prompt: str, why: str) -> str:
+    if compared is None or compared.empty:
+        reason = why if why != "it was not run" else "no model has a refusal direction that can be read"
+        return _cannot("What a trained prompt does", reason)
+    said = []
+    for name, part in compared.groupby("model", sort=False):
+        trained = part.loc[~part["prompt"].isin([NO_PROMPT, EMPTY_PROMPT]), "prompt"].iloc[0]
+        said.append(f"{shown(name)} refuses {_changes(_under(part, trained), trained, prompt)}")
+    return f"On held-out queries {'; '.join(said)}."
 
 
 def _any(averages: pd.DataFrame) -> str:

@@ -542,3 +542,58 @@ def test_names_of_prompts_are_shown_in_one_line_and_whole_texts_are_not() -> Non
     name = "line\nbreak" + "x" * 5000
     said = findings.prices(TESTS.assign(prompt=name), front(**{name: (0.5, 0.5), "b": (0.6, 0.4)}), verdict_table())
     assert all("\n" not in sentence and len(sentence) < 600 for sentence in said)
+
+
+# 09
+
+
+def of_two_models(**found: Any) -> list[str]:
+    names = ("plain", "tuned")
+    rates = pd.DataFrame(
+        [
+            {"model": name, "prompt": "empty", "harmful": harmful, "value": value, "low": value, "high": value + 0.125}
+            for name, values in zip(names, ((0.0, 0.0), (0.75, 0.125)), strict=True)
+            for harmful, value in zip((True, False), values, strict=True)
+        ]
+    )
+    beyond = {"plain": (-0.25, 0.25), "tuned": (0.25, 0.5)}
+    alike = [
+        {"model": name, "measure": "beyond the controls", "value": 0.25, "low": low, "high": high}
+        for name, (low, high) in beyond.items()
+    ]
+    shifts = [
+        {"model": "tuned", "prompt": prompt, "harmful": harmful, "cosine": cosine, "safety_shift": cosine > 0.5}
+        for prompt, cosine in (("default", 0.75), ("short", 0.25), ("format", 0.125))
+        for harmful in (True, False)
+    ]
+    given = {"start": dict.fromkeys(names, "empty"), "problems": {"plain": "Nobody refuses.", "tuned": ""}}
+    given |= {"verdicts": pd.DataFrame(shifts), "controls": ["none", "format"]}
+    return findings.real_models(rates, pd.DataFrame(alike), **given | found)
+
+
+def test_each_model_is_told_by_its_own_numbers() -> None:
+    plain, tuned, trained = of_two_models()
+    assert plain == (
+        "'plain' refuses 0.00 [0.00, 0.125] of the harmful and 0.00 [0.00, 0.125] of the harmless queries under "
+        "'empty'. Its safety prompts' shifts are as alike as that of one and a control, as far as these queries show "
+        "(by +0.250 [-0.250, +0.250]). Whether they lie along its refusal direction cannot be tested here: Nobody "
+        "refuses."
+    )
+    assert "more alike than that of one and a control (by +0.250 [+0.250, +0.500])" in tuned
+    assert tuned.endswith(
+        "are moved by these: of 2 safety prompts 'default' (cosines 0.250 to 0.750); of 1 controls none (cosines "
+        "0.125 to 0.125)."
+    )
+    assert trained.endswith("cannot be tested here: no model has a refusal direction that can be read.")
+
+
+def test_what_a_trained_prompt_did_is_said_against_the_one_it_came_from() -> None:
+    rows = [compared("empty", "harmful", -0.25), compared("dro-default", "harmful", 0.25)]
+    rows += [compared("dro-default", "harmless", -0.125)]
+    said = of_two_models(compared=pd.DataFrame(rows).assign(model="tuned"), prompt="default")[-1]
+    assert said.startswith(
+        "On held-out queries 'tuned' refuses more harmful ones under 'dro-default' than under 'default'"
+    )
+    assert "fewer harmless ones" in said
+    why = {"5. Can a prompt be trained on it?": "No gradient comes back."}
+    assert of_two_models(not_run=why)[-1] == "What a trained prompt does cannot be tested here: No gradient comes back."

@@ -275,6 +275,7 @@ def power_table(
     Returns:
         `claim, under, effect, threshold, power, n`, but of no claim that cannot be tested here. From the spread
         measured here, by Student's t at the level that Holm's correction may ask for: (1 - level) / number of claims.
+        `n` is NaN where the spread among so few queries is too wide to tell.
 
     Raises:
         StatesError: an unknown claim, or an effect on the wrong side of the threshold.
@@ -298,11 +299,14 @@ def power_table(
     return pd.DataFrame(rows)
 
 
-def _needed(one: Measured, effect: float, power: float, alpha: float) -> int:
-    """The smallest n whose one-sided t-test has the power. The spread per query stays as it is here."""
+def _needed(one: Measured, effect: float, power: float, alpha: float) -> float:
+    """The smallest n whose one-sided t-test has the power. The spread per query stays as it is here; NaN where that is
+    too wide to tell."""
     from statsmodels.stats.power import TTestPower
 
     ratio = one.claim.distance(effect, one.error) / (one.scaled_error * np.sqrt(one.n))
+    if not ratio > 0:  # an effect counts as at least half an error off the end of its range: beyond the threshold
+        return math.nan
     # Beyond 100 the noncentral t has no numbers; where the fewest are enough the solver finds no solution.
     test = {"effect_size": min(ratio, 100.0), "alpha": alpha, "alternative": "larger"}
     if TTestPower().power(nobs=FEWEST, **test) >= power:

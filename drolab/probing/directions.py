@@ -24,6 +24,7 @@ from drolab.probing.anchors import coordinates, fit_anchors, one_position
 from drolab.probing.crossval import check_readout, too_few
 from drolab.probing.probes import fit_probe, ridge_logistic
 from drolab.probing.targets import Target, align_target, check_classes, grouped_folds
+from drolab.progress import Progress, bar
 from drolab.threads import one_thread
 from drolab.types import AnchorSpace, HiddenStates, Probe
 
@@ -230,6 +231,7 @@ def direction_cosines(
     n_groups: int = 20,
     random_state: int = 0,
     level: float = 0.95,
+    progress: Progress = True,
 ) -> pd.DataFrame:
     """Cosines between directions, and with one drawn at random as the control.
 
@@ -241,6 +243,7 @@ def direction_cosines(
         n_groups: for the intervals: one group of queries at a time is left out, with all its prompts, and every
             direction is fitted again with the setting that it has (the delete-a-group jackknife, Shao and Wu 1989,
             Annals of Statistics 17).
+        progress: show a bar of these groups; or a callable, see `drolab.progress`.
 
     Returns:
         One row per pair: `a, b, kind` (`direction` or `control`), `cosine, low, high`, and `correlation`, that of
@@ -269,10 +272,11 @@ def direction_cosines(
     if states is None:
         return table.assign(low=math.nan, high=math.nan, correlation=math.nan)
     chosen = one_position(states).select(layer=next(iter(directions.values())).layer)
-    refits = [
-        _cosines(stacked(fitted))[first, second]
-        for fitted in _refits(directions, chosen, targets or {}, space, n_groups, random_state)
-    ]
+    refits = []
+    with bar(progress, total=n_groups, desc="cosines", unit="group") as counted:
+        for fitted in _refits(directions, chosen, targets or {}, space, n_groups, random_state):
+            refits.append(_cosines(stacked(fitted))[first, second])
+            counted.update()
     low, high = _jackknife_interval(table["cosine"].to_numpy(), np.stack(refits), level)
     scores = vectors @ chosen.matrix(chosen.layers[0]).double().numpy().T
     correlations = _cosines(scores - scores.mean(axis=1, keepdims=True))[first, second]

@@ -230,6 +230,14 @@ def test_the_power_table_keeps_its_promise() -> None:
     assert claims.power_table(eight, {HARMLESS.text: [0.1]})["n"].min() > table["n"].iloc[0]
 
 
+def test_a_spread_too_wide_to_tell_gives_no_number_of_queries() -> None:
+    """With an error of 1.2 a cosine counts as at least .6 off the end of its range, and .4 is below the threshold."""
+    wide = claims.Measured(claims.ALIKE, 0.7, 1.2, 8, (0.0, 0.1))
+    result = Verdict(table=pd.DataFrame(), measured=(wide, claims.Measured(claims.ALIKE, 0.7, 0.1, 8, (0.0, 0.1))))
+    table = claims.power_table(result, {claims.ALIKE.text: [0.6]})
+    assert table["n"].isna().tolist() == [True, False]
+
+
 def test_the_power_table_asks_for_effects_that_support_the_claim(planted: Verdict) -> None:
     result = planted
     default = claims.power_table(result)
