@@ -6,6 +6,7 @@ import hashlib
 import random
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from helpers.training import CAREFUL, QUERIES, Setting, setting_of
@@ -13,6 +14,7 @@ from helpers.training import CAREFUL, QUERIES, Setting, setting_of
 from drolab import dro
 from drolab.errors import StatesError, TrainingError
 from drolab.inference import hidden_states
+from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel
 from drolab.probing import coordinates
 from drolab.types import DRORun
@@ -54,6 +56,15 @@ def test_movement_of_what_is_not_there(setting: Setting, finished: DRORun) -> No
         dro.movement(setting.model, QUERIES, finished, plane=(0, 4))
     with pytest.raises(TrainingError, match=r"No snapshots at steps \[5\]: this run kept \[0, 4, 8, 9\]"):
         dro.movement(setting.model, QUERIES, finished, steps=[5])
+
+
+def test_measuring_tells_how_far_it_is(setting: Setting, finished: DRORun) -> None:
+    replies = pd.DataFrame({"response": ["I cannot help with that.", "Sure."], "first_token": [5, 6]})
+    kept, told = dro.KeptRun(loaded=finished), []
+    judge = FirstTokenJudge.fit(replies)
+    kept.measure(9, setting.model, judge, {dro.TRAINING: QUERIES}, progress=lambda *counts: told.append(counts))
+    assert set(kept.measured["step"]) == {0, 9}
+    assert told.count((len(QUERIES), len(QUERIES))) == 2  # before training, and now
 
 
 @pytest.mark.parametrize(

@@ -168,8 +168,11 @@ def test_a_layer_that_is_not_the_last() -> None:
     fitted = fit_directions(deep, harmful(states), positive="harmful", layer=1)
     assert {direction.layer for direction in fitted.values()} == {1}
     assert min(direction.vector[0].item() for direction in fitted.values()) > 0.8
-    table = direction_cosines(fitted, deep, {"harmful": harmful(states)}, n_groups=4)
+    told: list[tuple[int, int]] = []
+    refits = {"n_groups": 4, "progress": lambda *counts: told.append(counts)}
+    table = direction_cosines(fitted, deep, {"harmful": harmful(states)}, **refits)
     assert table["cosine"].notna().all()
+    assert told == [(done, 4) for done in range(5)]
     with pytest.raises(StatesError, match=r"240 states are equal.*pass others"):
         fit_directions(deep, harmful(states), positive="harmful", layer=2)
     with pytest.raises(StatesError, match=r"space is of layer 2, the directions are of layer 1: pass a space"):
