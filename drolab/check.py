@@ -574,7 +574,7 @@ def works(size: Size, *, num_hidden_layers: int, has_own_text: bool = False) -> 
     prompts = size.prompts + extra
     config = DROConfig()
     steps = config.num_train_epochs * -(-anchors // config.batch_size)
-    layers, doses = min(num_hidden_layers + 1, 12), 7  # 02 takes what `spread_layers` gives
+    layers, doses = min(num_hidden_layers + 1, 13), 7  # 02 takes what `spread_layers` gives
     # Edits of the last token; an ablation runs whole chats, which are among the states.
     edits = (1 + random) * (doses - 1) + 1 + 2 * (1 + 2 * random)
     return {
