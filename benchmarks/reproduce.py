@@ -2,8 +2,8 @@
 
     python benchmarks/reproduce.py --kills 12      # kill -9 and Ctrl-C in turn, at random moments
 
-Two runs in folders and stores of their own. One is left alone; the other is ended after a random time, up to what a
-whole run takes, as often as asked, then goes on to its end. What both saved is compared number by number.
+Two runs in folders and stores of their own. One is left alone; the other is ended after a random time, up to a third
+of what a whole run takes, as often as asked, then goes on to its end. What both saved is compared number by number.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def main() -> None:
         print(f"Left alone: {whole:.0f} s", flush=True)
         ended, out = 0, Path(folder, "killed")
         for number in range(options.kills):
-            run, wait = start(model, out, given), draw.uniform(0.0, whole)
+            run, wait = start(model, out, given), draw.uniform(0.0, whole / 3)
             try:
                 run.wait(wait)
                 done = "was over"
