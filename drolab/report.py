@@ -167,6 +167,7 @@ def _page(out: Path, listings: Listings, model: Mapping[str, Any], run: Run | No
     drawn = {figure["name"]: figure for section in sections for figure in section["figures"]}
     return _template("report").render(
         model=model,
+        name=_folder_name(model["model"] or ""),
         organism=model["model"] == "demo",
         made=_made(),
         answer=answer(verdict),
@@ -184,6 +185,11 @@ def _page(out: Path, listings: Listings, model: Mapping[str, Any], run: Run | No
         explained=explained,
         plotlyjs=get_plotlyjs(),
     )
+
+
+def _folder_name(model: str) -> str:
+    """Of a model that is a folder or a file here: a title needs no whole path."""
+    return Path(model).name if Path(model).is_absolute() else model
 
 
 def _template(name: str) -> Any:

@@ -130,6 +130,13 @@ def test_a_problem_of_a_run_is_said_at_the_top(tmp_path: Path) -> None:
     assert "of its own results" not in report.write_report(tmp_path, listings).read_text(encoding="utf-8")
 
 
+def test_a_model_in_a_folder_is_called_by_the_name_of_that(tmp_path: Path) -> None:
+    save_run(tmp_path, model="/models/of mine/parrot-1b")
+    page = written(tmp_path)
+    assert "<h1>What safety prompts do inside parrot-1b</h1>" in page
+    assert "Model /models/of mine/parrot-1b (fingerprint abc)" in page
+
+
 def test_what_no_run_of_one_seed_and_without_the_papers_numbers_can_say_is_said(tmp_path: Path) -> None:
     save_run(tmp_path)
     listings = report.collect(tmp_path)
