@@ -21,7 +21,7 @@ from drolab.intervals import auc_draws, check_settings, crossval_interval, drawn
 from drolab.probing.anchors import content, fit_key, one_position
 from drolab.probing.crossval import left_out_groups
 from drolab.probing.directions import Features, checked_methods, fit_direction, select_rows, tune
-from drolab.probing.targets import Target, align_target, grouped_folds
+from drolab.probing.targets import Target, align_target, check_classes, grouped_folds
 from drolab.progress import Progress, bar
 from drolab.store import Store
 from drolab.threads import one_thread
@@ -267,6 +267,7 @@ class _Fits:
         """
         features = Features(states=select_rows(self.states, split.train))
         real = self.targets[0]
+        check_classes(real[split.train], "positive")  # no setting can be chosen for one kind alone
         settings = {m: tune(m, features, real[split.train], self.random_state) for m in self.methods}
         fitted = {
             method: [fit_direction(method, features, one[split.train], setting, "positive") for one in self.targets]
