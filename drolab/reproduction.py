@@ -706,7 +706,8 @@ def _several(models: Sequence[str | Path], out: Path, asked: dict[str, Any], fol
             error = str(failed)
             print(f"{name}: {error}")
         compared.append(report.Compared(name=_short(name, names), out=place, error=error))
-        page = report.write_comparison(root, compared)
+        waiting = [report.Compared(name=_short(other, names), error="not run yet.") for other in names[len(compared) :]]
+        page = report.write_comparison(root, [*compared, *waiting])
     print(f"\nAll models on one page: {page}")
     if lost := [model for model in compared if model.error]:
         raise NotebookError(
