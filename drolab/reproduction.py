@@ -509,7 +509,7 @@ def _kept(root: Path, asked: dict[str, Any]) -> Plan | None:
     """The plan that an earlier call left, if that was the same one and its model still is.
 
     Raises:
-        ExportError: the folder has the run of another model.
+        ModelError: the folder has the run of another model.
     """
     path = root / _PLAN
     if not path.is_file():
@@ -523,7 +523,7 @@ def _kept(root: Path, asked: dict[str, Any]) -> Plan | None:
     except (TypeError, AttributeError, ExportError):
         return None  # of another version, or damaged
     if plan.asked.get("model") != asked["model"]:
-        raise ExportError(f"{root} has the run of {plan.asked.get('model')}: choose another folder, or remove it.")
+        raise ModelError(f"{root} has the run of {plan.asked.get('model')}: choose another folder, or remove it.")
     if plan.asked != asked:
         print(f"{root} has a run of this model with other settings: its report and tables give way to this one's.")
         return None

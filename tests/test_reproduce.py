@@ -307,7 +307,7 @@ def test_what_changes_is_run_again_and_what_does_not_is_not(tmp_path: Path, chec
     reproduce("demo", **given, seed=1)
     assert names == ["demo"]
     assert "The model has changed since" in capsys.readouterr().out
-    with pytest.raises(ExportError, match="has the run of demo: choose another folder"):
+    with pytest.raises(ModelError, match="has the run of demo: choose another folder"):
         reproduce("org/other", **given)
     assert names == ["demo"]
 
