@@ -462,9 +462,17 @@ def _try(model: ChatModel, trains: bool) -> tuple[Speed, pd.DataFrame, list[_Row
     step, said = _try_training(model, found, token) if trains else (0.0, _Row("a DRO step", "note", "not tried"))
     rows.append(said)
     reply, written, lengths, replies, said = _try_replies(model, token)
-    times = {"token": token, "reply": reply, "written": written, "step": step, "slowness": _slowness()}
-    lasting = {"lengths": lengths, "thought": thinking_budget(model) or 0}
-    return Speed(**times, chat_tokens=chat_tokens, **lasting), replies, [*rows, said]
+    speed = Speed(
+        token=token,
+        reply=reply,
+        written=written,
+        step=step,
+        chat_tokens=chat_tokens,
+        slowness=_slowness(),
+        lengths=lengths,
+        thought=thinking_budget(model) or 0,
+    )
+    return speed, replies, [*rows, said]
 
 
 def _slowness() -> float:
@@ -566,7 +574,7 @@ def works(size: Size, *, num_hidden_layers: int, has_own_text: bool = False) -> 
     prompts = size.prompts + extra
     config = DROConfig()
     steps = config.num_train_epochs * -(-anchors // config.batch_size)
-    layers, doses = num_hidden_layers + 1, 7
+    layers, doses = min(num_hidden_layers + 1, 13), 7  # 02 takes what `spread_layers` gives
     # Edits of the last token; an ablation runs whole chats, which are among the states.
     edits = (1 + random) * (doses - 1) + 1 + 2 * (1 + 2 * random)
     return {

@@ -325,7 +325,8 @@ class Results:
             begun._whole = True
         except (StatesError, ModelError, TrainingError) as error:
             begun.reason = str(error)
-            print(f"Cannot be tested here: {error}")
+            if self.not_run.get(name) != begun.reason:  # a section may have several such parts
+                print(f"Cannot be tested here: {error}")
             self._listing["not_run"][name] = begun.reason
             self._list()
 

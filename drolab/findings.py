@@ -67,6 +67,11 @@ def _number(value: object, *, sign: bool = False) -> str:
     return tables.number_text(value, sign=sign)
 
 
+def _first_sentence(note: str) -> str:
+    """Without what to do, which stands elsewhere."""
+    return note.split(". ")[0].rstrip(".")
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
@@ -188,9 +193,10 @@ def _told_apart(plain: list[Row], baseline: str) -> str:
     last, better = plain[-1], [row for row in plain if row["low"] > 0.5]
     without = "Without a safety prompt" if baseline == NO_PROMPT else f"Under '{baseline}'"
     if not better:
+        where = f"any of the {len(plain)} layers looked at: at layer {last['layer']}, the last of them, the"
+        where = where if len(plain) > 1 else f"layer {last['layer']}, the only one looked at: the"
         return (
-            f"{without} harmful and harmless queries cannot be told apart better than by chance at any of the "
-            f"{len(plain)} layers looked at: at layer {last['layer']}, the last of them, the AUC is "
+            f"{without} harmful and harmless queries cannot be told apart better than by chance at {where} AUC is "
             f"{_estimate(last, 'value')}."
         )
     first, best = better[0]["layer"], max(better, key=lambda row: row["value"])
@@ -286,7 +292,7 @@ def _alike(rows: Mapping[str, Row]) -> str:
 
 def _one_direction(rows: Mapping[str, Row]) -> str:
     classes, shared = (rows.get(name) for name in ("classes alike", "share in 1 direction"))
-    parts = []
+    parts: list[str] = []
     if classes is not None and pd.notna(classes["value"]):
         how = "alike" if classes["low"] > classes["null_high"] else "no more alike than contrasts without meaning are"
         parts.append(f"under one prompt harmful and harmless queries move {how} (cosine {_estimate(classes, 'value')})")
@@ -307,14 +313,13 @@ def _where(sites: pd.DataFrame | None, n_prompts: int, not_run: NotRun | None) -
     first = _by(sites[(sites["position"] == position) & (sites["site"] == "first")], "measure")
     parts = []
     if (harm := first.get("harmfulness")) is not None:
-        there = "at none of these layers" if pd.isna(harm["layer"]) else f"first at layer {harm['layer']}"
+        there: str = "at none of these layers" if pd.isna(harm["layer"]) else f"first at layer {harm['layer']}"
         parts.append(f"harm can be read {there}")
     if (turn := first.get("refusal cosine")) is not None and pd.notna(turn["layer"]):
         parts.append(f"safety prompts turn the states towards refusal first at layer {turn['layer']}")
     elif turn is not None and turn["note"]:
-        parts.append(
-            f"whether safety prompts turn the states towards refusal cannot be tested here ({turn['note'].rstrip('.')})"
-        )
+        why = _first_sentence(turn["note"])
+        parts.append(f"whether safety prompts turn the states towards refusal cannot be tested here ({why})")
     elif turn is not None:
         parts.append("a turn of the states towards refusal stands out at none of these layers")
     token = "the last token" if position == -1 else f"token {position}"
@@ -348,13 +353,14 @@ def refusal_direction(
     Examples:
         >>> import pandas as pd
         >>> from drolab import findings
-        >>> telling = pd.DataFrame([{"change": 0.0, "low": -0.01, "high": 0.01, "baseline_auc": 0.8, "n": 40}])
+        >>> telling = pd.DataFrame([{"change": 0.0, "low": -0.01, "high": 0.01, "auc": 0.8, "baseline_auc": 0.8,
+        ...                          "baseline_error": 0.03}])
         >>> more = pd.DataFrame([{"group": "harmless", "difference": 0.2, "low": 0.1, "high": 0.3}])
         >>> found = {"problem": "No query is refused.", "prompt": "mine", "telling": telling, "reluctance": more}
         >>> print(*findings.refusal_direction(**found, not_run={"5. Causes": "No query is refused."}), sep="\\n")
         A direction of refusal cannot be tested here: No query is refused.
-        Under 'mine' the model tells harm no better, as far as these queries show (AUC 0.00 [-0.010, +0.010]), and
-        refuses harmless queries more often (by +0.200 [+0.100, +0.300]).
+        Under 'mine' the model tells harm no better, as far as these queries show (by 0.00 [-0.010, +0.010] from an AUC
+        of 0.800), and refuses harmless queries more often (by +0.200 [+0.100, +0.300]).
         Whether the direction causes refusals cannot be tested here: No query is refused.
     """
     causes = _causes(doses, removed, layer, _why(not_run, "5"))
@@ -413,13 +419,16 @@ def _reluctant(telling: pd.DataFrame | None, reluctance: pd.DataFrame | None, pr
         return _cannot("Whether a safety prompt makes the model better at telling harm, or only more reluctant,", why)
     seen, more = _records(telling)[0], _by(reluctance, "group")["harmless"]
     better = ("no better, as far as these queries show", "better", "less well")[_sign(seen["low"], seen["high"])]
+    margin = max(seen["change"] - seen["low"], 2 * seen["baseline_error"])
+    better = "no better than by chance" if max(seen["auc"], seen["baseline_auc"]) - margin < 0.5 else better
     often = ("no more often, as far as these queries show", "more often", "less often")[
         _sign(more["low"], more["high"])
     ]
-    full = f"; without it that AUC is {_number(seen['baseline_auc'])} already" if seen["baseline_auc"] > 0.98 else ""
+    room = ", which leaves little room for a gain" if seen["baseline_auc"] > 0.98 else ""
     return (
-        f"Under '{prompt}' the model tells harm {better} (AUC {_estimate(seen, 'change', sign=True)}{full}), and "
-        f"refuses harmless queries {often} (by {_estimate(more, 'difference', sign=True)})."
+        f"Under '{prompt}' the model tells harm {better} (by {_estimate(seen, 'change', sign=True)} from an AUC of "
+        f"{_number(seen['baseline_auc'])}{room}), and refuses harmless queries {often} (by "
+        f"{_estimate(more, 'difference', sign=True)})."
     )
 
 

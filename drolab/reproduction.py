@@ -13,6 +13,7 @@ import math
 import random
 import re
 import shlex
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -46,6 +47,7 @@ _PLANNED = 0.9 * HOUR
 _PLAN, _STANDING = "plan.json", "progress.json"
 _OPTIONS = ("dtype", "device_map", "template_kwargs")
 """Options of `load_model` that have parameters of their own in the notebooks: DTYPE, DEVICE, TEMPLATE_KWARGS."""
+_ON_THE_COMMAND_LINE = ("dtype", "device_map", "revision", "chat_template", "template_kwargs", "system_as")
 _STOPS = ("StoreError", "ExportError", "OSError")
 """Errors of a cell after which no other notebook can do better."""
 
@@ -112,7 +114,7 @@ def reproduce(
         "paper_model": paper_model,
         "paper_code": None if paper_code is None else str(expanded(paper_code, ExportError).resolve()),
         "seed": seed,
-        "parameters": _plain(dict(parameters or {})),
+        "parameters": _plain({name: _whole(name, value) for name, value in (parameters or {}).items()}),
         "store": None if store is None else str(expanded(store, StoreError).resolve()),
     }
     folder = Path(notebooks) if notebooks else notebooks_folder()
@@ -129,6 +131,12 @@ def _named(model: str | Path) -> str:
         return DEMO
     path = expanded(model, ModelError)
     return str(path.resolve()) if path.exists() or isinstance(model, Path) else str(model)
+
+
+def _whole(name: str, value: Any) -> Any:
+    """A parameter; of a file its whole path, since notebooks run elsewhere."""
+    is_file = name in _CUT and isinstance(value, (str, Path)) and Path(value).exists()
+    return str(Path(value).resolve()) if is_file else value
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,6 +168,7 @@ class Cut(NamedTuple):
     n_random: int = 20
 
 
+_FULL = Cut()
 _STEPS: tuple[dict[str, Any], ...] = (
     {"n_samples": 5},
     {"max_new_tokens": 48},
@@ -180,22 +189,27 @@ words. It ends where claims could no longer be tested: with two safety prompts b
 with 28 queries of each class, which are enough for ten folds, and for ten that were refused where a third are."""
 
 
-def cuts() -> list[Cut]:
-    """From a full run to the smallest one."""
-    found = [Cut()]
+def cuts(full: Cut = _FULL) -> list[Cut]:
+    """From a full run to the smallest one, each less than the one before it."""
+    found = [full]
     for step in _STEPS:
-        found.append(found[-1]._replace(**step))
-    return found
+        smaller = {name: min(value, getattr(found[-1], name)) for name, value in step.items()}
+        found += [found[-1]._replace(**smaller)]
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sets:
-    """What is asked, before anything is cut. Build it with `usual_sets`."""
+    """What is asked, before anything is cut. Build it with `sets_of`."""
 
     queries: Mapping[str, pd.DataFrame]
     """anchors, heldout and borderline."""
     prompts: str
-    """A built-in set, or a clone of the paper's code."""
+    """A built-in set, a file, or a clone of the paper's code."""
+    others: tuple[str, ...]
+    """Safety prompts beside them, in notebook 07."""
+    full: Cut = _FULL
+    """What a full run has."""
     paper: bool = False
     """They are the paper's."""
 
@@ -232,12 +246,26 @@ class Sets:
 _MEDIUM = ("medium", "mistral")
 
 
-def usual_sets(paper_code: str | None = None) -> Sets:
-    """The built-in ones; the paper's where there is a clone of its code. Borderline queries are always drolab's."""
-    queries = {name: load_queries(name) for name in ("anchors", "heldout", "borderline")}
+_ASKED = {"anchors": "QUERIES", "heldout": "HELDOUT", "borderline": "BORDERLINE"}
+"""Query set → the notebooks' parameter."""
+_CUT = ("N_SAMPLES", "MAX_NEW_TOKENS", "N_RANDOM", "OTHERS", "PROMPTS", *_ASKED.values())
+"""Parameters of which a quick run takes less than was asked for."""
+
+
+def sets_of(parameters: Mapping[str, Any] | None = None, paper_code: str | None = None) -> Sets:
+    """Those that the notebooks are asked for; the built-in ones where nothing is said. With a clone of the paper's code
+    training and held-out queries and the prompts are the paper's."""
+    given = dict(parameters or {})
+    queries = {name: load_queries(given.get(asked) or name, verbose=False) for name, asked in _ASKED.items()}
+    others = tuple(given.get("OTHERS", load_prompts("unseen")))
+    counts = {"n_samples": "N_SAMPLES", "max_new_tokens": "MAX_NEW_TOKENS", "n_random": "N_RANDOM"}
+    full = _FULL._replace(
+        **{name: given[asked] for name, asked in counts.items() if asked in given}, others=len(others)
+    )
     if paper_code is None:
-        return Sets(queries=queries, prompts="safety")
-    return Sets(queries=queries | load_paper_queries(paper_code), prompts=paper_code, paper=True)
+        return Sets(queries=queries, prompts=given.get("PROMPTS", "safety"), others=others, full=full)
+    queries |= load_paper_queries(paper_code)
+    return Sets(queries=queries, prompts=paper_code, others=others, full=full, paper=True)
 
 
 def some_of(queries: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
@@ -282,8 +310,8 @@ class Plan:
 
 def choose_cut(measured: Measured, sets: Sets, quick: bool | None) -> tuple[Cut, dict[str, float], str]:
     """How much is asked, what each notebook is expected to take with that, and why it is this much."""
-    taken = {cut: _seconds(measured, sets.size(cut)) for cut in cuts()}
-    full, *smaller = taken
+    taken = {cut: _seconds(measured, sets.size(cut)) for cut in cuts(sets.full)}
+    full, *_, last = taken
     total = {cut: sum(seconds.values()) for cut, seconds in taken.items()}
     if quick is False or (quick is None and total[full] <= HOUR):
         why = "asked for" if quick is False else "it fits an hour"
@@ -293,7 +321,6 @@ def choose_cut(measured: Measured, sets: Sets, quick: bool | None) -> tuple[Cut,
             return full, taken[full], "A full run, with the notebooks' own settings: it fits an hour."
         why = f"A quick run, planned for an hour; a full one is expected to take {in_words(total[full])} here."
         return fitting, taken[fitting], why
-    last = smaller[-1]
     why = (
         f"The smallest run in which the claims can still be tested; it is expected to take {in_words(total[last])} "
         f"here, more than an hour, and a full one {in_words(total[full])}."
@@ -309,7 +336,7 @@ def _seconds(measured: Measured, size: Size) -> dict[str, float]:
 
 def left_out(cut: Cut, sets: Sets, trainable: bool) -> list[str]:
     """What a full run has and this one has not, in sentences."""
-    full, found = Cut(), []
+    full, found = sets.full, []
     if cut.n_samples < full.n_samples:
         found.append(f"{cut.n_samples} replies per query and prompt instead of {full.n_samples}.")
     if cut.max_new_tokens < full.max_new_tokens:
@@ -338,7 +365,9 @@ def left_out(cut: Cut, sets: Sets, trainable: bool) -> list[str]:
 
 
 def make_plan(root: Path, asked: dict[str, Any], folder: Path) -> Plan:
-    """Check the model, and choose."""
+    """Check the model, and choose. What is wrong with the rest is said before."""
+    _known(folder, DEMO_NOTEBOOKS, {}, asked["parameters"])
+    sets = sets_of(asked["parameters"], asked["paper_code"])
     paper = find_paper_model(asked["model"], asked["paper_model"])
     load, said = dict(asked["load"]), []
     if paper is not None:
@@ -352,7 +381,6 @@ def make_plan(root: Path, asked: dict[str, Any], folder: Path) -> Plan:
     if measured.system_as != told:
         more.append("system_as='first_user': its template has no place for a system message.")
         load = {**load, "system_as": measured.system_as}
-    sets = usual_sets(asked["paper_code"])
     cut, expected, why = choose_cut(measured, sets, asked["quick"])
     said += [why, *more, *_about_sets(sets, paper is not None)]
     if measured.own_text:
@@ -362,7 +390,7 @@ def make_plan(root: Path, asked: dict[str, Any], folder: Path) -> Plan:
     names = tuple(name for name in DEMO_NOTEBOOKS if name in expected)
     return Plan(
         asked=asked,
-        quick=cut != Cut(),
+        quick=cut != sets.full,
         load=load,
         fingerprint=measured.fingerprint if told == measured.system_as else _fingerprint(asked["model"], load),
         parameters=_known(folder, names, chosen, asked["parameters"]),
@@ -413,7 +441,7 @@ def _chosen(
         "N_SAMPLES": cut.n_samples,
         "MAX_NEW_TOKENS": cut.max_new_tokens,
         "N_RANDOM": cut.n_random,
-        "OTHERS": tuple(load_prompts("unseen"))[: cut.others],
+        "OTHERS": sets.others[: cut.others],
         "SEED": asked["seed"],
         "STORE": asked["store"],
         "OUT": str(root),
@@ -421,10 +449,9 @@ def _chosen(
     if measured.own_text:
         found["BASELINE"] = "empty"
     if cut.share < 1 or sets.paper:
-        named = {"anchors": "QUERIES", "heldout": "HELDOUT", "borderline": "BORDERLINE"}
         for name, table in sets.cut(cut, asked["seed"]).items():
             path = write_file(root / "queries" / f"{name}.csv", str(table.to_csv(index=False)))
-            found[named[name]] = str(path)
+            found[_ASKED[name]] = str(path)
     if not cut.medium:
         every = load_prompts(sets.prompts)
         kept, path = {name: every[name] for name in sets.names(cut)}, root / "queries" / "prompts.yaml"
@@ -443,7 +470,8 @@ def _known(folder: Path, names: Sequence[str], chosen: dict[str, Any], asked: Ma
     paths = [folder / f"{name}.ipynb" for name in names]
     opened = read_notebooks(paths, {})
     everywhere = {name for path, notebook in opened for name in parameter_names(notebook, path.name)}
-    found = {name: value for name, value in chosen.items() if name in everywhere} | dict(asked)
+    found = {name: value for name, value in chosen.items() if name in everywhere}
+    found |= {name: value for name, value in asked.items() if not (name in _CUT and name in found)}
     read_notebooks(paths, found)
     return _plain(found)
 
@@ -486,11 +514,14 @@ def _kept(root: Path, asked: dict[str, Any]) -> Plan | None:
     path = root / _PLAN
     if not path.is_file():
         return None
-    content = read_json(path, ExportError)
     try:
-        plan = Plan(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
-    except TypeError:
-        return None  # of another version
+        content = read_json(path, ExportError)
+        found: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+        }
+        plan = Plan(**found)
+    except (TypeError, AttributeError, ExportError):
+        return None  # of another version, or damaged
     if plan.asked.get("model") != asked["model"]:
         raise ExportError(f"{root} has the run of {plan.asked.get('model')}: choose another folder, or remove it.")
     if plan.asked != asked:
@@ -506,7 +537,10 @@ def _kept(root: Path, asked: dict[str, Any]) -> Plan | None:
 def _begun(root: Path, asked: dict[str, Any], folder: Path) -> Plan:
     """A new plan, in a folder without results of an earlier one, which a report would take for this one's."""
     plan = make_plan(root, asked, folder)
-    for path in (root / _STANDING, *(root / "numbers").glob("*.json"), *(root / "notebooks").glob("*.ipynb")):
+    if (root / _PLAN).is_file():  # the folder is a run's, not yours
+        for name in ("numbers", "figures", "tables", "notebooks", "soft_prompts"):
+            shutil.rmtree(root / name, ignore_errors=True)
+    for path in (root / _STANDING, *(root / "numbers").glob("*.json")):
         path.unlink(missing_ok=True)
     write_file(root / _PLAN, json.dumps(asdict(plan), indent=2) + "\n")
     return plan
@@ -525,7 +559,7 @@ def _run(root: Path, plan: Plan, folder: Path, progress: Progress) -> dict[str, 
     Raises:
         StoreError, ExportError: a disk is full.
     """
-    standing, failed = _Standing.read(root), {}
+    standing, failed, took, planned = _Standing.read(root), dict[str, str](), 0.0, 0.0
     for place, name in enumerate(plan.notebooks):
         key = _key(folder / f"{name}.ipynb", plan)
         if standing.has(name, key):
@@ -551,9 +585,12 @@ def _run(root: Path, plan: Plan, folder: Path, progress: Progress) -> dict[str, 
             failed[name] = str(error)
             print(f"{name} failed, and the others go on: {error}")
             continue
-        standing = standing.with_finished(name, key, time.perf_counter() - started)
-        left = sum(plan.expected[other] for other in plan.notebooks[place + 1 :])
-        print(f"{place + 1} of {len(plan.notebooks)} done" + (f"; about {in_words(left)} to go" if left else ""))
+        seconds = time.perf_counter() - started
+        standing = standing.with_finished(name, key, seconds)
+        took, planned = took + seconds, planned + plan.expected[name]
+        left = sum(plan.expected[other] for other in plan.notebooks[place + 1 :]) * took / planned
+        pace = f"; about {in_words(left)} to go at the pace so far" if left else ""
+        print(f"{place + 1} of {len(plan.notebooks)} done{pace}", flush=True)
     return failed
 
 
@@ -589,7 +626,10 @@ class _Standing:
     @classmethod
     def read(cls, root: Path) -> _Standing:
         path = root / _STANDING
-        return cls(root, read_json(path, ExportError) if path.is_file() else {})
+        try:
+            return cls(root, dict(read_json(path, ExportError)) if path.is_file() else {})
+        except (ExportError, TypeError, ValueError):  # damaged: then nothing is finished
+            return cls(root, {})
 
     def has(self, name: str, key: str) -> bool:
         results = (self.root / "numbers" / f"{name[:2]}.json", self.root / "notebooks" / f"{name}.ipynb")
@@ -609,7 +649,7 @@ def _about_run(root: Path, plan: Plan, failed: Mapping[str, str]) -> report.Run:
     times = [
         {
             "notebook": name,
-            "expected": in_words(plan.expected[name]),
+            "expected, with an empty store": in_words(plan.expected[name]),
             "took": in_words(took[name]["seconds"]) if name in took else "not finished",
         }
         for name in plan.notebooks
@@ -636,17 +676,14 @@ def command(root: Path, plan: Plan) -> str:
         given = {name: value for name, value in asked.items() if name != "model" and value not in (None, {})}
         words = "".join(f", {name}={value!r}" for name, value in given.items())
         return f"drolab.reproduce({asked['model']!r}, out={str(root)!r}{words})"
-    words = ["drolab", "reproduce", asked["model"], "--out", str(root)]
-    words += [] if asked["quick"] is None else ["--quick" if asked["quick"] else "--full"]
+    parts = ["drolab", "reproduce", asked["model"], "--out", str(root)]
+    parts += [] if asked["quick"] is None else ["--quick" if asked["quick"] else "--full"]
     for name, value in simple.items():
         option = "--device" if name == "device_map" else f"--{name.replace('_', '-')}"
-        words += [option, value if isinstance(value, str) else json.dumps(value)]
+        parts += [option, value if isinstance(value, str) else json.dumps(value)]
     for name in ("paper_model", "paper_code", "store"):
-        words += [f"--{name.replace('_', '-')}", asked[name]] if asked[name] else []
-    return shlex.join([*words, *(["--seed", str(asked["seed"])] if asked["seed"] else [])])
-
-
-_ON_THE_COMMAND_LINE = ("dtype", "device_map", "revision", "chat_template", "template_kwargs", "system_as")
+        parts += [f"--{name.replace('_', '-')}", asked[name]] if asked[name] else []
+    return shlex.join([*parts, *(["--seed", str(asked["seed"])] if asked["seed"] else [])])
 
 
 # ---------------------------------------------------------------- several models

@@ -102,6 +102,7 @@ CHANCE, SOME, MUCH = (0.5, 0.4, 0.6), (0.7, 0.6, 0.8), (0.95, 0.9, 0.98)
             "harmful and harmless queries cannot be told apart better than by chance at any of the 2 layers looked at: "
             "at layer 4, the last of them, the AUC is 0.500 [0.400, 0.600].",
         ),
+        ({4: CHANCE}, "better than by chance at layer 4, the only one looked at: the AUC is 0.500 [0.400, 0.600]."),
     ],
 )
 def test_where_harm_is_read(layers: dict[int, tuple[float, float, float]], words: str) -> None:
@@ -273,28 +274,44 @@ def change(low: float, high: float, **more: Any) -> pd.DataFrame:
     return pd.DataFrame([{"change": middle, "difference": middle, "low": low, "high": high, **more}])
 
 
+def read(low: float, high: float, baseline: float) -> pd.DataFrame:
+    return change(low, high, baseline_auc=baseline, auc=baseline + (low + high) / 2, baseline_error=0.02)
+
+
 @pytest.mark.parametrize(
     ("auc", "refused", "words"),
     [
-        ((-0.01, 0.01), (0.1, 0.3), "the model tells harm no better, as far as these queries show (AUC 0.00"),
+        ((-0.01, 0.01), (0.1, 0.3), "the model tells harm no better, as far as these queries show (by 0.00"),
         ((-0.01, 0.01), (0.1, 0.3), "and refuses harmless queries more often (by +0.200 [+0.100, +0.300])."),
-        ((0.01, 0.03), (-0.1, 0.3), "tells harm better (AUC +0.020 [+0.010, +0.030]), and refuses harmless queries no"),
-        ((-0.03, -0.01), (-0.3, -0.1), "tells harm less well (AUC -0.020"),
+        ((0.01, 0.03), (-0.1, 0.3), "tells harm better (by +0.020 [+0.010, +0.030] from an AUC of 0.800), and refuses"),
+        ((-0.03, -0.01), (-0.3, -0.1), "tells harm less well (by -0.020"),
         ((-0.03, -0.01), (-0.3, -0.1), "refuses harmless queries less often (by -0.200 [-0.300, -0.100])."),
     ],
 )
 def test_better_or_more_reluctant(auc: tuple[float, float], refused: tuple[float, float], words: str) -> None:
     said = findings.refusal_direction(
-        prompt="mine", telling=change(*auc, baseline_auc=0.8), reluctance=change(*refused, group="harmless")
+        prompt="mine", telling=read(*auc, baseline=0.8), reluctance=change(*refused, group="harmless")
     )
     assert said[1].startswith("Under 'mine' the model tells harm ")
     assert words in said[1]
-    assert "already" not in said[1]
+    assert "little room" not in said[1]
+
+
+def test_a_gain_that_stays_at_chance_is_none() -> None:
+    """As of pairs of queries, which a readout of noise gets wrong more often than right."""
+    given = {"telling": read(0.1, 0.6, baseline=0.15), "reluctance": change(-0.1, 0.1, group="harmless")}
+    assert (
+        "the model tells harm no better than by chance (by +0.350 [+0.100, +0.600] from an AUC of 0.150)"
+        in (findings.refusal_direction(prompt="mine", **given)[1])
+    )
 
 
 def test_no_room_for_a_gain_is_said() -> None:
-    given = {"telling": change(-0.01, 0.01, baseline_auc=0.995), "reluctance": change(0.1, 0.2, group="harmless")}
-    assert "; without it that AUC is 0.995 already)" in findings.refusal_direction(prompt="mine", **given)[1]
+    given = {"telling": read(-0.01, 0.01, baseline=0.995), "reluctance": change(0.1, 0.2, group="harmless")}
+    assert (
+        "from an AUC of 0.995, which leaves little room for a gain)"
+        in (findings.refusal_direction(prompt="mine", **given)[1])
+    )
     without = findings.refusal_direction(not_run={"4. Better at telling harm?": "Only one class."})
     assert without[1].endswith("or only more reluctant, cannot be tested here: Only one class.")
 

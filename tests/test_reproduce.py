@@ -36,13 +36,13 @@ from drolab.data import (
     paper_rates,
     paper_results,
 )
-from drolab.errors import CloneError, ExportError, ModelError, StoreError
+from drolab.errors import CloneError, ExportError, ModelError, QueryError, StoreError
 from drolab.evidence import claims
 from drolab.models import CHAT_FORMATS, memory
 from drolab.notebooks import DEMO_NOTEBOOKS, NotebookError, read_notebooks
-from drolab.reproduction import Cut, choose_cut, cuts, left_out, reproduce, some_of, usual_sets
+from drolab.reproduction import Cut, choose_cut, cuts, left_out, reproduce, sets_of, some_of
 
-SETS = usual_sets()
+SETS = sets_of()
 QUICK_SPEED = {"token": 1e-5, "reply": 1e-3, "written": 1e-5, "step": 0.1, "chat_tokens": 30.0, "slowness": 1.0}
 
 
@@ -104,6 +104,19 @@ def test_the_smallest_plan_leaves_what_claims_need() -> None:
     ):
         assert said in words
     assert left_out(Cut(), SETS, trainable=True) == []
+
+
+def test_what_you_ask_for_is_what_is_cut(tmp_path: Path) -> None:
+    SETS.queries["heldout"].head(40).to_csv(tmp_path / "mine.csv", index=False)
+    asked = {"N_SAMPLES": 4, "MAX_NEW_TOKENS": 32, "OTHERS": ["lawful"], "HELDOUT": str(tmp_path / "mine.csv")}
+    sets = sets_of(asked)
+    full, *smaller = cuts(sets.full)
+    assert full == Cut(n_samples=4, max_new_tokens=32, others=1)
+    assert sets.size(full).heldout == 40
+    assert len({full, *smaller}) == 1 + len(smaller)
+    assert max(cut.n_samples for cut in smaller) == 4
+    assert left_out(full, sets, trainable=True) == []
+    assert "3 replies per query and prompt instead of 4." in left_out(full._replace(n_samples=3), sets, trainable=True)
 
 
 def test_fewer_queries_are_pairs_of_every_category_by_seed() -> None:
@@ -237,6 +250,7 @@ def test_a_run_is_checked_planned_run_and_reported_once(tmp_path: Path, checked:
         "SEED": 3,
         "OUT": str(out),
         "STORE": None,
+        "PRESET": "default",
     }
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["settings"]["reproduce"]["command"] == shlex.join(
@@ -283,8 +297,11 @@ def test_what_changes_is_run_again_and_what_does_not_is_not(tmp_path: Path, chec
     (out / "numbers" / "05.json").unlink()
     reproduce("demo", **given)
     assert ran(out)[8:] == ["05"]
+    (out / "figures").mkdir()
+    (out / "figures" / "05_of_before.html").touch()
     reproduce("demo", **given, seed=1)
     assert len(ran(out)) == 9 + 7
+    assert not (out / "figures").exists()
     assert "has a run of this model with other settings" in capsys.readouterr().out
     names = checked(fingerprint="another")
     reproduce("demo", **given, seed=1)
@@ -375,7 +392,7 @@ def test_a_model_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_wrong_parameter_is_refused_before_anything_runs(tmp_path: Path, checked: Checked) -> None:
-    checked()
+    names = checked()
     given = {"out": tmp_path / "out", "notebooks": write_notebooks(tmp_path / "notebooks"), "progress": False}
     with pytest.raises(NotebookError, match="No notebook here has the parameters"):
         reproduce("demo", **given, parameters={"LAIR": 3})
@@ -385,7 +402,10 @@ def test_a_wrong_parameter_is_refused_before_anything_runs(tmp_path: Path, check
         reproduce("demo", **given, paper_model="gpt-9")
     with pytest.raises(CloneError, match=r"has no data/custom\.txt, so it is no whole clone"):
         reproduce("demo", **given, paper_code=tmp_path)
-    assert not (tmp_path / "out" / "ran.txt").exists()
+    with pytest.raises(QueryError, match="neither a built-in query set"):
+        reproduce("demo", **given, parameters={"QUERIES": "nowhere.csv"})
+    assert names == []
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("quickly")

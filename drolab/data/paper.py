@@ -93,8 +93,8 @@ def paper_results() -> pd.DataFrame:
     Examples:
         >>> from drolab.data import paper_results
         >>> rows = paper_results().query("dataset == 'malicious' and prompt == 'none'")
-        >>> len(rows), round(rows["any"].mean(), 3)
-        (8, 0.469)
+        >>> len(rows), f"{rows['any'].mean():.3f}"
+        (8, '0.469')
     """
     return pd.read_csv(PAPER_RESULTS)
 

@@ -240,7 +240,7 @@ def choose_layer(table: pd.DataFrame, *, measure: str = "refusal", position: int
     row, tried = sites(part).set_index("site").loc["clearest"], _in_words(layers)
     if pd.isna(row["layer"]):
         which = f"the middle one of {tried}" if len(layers) > 1 else "the only one looked at"
-        why = f": {row['note']}" if row["note"] else ""
+        why = f": {row['note'].rstrip('.')}" if row["note"] else ""
         return layers[len(layers) // 2], f"{which}, since {measure!r} stands out from its control at none{why}"
     numbers = f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] against at most {row['control_high']:.2f}"
     return int(row["layer"]), f"of {tried} the one where {measure!r} stands out most from its control ({numbers})"

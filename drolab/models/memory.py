@@ -44,7 +44,8 @@ def _gigabytes(n: int) -> str:
 def free_memory(device: torch.device) -> int | None:
     """Bytes; None if that is not known."""
     if device.type == "cuda" and torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, to use again
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     if device.type != "cpu":
         return None
     machine = psutil.virtual_memory().available + psutil.swap_memory().free

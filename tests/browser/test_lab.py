@@ -26,7 +26,7 @@ FOUR_STEPS = """some = queries.groupby("harmful").head(16)
 brief = drolab.DROConfig(num_train_epochs=2, batch_size=16)
 other = drolab.train_dro(model, some, init=prompts[INIT], config=brief, progress=False, **probes)
 print(len(other.history))"""
-PLANE, LAB = "panel = panels.projection", "anchors = anchors.paired(scores)"
+PLANE, LAB = "panel = panels.projection", "lab = panels.prompt_lab"
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +237,7 @@ class TestRefusalDirection(Notebook):
     NUMBER = "04"
 
     def test_a_prompt_with_a_hostile_name_gets_an_arrow(self, watched: Watched) -> None:
-        page, lab = watched.page, cell(watched.page, "probed = ")
+        page, lab = watched.page, cell(watched.page, LAB)
         lab.get_by_label("safety prompt").fill(f"Be careful. {HOSTILE}")
         lab.get_by_label("name", exact=True).fill(HOSTILE)
         button(lab, "Project").click()

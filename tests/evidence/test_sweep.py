@@ -129,7 +129,7 @@ def test_without_anything_to_read_the_layer_to_try_is_the_middle_one(planted: pd
     why = "the middle one of the layers 3, 7 and 9, since 'refusal' stands out from its control at none"
     assert sweep.choose_layer(flat) == (7, why)
     few = planted.assign(note="Only 2 of 80 queries have anything of 'refuses'.")
-    assert sweep.choose_layer(few)[1].endswith("at none: Only 2 of 80 queries have anything of 'refuses'.")
+    assert sweep.choose_layer(few)[1].endswith("at none: Only 2 of 80 queries have anything of 'refuses'")
     assert sweep.choose_layer(flat[flat["layer"] == 3])[1].startswith("the only one looked at, since")
     with pytest.raises(StatesError, match="no 'refusal' with its control at position -2"):
         sweep.choose_layer(pd.concat([flat, flat[flat["measure"] == "harmfulness"].assign(position=-2)]), position=-2)

@@ -101,7 +101,8 @@ def test_layers_are_spread_over_the_depth_of_a_deep_model() -> None:
     options = {"vocab_size": 260, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
     deep = LlamaForCausalLM(LlamaConfig(num_hidden_layers=30, **options))
     model = wrap(deep, byte_tokenizer(), name="deep", chat_template="chatml")
-    assert spread_layers(model) == (0, 3, 5, 8, 11, 14, 16, 19, 22, 25, 27, 30)
+    assert spread_layers(model) == (0, 2, 5, 8, 10, 12, 15, 18, 20, 22, 25, 28, 30)
+    assert set(layers_at(model, (0.25, 0.5, 0.75, 1.0))) < set(spread_layers(model))
     assert spread_layers(model, 100) == tuple(range(31))
 
 

@@ -22,6 +22,13 @@ def test_the_bytes_of_the_files_are_those_of_the_weights(folder: Path, dtype: to
     assert file_bytes(folder, "auto") == file_bytes(folder, torch.float32)
 
 
+def test_what_torch_keeps_of_a_gpu_to_use_again_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"is_available": True, "mem_get_info": (1000, 9000), "memory_reserved": 700, "memory_allocated": 300}
+    for name, value in found.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    assert free_memory(torch.device("cuda:0")) == 1400
+
+
 def test_free_memory_is_a_number_of_this_machine() -> None:
     free = free_memory(torch.device("cpu"))
     assert free is not None
