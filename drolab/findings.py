@@ -306,7 +306,8 @@ def _one_direction(rows: Mapping[str, Row]) -> str:
 
 
 def _where(sites: pd.DataFrame | None, n_prompts: int, not_run: NotRun | None) -> str:
-    few = f"the intervals are over queries, and {n_prompts} safety prompts are no sample of all prompts"
+    several = "one safety prompt is" if n_prompts == 1 else f"{n_prompts} safety prompts are"
+    few = f"the intervals are over queries, and {several} no sample of all prompts"
     if sites is None:
         return f"{_cannot('Where in the network they turn the states to refusal', _why(not_run, '5'))[:-1]}; {few}."
     position = sites["position"].max()

@@ -313,6 +313,9 @@ def test_one_safety_prompt_and_few_queries_are_no_end(
     assert {"2.", "4."} <= {heading[:2] for heading in third["not_run"]}
     assert {"03_projection", "03_cosines"} <= set(third["figures"])
     assert third["findings"][0].startswith("Whether safety prompts move the queries in similar directions cannot be")
+    del few["N_SAMPLES"]
+    assert in_turn("02_hidden_states", few, monkeypatch, n=1)["panel"] is None
+    assert [heading[:2] for heading in saved(few, "02")["not_run"]] == ["2.", "3.", "4."]
 
 
 def test_without_a_chat_the_audit_says_why(
