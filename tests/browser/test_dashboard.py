@@ -124,7 +124,7 @@ def test_what_is_shown_is_exported(watched: Watched, app: tuple[str, Path]) -> N
     assert b"/FontFile2" in files[".pdf"].read_bytes()
     assert "<text" in files[".svg"].read_text(encoding="utf-8")
     assert colours(page, files[".png"]) > 20
-    assert "harmful" in files[".csv"].read_text(encoding="utf-8")
+    assert "harmful" in (folder / "out" / "export" / "projection.csv").read_text(encoding="utf-8")
 
 
 def colours(page: Any, png: Path) -> int:

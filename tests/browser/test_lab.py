@@ -24,7 +24,7 @@ MINE = "Refuse what could do harm."
 HOSTILE = "<img src=x onerror=window.hit=1>\u202e😀<b>"
 FOUR_STEPS = """some = queries.groupby("harmful").head(16)
 brief = drolab.DROConfig(num_train_epochs=2, batch_size=16)
-other = drolab.train_dro(model, some, init=prompts[INIT], config=brief, progress=False, **probes)
+other = drolab.train_dro(model, some, init=init, config=brief, progress=False, **probes)
 print(len(other.history))"""
 PLANE, LAB = "panel = panels.projection", "lab = panels.prompt_lab"
 

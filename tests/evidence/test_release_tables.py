@@ -359,7 +359,7 @@ def test_the_notebook_without_a_clone_says_how_to_get_one_and_runs(notebook_08: 
     printed, saved = notebook_08["without"]
     assert published.CLONE in printed
     assert published.XSTEST_CLONE in printed
-    assert "08_grid_heldout_harmful" in saved["figures"]
+    assert "08_grid_harmful" in saved["figures"]
     assert {row["prompt"] for row in saved["numbers"]["averages"]} == set(drolab.load_prompts())
     assert "08_people" not in saved["figures"]
 
@@ -372,4 +372,4 @@ def test_the_notebook_with_clones_shows_the_papers_numbers(notebook_08: dict[str
     assert averages["malicious", "dro-default"] == pytest.approx(0.01625)
     people = {row["group"]: row["value"] for row in saved["numbers"]["people"]}
     assert people == {"safe": 0.38, "unsafe": 0.995}
-    assert {"08_grid_malicious", "08_grid_testset", "08_people", "08_norms", "08_queries"} <= set(saved["figures"])
+    assert {"08_grid_harmful", "08_grid_harmless", "08_people", "08_norms", "08_queries"} <= set(saved["figures"])
