@@ -25,7 +25,7 @@ project = "drolab"
 author = "The drolab developers"
 version = release = drolab.__version__
 root_doc = "docs/index"
-include_patterns = ["docs/**.md", "notebooks/*.ipynb", "drolab/assets/demo/README.md"]
+include_patterns = ["docs/**.md", "notebooks/*.ipynb", "drolab/assets/*/README.md"]
 exclude_patterns = [".*", "out"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 suppress_warnings = ["ref.python"]  # a type's short name that two wings have
