@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-CARD = ROOT / "drolab" / "assets" / "demo" / "README.md"
-LINKED = [*PAGES, *NOTEBOOKS, CARD, ROOT / "README.md"]
+CARDS = sorted((ROOT / "drolab" / "assets").glob("*/README.md"))
+LINKED = [*PAGES, *NOTEBOOKS, *CARDS, ROOT / "README.md"]
 
 FENCE = re.compile(r"^```(.*?)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -85,7 +85,7 @@ def test_every_page_has_one_place_in_the_contents() -> None:
             places.update(
                 (path.parent / re.sub(r".*<(.+)>", r"\1", entry)).resolve() for entry in entries if kind == "{toctree}"
             )
-    wanted = {path.with_suffix("") for path in (*PAGES, *NOTEBOOKS, CARD)} - {DOCS / "index"}
+    wanted = {path.with_suffix("") for path in (*PAGES, *NOTEBOOKS, *CARDS)} - {DOCS / "index"}
     assert set(places) == wanted
     assert set(places.values()) == {1}
 
