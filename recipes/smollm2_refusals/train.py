@@ -145,7 +145,10 @@ def _own_answers(
         progress=progress,
     )
     end = str(model.tokenizer.eos_token)
-    said = [row.response + end * (row.finish_reason == "stop") for row in sampled.itertuples()]
+    said = [
+        f"{response}{end if reason == 'stop' else ''}"
+        for response, reason in zip(sampled["response"], sampled["finish_reason"], strict=True)
+    ]
     return dict(zip(numbers, said, strict=True))
 
 
@@ -156,19 +159,19 @@ def batch_of(recipe: Recipe, model: ChatModel, chats: Sequence[Example], system:
     width = max(map(len, rows))
     shares = [1.0 if chat.refuses else recipe.answer_weight for chat in chats]
     places = []
-    for row, (suffix, chat) in enumerate(zip(encoded.suffixes, chats, strict=True)):
-        share = shares[row] / sum(shares) / (recipe.first_weight + len(chat.reply) - 1)
+    for number, (suffix, chat) in enumerate(zip(encoded.suffixes, chats, strict=True)):
+        share = shares[number] / sum(shares) / (recipe.first_weight + len(chat.reply) - 1)
         for i, token in enumerate(chat.reply):
-            weight = share * (recipe.first_weight if i == 0 else 1.0)
-            places.append((row, len(suffix) - 1 + i, token, i == 0, chat.refuses, weight))
-    row, column, reply, first, refuses, weight = (torch.tensor(part) for part in zip(*places, strict=True))
+            part = share * (recipe.first_weight if i == 0 else 1.0)
+            places.append((number, len(suffix) - 1 + i, token, i == 0, chat.refuses, part))
+    row, column, reply, begins, refuses, weight = (torch.tensor(part) for part in zip(*places, strict=True))
     return Batch(
         prefix=prefix_embeddings(model, encoded),
         ids=torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in rows]),
         row=row,
         column=column,
         reply=reply,
-        first=first,
+        first=begins,
         refuses=refuses,
         weight=weight,
     )
@@ -236,7 +239,7 @@ def _trained(adapted: Any) -> dict[str, Tensor]:
 
 
 def _save(path: Path, recipe: Recipe, adapted: Any, optimizer: torch.optim.AdamW, done: int) -> None:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, weight in _trained(adapted).items():
         moments = {key: optimizer.state[weight][key] for key in ("step", "exp_avg", "exp_avg_sq")}
         tensors |= {f"{key} {name}": part.detach() for key, part in {"weight": weight, **moments}.items()}
