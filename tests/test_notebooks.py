@@ -425,6 +425,31 @@ def test_without_refusals_the_verdict_is_reached_and_kept(
     assert alike["verdict"] in (claims.SUPPORTED, claims.NOT_SUPPORTED, claims.TOO_LITTLE)
 
 
+def test_models_stand_side_by_side_also_one_that_never_refuses(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Notebook 09, with other models than those that must be fetched."""
+    models = {"a babbler": asked["MODEL"], "an organism": "demo"}
+    given = {name: value for name, value in asked.items() if name != "MODEL"} | {
+        "MODELS": models,
+        "N_SAMPLES": 2,
+        "EPOCHS": 1,
+    }
+    assert in_turn("09_a_real_model", given, monkeypatch, n=24, NEUTRAL="brief", MAX_NEW_TOKENS=16)["error"] is None
+    found = saved(asked, "09")
+    assert not found["not_run"]
+    babbler, organism, trained = found["findings"]
+    assert babbler.startswith("'a babbler' refuses 0.00 [0.00, ")
+    assert "Whether they lie along its refusal direction cannot be tested here: The target of the probe" in babbler
+    assert (
+        "Along its refusal direction, fitted without any prompt, both classes are moved by these: of 2 safety"
+        in organism
+    )
+    assert trained.startswith("On held-out queries 'an organism' refuses ")
+    assert {row["model"] for row in found["numbers"]["similarity"]} == {*models}
+    assert {row["model"] for row in found["numbers"]["is it a safety shift?"]} == {"an organism"}
+
+
 # a model that thinks before it answers
 
 
