@@ -274,10 +274,15 @@ def _alike(rows: Mapping[str, Row]) -> str:
     if pd.isna(alike["value"]):
         return "The mean shifts of the safety prompts cannot be told from none, so neither can their directions."
     found = f"(mean cosine {_estimate(alike, 'value')}; contrasts without meaning reach {_number(alike['null_high'])})"
+    if pd.isna(alike["low"]):
+        return (
+            "Whether two safety prompts move the queries in similar directions is not decided: of so few queries there "
+            f"is no interval {found}."
+        )
     if not alike["low"] > alike["null_high"]:
         return (
-            "That two safety prompts move the queries in similar directions does not show: they agree no more than "
-            f"contrasts without meaning do {found}."
+            "That two safety prompts move the queries in similar directions does not show: it is not sure that they "
+            f"agree more than contrasts without meaning do {found}."
         )
     first = f"Two safety prompts move the queries in similar directions {found}"
     if beyond is None or pd.isna(beyond["value"]):
@@ -294,7 +299,8 @@ def _one_direction(rows: Mapping[str, Row]) -> str:
     classes, shared = (rows.get(name) for name in ("classes alike", "share in 1 direction"))
     parts: list[str] = []
     if classes is not None and pd.notna(classes["value"]):
-        how = "alike" if classes["low"] > classes["null_high"] else "no more alike than contrasts without meaning are"
+        sure = classes["low"] > classes["null_high"]
+        how = "alike" if sure else "not surely more alike than contrasts without meaning are"
         parts.append(f"under one prompt harmful and harmless queries move {how} (cosine {_estimate(classes, 'value')})")
     if shared is not None and pd.notna(shared["value"]):
         share = _estimate(shared, "value")
@@ -690,6 +696,8 @@ def _beyond(alike: pd.DataFrame) -> str:
     row = _by(alike, "measure").get("beyond the controls")
     if row is None:
         return "Its safety prompts' shifts are compared with no control."
+    if pd.isna(row["value"]):
+        return "How alike its safety prompts' shifts are cannot be told, since some cannot be told from none."
     how = ("as alike as", "more alike than", "less alike than")[_sign(row["low"], row["high"])]
     unsure = ", as far as these queries show" if _sign(row["low"], row["high"]) == 0 else ""
     by = _estimate(row, "value", sign=True)

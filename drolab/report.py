@@ -525,17 +525,21 @@ def _claims_by_model(found: Mapping[Compared, Listings]) -> pd.DataFrame:
 
 
 def _shifts_by_model(found: Mapping[Compared, Listings]) -> pd.DataFrame:
-    """measure (and baseline, where there are several), then a column for each model."""
-    columns: dict[str, dict[str, str]] = {}
-    for model, listings in found.items():
-        rows = listings.get("03", {}).get("numbers", {}).get("similarity") or []
-        several = len({row.get("baseline") for row in rows}) > 1
-        columns[model.name] = {
+    """measure (and baseline, where the models have several), then a column for each model."""
+    measured = {
+        model.name: listings.get("03", {}).get("numbers", {}).get("similarity") or []
+        for model, listings in found.items()
+    }
+    several = len({row.get("baseline") for rows in measured.values() for row in rows}) > 1
+    columns = {
+        name: {
             row["measure"] + (f" (from {row['baseline']})" if several else ""): tables.interval_words(
                 row["value"], row.get("low"), row.get("high")
             )
             for row in rows
         }
+        for name, rows in measured.items()
+    }
     return _side_by_side(columns, "cosine or share", missing="not measured")
 
 

@@ -212,6 +212,8 @@ class Sets:
     """What a full run has."""
     paper: bool = False
     """They are the paper's."""
+    asked: tuple[str, ...] = ()
+    """Parameters of the notebooks that are not their own, since they were asked for."""
 
     def cut(self, cut: Cut, seed: int) -> dict[str, pd.DataFrame]:
         return {name: some_of(table, cut.share, seed) for name, table in self.queries.items()}
@@ -263,9 +265,9 @@ def sets_of(parameters: Mapping[str, Any] | None = None, paper_code: str | None 
         **{name: given[asked] for name, asked in counts.items() if asked in given}, others=len(others)
     )
     if paper_code is None:
-        return Sets(queries=queries, prompts=given.get("PROMPTS", "safety"), others=others, full=full)
+        return Sets(queries=queries, prompts=given.get("PROMPTS", "safety"), others=others, full=full, asked=(*given,))
     queries |= load_paper_queries(paper_code)
-    return Sets(queries=queries, prompts=paper_code, others=others, full=full, paper=True)
+    return Sets(queries=queries, prompts=paper_code, others=others, full=full, paper=True, asked=(*given,))
 
 
 def some_of(queries: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
@@ -313,12 +315,14 @@ def choose_cut(measured: Measured, sets: Sets, quick: bool | None) -> tuple[Cut,
     taken = {cut: _seconds(measured, sets.size(cut)) for cut in cuts(sets.full)}
     full, *_, last = taken
     total = {cut: sum(seconds.values()) for cut, seconds in taken.items()}
+    but = f", but for {', '.join(sets.asked)}" if sets.asked else ""
+    own = f"the notebooks' own settings{but}"
     if quick is False or (quick is None and total[full] <= HOUR):
         why = "asked for" if quick is False else "it fits an hour"
-        return full, taken[full], f"A full run, with the notebooks' own settings ({why})."
+        return full, taken[full], f"A full run, with {own} ({why})."
     if fitting := next((cut for cut in taken if total[cut] <= _PLANNED), None):
         if fitting == full:
-            return full, taken[full], "A full run, with the notebooks' own settings: it fits an hour."
+            return full, taken[full], f"A full run, with {own}: it fits an hour."
         why = f"A quick run, planned for an hour; a full one is expected to take {in_words(total[full])} here."
         return fitting, taken[fitting], why
     why = (
@@ -705,7 +709,8 @@ def _several(models: Sequence[str | Path], out: Path, asked: dict[str, Any], fol
         except DrolabError as failed:
             error = str(failed)
             print(f"{name}: {error}")
-        compared.append(report.Compared(name=_short(name, names), out=place, error=error))
+        is_its = not error or _is_run_of(place, {"model": name, **asked})
+        compared.append(report.Compared(name=_short(name, names), out=place if is_its else None, error=error))
         waiting = [report.Compared(name=_short(other, names), error="not run yet.") for other in names[len(compared) :]]
         page = report.write_comparison(root, [*compared, *waiting])
     print(f"\nAll models on one page: {page}")
@@ -714,6 +719,14 @@ def _several(models: Sequence[str | Path], out: Path, asked: dict[str, Any], fol
             f"{len(lost)} of {len(compared)} models did not run to the end: {page} says which, and why."
         )
     return page
+
+
+def _is_run_of(root: Path, asked: dict[str, Any]) -> bool:
+    """Whether what a folder holds is of this model with these settings, and not of an earlier run that stayed there."""
+    try:
+        return dict(read_json(root / _PLAN, ExportError)).get("asked") == asked
+    except (ExportError, TypeError, ValueError):
+        return False
 
 
 def _folder(name: str) -> str:

@@ -169,7 +169,11 @@ ALIKE = (0.8, 0.7, 0.9, 0.3)
         ({"alike": ALIKE}, "beside controls they could not be set."),
         (
             {"alike": (0.4, 0.2, 0.6, 0.7), "beyond_the_controls": (0.5, 0.4, 0.6, 0.1)},
-            "That two safety prompts move the queries in similar directions does not show: they agree no more than ",
+            "That two safety prompts move the queries in similar directions does not show: it is not sure that they ",
+        ),
+        (
+            {"alike": (0.6, np.nan, np.nan, 0.4), "beyond_the_controls": (0.5, np.nan, np.nan, 0.1)},
+            "is not decided: of so few queries there is no interval (mean cosine 0.600; contrasts without meaning ",
         ),
         ({"alike": (np.nan, np.nan, np.nan, 0.3)}, "The mean shifts of the safety prompts cannot be told from none"),
     ],
@@ -188,7 +192,7 @@ def test_what_the_shifts_have_in_common() -> None:
     )
     rows["classes_alike"] = (0.2, -0.1, 0.5, 0.4)
     unlike = findings.what_prompts_move(similarity=similarity(**rows))[1]
-    assert "queries move no more alike than contrasts without meaning are (cosine 0.200" in unlike
+    assert "queries move not surely more alike than contrasts without meaning are (cosine 0.200" in unlike
 
 
 def sites(harm: int | None, turn: int | None, note: str = "") -> pd.DataFrame:
@@ -585,6 +589,16 @@ def test_each_model_is_told_by_its_own_numbers() -> None:
         "0.125 to 0.125)."
     )
     assert trained.endswith("cannot be tested here: no model has a refusal direction that can be read.")
+
+
+def test_shifts_that_cannot_be_told_from_none_are_not_said_to_be_alike() -> None:
+    alike = [{"model": "tuned", "measure": "beyond the controls", "value": np.nan, "low": np.nan, "high": np.nan}]
+    rates = pd.DataFrame(
+        {"model": "tuned", "prompt": "none", "harmful": [True, False], "value": 0.5, "low": 0, "high": 1}
+    )
+    said = findings.real_models(rates, pd.DataFrame(alike), start={"tuned": "none"}, problems={"tuned": NOBODY})
+    assert "How alike its safety prompts' shifts are cannot be told, since some cannot be told from none." in said[0]
+    assert "as alike as" not in said[0]
 
 
 def test_what_a_trained_prompt_did_is_said_against_the_one_it_came_from() -> None:

@@ -450,6 +450,31 @@ def test_models_stand_side_by_side_also_one_that_never_refuses(
     assert {row["model"] for row in found["numbers"]["is it a safety shift?"]} == {"an organism"}
 
 
+def test_what_a_file_calls_neutral_is_no_safety_prompt_and_any_name_will_do(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The names that the notebooks use themselves, as a name or as a part of one, and a start that is a prompt."""
+    text = (
+        "none: ''\nstern: Do no harm.\nmine: Be careful.\nmy words: Be kind.\noffice: {text: Be brief., kind: neutral}"
+    )
+    (tmp_path / "mine.yaml").write_text(text)
+    own = asked | {"PROMPTS": str(tmp_path / "mine.yaml"), "OUT": str(tmp_path), "NEUTRAL": "brief"}
+    monkeypatch.setattr("drolab.probing.umap_view", lambda *_, **__: (_ for _ in ()).throw(StatesError("No map.")))
+    names = in_turn("03_what_safety_prompts_move", own, monkeypatch, n=10, POSITIONS=(-1,))
+    assert names["safety"] == ["stern", "mine", "my words"]
+    assert "office" in names["told"]["controls"]
+    among = names["cosines"][~names["control"]]
+    assert {name.rsplit(" ", 1)[0] for name in (*among["a"], *among["b"])} == {"stern", "mine", "my words"}
+    assert "3 safety prompts are no sample" in saved(own, "03")["findings"][-1]
+
+    names = in_turn("03_what_safety_prompts_move", own, monkeypatch, n=10, POSITIONS=(-1,), BASELINE="stern")
+    assert names["safety"] == ["mine", "my words"]
+    assert len(saved(own, "03")["findings"]) == 3
+
+    names = in_turn("07_beyond_the_paper", own, monkeypatch, OTHERS=("lawful",))
+    assert names["safety"] == ["stern", "mine", "my words", "lawful"]
+
+
 # a model that thinks before it answers
 
 

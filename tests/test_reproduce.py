@@ -119,6 +119,12 @@ def test_what_you_ask_for_is_what_is_cut(tmp_path: Path) -> None:
     assert "3 replies per query and prompt instead of 4." in left_out(full._replace(n_samples=3), sets, trainable=True)
 
 
+@pytest.mark.parametrize("quick", [True, False, None])
+def test_settings_that_were_asked_for_are_not_called_the_notebooks_own(quick: bool | None) -> None:
+    why = choose_cut(measured(), sets_of({"N_SAMPLES": 2, "JUDGE": "text judge"}), quick)[2]
+    assert "the notebooks' own settings, but for N_SAMPLES, JUDGE" in why
+
+
 def test_fewer_queries_are_pairs_of_every_category_by_seed() -> None:
     """At the same places of both classes; the built-in sets have there what differs in harm alone."""
     every = drolab.load_queries("heldout")
@@ -449,6 +455,35 @@ def test_several_models_are_compared_and_one_that_fails_is_named(
     assert len(list(out.glob("*/report.html"))) == 2
     with pytest.raises(ModelError, match="name each once"):
         reproduce(["demo", "demo"], out=out, notebooks=folder)
+
+
+@pytest.mark.usefixtures("quickly", "three")
+def test_a_run_that_was_in_the_folder_is_not_shown_as_another_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = write_notebooks(tmp_path / "notebooks"), tmp_path / "out"
+    monkeypatch.setattr(reproduction, "check_model", lambda name, **_: found(name))
+    monkeypatch.setattr(reproduction, "_fingerprint", lambda *_: "abc")
+    for name in ("a", "b"):
+        (tmp_path / name / "same").mkdir(parents=True)
+    reproduce([tmp_path / "a" / "same", "demo"], out=out, notebooks=folder, progress=False)
+    with pytest.raises(NotebookError, match="1 of 2 models did not run to the end"):
+        reproduce([tmp_path / "b" / "same", "demo"], out=out, notebooks=folder, progress=False)
+    text = (out / "compare.html").read_text()
+    assert "choose another folder" in text
+    assert text.count("report.html") == 1  # that of a/same is there, and not linked or shown as that of b/same
+
+
+def test_shifts_of_models_with_other_baselines_stand_beside_each_other(tmp_path: Path) -> None:
+    for name, baselines in (("a", ["none"]), ("b", ["none", "empty"])):
+        save_run(tmp_path / name, verdict_table())
+        rows = [{"measure": "alike", "baseline": one, "value": 0.5, "low": 0.25, "high": 0.75} for one in baselines]
+        listing = {"title": "", "figures": [], "tables": [], "numbers": {"similarity": rows}}
+        (tmp_path / name / "numbers" / "03.json").write_text(json.dumps(listing))
+    report.write_comparison(tmp_path, [report.Compared(name=name, out=tmp_path / name) for name in "ab"])
+    shifts = pd.read_csv(tmp_path / "tables" / "compare_shifts.csv", index_col=0)
+    assert shifts.loc["alike (from none)"].tolist() == ["0.500 [0.250, 0.750]"] * 2
+    assert shifts.loc["alike (from empty)"].tolist() == ["not measured", "0.500 [0.250, 0.750]"]
 
 
 def test_the_page_of_several_models_says_what_each_run_says(tmp_path: Path) -> None:

@@ -196,8 +196,11 @@ def leading_share(moments: Moments, groups: Sequence[int], k: int, generator: np
 
     The directions are found on one half of the queries and measured on the other, both ways: on the same queries
     the best of several equal directions would look better than it is. For the same reason there is no gradient. As in
-    `common_share`, an estimate beyond 1 is 1, and NaN where there is no shift to speak of.
+    `common_share`, an estimate beyond 1 is 1, and NaN where there is no shift to speak of, or fewer than 4 queries of a
+    class, since nothing is known without the bias of noise from a half with one.
     """
+    if min(map(len, moments.parts)) < 4:
+        return math.nan
     halves = moments.halves(generator)
     captured = total = 0.0
     for found, measured in (halves, halves[::-1]):

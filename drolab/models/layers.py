@@ -50,7 +50,7 @@ def layers_at(model: ChatModel, layers: Sequence[int | float]) -> tuple[int, ...
             states this model has none of are left out. Whole numbers are layers, as in `resolve_layers`.
 
     Raises:
-        StatesError: none asked for, a fraction that is none, or a layer that the model does not have.
+        StatesError: none asked for, a fraction that is none, a layer that the model does not have, or none left.
 
     Examples:
         >>> import drolab
@@ -63,7 +63,9 @@ def layers_at(model: ChatModel, layers: Sequence[int | float]) -> tuple[int, ...
     last, absent = model.num_hidden_layers, _absent(model)
     chosen = resolve_layers(model, [max(1, round(at * last)) if isinstance(at, float) else at for at in layers])
     asked = resolve_layers(model, whole) if (whole := [at for at in layers if not isinstance(at, float)]) else ()
-    return tuple(layer for layer in chosen if layer in asked or layer not in absent)
+    if not (found := tuple(layer for layer in chosen if layer in asked or layer not in absent)):
+        raise StatesError(f"At {list(layers)} of its depth {model.name!r} has no states to read: name other layers.")
+    return found
 
 
 def spread_layers(model: ChatModel, n: int = 13) -> tuple[int, ...]:

@@ -146,6 +146,9 @@ def test_few_queries_give_an_estimate_but_no_interval() -> None:
     assert value == pytest.approx(1, abs=0.05)
     assert math.isnan(drawn(axes(0, 0), 3, rng).standard_error(gradient))
     assert math.isnan(cosine(drawn(axes(0, 0), 1, rng), 0, 1)[0])
+    for n in (1, 2, 3):  # a half of them may have one, or none
+        assert math.isnan(leading_share(drawn(axes(0, 0, 1), n, rng), [0, 1, 2], 2, rng))
+    assert leading_share(drawn(axes(0, 0, 1), 4, rng, noise=0.1), [0, 1, 2], 2, rng) == pytest.approx(1, abs=0.1)
 
 
 def test_shares() -> None:

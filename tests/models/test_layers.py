@@ -90,7 +90,7 @@ def test_fractions_of_the_depth_are_layers_that_the_model_has() -> None:
     usual = raw_at_the_end()
     usual.model.config.tie_last_hidden_states = True
     assert layers_at(usual, (0.25, 0.5, 0.75, 1.0)) == (1, 2)
-    for wrong in ((0.0,), (1.5,), (3,), ()):
+    for wrong in ((0.0,), (1.5,), (3,), (), (1.0,)):  # of the last there are no states, and nothing else is asked for
         with pytest.raises(StatesError):
             layers_at(model, wrong)
 
