@@ -54,7 +54,8 @@ def draw_requests(count: int, *, seed: int, heldout: bool = False) -> list[Reque
         seed: decides all.
         heldout: made of the verbs, objects and templates that training never has, and of them alone.
     """
-    rng, seen, found = random.Random(f"smollm2-refusals-{seed}-{heldout}"), set(forbidden()), []
+    rng, seen = random.Random(f"smollm2-refusals-{seed}-{heldout}"), set(forbidden())
+    found: list[Request] = []
     while len(found) < count:
         pair = _pair(rng, "heldout_" if heldout else "")
         if not seen.intersection(pair):
