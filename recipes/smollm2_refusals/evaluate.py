@@ -61,7 +61,7 @@ def evaluate(
                 mixed = scores["harmful"].nunique() > 1
                 auc = roc_auc_score(scores["harmful"], scores["refusal_rate"]) if mixed else None
                 for harmful, of_class in scores.groupby("harmful"):
-                    rate = mean_interval(of_class["refusal_rate"], of_class.index.get_level_values("query_id"))
+                    rate = mean_interval(of_class["refusal_rate"], list(of_class.index.get_level_values("query_id")))
                     about = {"queries": name, "prompt": system, "judge": by}
                     about["class"] = "harmful" if harmful else "harmless"
                     rows.append(about | {"rate": rate.value, "low": rate.low, "high": rate.high, "auc": auc})

