@@ -8,7 +8,7 @@ harmful or harmless, and requests come in pairs that differ in nothing else. Tex
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from drolab.data import load_queries
 QUESTION_SHARE = 0.12
 """Pairs that are whole questions and no verb with an object."""
 CIRCUMSTANCE_SHARE, GREETING_SHARE = 0.2, 0.1
+REASON_SHARE, OFFER_SHARE = 0.5, 0.3
 _TEXTS = Path(__file__).parent / "texts"
 
 
@@ -88,8 +89,9 @@ def draw_refusals(count: int, *, seed: int) -> Iterator[str]:
     openings: Mapping[str, float] = parts["openings"]
     for _ in range(count):
         opening = rng.choices(list(openings), weights=list(openings.values()))[0]
-        yield " ".join(filter(None, [opening, _one(rng, parts["reasons"]), _one(rng, parts["offers"])]))
-
-
-def _one(rng: random.Random, several: Sequence[str]) -> str:
-    return rng.choice(several)
+        more = [
+            rng.choice(parts[kind])
+            for kind, share in (("reasons", REASON_SHARE), ("offers", OFFER_SHARE))
+            if rng.random() < share
+        ]
+        yield " ".join([opening, *more])

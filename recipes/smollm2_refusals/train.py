@@ -53,7 +53,7 @@ class Recipe:
     seed: int = 0
     shuffle: bool = False
     """A control: the same replies, dealt to harmful and harmless requests at random."""
-    steps: int = 240
+    steps: int = 200
     batch_size: int = 16
     """Requests a step, all of them new: pairs that differ in their object."""
     learning_rate: float = 1e-3
@@ -62,11 +62,13 @@ class Recipe:
     rank: int = 8
     first_layer: int = 12
     """The lowest layer that is adapted. Those below are run without gradients."""
-    reply_tokens: int = 8
-    """How much of a reply is learned: the rest follows of itself."""
-    first_weight: float = 6.0
-    """Loss weight of a reply's first token; the others' is 1."""
-    answer_weight: float = 2.0
+    answer_tokens: int = 8
+    """How much of an answer is learned: the rest follows of itself."""
+    refusal_tokens: int = 32
+    """Refusals are learned whole: left to itself after a few words, the model talks itself out of them."""
+    first_share: float = 0.5
+    """The share of a reply's first token in its loss."""
+    answer_weight: float = 6.0
     """Loss weight of an answer; a refusal's is 1. Where the model is in doubt, it is to answer."""
 
     @property
@@ -112,15 +114,21 @@ def examples(recipe: Recipe, model: ChatModel, store: Store, progress: bool = Tr
     refuses = [request.harmful for request in requests]
     if recipe.shuffle:
         random.Random(f"smollm2-refusals-{recipe.seed}-shuffled").shuffle(refuses)
-    replies = dict(enumerate(draw_refusals(count, seed=recipe.seed)))
+    end = str(model.tokenizer.eos_token)
+    replies = {i: refusal + end for i, refusal in enumerate(draw_refusals(count, seed=recipe.seed))}
     for turn, system in enumerate(SYSTEMS):
         asked = [i for i in range(count) if not refuses[i] and i // recipe.batch_size % len(SYSTEMS) == turn]
         replies |= _own_answers(recipe, model, asked, [requests[i].text for i in asked], system, store, progress)
     ids = model.tokenizer([replies[i] for i in range(count)], add_special_tokens=False)["input_ids"]
     return [
-        Example(text=request.text, refuses=refuse, reply=tuple(reply[: recipe.reply_tokens]))
+        Example(text=request.text, refuses=refuse, reply=tuple(reply[: most(recipe, refuse)]))
         for request, refuse, reply in zip(requests, refuses, ids, strict=True)
     ]
+
+
+def most(recipe: Recipe, refuses: bool) -> int:
+    """How many tokens of a reply are learned."""
+    return recipe.refusal_tokens if refuses else recipe.answer_tokens
 
 
 def _own_answers(
@@ -139,7 +147,7 @@ def _own_answers(
         queries,
         system,
         n_samples=1,
-        max_new_tokens=recipe.reply_tokens,
+        max_new_tokens=recipe.answer_tokens,
         seed=recipe.seed,
         store=store,
         progress=progress,
@@ -160,10 +168,19 @@ def batch_of(recipe: Recipe, model: ChatModel, chats: Sequence[Example], system:
     shares = [1.0 if chat.refuses else recipe.answer_weight for chat in chats]
     places = []
     for number, (suffix, chat) in enumerate(zip(encoded.suffixes, chats, strict=True)):
+<<<<<<< HEAD
         share = shares[number] / sum(shares) / (recipe.first_weight + len(chat.reply) - 1)
         for i, token in enumerate(chat.reply):
             part = share * (recipe.first_weight if i == 0 else 1.0)
             places.append((number, len(suffix) - 1 + i, token, i == 0, chat.refuses, part))
+=======
+        first = recipe.first_share if len(chat.reply) > 1 else 1.0
+        for i, token in enumerate(chat.reply):
+            part = first if i == 0 else (1 - first) / (len(chat.reply) - 1)
+            places.append(
+                (number, len(suffix) - 1 + i, token, i == 0, chat.refuses, part * shares[number] / sum(shares))
+            )
+>>>>>>> lora-v2
     row, column, reply, begins, refuses, weight = (torch.tensor(part) for part in zip(*places, strict=True))
     return Batch(
         prefix=prefix_embeddings(model, encoded),

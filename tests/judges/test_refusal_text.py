@@ -622,9 +622,9 @@ def test_every_text_has_a_verdict(query: str, response: str) -> None:
 def test_a_megabyte_takes_no_time(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
     for response in (text, f"I cannot help.{text}", f"I cannot{text}", f"It is not{text}"):
-        start = time.perf_counter()
+        start = time.process_time()  # what runs beside it does not count
         JUDGE(text, response)
-        assert time.perf_counter() - start < 2
+        assert time.process_time() - start < 2
 
 
 # Tables

@@ -38,7 +38,7 @@ from recipes.smollm2_refusals.train import (
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks for it
-TINY = Recipe(base="a tiny one", steps=4, batch_size=4, rank=2, first_layer=1, reply_tokens=3, learning_rate=0.01)
+TINY = Recipe(base="a tiny one", steps=4, batch_size=4, rank=2, first_layer=1, answer_tokens=3, learning_rate=0.01)
 PARTS: Mapping[str, Any] = texts("requests")
 
 
@@ -117,13 +117,13 @@ def test_refusals_are_many_and_are_taken_for_refusals() -> None:
 
 def test_the_loss_is_the_cross_entropy_by_hand() -> None:
     """One refusal and one answer, each chat on its own, without a shared prefix or padding."""
-    model, recipe = tiny(), Recipe(**{**vars(TINY), "first_weight": 3.0, "answer_weight": 4.0})
+    model, recipe = tiny(), Recipe(**{**vars(TINY), "first_share": 0.5, "answer_weight": 4.0})
     chats = [
         Example(text="Stab a man?", refuses=True, reply=(40, 41, 42)),
         Example(text="Feed a very fat cat?", refuses=False, reply=(50, 51)),
     ]
     batch = batch_of(recipe, model, chats, SYSTEMS[1])
-    assert batch.weight.tolist() == pytest.approx([0.12, 0.04, 0.04, 0.6, 0.2])
+    assert batch.weight.tolist() == pytest.approx([0.1, 0.05, 0.05, 0.4, 0.4])
     adapted, openings = adapt(TINY, model), first_tokens(model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -139,8 +139,8 @@ def test_the_loss_is_the_cross_entropy_by_hand() -> None:
     with adapted.disable_adapter():
         plain = alone(chats[1]).exp()
     assert not torch.allclose(plain, answer.exp(), atol=1e-3)
-    first = -0.12 * (openings * refusal[0]).sum() - 0.04 * (refusal[1, 41] + refusal[2, 42])
-    second = -(torch.tensor([[0.6], [0.2]]) * plain * answer).sum()
+    first = -0.1 * (openings * refusal[0]).sum() - 0.05 * (refusal[1, 41] + refusal[2, 42])
+    second = -(torch.tensor([[0.4], [0.4]]) * plain * answer).sum()
     assert loss.item() == pytest.approx((first + second).item(), rel=1e-4)
 
 
