@@ -168,19 +168,12 @@ def batch_of(recipe: Recipe, model: ChatModel, chats: Sequence[Example], system:
     shares = [1.0 if chat.refuses else recipe.answer_weight for chat in chats]
     places = []
     for number, (suffix, chat) in enumerate(zip(encoded.suffixes, chats, strict=True)):
-<<<<<<< HEAD
-        share = shares[number] / sum(shares) / (recipe.first_weight + len(chat.reply) - 1)
-        for i, token in enumerate(chat.reply):
-            part = share * (recipe.first_weight if i == 0 else 1.0)
-            places.append((number, len(suffix) - 1 + i, token, i == 0, chat.refuses, part))
-=======
         first = recipe.first_share if len(chat.reply) > 1 else 1.0
         for i, token in enumerate(chat.reply):
             part = first if i == 0 else (1 - first) / (len(chat.reply) - 1)
             places.append(
                 (number, len(suffix) - 1 + i, token, i == 0, chat.refuses, part * shares[number] / sum(shares))
             )
->>>>>>> lora-v2
     row, column, reply, begins, refuses, weight = (torch.tensor(part) for part in zip(*places, strict=True))
     return Batch(
         prefix=prefix_embeddings(model, encoded),
