@@ -301,15 +301,17 @@ class Results:
         named = {f"{self._notebook}_{name}": table for name, table in tables.items()}
         files += [save_table(table, self._root / "tables", name) for name, table in named.items()]
         own = {name: caption(figure[0] if isinstance(figure, tuple) else figure) for name, figure in figures.items()}
-        self._listing = listing | {
+        listing = listing | {
             "figures": list(dict.fromkeys([*listing["figures"], *drawn])),
             "tables": list(dict.fromkeys([*listing["tables"], *named])),
             "captions": listing["captions"] | own | dict(captions),
             "numbers": numbered,
-            "findings": [*listing["findings"], *findings],
+            "findings": list(dict.fromkeys([*listing["findings"], *findings])),
         }
+        path = save_numbers(self._root / "numbers", self._notebook, listing)
+        self._listing = listing  # what cannot be written is not kept, so that the cell can be corrected and run again
         print(*findings, sep="\n\n", end="\n" if findings else "")
-        return Saved(self._list(), tuple(files))
+        return Saved(path, tuple(files))
 
     @contextmanager
     def section(self, name: str) -> Iterator[Section]:
@@ -328,10 +330,7 @@ class Results:
             if self.not_run.get(name) != begun.reason:  # a section may have several such parts
                 print(f"Cannot be tested here: {error}")
             self._listing["not_run"][name] = begun.reason
-            self._list()
-
-    def _list(self) -> Path:
-        return save_numbers(self._root / "numbers", self._notebook, self._listing)
+            save_numbers(self._root / "numbers", self._notebook, self._listing)
 
 
 # ---------------------------------------------------------------- bundles

@@ -501,9 +501,12 @@ def training(
         What the human prompts do to other queries, notebooks 06 and 07 ask.
     """
     if first_tokens is None:
+        asked = {True: "harmful queries", False: "harmless queries"}
+        classes = [name for harmful, name in asked.items() if (rates["harmful"].astype(bool) == harmful).any()]
+        which = classes[0] if len(classes) == 1 else "harmful queries and to harmless ones"
         return [
             f"Cannot be tested here: {reason}",
-            f"Refused of the replies to harmful queries and to harmless ones: {_rates_by_prompt(rates)}.",
+            f"Refused of the replies to {which}: {_rates_by_prompt(rates)}.",
             "What the human prompts do to other queries, notebooks 06 and 07 ask.",
         ]
     init, trained = first_tokens["prompt"].unique()

@@ -22,7 +22,7 @@ import torch
 
 import drolab
 from drolab import export, figures
-from drolab.errors import ModelError, QueryError, StoreError, TooFewError
+from drolab.errors import ExportError, ModelError, QueryError, StoreError, TooFewError
 from drolab.figures.style import blank_figure
 
 HOSTILE = '<script>alert("x")</script>'
@@ -221,6 +221,18 @@ def test_a_section_hides_no_other_error(tmp_path: Path, error: Exception) -> Non
     with pytest.raises(type(error)), results.section("1. First"):
         raise error
     assert not (tmp_path / "numbers").exists()
+
+
+def test_a_cell_that_was_corrected_or_run_twice_leaves_one_result(tmp_path: Path) -> None:
+    results = export.Results(tmp_path, "03", title="What?")
+    wrong = {"wrong": object()}
+    with pytest.raises(ExportError, match="cannot be written as a number"):
+        results.add(numbers=wrong)
+    for _ in range(2):
+        saved = results.add(numbers={"right": 1}, findings=["It is so.", "It rests on this."])
+    listing = json.loads(saved.path.read_text())
+    assert listing["numbers"] == {"right": 1}
+    assert listing["findings"] == ["It is so.", "It rests on this."]
 
 
 def test_a_notebook_shows_links_to_what_it_saved(

@@ -401,6 +401,12 @@ def test_a_training_has_moved_the_classes_apart_or_not(harmful: float, harmless:
     assert said[2].startswith("Nothing is known against this run; ")
 
 
+def test_queries_of_one_class_have_one_rate() -> None:
+    for harmful, words in ((True, "harmful queries"), (False, "harmless queries")):
+        said = findings.training(RATES[RATES["harmful"] == harmful], reason="One class only: add the other.")
+        assert said[1] == f"Refused of the replies to {words}: 0.250 [0.125, 0.500] under 'none'."
+
+
 def test_what_is_known_against_a_training_is_said_and_what_was_not_measured_is_left_out() -> None:
     said = findings.training(RATES, first_tokens(0.9, 0.1), problems=["The states left.", "", "The model broke."])
     assert "goes from 0.502 to 0.902 for harmful ones (+0.400 " in said[0]

@@ -25,7 +25,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 import drolab
 from drolab import claims, notebooks
 from drolab.__main__ import main
-from drolab.errors import DrolabError, ModelError, QueryError, StatesError, TooFewError
+from drolab.errors import DrolabError, ModelError, PromptError, QueryError, StatesError, TooFewError
 from drolab.types import HiddenStates
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -473,6 +473,19 @@ def test_what_a_file_calls_neutral_is_no_safety_prompt_and_any_name_will_do(
 
     names = in_turn("07_beyond_the_paper", own, monkeypatch, OTHERS=("lawful",))
     assert names["safety"] == ["stern", "mine", "my words", "lawful"]
+
+
+def test_a_prompt_is_not_compared_with_itself(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of a prompt is asked of another one than the start; layers come in order, whatever the order."""
+    few = {name: value for name, value in asked.items() if name != "N_SAMPLES"}
+    with pytest.raises(PromptError, match=r"No prompt here is called 'none': there are \['default', 'mild'\]"):
+        in_turn("02_hidden_states", few, monkeypatch, PROMPT="none")
+    assert in_turn("02_hidden_states", few, monkeypatch, LAYERS=(2, 0.5, 0))["layers"] == (0, 1, 2)
+    with pytest.raises(PromptError, match=r"No prompt here is called 'mild': there are \['none', 'default'\]"):
+        in_turn("04_refusal_direction", asked, monkeypatch, BASELINE="mild", PROMPT="mild")
+    names = in_turn("04_refusal_direction", asked, monkeypatch, UNSEEN="cautious", NEUTRAL="brief", BASELINE="default")
+    assert names["prompt"].name == "mild"
+    assert len(saved(asked, "04")["findings"]) == 3
 
 
 # a model that thinks before it answers

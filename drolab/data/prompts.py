@@ -93,7 +93,7 @@ def pick_prompt(prompts: Mapping[str, SafetyPrompt], name: str | None = None) ->
         >>> pick_prompt(drolab.load_prompts()).name
         'default'
     """
-    found = [prompt for key, prompt in prompts.items() if (bool(prompt.text) if name is None else key == name)]
+    found = [prompt for key, prompt in prompts.items() if (bool(prompt.text.strip()) if name is None else key == name)]
     if not found:
         wanted = "says anything" if name is None else f"is called {shown(name)}"
         raise PromptError(f"No prompt here {wanted}: there are {list(prompts)}; name one of them, or add one.")

@@ -287,6 +287,6 @@ def named(name: str) -> AnyJudge:
         True
     """
     known: dict[str, AnyJudge] = {"string rule": is_refusal, "text judge": TextJudge()}
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise QueryError(f"No judge is called {shown(name)}: choose one of {list(known)}, or pass a judge itself.")
     return known[name]

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -58,11 +59,14 @@ def layers_at(model: ChatModel, layers: Sequence[int | float]) -> tuple[int, ...
         >>> layers_at(drolab.load_model("demo"), (0.25, 0.5, 0.75, 1.0))
         (1, 2, 3, 4)
     """
-    if wrong := [layer for layer in layers if isinstance(layer, float) and not 0 < layer <= 1]:
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
+        raise StatesError(f"{layers!r} is no list of layers: pass (1.0,) for the last one, (2,) for layer 2.")
+    whole = [int(at) for at in layers if isinstance(at, Integral)]
+    if wrong := [at for at in layers if not isinstance(at, Integral) and not (isinstance(at, Real) and 0 < at <= 1)]:
         raise StatesError(f"{wrong} are no fractions of a depth: pass 1.0 for the last layer, .5 for the middle one.")
     last, absent = model.num_hidden_layers, _absent(model)
-    chosen = resolve_layers(model, [max(1, round(at * last)) if isinstance(at, float) else at for at in layers])
-    asked = resolve_layers(model, whole) if (whole := [at for at in layers if not isinstance(at, float)]) else ()
+    chosen = resolve_layers(model, [int(at) if isinstance(at, Integral) else max(1, round(at * last)) for at in layers])
+    asked = resolve_layers(model, whole) if whole else ()
     if not (found := tuple(layer for layer in chosen if layer in asked or layer not in absent)):
         raise StatesError(f"At {list(layers)} of its depth {model.name!r} has no states to read: name other layers.")
     return found

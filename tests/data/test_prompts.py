@@ -222,5 +222,6 @@ def test_a_prompt_is_picked_by_its_name_or_as_the_first_that_says_something() ->
     assert [pick_prompt(prompts, name).name for name in (None, "yours", "none")] == ["mine", "yours", "none"]
     with pytest.raises(PromptError, match=r"No prompt here is called 'theirs': there are \['none', 'mine', 'yours'\]"):
         pick_prompt(prompts, "theirs")
+    assert pick_prompt(load_prompts({"blank": " \n", "mine": "Be careful."})).name == "mine"
     with pytest.raises(PromptError, match=r"No prompt here says anything: there are \['none'\]; .*add one"):
         pick_prompt(load_prompts({"none": ""}))

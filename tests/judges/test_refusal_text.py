@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score, f1_score
 
 from drolab.errors import QueryError
-from drolab.judges import VERDICTS, TextJudge, is_refusal
+from drolab.judges import VERDICTS, TextJudge, is_refusal, named
 from drolab.judges.refusal_text import shipped_weights
 from drolab.models import split_reply
 
@@ -687,3 +688,9 @@ def test_the_weights_are_those_that_the_labels_give(reference: Path) -> None:
     assert script["furthest"](fitted, shipped_weights()) < 0.005
     other = data.fit(range(0, len(data.labels), 2))  # the control
     assert script["furthest"](other, shipped_weights()) > 0.1
+
+
+@pytest.mark.parametrize("name", ["String Rule", None, ["string rule"], TextJudge()])
+def test_a_judge_is_named_by_a_name(name: Any) -> None:
+    with pytest.raises(QueryError, match="No judge is called"):
+        named(name)

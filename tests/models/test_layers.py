@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from helpers.replies import QUERIES
@@ -93,6 +96,18 @@ def test_fractions_of_the_depth_are_layers_that_the_model_has() -> None:
     for wrong in ((0.0,), (1.5,), (3,), (), (1.0,)):  # of the last there are no states, and nothing else is asked for
         with pytest.raises(StatesError):
             layers_at(model, wrong)
+
+
+@pytest.mark.parametrize("wrong", [0.5, 2, "0.5", ("1",), (None,)])
+def test_what_is_no_list_of_layers_is_said_to_be_none(wrong: Any) -> None:
+    with pytest.raises(StatesError, match="pass "):
+        layers_at(raw_at_the_end(), wrong)
+
+
+def test_fractions_and_numbers_of_numpy_are_taken_for_what_they_are() -> None:
+    found = layers_at(raw_at_the_end(), (np.float32(0.5), np.int64(2)))
+    assert found == (1, 2)
+    assert {type(layer) for layer in found} == {int}
 
 
 def test_layers_are_spread_over_the_depth_of_a_deep_model() -> None:
