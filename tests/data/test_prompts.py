@@ -178,10 +178,10 @@ def test_aliases_cannot_multiply(tmp_path: Path) -> None:
     levels = "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]\n" for i in range(1, 9))
     path = tmp_path / "mine.yaml"
     path.write_text(f"l0: &l0 [x]\n{levels}mine: {{text: Be kind., kind: *l8}}\n")
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(PromptError, match="more than 20 aliases"):
         load_prompts(path)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_a_few_aliases_are_read(tmp_path: Path) -> None:
