@@ -118,6 +118,12 @@ def reproduce(
         "store": None if store is None else str(expanded(store, StoreError).resolve()),
     }
     folder = Path(notebooks) if notebooks else notebooks_folder()
+    if not 0 <= seed < 2**32:
+        raise NotebookError(f"The seed must be between 0 and {2**32 - 1}, got {seed}.")
+    if asked["store"]:
+        _check_folder(Path(str(asked["store"])), StoreError)
+    if out:
+        _check_folder(Path(out).resolve(), ExportError)
     if several:
         return _several([*model], Path(out or "out/all"), asked, folder, progress)  # type: ignore[misc]
     name = _named(model)  # type: ignore[arg-type]
@@ -131,6 +137,12 @@ def _named(model: str | Path) -> str:
         return DEMO
     path = expanded(model, ModelError)
     return str(path.resolve()) if path.exists() or isinstance(model, Path) else str(model)
+
+
+def _check_folder(path: Path, error: type[DrolabError]) -> None:
+    """That it is one, or can be made: said before a model is checked."""
+    if taken := next((part for part in (path, *path.parents) if part.exists() and not part.is_dir()), None):
+        raise error(f"{taken} is a file, and no folder can be in its place: name another one.")
 
 
 def _whole(name: str, value: Any) -> Any:

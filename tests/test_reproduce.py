@@ -397,6 +397,24 @@ def test_a_model_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "out").exists()
 
 
+def test_what_cannot_be_is_refused_before_a_model_is_checked(tmp_path: Path, checked: Checked) -> None:
+    names, folder, file = checked(), write_notebooks(tmp_path / "notebooks"), tmp_path / "file"
+    file.write_text("mine")
+    for error, wrong in (
+        (NotebookError, {"seed": -1}),
+        (NotebookError, {"seed": 2**32}),
+        (ExportError, {"out": file}),
+        (ExportError, {"out": file / "below"}),
+        (StoreError, {"store": file}),
+    ):
+        for models in ("demo", ["demo", "org/other"]):
+            with pytest.raises(error, match=r"The seed must be|is a file"):
+                reproduce(models, notebooks=folder, progress=False, **{"out": tmp_path / "out", **wrong})
+    assert names == []
+    assert file.read_text() == "mine"
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_wrong_parameter_is_refused_before_anything_runs(tmp_path: Path, checked: Checked) -> None:
     names = checked()
     given = {"out": tmp_path / "out", "notebooks": write_notebooks(tmp_path / "notebooks"), "progress": False}
