@@ -44,7 +44,7 @@ HOUR = 3600.0
 """Seconds that a quick run may take."""
 _PLANNED = 0.9 * HOUR
 """Seconds that one is planned to take: what is timed on a few queries is not exact."""
-_PLAN, _STANDING = "plan.json", "progress.json"
+_PLAN, _STANDING, _REPORT = "plan.json", "progress.json", "report.html"
 _OPTIONS = ("dtype", "device_map", "template_kwargs")
 """Options of `load_model` that have parameters of their own in the notebooks: DTYPE, DEVICE, TEMPLATE_KWARGS."""
 _ON_THE_COMMAND_LINE = ("dtype", "device_map", "revision", "chat_template", "template_kwargs", "system_as")
@@ -541,7 +541,7 @@ def _kept(root: Path, asked: dict[str, Any]) -> Plan | None:
     if plan.asked.get("model") != asked["model"]:
         raise ModelError(f"{root} has the run of {plan.asked.get('model')}: choose another folder, or remove it.")
     if plan.asked != asked:
-        print(f"{root} has a run of this model with other settings: its report and tables give way to this one's.")
+        print(f"{root} has a run of this model with other settings.")
         return None
     if _fingerprint(asked["model"], plan.load) != plan.fingerprint:
         print("The model has changed since this run was planned: it is planned anew.")
@@ -551,7 +551,13 @@ def _kept(root: Path, asked: dict[str, Any]) -> Plan | None:
 
 
 def _begun(root: Path, asked: dict[str, Any], folder: Path) -> Plan:
-    """A new plan, in a folder without results of an earlier one, which a report would take for this one's."""
+    """A new plan, in a folder without results of an earlier one, which a report would take for this one's.
+
+    Raises:
+        ExportError: the earlier one was finished.
+    """
+    if (root / _PLAN).is_file() and (root / _REPORT).is_file():
+        raise ExportError(f"{root} has the report of another run: choose another folder, or remove that one.")
     plan = make_plan(root, asked, folder)
     if (root / _PLAN).is_file():  # the folder is a run's, not yours
         for name in ("numbers", "figures", "tables", "notebooks", "soft_prompts"):

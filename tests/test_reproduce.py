@@ -305,10 +305,16 @@ def test_what_changes_is_run_again_and_what_does_not_is_not(tmp_path: Path, chec
     assert ran(out)[8:] == ["05"]
     (out / "figures").mkdir()
     (out / "figures" / "05_of_before.html").touch()
+    with pytest.raises(ExportError, match="has the report of another run: choose another folder"):
+        reproduce("demo", **given, seed=1)
+    assert len(ran(out)) == 9
+    assert (out / "figures").exists()
+    (out / "report.html").unlink()  # it was interrupted
     reproduce("demo", **given, seed=1)
     assert len(ran(out)) == 9 + 7
     assert not (out / "figures").exists()
     assert "has a run of this model with other settings" in capsys.readouterr().out
+    (out / "report.html").unlink()
     names = checked(fingerprint="another")
     reproduce("demo", **given, seed=1)
     assert names == ["demo"]

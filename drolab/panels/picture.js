@@ -101,9 +101,10 @@ const keepKeys = (place) => {
 // A page that is busy for two seconds when a figure comes is given up by anywidget 0.11: it hands on no message of
 // Python's any more. What comes from now on goes past it, and Python is asked for what came before.
 const hear = async (model) => {
-  const own = await model.widget_manager.get_model(model.get("_id"));
-  const handle = Object.getPrototypeOf(Object.getPrototypeOf(own))._handle_comm_msg;
-  own.comm?.on_msg(message => handle.call(own, message));
+  const found = Promise.resolve().then(() => model.widget_manager.get_model(model.get("_id")));
+  const own = await found.catch(() => undefined);  // not every front-end has a manager
+  const handle = own && Object.getPrototypeOf(Object.getPrototypeOf(own))._handle_comm_msg;
+  if (handle) own.comm?.on_msg(message => handle.call(own, message));
   model.send({ event: "ready", n: model.get("_state").n });
 };
 
