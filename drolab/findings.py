@@ -710,18 +710,20 @@ def _beyond(alike: pd.DataFrame) -> str:
 def _moved_along(verdicts: pd.DataFrame, problem: str, controls: Sequence[str]) -> str:
     if problem or verdicts.empty:
         return _cannot("Whether they lie along its refusal direction", problem or "there is no such direction")
-    yes = verdicts.groupby("prompt", sort=False)["safety_shift"].first().astype(bool)
+    by_prompt = verdicts.groupby("prompt", sort=False)
+    rises, shifts = by_prompt["logit_low"].min() > 0, by_prompt["safety_shift"].first().astype(bool)
+    of_safety = {"safety prompts": ~rises.index.isin([*controls]), "controls": rises.index.isin([*controls])}
     parts = []
-    for what, part in (
-        ("safety prompts", yes[~yes.index.isin([*controls])]),
-        ("controls", yes[yes.index.isin([*controls])]),
-    ):
-        if len(part):
+    for what, among in of_safety.items():
+        if among.any():
+            part = rises[among]
+            names = _quoted(part[part].index) if part.any() else "none"
             cosines = _span(verdicts.loc[verdicts["prompt"].isin(part.index), "cosine"])
-            moved = _quoted(part[part].index) if part.any() else "none"
-            parts.append(f"of {len(part)} {what} {moved} (cosines {cosines})")
+            parts.append(f"of {len(part)} {what} under {names} (cosines with it {cosines})")
+    whole = _quoted(shifts[shifts].index) if shifts.any() else "none"
     return (
-        f"Along its refusal direction, fitted without any prompt, both classes are moved by these: {'; '.join(parts)}."
+        "Its refusal logit, fitted without any prompt, rises in both classes "
+        f"{' and '.join(parts)}; safety shifts by the rules of notebook 04, which ask for a cosine above .5: {whole}."
     )
 
 

@@ -573,6 +573,7 @@ def of_two_models(**found: Any) -> list[str]:
     ]
     shifts = [
         {"model": "tuned", "prompt": prompt, "harmful": harmful, "cosine": cosine, "safety_shift": cosine > 0.5}
+        | {"logit_low": cosine - 0.125 if harmful else 1.0}
         for prompt, cosine in (("default", 0.75), ("short", 0.25), ("format", 0.125))
         for harmful in (True, False)
     ]
@@ -591,8 +592,9 @@ def test_each_model_is_told_by_its_own_numbers() -> None:
     )
     assert "more alike than that of one and a control (by +0.250 [+0.250, +0.500])" in tuned
     assert tuned.endswith(
-        "are moved by these: of 2 safety prompts 'default' (cosines 0.250 to 0.750); of 1 controls none (cosines "
-        "0.125 to 0.125)."
+        "Its refusal logit, fitted without any prompt, rises in both classes of 2 safety prompts under 'default' and "
+        "'short' (cosines with it 0.250 to 0.750) and of 1 controls under none (cosines with it 0.125 to 0.125); "
+        "safety shifts by the rules of notebook 04, which ask for a cosine above .5: 'default'."
     )
     assert trained.endswith("cannot be tested here: no model has a refusal direction that can be read.")
 

@@ -441,10 +441,7 @@ def test_models_stand_side_by_side_also_one_that_never_refuses(
     babbler, organism, trained = found["findings"]
     assert babbler.startswith("'a babbler' refuses 0.00 [0.00, ")
     assert "Whether they lie along its refusal direction cannot be tested here: The target of the probe" in babbler
-    assert (
-        "Along its refusal direction, fitted without any prompt, both classes are moved by these: of 2 safety"
-        in organism
-    )
+    assert "Its refusal logit, fitted without any prompt, rises in both classes of 2 safety prompts under " in organism
     assert trained.startswith("On held-out queries 'an organism' refuses ")
     assert {row["model"] for row in found["numbers"]["similarity"]} == {*models}
     assert {row["model"] for row in found["numbers"]["is it a safety shift?"]} == {"an organism"}
