@@ -189,11 +189,10 @@ class Picture(anywidget.AnyWidget):
             self.send({"changes": packed(changes, buffers), "edits": packed(edits, buffers)}, buffers)
 
     def _whole(self) -> dict[str, Any]:
+        n = self._n_told  # before the content, which another thread may change: then the page asks again, see `receive`
         buffers: list[memoryview] = []
         content = packed(self._content, buffers)
-        return {"content": content, "edits": packed(list(self._edits.items()), buffers), "buffers": buffers} | {
-            "n": self._n_told
-        }
+        return {"content": content, "edits": packed(list(self._edits.items()), buffers), "buffers": buffers, "n": n}
 
 
 def content_of(figure: go.Figure) -> dict[str, Any]:
