@@ -8,11 +8,9 @@ again: a resumed run ends with the same numbers as one that was never stopped.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,12 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from drolab.errors import TrainingError
 from drolab.files import write_file
 from recipes.demo_model.corpus import Chat, draw_chats, openings
+from recipes.training import digest, one_cycle, take_steps
 
 PAD, BOS, START, END = "<|pad|>", "<|bos|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
@@ -71,8 +69,8 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """Names the recipe in checkpoints, so that none is resumed with another one."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        """Names the recipe in checkpoints."""
+        return digest(self)
 
 
 def context_text(chat: Chat) -> str:
@@ -211,16 +209,8 @@ def _collate(encoded: Sequence[Encoded], pad: int) -> _Batch:
 def _learning_rate(recipe: Recipe, step: int) -> float:
     """The schedule of the cycle that the step is in."""
     if step < recipe.steps:
-        return _one_cycle(step, recipe.steps, recipe.learning_rate, recipe.warmup)
-    return _one_cycle(step - recipe.steps, recipe.refining_steps, recipe.refining_rate, recipe.warmup)
-
-
-def _one_cycle(step: int, steps: int, peak: float, warmup: float) -> float:
-    warm = max(1, round(warmup * steps))
-    if step < warm:
-        return peak * (step + 1) / warm
-    done = (step - warm) / max(1, steps - warm)
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+        return one_cycle(step, recipe.steps, recipe.learning_rate, recipe.warmup)
+    return one_cycle(step - recipe.steps, recipe.refining_steps, recipe.refining_rate, recipe.warmup)
 
 
 def _restart(model: LlamaForCausalLM, optimizer: torch.optim.AdamW) -> None:
@@ -251,8 +241,6 @@ def _backward(recipe: Recipe, model: LlamaForCausalLM, tokenizer: PreTrainedToke
         loss = -(likelihoods * batch.shares[:, 1:]).sum() / scale
         loss.backward()
         total += loss.item()
-    if not math.isfinite(total):
-        raise TrainingError(f"The loss is {total} at step {step}: lower the learning rate.")
     return total
 
 
@@ -316,27 +304,28 @@ def train(
     optimizer = _optimizer(recipe, model)
     done = _load_checkpoint(folder / CHECKPOINT, recipe, model, optimizer)
     stop = recipe.total_steps if stop_after is None else min(stop_after, recipe.total_steps)
-    whole = True  # False while an update is under way: an interrupt there leaves weights that are no step's
-    with tqdm(total=recipe.total_steps, initial=done, desc="demo model", unit="step", disable=not progress) as bar:
-        try:
-            while done < stop:
-                if done == recipe.steps:
-                    _restart(model, optimizer)
-                loss = _backward(recipe, model, tokenizer, done)
-                whole = False
-                _update(recipe, model, optimizer, done)
-                done, whole = done + 1, True
-                bar.update()
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                if done % checkpoint_every == 0:
-                    _save_checkpoint(folder / CHECKPOINT, recipe, model, optimizer, done)
-        except KeyboardInterrupt:
-            if whole and done:
-                _save_checkpoint(folder / CHECKPOINT, recipe, model, optimizer, done)
-            bar.write("Stopped. Start again with the same arguments to go on from the checkpoint.")
-            raise
+
+    def backward(step: int) -> float:
+        if step == recipe.steps:
+            _restart(model, optimizer)
+        return _backward(recipe, model, tokenizer, step)
+
+    def save_at(step: int) -> None:
+        _save_checkpoint(folder / CHECKPOINT, recipe, model, optimizer, step)
+
+    done = take_steps(
+        done,
+        stop,
+        recipe.total_steps,
+        backward=backward,
+        update=lambda step: _update(recipe, model, optimizer, step),
+        save=save_at,
+        save_every=checkpoint_every,
+        desc="demo model",
+        progress=progress,
+    )
     if done < recipe.total_steps:
-        _save_checkpoint(folder / CHECKPOINT, recipe, model, optimizer, done)
+        save_at(done)
         return None
     save_folder(model, tokenizer, folder)
     (folder / CHECKPOINT).unlink(missing_ok=True)

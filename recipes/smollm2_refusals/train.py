@@ -13,12 +13,9 @@ By seed the run is deterministic on one machine and one number of threads; it wr
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import math
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +25,6 @@ from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from drolab.data import load_queries
 from drolab.errors import TrainingError
@@ -38,6 +34,7 @@ from drolab.models import ChatModel, copy_cache, encode, load_model, prefix_cach
 from drolab.store import Store
 from drolab.types import EMPTY_PROMPT, NO_PROMPT, SafetyPrompt
 from recipes.smollm2_refusals.corpus import draw_refusals, draw_requests, texts
+from recipes.training import digest, one_cycle, take_steps
 
 CHECKPOINT, ANSWERS = "checkpoint.safetensors", "answers"
 SYSTEMS = tuple(SafetyPrompt(name=name, text="") for name in (NO_PROMPT, EMPTY_PROMPT))
@@ -73,8 +70,8 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """Names the recipe in checkpoints, so that none is resumed with another one."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        """Names the recipe in checkpoints."""
+        return digest(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,14 +233,6 @@ def adapt(recipe: Recipe, model: ChatModel) -> Any:
     return adapted
 
 
-def _rate(recipe: Recipe, step: int) -> float:
-    warm = max(1, round(recipe.warmup * recipe.steps))
-    if step < warm:
-        return recipe.learning_rate * (step + 1) / warm
-    done = (step - warm) / max(1, recipe.steps - warm)
-    return recipe.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
-
-
 def _trained(adapted: Any) -> dict[str, Tensor]:
     return {name: weight for name, weight in adapted.named_parameters() if weight.requires_grad}
 
@@ -304,31 +293,30 @@ def train(
     done = _load(folder / CHECKPOINT, recipe, adapted, optimizer)
     stop = recipe.steps if stop_after is None else min(stop_after, recipe.steps)
     openings = first_tokens(model)
-    whole = True  # False while an update is under way: an interrupt there leaves weights that are no step's
-    with tqdm(total=recipe.steps, initial=done, desc="adapter", unit="step", disable=not progress) as bar:
-        try:
-            while done < stop:
-                optimizer.zero_grad()
-                of_step = chats[done * recipe.batch_size : (done + 1) * recipe.batch_size]
-                system = SYSTEMS[done % len(SYSTEMS)]
-                loss = loss_of(recipe, model, adapted, of_step, system, openings)
-                if not math.isfinite(loss.item()):
-                    raise TrainingError(f"The loss is {loss.item()} at step {done}: lower the learning rate.")
-                loss.backward()
-                whole = False
-                _update(recipe, adapted, optimizer, done)
-                done, whole = done + 1, True
-                bar.update()
-                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-                if done % checkpoint_every == 0:
-                    _save(folder / CHECKPOINT, recipe, adapted, optimizer, done)
-        except KeyboardInterrupt:
-            if whole and done:
-                _save(folder / CHECKPOINT, recipe, adapted, optimizer, done)
-            bar.write("Stopped. Start again with the same arguments to go on from the checkpoint.")
-            raise
+
+    def backward(step: int) -> float:
+        optimizer.zero_grad()
+        of_step = chats[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+        loss = loss_of(recipe, model, adapted, of_step, SYSTEMS[step % len(SYSTEMS)], openings)
+        loss.backward()
+        return loss.item()
+
+    def save_at(step: int) -> None:
+        _save(folder / CHECKPOINT, recipe, adapted, optimizer, step)
+
+    done = take_steps(
+        done,
+        stop,
+        recipe.steps,
+        backward=backward,
+        update=lambda step: _update(recipe, adapted, optimizer, step),
+        save=save_at,
+        save_every=checkpoint_every,
+        desc="adapter",
+        progress=progress,
+    )
     if done < recipe.steps:
-        _save(folder / CHECKPOINT, recipe, adapted, optimizer, done)
+        save_at(done)
         return None
     save_adapter(adapted, folder)
     (folder / CHECKPOINT).unlink(missing_ok=True)
@@ -338,7 +326,7 @@ def train(
 def _update(recipe: Recipe, adapted: Any, optimizer: torch.optim.AdamW, step: int) -> None:
     torch.nn.utils.clip_grad_norm_(_trained(adapted).values(), 1.0)
     for group in optimizer.param_groups:
-        group["lr"] = _rate(recipe, step)
+        group["lr"] = one_cycle(step, recipe.steps, recipe.learning_rate, recipe.warmup)
     optimizer.step()
 
 
