@@ -583,18 +583,19 @@ def _run(root: Path, plan: Plan, folder: Path, progress: Progress) -> dict[str, 
     """
     standing, failed, took, planned = _Standing.read(root), dict[str, str](), 0.0, 0.0
     for place, name in enumerate(plan.notebooks):
-        key = _key(folder / f"{name}.ipynb", plan)
+        path = folder / f"{name}.ipynb"
+        key, known = _key(path, plan), _names(path)
         if standing.has(name, key):
             print(f"{name}: finished before")
             continue
-        for path in (root / "numbers" / f"{name[:2]}.json", root / "notebooks" / f"{name}.ipynb"):
-            path.unlink(missing_ok=True)
+        for result in _results(root, name):
+            result.unlink(missing_ok=True)
         started = time.perf_counter()
         try:
             run_notebooks(
-                [folder / f"{name}.ipynb"],
+                [path],
                 root,
-                parameters={key: value for key, value in plan.parameters.items() if key in _names(folder, name)},
+                parameters={parameter: value for parameter, value in plan.parameters.items() if parameter in known},
                 timeout=None,
                 expected=plan.expected,
                 progress=progress,
@@ -616,8 +617,13 @@ def _run(root: Path, plan: Plan, folder: Path, progress: Progress) -> dict[str, 
     return failed
 
 
-def _names(folder: Path, name: str) -> list[str]:
-    ((path, notebook),) = read_notebooks([folder / f"{name}.ipynb"], {})
+def _results(root: Path, name: str) -> tuple[Path, Path]:
+    """What a finished notebook leaves."""
+    return root / "numbers" / f"{name[:2]}.json", root / "notebooks" / f"{name}.ipynb"
+
+
+def _names(path: Path) -> list[str]:
+    ((_, notebook),) = read_notebooks([path], {})
     return parameter_names(notebook, path.name)
 
 
@@ -654,8 +660,8 @@ class _Standing:
             return cls(root, {})
 
     def has(self, name: str, key: str) -> bool:
-        results = (self.root / "numbers" / f"{name[:2]}.json", self.root / "notebooks" / f"{name}.ipynb")
-        return self.finished.get(name, {}).get("key") == key and all(path.is_file() for path in results)
+        there = all(path.is_file() for path in _results(self.root, name))
+        return there and self.finished.get(name, {}).get("key") == key
 
     def with_finished(self, name: str, key: str, seconds: float) -> _Standing:
         found = replace(self, finished={**self.finished, name: {"key": key, "seconds": round(seconds, 1)}})
@@ -676,14 +682,14 @@ def _about_run(root: Path, plan: Plan, failed: Mapping[str, str]) -> report.Run:
         }
         for name in plan.notebooks
     ]
-    left = [f"Left out of a full run: {sentence}" for sentence in plan.left_out]
+    left, repeats = [f"Left out of a full run: {sentence}" for sentence in plan.left_out], command(root, plan)
     return report.Run(
-        command=command(root, plan),
+        command=repeats,
         said=plan.said,
         left_out=left,
         failed=failed,
         times=pd.DataFrame(times),
-        settings=asdict(plan) | {"command": command(root, plan)},
+        settings=asdict(plan) | {"command": repeats},
         paper_model=plan.paper_model,
         paper_sets=plan.paper_sets,
     )
