@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _SHOWN = 60
@@ -14,6 +14,12 @@ def shown(value: object) -> str:
     if not isinstance(value, str):
         return reprlib.repr(value)
     return repr(value if len(value) <= _SHOWN else value[:_SHOWN] + "…")
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names in a sentence: "a, b and c"."""
+    *others, last = ["", *map(str, names)]
+    return f"{', '.join(others[1:])} and {last}" if len(others) > 1 else last
 
 
 class DrolabError(Exception):

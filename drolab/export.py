@@ -259,10 +259,8 @@ class Results:
 
     def __init__(self, out: str | Path, notebook: str, *, title: str, about: Mapping[str, Any] | None = None) -> None:
         self._root, self._notebook = Path(out), notebook
-        self._listing: dict[str, Any] = {"title": title, "figures": [], "tables": [], "captions": {}, "numbers": {}}
-        if about:
-            self._listing["numbers"]["about"] = dict(about)
-        self._listing |= {"findings": [], "not_run": {}}
+        self._listing: dict[str, Any] = {"title": title, "figures": [], "tables": [], "captions": {}}
+        self._listing |= {"numbers": {"about": dict(about)} if about else {}, "findings": [], "not_run": {}}
 
     @property
     def not_run(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from drolab.errors import shown
+from drolab.errors import listed, shown
 from drolab.evidence import claims, mean_interval
 from drolab.figures import tables
 from drolab.types import EMPTY_PROMPT, NO_PROMPT
@@ -42,13 +42,8 @@ def _cannot(what: str, why: str) -> str:
     return f"{what} cannot be tested here: {why.rstrip('.')}."
 
 
-def _listed(names: Iterable[object]) -> str:
-    *others, last = ["", *map(str, names)]
-    return f"{', '.join(others[1:])} and {last}" if len(others) > 1 else last
-
-
 def _quoted(names: Iterable[object]) -> str:
-    return _listed(f"'{name}'" for name in names)
+    return listed(f"'{name}'" for name in names)
 
 
 def _records(table: pd.DataFrame) -> list[Row]:
@@ -143,7 +138,7 @@ def _shared(lengths: pd.DataFrame | None, prompt: str, why: str) -> str:
 
 def _fit_for_comparing(audit: pd.DataFrame) -> str:
     problems, notes = (audit[audit["status"] == status] for status in ("problem", "note"))
-    named = {name: _listed(f"{row.check} ({row.found})" for row in part.itertuples()) for name, part in
+    named = {name: listed(f"{row.check} ({row.found})" for row in part.itertuples()) for name, part in
              (("problems", problems), ("notes", notes)) if len(part)}  # fmt: skip
     known = ("one thing about it is" if len(notes) == 1 else f"{len(notes)} things about it are") + " to be known"
     below = f"; {known}: {named['notes']}" if len(notes) else ""
@@ -743,7 +738,7 @@ def _any(averages: pd.DataFrame) -> str:
     for (dataset, measure), part in averages.dropna(subset="any").groupby(["dataset", "measure"], sort=False):
         rows = part[["any", "any_low", "any_high", "prompt"]].itertuples(index=False, name=None)
         each = [f"{tables.interval_words(*row[:3])} under {shown(row[3])}" for row in rows]
-        said.append(f"on {shown(dataset)} {measure} in any sample, {_listed(each)}")
+        said.append(f"on {shown(dataset)} {measure} in any sample, {listed(each)}")
     return "; ".join(said) or "nothing under these prompts"
 
 
@@ -766,7 +761,7 @@ def _sure(tests: pd.DataFrame) -> str:
 def _lead(harmful: Any, harmless: Any) -> str:
     """Of the changes of both classes, with their limits (None is unknown): whether refusals rise for the one and fall
     for the other."""
-    signs = [0 if one is None else (one.low > 0) - (one.high < 0) for one in (harmful, harmless)]
+    signs = [0 if one is None else _sign(one.low, one.high) for one in (harmful, harmless)]
     wanted = (signs[0] > 0) + (signs[1] < 0)
     if wanted:
         return "Yes" if wanted == 2 else "Only in part"
@@ -792,18 +787,18 @@ def _changes(rows: dict[str, Any], prompt: str, other: str) -> str:
     each: list[str] = []
     under = f" under {shown(prompt)} than under {shown(other)}"
     for group, row in rows.items():
-        change = "more" if row.low > 0 else "fewer" if row.high < 0 else "neither surely more nor surely fewer"
+        change = ("neither surely more nor surely fewer", "more", "fewer")[_sign(row.low, row.high)]
         numbers = f"{_number(row.value)} against {_number(row.baseline_value)}, difference "
         numbers += tables.interval_words(row.difference, row.low, row.high, sign=True)
         each.append(f"{change} {group} ones{'' if each else under} ({numbers})")
-    return _listed(each)
+    return listed(each)
 
 
 def _rates_by_prompt(rates: pd.DataFrame) -> str:
     said = []
     for prompt, part in rates.sort_values("harmful", ascending=False, kind="stable").groupby("prompt", sort=False):
         each = [tables.interval_words(row.value, row.low, row.high) for row in part.itertuples()]
-        said.append(f"{_listed(each)} under {shown(prompt)}")
+        said.append(f"{listed(each)} under {shown(prompt)}")
     return "; ".join(said)
 
 
@@ -834,7 +829,7 @@ def _differences(tests: pd.DataFrame) -> str:
     for group, part in sure.groupby("group", sort=False):
         ways = {"more often": part[part["difference"] > 0], "less often": part[part["difference"] < 0]}
         each = [f"{way} under {_names(found['prompt'])}" for way, found in ways.items() if len(found)]
-        said.append(f"{group} queries are refused {_listed(each)}")
+        said.append(f"{group} queries are refused {listed(each)}")
     start = (
         f"Against {shown(tests['baseline'].iloc[0])} and after correction for {_counted(len(tests), 'comparison')}, "
     )
@@ -851,7 +846,7 @@ def _decided(verdict: pd.DataFrame) -> str:
             f"“{claim}”"
         )
     n, supported = asked["claim"].nunique(), len(found.pop(claims.SUPPORTED, []))
-    others = "".join(f"; {decision}: {_listed(texts)}" for decision, texts in found.items())
+    others = "".join(f"; {decision}: {listed(texts)}" for decision, texts in found.items())
     return f"Of {n} claims of the verdict {supported} {'is' if supported == 1 else 'are'} supported{others}."
 
 
@@ -860,4 +855,4 @@ def _counted(n: int, what: str) -> str:
 
 
 def _names(prompts: Iterable[object]) -> str:
-    return _listed([shown(prompt) for prompt in prompts])
+    return listed([shown(prompt) for prompt in prompts])

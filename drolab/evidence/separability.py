@@ -96,7 +96,7 @@ def separability(
     chosen = one_position(states if prompt is None else states.select(prompt=prompt))
     several = isinstance(layer, Sequence)
     layers, names = (layer if isinstance(layer, Sequence) else [layer]), chosen.index["prompt"].unique()
-    rows = []
+    seeds, rows = [random_state + repeat for repeat in range(n_repeats)], []
     with bar(progress, total=len(layers) * len(names), desc="separability", unit="readout") as counted:
         for number in layers:
             features = {} if space is None else {"anchor": coordinates(space, chosen)}
@@ -106,14 +106,12 @@ def separability(
                 part = chosen.index.iloc[places]
                 labels, groups = _labels(part), part["query_id"].to_numpy()
                 for kind, everywhere in features.items():
-                    points = everywhere[places]
-                    seeds = [random_state + repeat for repeat in range(n_repeats)]
+                    readout = (everywhere[places], labels, groups, n_splits)
                     if shuffle_labels:
                         # A stream of its own per prompt: what it yields does not depend on the other prompts there.
-                        stream = [random_state, *name.encode()]
-                        measured = _of_shuffled(_shuffled(points, labels, groups, n_splits, N_SHUFFLES, stream), level)
+                        measured = _of_shuffled(_shuffled(*readout, N_SHUFFLES, [random_state, *name.encode()]), level)
                     else:
-                        measured = _intervals(_held_out(points, labels, groups, n_splits, seeds), level)
+                        measured = _intervals(_held_out(*readout, seeds), level)
                     row = {"prompt": name, "features": kind, "n": len(part), **measured}
                     rows.append(row | {"layer": number} if several else row)
                 counted.update()

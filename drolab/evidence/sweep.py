@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from drolab.errors import StatesError
+from drolab.errors import StatesError, listed
 from drolab.evidence.shift_products import mean_cosine, mean_direction_cosine
 from drolab.evidence.shifts import shifts
 from drolab.intervals import (
@@ -237,18 +237,14 @@ def choose_layer(table: pd.DataFrame, *, measure: str = "refusal", position: int
     if part["measure"].nunique() < 2:
         raise StatesError(f"The table has no {measure!r} with its control at position {position}: sweep that, too.")
     layers = sorted(int(layer) for layer in part["layer"].unique())
-    row, tried = sites(part).set_index("site").loc["clearest"], _in_words(layers)
+    row = sites(part).set_index("site").loc["clearest"]
+    tried = f"the layers {listed(layers)}" if len(layers) > 1 else f"layer {layers[0]} alone"
     if pd.isna(row["layer"]):
         which = f"the middle one of {tried}" if len(layers) > 1 else "the only one looked at"
         why = f": {row['note'].rstrip('.')}" if row["note"] else ""
         return layers[len(layers) // 2], f"{which}, since {measure!r} stands out from its control at none{why}"
     numbers = f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] against at most {row['control_high']:.2f}"
     return int(row["layer"]), f"of {tried} the one where {measure!r} stands out most from its control ({numbers})"
-
-
-def _in_words(layers: Sequence[int]) -> str:
-    *others, last = map(str, layers)
-    return f"the layers {', '.join(others)} and {last}" if others else f"layer {last} alone"
 
 
 def _first_and_clearest(line: pd.DataFrame) -> list[dict[str, Any]]:

@@ -61,15 +61,18 @@ def layers_at(model: ChatModel, layers: Sequence[int | float]) -> tuple[int, ...
     """
     if isinstance(layers, str) or not isinstance(layers, Iterable):
         raise StatesError(f"{layers!r} is no list of layers: pass (1.0,) for the last one, (2,) for layer 2.")
-    whole = [int(at) for at in layers if isinstance(at, Integral)]
+    layers = list(layers)
     if wrong := [at for at in layers if not isinstance(at, Integral) and not (isinstance(at, Real) and 0 < at <= 1)]:
         raise StatesError(f"{wrong} are no fractions of a depth: pass 1.0 for the last layer, .5 for the middle one.")
     last, absent = model.num_hidden_layers, _absent(model)
-    chosen = resolve_layers(model, [int(at) if isinstance(at, Integral) else max(1, round(at * last)) for at in layers])
-    asked = resolve_layers(model, whole) if whole else ()
-    if not (found := tuple(layer for layer in chosen if layer in asked or layer not in absent)):
-        raise StatesError(f"At {list(layers)} of its depth {model.name!r} has no states to read: name other layers.")
-    return found
+    found: list[int] = []
+    for at in layers:
+        layer = int(at) if isinstance(at, Integral) else max(1, round(at * last))
+        if isinstance(at, Integral) or layer not in absent:  # what is asked for by number is never left out
+            found.append(layer)
+    if layers and not found:
+        raise StatesError(f"At {layers} of its depth {model.name!r} has no states to read: name other layers.")
+    return resolve_layers(model, found)
 
 
 def spread_layers(model: ChatModel, n: int = 13) -> tuple[int, ...]:
