@@ -17,6 +17,11 @@ from helpers.tiny import ROOT
 SECONDS = 120.0
 
 
+def said(content: Any) -> str:
+    """What a message has of a cell's text, or the name of its error."""
+    return str(content.get("text") or content.get("ename", ""))
+
+
 class Kernel:
     """An ipykernel process and what its cells print."""
 
@@ -45,18 +50,23 @@ class Kernel:
 
     def printed(self, cell: str) -> str:
         """The next that the cell prints, or the name of its error. A line's end may come in a message of its own."""
-
-        def said(content: Any) -> str:
-            return str(content.get("text") or content.get("ename", "")).strip()
-
-        return said(self.heard(lambda m: m["parent_header"].get("msg_id") == cell and bool(said(m["content"]))))
+        return said(
+            self.heard(lambda m: m["parent_header"].get("msg_id") == cell and bool(said(m["content"]).strip()))
+        ).strip()
 
     def run(self, code: str) -> str:
-        """The first that the cell prints, when it has ended and the kernel is idle."""
-        cell = self.send(code)
-        text = self.printed(cell)
-        self.heard(lambda m: m["content"].get("execution_state") == "idle" and m["parent_header"].get("msg_id") == cell)
-        return text
+        """All that the cell prints, or the name of its error, when it has ended and the kernel is idle. A line may come
+        in several messages."""
+        cell, texts = self.send(code), []
+
+        def ends(message: Any) -> bool:
+            if message["parent_header"].get("msg_id") != cell:
+                return False
+            texts.append(said(message["content"]))
+            return message["content"].get("execution_state") == "idle"
+
+        self.heard(ends)
+        return "".join(texts).strip()
 
     def interrupt(self) -> None:
         self.manager.interrupt_kernel()

@@ -294,6 +294,11 @@ print("started")
 IS_STOPPED = f"print(job.wait({SECONDS}), job.state, Path('kept').exists())"
 
 
+def test_a_line_that_comes_in_pieces_is_read_whole(kernel: Kernel) -> None:
+    """A kernel sends what is printed when it comes to it, also between the words of one call."""
+    assert kernel.run("print('False', end=' ', flush=True)\nprint('running')") == "False running"
+
+
 def test_an_idle_kernels_interrupt_stops_the_job(kernel: Kernel) -> None:
     assert kernel.run(COUNTING) == "started"
     assert kernel.run("print(job.state)") == "running"
