@@ -280,6 +280,8 @@ def _alike(rows: Mapping[str, Row]) -> str:
             f"agree more than contrasts without meaning do {found}."
         )
     first = f"Two safety prompts move the queries in similar directions {found}"
+    if not alike["low"] > claims.ALIKE.threshold:
+        first += f" (the verdict of notebook 07 asks for a cosine above {claims.ALIKE.threshold:g})"
     if beyond is None or pd.isna(beyond["value"]):
         return f"{first}; beside controls they could not be set."
     by = f"(by {_estimate(beyond, 'value', sign=True)})"

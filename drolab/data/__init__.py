@@ -18,7 +18,7 @@ from drolab.data.paper import (
     paper_rates,
     paper_results,
 )
-from drolab.data.prompts import CODE_CLONE, load_prompts, pick_prompt, random_words, save_prompts
+from drolab.data.prompts import CODE_CLONE, join_prompts, load_prompts, pick_prompt, random_words, save_prompts
 from drolab.data.queries import fresh_queries, load_queries, validate_queries
 from drolab.data.release import CLONE, N_SAMPLES, Release, load, release_name, scores_from_events
 from drolab.data.xstest import LABELS, XSTEST_CLONE, XSTEST_COLUMNS, load_xstest
@@ -38,6 +38,7 @@ __all__ = [
     "Release",
     "find_paper_model",
     "fresh_queries",
+    "join_prompts",
     "load",
     "load_paper_queries",
     "load_prompts",
