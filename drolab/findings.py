@@ -42,10 +42,6 @@ def _cannot(what: str, why: str) -> str:
     return f"{what} cannot be tested here: {why.rstrip('.')}."
 
 
-def _quoted(names: Iterable[object]) -> str:
-    return listed(f"'{name}'" for name in names)
-
-
 def _records(table: pd.DataFrame) -> list[Row]:
     return table.to_dict("records")  # type: ignore[return-value]
 
@@ -403,7 +399,7 @@ def _along(verdicts: pd.DataFrame, neutral: str) -> str:
         said = f"that {_along_it(own.index)} does not show {span}"
     else:
         others = own[~own].index
-        said = f"{_along_it(moved)}{f', {_quoted(others)} not by these rules' if len(others) else ''} {span}"
+        said = f"{_along_it(moved)}{f', {_names(others)} not by these rules' if len(others) else ''} {span}"
     if controls is None:
         return said
     beside = _span(decided.loc[decided["prompt"] == neutral, "cosine"])
@@ -411,7 +407,7 @@ def _along(verdicts: pd.DataFrame, neutral: str) -> str:
 
 
 def _along_it(names: pd.Index) -> str:
-    return f"{_quoted(names)} {'moves' if len(names) == 1 else 'move'} both classes along its direction"
+    return f"{_names(names)} {'moves' if len(names) == 1 else 'move'} both classes along its direction"
 
 
 def _sign(low: float, high: float) -> int:
@@ -714,10 +710,10 @@ def _moved_along(verdicts: pd.DataFrame, problem: str, controls: Sequence[str]) 
     for what, among in of_safety.items():
         if among.any():
             part = rises[among]
-            names = _quoted(part[part].index) if part.any() else "none"
+            names = _names(part[part].index) if part.any() else "none"
             cosines = _span(verdicts.loc[verdicts["prompt"].isin(part.index), "cosine"])
             parts.append(f"of {len(part)} {what} under {names} (cosines with it {cosines})")
-    whole = _quoted(shifts[shifts].index) if shifts.any() else "none"
+    whole = _names(shifts[shifts].index) if shifts.any() else "none"
     return (
         "Its refusal logit, fitted without any prompt, rises in both classes "
         f"{' and '.join(parts)}; safety shifts by the rules of notebook 04, which ask for a cosine above .5: {whole}."
