@@ -1,12 +1,14 @@
 """Many queries under many prompts, the store first: what is kept is not computed again.
 
 In order: `thoughts` (where in a growing reply the answer begins), `sampling` (which token comes next, and what ends a
-reply), `responses` (`generate`), `thinking` (chats up to their answers), `hidden` (`hidden_states`), `next_tokens` (the
-distribution of a reply's first token, also under edits). How one batch runs is the business of `models`.
+reply), `responses` (`generate`), `reply_tokens` (the text of a reply as the tokens that the model wrote), `thinking`
+(chats up to their answers), `hidden` (`hidden_states`), `next_tokens` (the distribution of a reply's first token, also
+under edits). How one batch runs is the business of `models`.
 """
 
 from drolab.inference.hidden import hidden_states
 from drolab.inference.next_tokens import divergence, first_token_probabilities, next_tokens
+from drolab.inference.reply_tokens import reply_tokens
 from drolab.inference.responses import at_once, generate, reply_bytes, thinking_budget
 from drolab.inference.sampling import whole_paragraphs
 from drolab.inference.thinking import reading_places
@@ -20,6 +22,7 @@ __all__ = [
     "next_tokens",
     "reading_places",
     "reply_bytes",
+    "reply_tokens",
     "thinking_budget",
     "whole_paragraphs",
 ]
