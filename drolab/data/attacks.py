@@ -143,9 +143,11 @@ def templates(queries: pd.DataFrame, names: Sequence[str] | None = None) -> pd.D
     wanted = list(TEMPLATES) if names is None else [names] if isinstance(names, str) else list(names)
     if unknown := [name for name in wanted if name not in TEMPLATES]:
         raise QueryError(f"No template is called {unknown[0]!r}: there are {', '.join(TEMPLATES)}; `derive` takes any.")
-    return _together(
-        [derive(queries, lambda text, own=TEMPLATES[name]: own.replace("{query}", text), name=name) for name in wanted]
-    )
+    return _together([derive(queries, _filled(TEMPLATES[name]), name=name) for name in wanted])
+
+
+def _filled(template: str) -> Callable[[str], str]:
+    return lambda text: template.replace("{query}", text)
 
 
 def suffixes(
