@@ -286,9 +286,9 @@ def children_of(attacked: pd.DataFrame) -> pd.DataFrame:
         raise QueryError(f"The query table lacks the columns {missing}: make it with drolab.attacks.join(…).")
     parent, attack = (attacked[column].fillna("").astype(str) for column in ATTACK_COLUMNS)
     is_child = parent.ne("") | ~attack.isin(("", NO_ATTACK))
-    children = attacked[is_child].assign(parent=parent, attack=attack)
-    if children.empty:
+    if not is_child.any():
         raise QueryError("No query here is derived from another: add some with drolab.attacks.join(queries, …).")
+    children = attacked[is_child].assign(parent=parent[is_child], attack=attack[is_child])
     if (nameless := children["attack"].isin(("", NO_ATTACK))).any():
         raise QueryError(f"The derived query {children.index[nameless][0]!r} has no attack: name it in that column.")
     parents = attacked[~is_child].set_index("query_id")["harmful"]
