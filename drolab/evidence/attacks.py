@@ -11,7 +11,7 @@ length), and pairs or outcomes that are dealt at random.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -437,7 +437,7 @@ def _margin_auc(
     chunks = drawn_counts(np.ones(n_parents, dtype=int), n_bootstrap, generator)
     draws = np.concatenate([auc_draws([table], counts) for counts in chunks])
     found = crossval_interval(value, draws[~np.isnan(draws)], np.zeros(0), n_parents, level, (0.0, 1.0))
-    null = between_aucs(score, np.stack(list(_dealt(broken, codes, generator))), codes)
+    null = between_aucs(score, _dealt(broken, codes, generator), codes)
     null = np.where(np.isnan(null), 0.5, null)
     null_low, null_high = map(float, percentiles(null, level))
     p = (1 + int((np.abs(null - 0.5) >= abs(value - 0.5) - 1e-12).sum())) / (1 + len(null))
@@ -445,15 +445,15 @@ def _margin_auc(
     return row | {"p": p, "note": ""}
 
 
-def _dealt(broken: Array, codes: NDArray[np.intp], generator: np.random.Generator) -> Iterator[Array]:
-    """The outcomes when each parent's derived queries get those of another parent's, over and over if these are
-    fewer."""
-    rows = [np.flatnonzero(codes == code) for code in range(int(codes.max()) + 1)]
-    for _ in range(_N_DEALS):
-        dealt = np.empty_like(broken)
-        for own, giver in zip(rows, generator.permutation(len(rows)), strict=True):
-            dealt[own] = np.resize(broken[rows[giver]], len(own))
-        yield dealt
+def _dealt(broken: Array, codes: NDArray[np.intp], generator: np.random.Generator) -> Array:
+    """[deals, n]: the outcomes when each parent's derived queries get those of another parent's, over and over if these
+    are fewer."""
+    order, counts = codes.argsort(kind="stable"), np.bincount(codes)
+    starts = np.cumsum(counts) - counts
+    place = np.empty_like(codes)
+    place[order] = np.arange(len(codes)) - starts[codes[order]]
+    givers = generator.permuted(np.tile(np.arange(len(counts)), (_N_DEALS, 1)), axis=1)[:, codes]
+    return broken[order[starts[givers] + place % counts[givers]]]
 
 
 # ---------------------------------------------------------------- pairs of states
