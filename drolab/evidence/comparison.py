@@ -16,7 +16,7 @@ from scipy import stats
 
 from drolab import intervals
 from drolab.errors import QueryError
-from drolab.intervals import check_settings, mean_intervals, nearly_alike, rate_interval
+from drolab.intervals import Interval, check_settings, mean_intervals, nearly_alike, rate_interval
 from drolab.types import SCORE_COLUMNS
 
 TESTS = ("rate", "any", "majority")
@@ -82,17 +82,83 @@ def group_rates(
     rows = []
     for (prompt, group), part in _grouped(scores, groups).groupby(["prompt", "group"], sort=False):
         values = part[["refusal_rate", "compliance_rate"]].to_numpy(dtype=float)
-        if np.isin(values, (0, 1)).all():
-            found = [rate_interval(int(total), len(values), level=level) for total in values.sum(axis=0)]
-            kinds = ["Wilson"] * 2
-        else:
-            options: dict[str, Any] = {"n_bootstrap": n_bootstrap, "random_state": random_state, "level": level}
-            found = mean_intervals(values, bounds=(0, 1), **options)
-            kinds = ["unseen queries" if nearly_alike(column, level) else "bootstrap" for column in values.T]
+        found, kinds = rate_intervals(values, n_bootstrap=n_bootstrap, random_state=random_state, level=level)
         for measure, interval, kind in zip(("refusal", "compliance"), found, kinds, strict=True):
             row = {"prompt": prompt, "group": group, "measure": measure, "n_queries": len(values)}
             rows.append(row | interval._asdict() | {"interval": kind})
     return pd.DataFrame(rows)
+
+
+def rate_intervals(
+    values: np.ndarray, *, n_bootstrap: int, random_state: int, level: float
+) -> tuple[list[Interval], list[str]]:
+    """The mean rates over queries, `values` [n, m], and how each interval was made, see `group_rates`."""
+    if np.isin(values, (0, 1)).all():
+        found = [rate_interval(int(total), len(values), level=level) for total in values.sum(axis=0)]
+        return found, ["Wilson"] * len(found)
+    options: dict[str, Any] = {"n_bootstrap": n_bootstrap, "random_state": random_state, "level": level}
+    kinds = ["unseen queries" if nearly_alike(column, level) else "bootstrap" for column in values.T]
+    return mean_intervals(values, bounds=(0, 1), **options), kinds
+
+
+def type_rates(
+    scores: pd.DataFrame,
+    queries: pd.DataFrame,
+    *,
+    harmful: bool = False,
+    n_bootstrap: int = 1000,
+    random_state: int = 0,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Refusal per prompt and type of query, with intervals: of harmless ones, which kinds are refused in vain.
+
+    A type is what the query set has in `category`: XSTest's homonyms, definitions, …; OR-Bench's and FalseReject's
+    kinds of harm that a query seems to be about; PHTest's harmless and controversial.
+
+    Args:
+        scores: from `drolab.judge`.
+        queries: of which the scores are.
+        harmful: the class that is looked at.
+
+    Returns:
+        prompt, type, n_queries, value, low, high, interval (see `group_rates`): one row per prompt and type, in the
+        order of the queries, and one of the type "all". Few queries of a type have a wide interval; compare two prompts
+        on it with `paired(scores, baseline, queries["category"])`.
+
+    Raises:
+        QueryError: no query of that class, none with a category, or none with a score.
+        StatesError: a `level` that is not between 0 and 1, `n_bootstrap` below 1.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from drolab import comparison
+        >>> rows = [("a", "homonyms", 0.0), ("b", "homonyms", 1.0), ("c", "definitions", 0.0)]
+        >>> queries = pd.DataFrame(rows, columns=["query_id", "category", "refusal_rate"]).assign(harmful=False)
+        >>> scores = queries.assign(prompt="long", n_samples=1, compliance_rate=1 - queries["refusal_rate"])
+        >>> scores = scores.assign(any_refusal=False, any_compliance=True).set_index(["query_id", "prompt"])
+        >>> comparison.type_rates(scores, queries)[["prompt", "type", "n_queries", "value"]].round(2)
+          prompt         type  n_queries  value
+        0   long     homonyms          2   0.50
+        1   long  definitions          1   0.00
+        2   long          all          3   0.33
+    """
+    if missing := [name for name in ("query_id", "harmful", "category") if name not in queries.columns]:
+        raise QueryError(f"The query set lacks the columns {missing}: pass it through drolab.load_queries(…).")
+    chosen = queries[queries["harmful"].astype(bool) == harmful]
+    types = chosen.set_index("query_id")["category"].fillna("").astype(str)
+    if types.empty or (types == "").all():
+        raise QueryError(
+            f"No {class_labels(pd.Series([harmful])).item()} query of this set has a category: take a set with types, "
+            "such as XSTest or OR-Bench, or give the queries a column `category`."
+        )
+    options: dict[str, Any] = {"n_bootstrap": n_bootstrap, "random_state": random_state, "level": level}
+    parts = [group_rates(scores, groups, **options) for groups in (types[types != ""], types.map(lambda _: "all"))]
+    table = pd.concat(parts, ignore_index=True).rename(columns={"group": "type"})
+    table = table[table["measure"] == "refusal"].drop(columns="measure")
+    order = {name: place for place, name in enumerate(dict.fromkeys([*types, "all"]))}
+    prompts = {name: place for place, name in enumerate(table["prompt"].unique())}
+    key = table["prompt"].map(prompts) * len(order) + table["type"].map(order)
+    return table.iloc[key.argsort(kind="stable")].reset_index(drop=True)
 
 
 # ---------------------------------------------------------------- paired tests
@@ -187,13 +253,28 @@ def _measured(part: pd.DataFrame, test: str) -> tuple[str, pd.Series]:
 def _compare(pairs: np.ndarray, test: str, n_bootstrap: int, random_state: int, level: float) -> dict[str, Any]:
     """One row of `paired`. `pairs` [2, n, 2]: under the prompt and the baseline, each query's value and n_samples."""
     (own, n_own), (other, n_other) = pairs.transpose(0, 2, 1)
+    check_samples(test, n_own, n_other)
+    options: dict[str, Any] = {"n_bootstrap": n_bootstrap, "random_state": random_state, "level": level}
+    return compare_values(own, other, exact=test != "rate", **options)
+
+
+def check_samples(test: str, n_own: np.ndarray, n_other: np.ndarray) -> None:
     if test == "any" and (n_own != n_other).any():
         raise QueryError("With more samples any of them refuses more easily: draw equally many, or test the rate.")
+
+
+def compare_values(
+    own: np.ndarray, other: np.ndarray, *, exact: bool, n_bootstrap: int, random_state: int, level: float
+) -> dict[str, Any]:
+    """The columns of `paired` that compare two values [n] of each query, from 0 to 1.
+
+    Args:
+        exact: they are 0 or 1: McNemar's test.
+    """
     differences = (own - other).round(12)  # differences of equal fractions must be equal numbers
     options: dict[str, Any] = {"n_bootstrap": n_bootstrap, "random_state": random_state, "level": level}
     found = mean_intervals(differences[:, None], bounds=(-1, 1), **options)[0]
     higher, lower = int((differences > 0).sum()), int((differences < 0).sum())
-    p = _sign_flips(differences, random_state) if test == "rate" else _mcnemar(higher, lower)
     return {
         "n_queries": len(own),
         "value": float(own.mean()),
@@ -203,12 +284,12 @@ def _compare(pairs: np.ndarray, test: str, n_bootstrap: int, random_state: int, 
         "high": found.high,
         "higher": higher,
         "lower": lower,
-        "test": "sign flips" if test == "rate" else "McNemar, exact",
-        "p": p,
+        "test": "McNemar, exact" if exact else "sign flips",
+        "p": _mcnemar(higher, lower) if exact else sign_flips(differences, random_state),
     }
 
 
-def _sign_flips(differences: np.ndarray, random_state: int) -> float:
+def sign_flips(differences: np.ndarray, random_state: int) -> float:
     """Two-sided p of the mean difference, when each query's difference may as well have had the other sign.
 
     The differences of rates take few sizes. Of the m queries with one size a binomial number goes up, so one draw

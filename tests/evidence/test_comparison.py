@@ -187,7 +187,7 @@ def test_sign_flips_agree_with_scipy() -> None:
     generator = np.random.default_rng(1)
     differences = generator.integers(-4, 6, 30) / 10
     usual = stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=9999, rng=0)
-    assert comparison._sign_flips(differences, 0) == pytest.approx(usual.pvalue, abs=0.01)
+    assert comparison.sign_flips(differences, 0) == pytest.approx(usual.pvalue, abs=0.01)
 
 
 def test_counts_go_to_mcnemar() -> None:
