@@ -47,6 +47,7 @@ from drolab.models.memory import free_memory
 from drolab.models.passes import (
     Prefix,
     accumulating_gradients,
+    by_pass,
     can_pack,
     can_share_prefix,
     check_positions,
@@ -60,6 +61,7 @@ from drolab.models.passes import (
     run_prefix,
     states_by_pass,
     token_bytes,
+    token_logits,
 )
 from drolab.models.places import check_answers_known, check_read_at, thought_mark, unknown_thoughts
 from drolab.models.reasoning import (
@@ -103,6 +105,7 @@ __all__ = [
     "at_answer",
     "audit",
     "baselines",
+    "by_pass",
     "can_pack",
     "can_read_in_place",
     "can_share_prefix",
@@ -153,6 +156,7 @@ __all__ = [
     "thought_mark",
     "to_answer",
     "token_bytes",
+    "token_logits",
     "unknown_thoughts",
     "vectors_of",
     "with_vectors",

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _PASS_TOKENS = {"cpu": 512}
 """Tokens in one pass, by type of device. On a CPU more only fall out of its caches (benchmarks/speed.py)."""
@@ -347,18 +348,39 @@ def states_by_pass(
     Raises:
         ModelError: not even a single chat fits into the memory.
     """
-    for rows in plan_passes(model, prefix, [len(suffix) for suffix in suffixes], token_budget):
-        chats = [suffixes[row] for row in rows]
+
+    def run(rows: list[int]) -> Tensor:
+        return _pass_states(model, prefix, [suffixes[row] for row in rows], layers, positions)
+
+    return by_pass(model, prefix, suffixes, run, token_budget)
+
+
+def by_pass(
+    model: ChatModel,
+    prefix: Prefix,
+    suffixes: Sequence[Sequence[int]],
+    run: Callable[[list[int]], T],
+    token_budget: int | None = None,
+    rows: Sequence[int] | None = None,
+) -> Iterator[tuple[list[int], T]]:
+    """Rows of the suffixes (None: all), and what `run` makes of them, pass by pass. A pass that does not fit into the
+    memory is divided, and so are later ones of this model.
+
+    Raises:
+        ModelError: not even a single chat fits into the memory.
+    """
+    rows = range(len(suffixes)) if rows is None else rows
+    for places in plan_passes(model, prefix, [len(suffixes[row]) for row in rows], token_budget):
+        some = [rows[place] for place in places]
         try:
-            states = _pass_states(model, prefix, chats, layers, positions)
+            found = [run(some)]
         except torch.OutOfMemoryError:
-            states = None
-        if states is not None:
-            yield rows, states
-            continue
-        halve_pass_tokens(model, chats)  # only here is the failed pass's memory free
-        for again, states in states_by_pass(model, prefix, chats, layers, positions, token_budget):
-            yield [rows[row] for row in again], states
+            found = []
+        if found:
+            yield some, found[0]
+        else:
+            halve_pass_tokens(model, [suffixes[row] for row in some])  # only here is the failed pass's memory free
+            yield from by_pass(model, prefix, suffixes, run, token_budget, some)
 
 
 def _pass_states(
@@ -483,20 +505,41 @@ def _take_all(
         take(layer, states[layer])
 
 
-def last_logits(model: ChatModel, columns: Tensor | None = None, **inputs: Any) -> Tensor:
+def token_logits(model: ChatModel, prefix: Prefix, suffixes: Sequence[Sequence[int]], counts: Sequence[int]) -> Tensor:
+    """[sum of counts, vocabulary] float32: what may follow each of the last `counts[i]` tokens of each suffix, all
+    suffixes one after the other, in one pass."""
+    packed = can_pack(model, len(prefix.embeddings) + max(map(len, suffixes)))
+    placed = (pack if packed else _pad)(model, prefix, suffixes, [-1])
+    n = torch.tensor(counts, device=placed.columns.device)
+    ends = n.cumsum(0)
+    backwards = torch.repeat_interleave(ends, n) - torch.arange(int(ends[-1]), device=n.device)  # 1 at the last token
+    columns = torch.repeat_interleave(placed.columns[:, 0], n) + 1 - backwards
+    rows = None if packed else torch.repeat_interleave(placed.rows[:, 0], n)
+    return last_logits(model, columns, rows, **placed.inputs)
+
+
+def last_logits(model: ChatModel, columns: Tensor | None = None, rows: Tensor | None = None, **inputs: Any) -> Tensor:
     """[rows, vocabulary] float32 at the last position, by the model's own head (with its scaling and caps).
 
     Args:
         columns: [n], for a single packed row: [n, vocabulary] at these positions instead.
+        rows: [n], with columns: in which rows of a batch these positions are.
     """
     inner: Any = getattr(model.model, "model", None)
     if getattr(inner, "rope_deltas", None) is not None:  # where an image of another chat has moved positions to
         inner.rope_deltas = None
     keeps = "logits_to_keep" in inspect.signature(model.model.forward).parameters
+    kept = columns if columns is None or rows is None else columns.unique()
     if keeps:
-        inputs["logits_to_keep"] = 1 if columns is None else columns
+        inputs["logits_to_keep"] = 1 if kept is None else kept.to(model.device)
     logits: Tensor = model.model(**inputs).logits
-    taken = logits[:, -1] if columns is None else logits[0] if keeps else logits[0, columns]
+    if columns is None or kept is None:
+        taken = logits[:, -1]
+    elif rows is None:
+        taken = logits[0] if keeps else logits[0, columns]
+    else:
+        places = torch.searchsorted(kept, columns) if keeps else columns
+        taken = logits[rows.to(logits.device), places.to(logits.device)]
     logits = taken.float()
     if logits.amax(dim=-1).isnan().any():  # of a few numbers only: the highest of a row with one that is none is none
         raise StatesError(
