@@ -4,8 +4,8 @@ The evaluation itself is not run here: it asks a model of its makers' (or your o
 
     alpaca_eval --model_outputs default.json --reference_outputs none.json --output_path annotated
 
-compares two prompts of one model; without `--reference_outputs` the reference is AlpacaEval's own. The formats are those
-of https://github.com/tatsu-lab/alpaca_eval (Li et al. 2023).
+compares two prompts of one model; without `--reference_outputs` the reference is AlpacaEval's own. The formats are
+those of https://github.com/tatsu-lab/alpaca_eval (Li et al. 2023).
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def save_alpaca_outputs(
 ) -> Path:
     """Write the replies under one prompt as the model outputs of AlpacaEval: a JSON list of ALPACA_COLUMNS.
 
-    AlpacaEval compares one output for each instruction: of several samples the first (of the least `sample`) is taken. A
-    reply without an answer is an empty output.
+    AlpacaEval compares one output for each instruction: of several samples the first (of the least `sample`) is taken.
+    A reply without an answer is an empty output.
 
     Args:
         replies: columns text (the query) and response, as from `generate`.

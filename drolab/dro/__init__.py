@@ -1,10 +1,20 @@
 """Directed Representation Optimization, the paper's method: a prompt trained as embeddings.
 
-In order: `objective` (the losses of eqs. 3 to 5), `training` (`train_dro`, resumable), `runs` (runs side by side, their
-snapshots and files), `token_drift` (how far the vectors went from the words they started from).
+In order: `objective` (the losses of eqs. 3 to 5), `training` (`train_dro`, and the resumable loop of whatever trains a
+prompt), `baselines` (vanilla prompt tuning, the paper's), `runs` (runs side by side, their snapshots and files),
+`token_drift` (how far the vectors went from the words they started from).
 """
 
 from drolab.dro import runs
+from drolab.dro.baselines import (
+    TUNING_COLUMNS,
+    PromptTuning,
+    PromptTuningConfig,
+    PromptTuningRun,
+    TuningLosses,
+    train_prompt_tuning,
+    unlikelihood_losses,
+)
 from drolab.dro.objective import Losses, losses
 from drolab.dro.runs import (
     MEASURED_COLUMNS,
@@ -24,7 +34,7 @@ from drolab.dro.runs import (
     trajectories,
 )
 from drolab.dro.token_drift import as_embeddings, drift_from_text, token_drift
-from drolab.dro.training import HISTORY_COLUMNS, Training, check_probes, train_dro
+from drolab.dro.training import HISTORY_COLUMNS, PromptTraining, Training, check_probes, train_dro
 
 __all__ = [
     "HISTORY_COLUMNS",
@@ -34,9 +44,15 @@ __all__ = [
     "MOST_UNSEEN",
     "MOVEMENT_COLUMNS",
     "TRAINING",
+    "TUNING_COLUMNS",
     "KeptRun",
     "Losses",
+    "PromptTraining",
+    "PromptTuning",
+    "PromptTuningConfig",
+    "PromptTuningRun",
     "Training",
+    "TuningLosses",
     "as_embeddings",
     "check_probes",
     "compare",
@@ -51,5 +67,7 @@ __all__ = [
     "snapshot",
     "token_drift",
     "train_dro",
+    "train_prompt_tuning",
     "trajectories",
+    "unlikelihood_losses",
 ]

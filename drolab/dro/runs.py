@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -412,6 +413,7 @@ def save_run(folder: str | Path, name: str, kept: KeptRun) -> Path:
     about = {
         "name": name,
         "steps": len(run.history),
+        "seconds": None if math.isnan(run.seconds) else run.seconds,
         "config": asdict(run.config),
         "space": {key: getattr(run.space, key) for key in _SPACE_NUMBERS},
         "probes": {key: _about(getattr(run, key)) for key in _PROBES},
@@ -473,10 +475,9 @@ def _load(place: Path) -> tuple[str, KeptRun]:
         history=history,
         config=DROConfig(**about["config"]),
         space=AnchorSpace(**{**about["space"], **{name: state[f"space.{name}"] for name in _SPACE}}),
-        **{
-            name: _probe(state[f"probe.{name}"], state.get(f"refits.{name}"), **about["probes"][name])
-            for name in _PROBES
-        },
+        refusal=_probe(state, "refusal", **about["probes"]["refusal"]),
+        harmfulness=_probe(state, "harmfulness", **about["probes"]["harmfulness"]),
+        seconds=float("nan") if about.get("seconds") is None else float(about["seconds"]),
         snapshots={step: state[f"snapshot.{step}"] for step in about["snapshots"]},
     )
     return str(about["name"]), KeptRun(loaded=run, measured=measured)
@@ -488,7 +489,8 @@ def _about(probe: Probe) -> dict[str, Any]:
     return {"intercept": probe.intercept, "positive": probe.positive, **check}
 
 
-def _probe(coef: Tensor, refits: Tensor | None, *, check: Mapping[str, Any] | None = None, **about: Any) -> Probe:
+def _probe(state: Mapping[str, Tensor], name: str, *, check: Mapping[str, Any] | None = None, **about: Any) -> Probe:
+    coef, refits = state[f"probe.{name}"], state.get(f"refits.{name}")
     found = None if check is None else FitCheck(**{**check, "null": tuple(check["null"])})
     return Probe(coef=coef, refits=refits, check=found, **about)
 

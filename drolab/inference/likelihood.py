@@ -6,9 +6,9 @@ common. Nothing is sampled. What all chats under one prompt begin with runs once
 all that they depend on, token by token.
 
 A reply is read where it stands: behind the chat, and for a model that thinks before it answers behind a thought that is
-closed and empty (`read_at="answer"`), since what is given is an answer. Its tokens are those that its text has behind
-the chat under the first prompt, and the same under all prompts, so that these are compared token by token. The end of
-a reply is not scored.
+closed and empty (`read_at="answer"`), since what is given is an answer. Its tokens are those of `reply_tokens`, the
+same under all prompts, so that these are compared token by token. The token that ended it is one of them where a
+column `finish_reason` says "stop".
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from torch import Tensor
 from drolab.errors import QueryError, shown
 from drolab.files import given_path, read_table, read_text
 from drolab.inference.next_tokens import divergence
+from drolab.inference.reply_tokens import reply_tokens
 from drolab.models import (
     ChatModel,
     Edit,
@@ -40,13 +40,13 @@ from drolab.models import (
     as_prompts,
     by_pass,
     check_edits,
+    check_logits,
     edited_fingerprint,
     encode,
+    label_logits,
     prefix_embeddings,
-    render,
     run_prefix,
     steered,
-    token_logits,
 )
 from drolab.progress import Progress, found_in_words, resumable_bar
 from drolab.store import Store, key
@@ -234,9 +234,8 @@ class _Replies:
         queries = list(dict.fromkeys(kept["text"]))
         numbers = {text: number for number, text in enumerate(queries)}
         query = [numbers[text] for text in kept["text"]]
-        chats = [render(model, text, prompt, read_at="answer") for text in queries]
-        pairs = [(chats[number].text, reply) for number, reply in zip(query, kept["response"], strict=True)]
-        tokens = _tokens_behind(model, pairs, [chats[number].input_ids for number in query])
+        ended = kept if "finish_reason" in kept else kept.assign(finish_reason="length")
+        tokens = reply_tokens(model, ended, prompt, read_at="answer")
         rows = kept.rename(columns={"prompt": "written_under"})
         names = [name for name in ("query_id", "written_under", "sample", "harmful") if name in rows.columns]
         lost = len(replies) - len(kept)
@@ -277,20 +276,6 @@ def _with_perplexity(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(perplexity=np.exp(-table["log_likelihood"] / table["n_tokens"]))
 
 
-def _tokens_behind(
-    model: ChatModel, pairs: Sequence[tuple[str, str]], chats: Sequence[tuple[int, ...]]
-) -> list[tuple[int, ...]]:
-    """The tokens of texts behind chats: those that the whole has more than the chat; where the two would merge at the
-    border, the text's own."""
-    wholes = model.tokenizer([chat + text for chat, text in pairs], add_special_tokens=False, verbose=False)
-    found = []
-    for (_, text), chat, ids in zip(pairs, chats, wholes["input_ids"], strict=True):
-        apart = tuple(ids[: len(chat)]) == chat and len(ids) > len(chat)
-        own = ids[len(chat) :] if apart else model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        found.append(tuple(own))
-    return found
-
-
 # --- a user's texts ----------------------------------------------------------------------------------------
 
 
@@ -327,8 +312,8 @@ def perplexity(
         store, token_budget: as in `log_likelihoods`.
 
     Returns:
-        One row per text and prompt: `text` (its number, from 0), prompt ("text alone" without one), `n_tokens` that were
-        scored, n_windows, log_likelihood (nats) and perplexity.
+        One row per text and prompt: `text` (its number, from 0), prompt ("text alone" without one), `n_tokens` that
+        were scored, n_windows, log_likelihood (nats) and perplexity.
 
     Raises:
         QueryError: no texts, one that is none or blank or too short to score, a file that cannot be read, or a window
@@ -413,12 +398,12 @@ def _text_sides(
         room = model.max_length - len(first)
         pieces = _windows(tokens, _checked_window(window, room, model), skip=0 if first else 1)
         ends = [before + scored for _, before, scored in pieces]
-        batch = EncodedBatch(prefix=first, suffixes=tuple(one[:-1] for one in ends), soft=None, span=None)
+        batch = EncodedBatch(prefix=(), suffixes=tuple((*first, *one[:-1]) for one in ends), soft=None, span=None)
         side = _Side(model=model, batch=batch, targets=[scored for _, _, scored in pieces])
         yield TEXT_ALONE, side, [text for text, _, _ in pieces]
         return
-    chat = render(model, request, prompts[0], read_at="answer")
-    tokens = _tokens_behind(model, [(chat.text, text) for text in texts], [chat.input_ids] * len(texts))
+    said = pd.DataFrame({"text": request, "response": texts, "finish_reason": "length"})
+    tokens = reply_tokens(model, said, prompts[0], read_at="answer")
     batches = [encode(model, [request], prompt, read_at="answer") for prompt in prompts]
     room = model.max_length - max(len(batch.chat(0)) for batch in batches)
     pieces = _windows(tokens, _checked_window(window, room, model), skip=0)
@@ -505,19 +490,17 @@ class _Side:
         return key(common=self._common[0], ids=list(self.batch.chat(row)), scored=list(self.targets[row]))
 
     def prefix(self) -> Prefix:
-        with self._as_it_is():
-            return run_prefix(self.model, prefix_embeddings(self.model, self.batch))
+        with steered(self.model, *self.edits) as model:
+            return run_prefix(model, prefix_embeddings(model, self.batch))
 
     def logits(self, prefix: Prefix, rows: Sequence[int]) -> Tensor:
         """[all targets of these rows, vocabulary]."""
         suffixes, counts = [self.batch.suffixes[row] for row in rows], [len(self.targets[row]) for row in rows]
-        with self._as_it_is():
-            return token_logits(self.model, prefix, suffixes, counts).log_softmax(dim=-1)
-
-    def _as_it_is(self) -> ExitStack:
-        stack = ExitStack()
-        stack.enter_context(steered(self.model, *self.edits))
-        return stack
+        with steered(self.model, *self.edits) as model:
+            logits = label_logits(model, prefix, suffixes, counts)
+        check_logits(self.model, logits)
+        logits = logits.cpu() if logits.device.type == "mps" else logits  # `divergence` needs float64, which mps lacks
+        return logits.log_softmax(dim=-1)
 
     def budget(self, asked: int | None) -> int | None:
         """Tokens in a pass, so that its logits fit; None if any number that suits the device does."""

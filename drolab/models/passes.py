@@ -505,48 +505,75 @@ def _take_all(
         take(layer, states[layer])
 
 
-def token_logits(model: ChatModel, prefix: Prefix, suffixes: Sequence[Sequence[int]], counts: Sequence[int]) -> Tensor:
-    """[sum of counts, vocabulary] float32: what may follow each of the last `counts[i]` tokens of each suffix, all
-    suffixes one after the other, in one pass."""
-    packed = can_pack(model, len(prefix.embeddings) + max(map(len, suffixes)))
-    placed = (pack if packed else _pad)(model, prefix, suffixes, [-1])
-    n = torch.tensor(counts, device=placed.columns.device)
-    ends = n.cumsum(0)
-    backwards = torch.repeat_interleave(ends, n) - torch.arange(int(ends[-1]), device=n.device)  # 1 at the last token
-    columns = torch.repeat_interleave(placed.columns[:, 0], n) + 1 - backwards
-    rows = None if packed else torch.repeat_interleave(placed.rows[:, 0], n)
-    return last_logits(model, columns, rows, **placed.inputs)
-
-
-def last_logits(model: ChatModel, columns: Tensor | None = None, rows: Tensor | None = None, **inputs: Any) -> Tensor:
+def last_logits(model: ChatModel, columns: Tensor | None = None, **inputs: Any) -> Tensor:
     """[rows, vocabulary] float32 at the last position, by the model's own head (with its scaling and caps).
 
     Args:
         columns: [n], for a single packed row: [n, vocabulary] at these positions instead.
-        rows: [n], with columns: in which rows of a batch these positions are.
     """
-    inner: Any = getattr(model.model, "model", None)
-    if getattr(inner, "rope_deltas", None) is not None:  # where an image of another chat has moved positions to
-        inner.rope_deltas = None
-    keeps = "logits_to_keep" in inspect.signature(model.model.forward).parameters
-    kept = columns if columns is None or rows is None else columns.unique()
-    if keeps:
-        inputs["logits_to_keep"] = 1 if kept is None else kept.to(model.device)
-    logits: Tensor = model.model(**inputs).logits
-    if columns is None or kept is None:
-        taken = logits[:, -1]
-    elif rows is None:
-        taken = logits[0] if keeps else logits[0, columns]
-    else:
-        places = torch.searchsorted(kept, columns) if keeps else columns
-        taken = logits[rows.to(logits.device), places.to(logits.device)]
-    logits = taken.float()
+    found = _logits(model, inputs, 1 if columns is None else columns)
+    logits = (found[:, -1] if columns is None else found[0]).float()
+    check_logits(model, logits)
+    return logits.cpu() if logits.device.type == "mps" else logits  # sampling needs float64, which mps lacks
+
+
+def check_logits(model: ChatModel, logits: Tensor) -> None:
+    """Raise StatesError if logits [n, vocabulary] are not numbers."""
     if logits.amax(dim=-1).isnan().any():  # of a few numbers only: the highest of a row with one that is none is none
         raise StatesError(
             f"{model.name!r} computes logits that are not numbers ({str(model.dtype).removeprefix('torch.')}): "
             "load it with dtype='bfloat16' or 'float32'; float16 overflows in some families."
         )
-    return logits.cpu() if logits.device.type == "mps" else logits  # sampling needs float64, which mps lacks
+
+
+def label_logits(
+    model: ChatModel, prefix: Prefix, suffixes: Sequence[Sequence[int]], n_labels: Sequence[int]
+) -> Tensor:
+    """What the model expects after each of the last `n_labels[i]` tokens of chat i, by its own head, which runs nowhere
+    else. Differentiable with respect to what `prefix` was made from; one pass, so plan its size.
+
+    Returns:
+        [sum of n_labels, vocabulary], float32: chat by chat, token by token.
+
+    Raises:
+        ModelError: the model is being edited and this is not what `steered` yielded.
+        StatesError: more labels than a chat has tokens outside the prefix, or none.
+
+    Examples:
+        >>> import drolab
+        >>> from drolab.models import encode, label_logits, prefix_embeddings, run_prefix
+        >>> model, none = drolab.load_model("demo"), drolab.load_prompts()["none"]
+        >>> batch = encode(model, ["How do I boil an egg?", "How do I boil rice?"], none)
+        >>> prefix = run_prefix(model, prefix_embeddings(model, batch))
+        >>> label_logits(model, prefix, batch.suffixes, [3, 1]).shape[0]
+        4
+    """
+    check_edits(model)
+    if any(not 1 <= n <= len(suffix) for n, suffix in zip(n_labels, suffixes, strict=True)):
+        raise StatesError("Each chat needs a label at least, and no more than it has tokens outside the prefix.")
+    packs = can_pack(model, len(prefix.embeddings) + max(map(len, suffixes)))
+    placed = (pack if packs else _pad)(model, prefix, suffixes, (-1,))
+    ends = placed.columns[:, 0].tolist()
+    columns = torch.cat([torch.arange(end - n + 1, end + 1) for end, n in zip(ends, n_labels, strict=True)])
+    columns = columns.to(model.device)
+    if packs:
+        return _logits(model, placed.inputs, columns)[0].float()
+    rows = torch.arange(len(suffixes)).repeat_interleave(torch.tensor(n_labels)).to(model.device)
+    first = int(columns.min())
+    found = _logits(model, placed.inputs, placed.inputs["inputs_embeds"].shape[1] - first)
+    return found[rows.to(found.device), (columns - first).to(found.device)].float()
+
+
+def _logits(model: ChatModel, inputs: dict[str, Any], keep: int | Tensor) -> Tensor:
+    """[rows, kept, vocabulary]: at the last `keep` positions, or at these of a single row."""
+    inner: Any = getattr(model.model, "model", None)
+    if getattr(inner, "rope_deltas", None) is not None:  # where an image of another chat has moved positions to
+        inner.rope_deltas = None
+    keeps = "logits_to_keep" in inspect.signature(model.model.forward).parameters
+    logits: Tensor = model.model(**inputs, **({"logits_to_keep": keep} if keeps else {})).logits
+    if keeps:
+        return logits
+    return logits[:, keep] if isinstance(keep, Tensor) else logits[:, -keep:]
 
 
 def check_positions(positions: Sequence[int], limit: int) -> None:
