@@ -2,10 +2,12 @@
 
 In order: `shift_products` (mean shifts without the bias of noise), `separability`, `shifts`, `sweep` (layers and
 positions), `comparison` (rates, paired tests), `claims` (the paper's claims, decided), `causal` (what a direction
-does), `places` (before a thought and after it), `release_tables` (the paper's released results and XSTest's labels).
+does), `places` (before a thought and after it), `capability` (what a prompt or an edit costs in ability),
+`release_tables` (the paper's released results and XSTest's labels).
 """
 
 from drolab.evidence import causal, claims, comparison, release_tables, sweep
+from drolab.evidence.capability import capability, win_rates
 from drolab.evidence.places import compare_places
 from drolab.evidence.separability import auc_change, separability, shuffled_aucs
 from drolab.evidence.shifts import Shifts, null_directions, shift_cosines, shift_report, shift_similarity, shifts
@@ -14,6 +16,7 @@ from drolab.intervals import mean_interval, rate_interval, rate_table
 __all__ = [
     "Shifts",
     "auc_change",
+    "capability",
     "causal",
     "claims",
     "compare_places",
@@ -30,4 +33,5 @@ __all__ = [
     "shifts",
     "shuffled_aucs",
     "sweep",
+    "win_rates",
 ]

@@ -287,6 +287,7 @@ def perplexity(
     *,
     request: str = REQUEST,
     window: int | None = None,
+    per_window: bool = False,
     store: Store | None = None,
     token_budget: int | None = None,
     progress: Progress = True,
@@ -309,6 +310,7 @@ def perplexity(
             row of their column `text`.
         request: what the user of the chat says.
         window: tokens of a window, at least 2; None takes 1024, or what the model's context has room for.
+        per_window: one row per window, with its number, instead of one per text.
         store, token_budget: as in `log_likelihoods`.
 
     Returns:
@@ -353,10 +355,12 @@ def perplexity(
         values = [task.values[one] for one in task.keys]
         rows = pd.DataFrame({"text": pieces, "n_tokens": [len(one) for one in values], "log_likelihood": values})
         rows["log_likelihood"] = rows["log_likelihood"].map(math.fsum)
-        parts.append(rows.assign(prompt=name, n_windows=1))
-    windows = pd.concat(parts, ignore_index=True)
-    table = windows.groupby(["prompt", "text"], sort=False).sum().reset_index()
-    table = _with_perplexity(table)[["text", "prompt", "n_tokens", "n_windows", "log_likelihood", "perplexity"]]
+        parts.append(rows.assign(prompt=name, window=rows.groupby("text").cumcount(), n_windows=1))
+    table = pd.concat(parts, ignore_index=True)
+    if not per_window:
+        table = table.groupby(["prompt", "text"], sort=False)[["n_tokens", "n_windows", "log_likelihood"]].sum()
+    columns = ["text", "prompt", *(["window"] if per_window else []), "n_tokens", "n_windows", "log_likelihood"]
+    table = _with_perplexity(table.reset_index()[columns])
     table.attrs["summary"] = summary
     return table
 
