@@ -2,9 +2,9 @@
 
 In order: `benchmarks` (recognise and read files of public benchmarks), `queries` (a checked table of queries),
 `attacks` (queries derived from others: jailbreaks), `prompts` (safety prompts and controls), `release` (a clone of the
-paper's released results), `xstest` (a clone of XSTest's responses with human labels), `paper` (the paper's eight models,
-how they were run and what was released of them, small enough to ship), `alpaca_eval` (files to and from AlpacaEval).
-What these results say is measured in `evidence`.
+paper's released results), `xstest` (a clone of XSTest's responses with human labels), `paper` (the paper's eight
+models, how they were run and what was released of them, small enough to ship), `alpaca_eval` (files to and from
+AlpacaEval). What these results say is measured in `evidence`.
 """
 
 from drolab.data import attacks, prompts
