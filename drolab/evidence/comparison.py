@@ -15,6 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from drolab import intervals
+from drolab.data import attacks
 from drolab.errors import QueryError
 from drolab.intervals import Interval, check_settings, mean_intervals, nearly_alike, rate_interval
 from drolab.types import SCORE_COLUMNS
@@ -30,12 +31,13 @@ DECISIONS = (BASELINE, BETTER, WORSE, TRADE, NO_DIFFERENCE)
 
 def query_groups(queries: pd.DataFrame) -> pd.Series:
     """Query id → harmful, harmless, borderline (of the split "borderline") or jailbroken (harmful and derived from
-    another, see `data.attacks`), from a query set. Harmless ones that were derived have no group."""
+    another by an attack, see `data.attacks`), from a query set. Harmless ones that were derived have no group, nor have
+    those of the control, which attacks nothing."""
     names = class_labels(queries["harmful"]).where(queries["split"] != "borderline", "borderline")
     if "parent" in queries.columns:
         derived = queries["parent"].fillna("").ne("")
-        names = names.mask(derived & queries["harmful"].astype(bool), "jailbroken")
-        names = names[~(derived & ~queries["harmful"].astype(bool))]
+        attacked = derived & queries["harmful"].astype(bool) & queries["attack"].ne(attacks.CONTROL)
+        names = names.mask(attacked, "jailbroken")[attacked | ~derived]
     return names.set_axis(queries.loc[names.index, "query_id"])
 
 

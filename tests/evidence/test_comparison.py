@@ -65,8 +65,9 @@ def test_groups_of_a_query_set() -> None:
 
 
 def test_harmful_queries_that_were_derived_are_a_group_and_harmless_ones_are_in_none() -> None:
-    ids = ["a", "b", "a+x", "b+x"]
-    table = {"query_id": ids, "harmful": [True, False] * 2, "split": "test", "parent": [None, "", "a", "b"]}
+    ids = ["a", "b", "a+x", "b+x", "a+y"]
+    table = {"query_id": ids, "harmful": [True, False, True, False, True], "split": "test"}
+    table |= {"parent": [None, "", "a", "b", "a"], "attack": ["none", "none", "role_play", "role_play", "small_talk"]}
     groups = comparison.query_groups(pd.DataFrame(table))
     assert groups.to_dict() == {"a": "harmful", "b": "harmless", "a+x": "jailbroken"}
 
