@@ -56,11 +56,11 @@ def load_queries(
 
     Benchmarks: the path of a published file, of your clone, or of a folder in it; or `hub:owner/name` (with `/config`
     and `/split` where there are any), for which `pip install 'drolab[hub]'`. The format is recognised by its columns:
-    MaliciousInstruct, AdvBench, HarmBench, JailbreakBench, XSTest, OR-Bench, SORRY-Bench, StrongREJECT, AlpacaEval,
-    TDC 2023 (docs/benchmarks.md). The benchmark says which queries are harmful; ids do not depend on the order of the
-    rows. What was read is printed, with source and licence, and kept in `.attrs["summary"]` and, as plain values, in
-    `.attrs["about"]`. Rows that are blank or repeat another's text are left out with a warning, and so is said when
-    the file is longer or shorter than the published one.
+    MaliciousInstruct, AdvBench, HarmBench, JailbreakBench, XSTest, OR-Bench, FalseReject, PHTest, SORRY-Bench,
+    StrongREJECT, AlpacaEval, TDC 2023 (docs/benchmarks.md). The benchmark says which queries are harmful; ids do not
+    depend on the order of the rows. What was read is printed, with source and licence, and kept in `.attrs["summary"]`
+    and, as plain values, in `.attrs["about"]`. Rows that are blank or repeat another's text are left out with a
+    warning, and so is said when the file is longer or shorter than the published one.
 
     Your own files: `.txt` (one query a line), `.csv`, `.json`, `.jsonl`, `.parquet`, in UTF-8. The text is the column
     `text` (or `query`, `prompt`, `goal`, `instruction`, `question`). A column `harmful` (true/false, yes/no or 1/0)

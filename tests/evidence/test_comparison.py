@@ -354,3 +354,38 @@ def test_the_board_asks_for_groups_that_it_knows_and_for_all_contenders_in_each(
         comparison.board(one, "base")
     with pytest.raises(QueryError, match="Nothing is known about 'right'"):
         comparison.board(table, "base", about=pd.DataFrame({"tokens": [1]}, index=["base"]))
+
+
+# Types of queries
+
+
+def test_rates_per_type_are_those_of_the_harmless_queries() -> None:
+    generator = np.random.default_rng(0)
+    own = scores({"none": generator.random(40) < 0.1, "long": generator.random(40) < 0.6}, harmful=np.arange(40) < 10)
+    types = ["homonyms", "definitions", ""] * 13 + ["homonyms"]
+    queries = pd.DataFrame({"query_id": [f"q{i}" for i in range(40)], "harmful": np.arange(40) < 10, "category": types})
+    table = comparison.type_rates(own, queries)
+    assert list(table["prompt"]) == ["none"] * 3 + ["long"] * 3
+    assert list(table["type"]) == ["definitions", "homonyms", "all"] * 2
+    assert list(table["n_queries"]) == [10, 10, 30] * 2
+    flat = own.reset_index().merge(queries[["query_id", "category"]], on="query_id")
+    for row in table.itertuples():
+        chosen = flat[(flat["prompt"] == row.prompt) & ~flat["harmful"]]
+        chosen = chosen if row.type == "all" else chosen[chosen["category"] == row.type]
+        usual = evidence.rate_interval(int(chosen["refusal_rate"].sum()), len(chosen))
+        assert (row.value, row.low, row.high) == pytest.approx(usual)
+    harmful = comparison.type_rates(own, queries, harmful=True)
+    assert harmful.set_index(["prompt", "type"]).loc[("none", "all"), "n_queries"] == 10
+
+
+def test_without_types_there_is_no_table_of_them() -> None:
+    own = scores({"none": np.zeros(4)}, harmful=False)
+    queries = pd.DataFrame({"query_id": [f"q{i}" for i in range(4)], "harmful": False, "category": ""})
+    with pytest.raises(QueryError, match="No harmless query of this set has a category: take a set with types"):
+        comparison.type_rates(own, queries)
+    with pytest.raises(QueryError, match="No harmful query"):
+        comparison.type_rates(own, queries.assign(category="homonyms"), harmful=True)
+    with pytest.raises(QueryError, match="lacks the columns"):
+        comparison.type_rates(own, queries.drop(columns="category"))
+    with pytest.raises(QueryError, match="No query of these scores has a group"):
+        comparison.type_rates(own, queries.assign(category="homonyms", query_id=list("abcd")))
