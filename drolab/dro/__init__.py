@@ -2,7 +2,8 @@
 
 In order: `objective` (the losses of eqs. 3 to 5), `training` (`train_dro`, and the resumable loop of whatever trains a
 prompt), `baselines` (vanilla prompt tuning, the paper's), `runs` (runs side by side, their snapshots and files),
-`token_drift` (how far the vectors went from the words they started from).
+`token_drift` (how far the vectors went from the words they started from), `forensics` (what is in a soft prompt, and
+which part of it does the work).
 """
 
 from drolab.dro import runs
@@ -14,6 +15,17 @@ from drolab.dro.baselines import (
     TuningLosses,
     train_prompt_tuning,
     unlikelihood_losses,
+)
+from drolab.dro.forensics import (
+    RefusalMeter,
+    carried,
+    cut_short,
+    forensics,
+    moved,
+    nearest_tokens,
+    random_like,
+    rounded_to_text,
+    without_each_token,
 )
 from drolab.dro.objective import Losses, losses
 from drolab.dro.runs import (
@@ -51,17 +63,25 @@ __all__ = [
     "PromptTuning",
     "PromptTuningConfig",
     "PromptTuningRun",
+    "RefusalMeter",
     "Training",
     "TuningLosses",
     "as_embeddings",
+    "carried",
     "check_probes",
     "compare",
+    "cut_short",
     "drift_from_text",
     "evenly_spaced",
+    "forensics",
     "load_runs",
     "losses",
     "measure_first_tokens",
+    "moved",
     "movement",
+    "nearest_tokens",
+    "random_like",
+    "rounded_to_text",
     "runs",
     "save_run",
     "snapshot",
@@ -70,4 +90,5 @@ __all__ = [
     "train_prompt_tuning",
     "trajectories",
     "unlikelihood_losses",
+    "without_each_token",
 ]
