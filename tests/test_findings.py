@@ -168,6 +168,10 @@ ALIKE = (0.8, 0.7, 0.9, 0.3)
         ({"alike": ALIKE, "beyond_the_controls": (-0.2, -0.3, -0.1, 0.1)}, "but less than a safety prompt and a "),
         ({"alike": ALIKE}, "beside controls they could not be set."),
         (
+            {"alike": (0.4, 0.3, 0.5, 0.1)},
+            "reach 0.100) (the verdict of notebook 07 asks for a cosine above 0.5); beside controls",
+        ),
+        (
             {"alike": (0.4, 0.2, 0.6, 0.7), "beyond_the_controls": (0.5, 0.4, 0.6, 0.1)},
             "That two safety prompts move the queries in similar directions does not show: it is not sure that they ",
         ),

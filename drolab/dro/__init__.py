@@ -2,7 +2,9 @@
 
 In order: `objective` (the losses of eqs. 3 to 5), `training` (`train_dro`, and the resumable loop of whatever trains a
 prompt), `baselines` (vanilla prompt tuning, the paper's), `runs` (runs side by side, their snapshots and files),
-`token_drift` (how far the vectors went from the words they started from).
+`contenders` (what any safety measure ends as, and whether it broke the model), `fitting` (all of them on the same
+queries and budget), `token_drift` (how far the vectors went from the words they started from), `forensics` (what is in
+a soft prompt, and which part of it does the work).
 """
 
 from drolab.dro import runs
@@ -27,6 +29,17 @@ from drolab.dro.contenders import (
     text_contender,
 )
 from drolab.dro.fitting import DEPTHS, GROUPS, STRENGTHS, fit_contenders
+from drolab.dro.forensics import (
+    RefusalMeter,
+    carried,
+    cut_short,
+    forensics,
+    moved,
+    nearest_tokens,
+    random_like,
+    rounded_to_text,
+    without_each_token,
+)
 from drolab.dro.objective import Losses, losses
 from drolab.dro.runs import (
     MEASURED_COLUMNS,
@@ -71,20 +84,28 @@ __all__ = [
     "PromptTuning",
     "PromptTuningConfig",
     "PromptTuningRun",
+    "RefusalMeter",
     "Training",
     "TuningLosses",
     "as_embeddings",
+    "carried",
     "check_probes",
     "compare",
+    "cut_short",
     "damage",
     "drift_from_text",
     "evenly_spaced",
     "fit_contenders",
+    "forensics",
     "goes_round",
     "load_runs",
     "losses",
     "measure_first_tokens",
+    "moved",
     "movement",
+    "nearest_tokens",
+    "random_like",
+    "rounded_to_text",
     "runs",
     "save_run",
     "snapshot",
@@ -95,4 +116,5 @@ __all__ = [
     "train_prompt_tuning",
     "trajectories",
     "unlikelihood_losses",
+    "without_each_token",
 ]

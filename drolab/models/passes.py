@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _PASS_TOKENS = {"cpu": 512}
 """Tokens in one pass, by type of device. On a CPU more only fall out of its caches (benchmarks/speed.py)."""
@@ -347,18 +348,39 @@ def states_by_pass(
     Raises:
         ModelError: not even a single chat fits into the memory.
     """
-    for rows in plan_passes(model, prefix, [len(suffix) for suffix in suffixes], token_budget):
-        chats = [suffixes[row] for row in rows]
+
+    def run(rows: list[int]) -> Tensor:
+        return _pass_states(model, prefix, [suffixes[row] for row in rows], layers, positions)
+
+    return by_pass(model, prefix, suffixes, run, token_budget)
+
+
+def by_pass(
+    model: ChatModel,
+    prefix: Prefix,
+    suffixes: Sequence[Sequence[int]],
+    run: Callable[[list[int]], T],
+    token_budget: int | None = None,
+    rows: Sequence[int] | None = None,
+) -> Iterator[tuple[list[int], T]]:
+    """Rows of the suffixes (None: all), and what `run` makes of them, pass by pass. A pass that does not fit into the
+    memory is divided, and so are later ones of this model.
+
+    Raises:
+        ModelError: not even a single chat fits into the memory.
+    """
+    rows = range(len(suffixes)) if rows is None else rows
+    for places in plan_passes(model, prefix, [len(suffixes[row]) for row in rows], token_budget):
+        some = [rows[place] for place in places]
         try:
-            states = _pass_states(model, prefix, chats, layers, positions)
+            found = [run(some)]
         except torch.OutOfMemoryError:
-            states = None
-        if states is not None:
-            yield rows, states
-            continue
-        halve_pass_tokens(model, chats)  # only here is the failed pass's memory free
-        for again, states in states_by_pass(model, prefix, chats, layers, positions, token_budget):
-            yield [rows[row] for row in again], states
+            found = []
+        if found:
+            yield some, found[0]
+        else:
+            halve_pass_tokens(model, [suffixes[row] for row in some])  # only here is the failed pass's memory free
+            yield from by_pass(model, prefix, suffixes, run, token_budget, some)
 
 
 def _pass_states(
@@ -491,12 +513,17 @@ def last_logits(model: ChatModel, columns: Tensor | None = None, **inputs: Any) 
     """
     found = _logits(model, inputs, 1 if columns is None else columns)
     logits = (found[:, -1] if columns is None else found[0]).float()
+    check_logits(model, logits)
+    return logits.cpu() if logits.device.type == "mps" else logits  # sampling needs float64, which mps lacks
+
+
+def check_logits(model: ChatModel, logits: Tensor) -> None:
+    """Raise StatesError if logits [n, vocabulary] are not numbers."""
     if logits.amax(dim=-1).isnan().any():  # of a few numbers only: the highest of a row with one that is none is none
         raise StatesError(
             f"{model.name!r} computes logits that are not numbers ({str(model.dtype).removeprefix('torch.')}): "
             "load it with dtype='bfloat16' or 'float32'; float16 overflows in some families."
         )
-    return logits.cpu() if logits.device.type == "mps" else logits  # sampling needs float64, which mps lacks
 
 
 def label_logits(
