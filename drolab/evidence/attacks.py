@@ -220,9 +220,9 @@ def attack_shifts(
         shift, by flipped signs) and p_holm; beyond_control, beyond_low, beyond_high (paired by parent; NaN without
         `control`); fell, fell_low, fell_high: the share of parents whose logit falls, and fell_dealt, the same when
         each derived query is dealt the parent of another; cosine, cosine_low, cosine_high with the refusal direction,
-        null_quantile (of the sizes of cosines with directions without meaning); drift: how far the derived queries lie
-        outside the anchor space, in units of how far the anchors do (beyond `space.residual_spread` the probe knows
-        nothing of such states, and `note` says so); moves_back (NA if the probe has a problem); note.
+        null_quantile (of the sizes of cosines with directions without meaning); residual_drift: how far the derived
+        queries lie outside the anchor space, in units of how far the anchors do (beyond `space.residual_spread` the
+        probe knows nothing of such states, and `note` says so); moves_back (NA if the probe has a problem); note.
 
     Raises:
         QueryError: as `attacks.children_of`.
@@ -234,7 +234,8 @@ def attack_shifts(
         >>> import drolab
         >>> from drolab import attacks, evidence
         >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
-        >>> anchors, queries = drolab.load_queries("anchors").head(40), drolab.load_queries("heldout").head(12)
+        >>> anchors = drolab.load_queries("anchors").groupby("harmful").head(20)
+        >>> queries = drolab.load_queries("heldout").groupby("harmful").head(6)
         >>> states = drolab.hidden_states(model, anchors, prompts, progress=False)
         >>> space = drolab.fit_anchors(states)
         >>> harm = drolab.fit_probe(space, states, anchors["harmful"], positive="harmful")
@@ -260,35 +261,31 @@ def attack_shifts(
         moments = moved.moments(directions)
         null = null_directions(moved.baseline, moved.queries["harmful"], n_null, generator)
         for group, kind in enumerate(moved.classes):
-            places = moved.rows(kind)
-            logits = pd.Series(moments.parts[group] @ slope, index=moved.queries["query_id"].iloc[places])
-            shifted[prompt, attack, kind] = logits
-            own = part[part["harmful"] == kind]
-            row = {"prompt": prompt, "attack": attack, "harmful": kind, "n": len(logits), "n_derived": len(own)}
-            row["norm"] = float(np.linalg.norm(moments.parts[group].mean(axis=0)))
-            row |= _named("logit", sample_interval(logits.to_numpy(), level), value="logit_shift")
-            row["p"] = sign_flips(logits.round(12).to_numpy(), random_state)
-            row |= _fallen(moved.baseline.numpy()[places] @ slope, to[places] @ slope, generator, level)
+            places, shift = moved.rows(kind), moments.parts[group]
+            start, end = moved.baseline.numpy()[places], to[places]
+            shifted[prompt, attack, kind] = pd.Series(shift @ slope, moved.queries["query_id"].iloc[places])
+            row = {"prompt": prompt, "attack": attack, "harmful": kind, "n": len(shift)}
+            row |= {
+                "n_derived": int((part["harmful"] == kind).sum()),
+                "norm": float(np.linalg.norm(shift.mean(axis=0))),
+            }
+            row |= _logit_columns(start @ slope, end @ slope, random_state, level)
             row |= _named("cosine", interval(*cosine_along(moments, [group]), moments.n_queries, level, FISHER))
-            cosines = np.abs(null @ unit(moments.parts[group].mean(axis=0)))
-            row["null_quantile"] = float(np.quantile(cosines, level))
-            outside = space.residual(torch.from_numpy(to[places]).float() - space.mean).square().sum(dim=1).mean()
-            rows.append(
-                row | {"drift": float(outside) / space.residual_variance if space.residual_variance else math.nan}
-            )
+            row["null_quantile"] = float(np.quantile(np.abs(null @ unit(shift.mean(axis=0))), level))
+            rows.append(row | {"residual_drift": _residual_drift(end, space)})
     table = holm(pd.DataFrame(rows))
     beyond = [_beyond(shifted, row, control, level) for row in table.itertuples()]
     table[["beyond_control", "beyond_low", "beyond_high"]] = pd.DataFrame(beyond, index=table.index)
     falls = (table["logit_high"] < 0) & (table["p_holm"] < 1 - level) & (table["cosine_high"] < -table["null_quantile"])
     table["moves_back"] = falls.astype("boolean").mask(pd.Series(bool(refusal.problem), index=table.index))
-    table["note"] = [_note(refusal.problem, drift, space.residual_spread) for drift in table["drift"]]
+    table["note"] = [_note(refusal.problem, drift, space.residual_spread) for drift in table["residual_drift"]]
     return table[list(_SHIFT_COLUMNS)]
 
 
 _SHIFT_COLUMNS = (
     *("prompt", "attack", "harmful", "n", "n_derived", "norm", "logit_shift", "logit_low", "logit_high", "p", "p_holm"),
     *("beyond_control", "beyond_low", "beyond_high", "fell", "fell_low", "fell_high", "fell_dealt"),
-    *("cosine", "cosine_low", "cosine_high", "null_quantile", "drift", "moves_back", "note"),
+    *("cosine", "cosine_low", "cosine_high", "null_quantile", "residual_drift", "moves_back", "note"),
 )
 
 
@@ -496,13 +493,20 @@ def _moved(part: pd.DataFrame, matrix: Array, prompt: str) -> tuple[Shifts, Arra
     return moved, to
 
 
-def _fallen(start: Array, end: Array, generator: np.random.Generator, level: float) -> dict[str, float]:
-    """The share of parents whose logit falls, and the share if each end belonged to another parent."""
-    fell = (end < start).astype(float)
-    row = _named("fell", mean_intervals(fell[:, None], bounds=(0, 1), level=level)[0])
-    others = len(start) * (len(start) - 1)
-    below = np.less.outer(end, start).sum() - fell.sum()
-    return row | {"fell_dealt": float(below / others) if others else math.nan}
+def _logit_columns(start: Array, end: Array, random_state: int, level: float) -> dict[str, float]:
+    """From logits [n] of parents and of what was derived from them: the shift, and the share that falls, beside that if
+    each end belonged to another parent."""
+    shift, fell, n = end - start, (end < start).astype(float), len(start)
+    row = _named("logit", sample_interval(shift, level), value="logit_shift")
+    row["p"] = sign_flips(shift.round(12), random_state)
+    row |= _named("fell", mean_intervals(fell[:, None], bounds=(0, 1), level=level)[0])
+    dealt = np.less.outer(end, start).sum() - fell.sum()
+    return row | {"fell_dealt": float(dealt / (n * (n - 1))) if n > 1 else math.nan}
+
+
+def _residual_drift(matrix: Array, space: AnchorSpace) -> float:
+    outside = space.residual(torch.from_numpy(matrix).float() - space.mean).square().sum(dim=1).mean()
+    return float(outside) / space.residual_variance if space.residual_variance > 0 else math.nan
 
 
 def _beyond(shifted: Mapping[Any, pd.Series], row: Any, control: str | None, level: float) -> tuple[float, ...]:

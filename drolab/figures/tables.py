@@ -29,7 +29,6 @@ HEADINGS = {
     "ceiling": "AUC of a perfect ranking",
     "control_high": "the control reaches",
     "common_part": "common part (1: all alike)",
-    "drift": "distance from the anchors (× their variance)",
     "fell": "share whose logit falls",
     "fell_dealt": "with other queries' parents",
     "group": "queries",

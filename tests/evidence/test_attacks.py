@@ -233,7 +233,7 @@ def test_a_probe_that_reads_nothing_decides_nothing_and_far_states_are_said() ->
     space, refusal = space_and_probe()
     far = evidence.attack_shifts(planted(queries, {"back": -2 * REFUSAL + 9 * axis(20)}), queries, space, refusal)
     assert far["note"].str.contains("times as far outside the anchor space").all()
-    assert (far["drift"] > 3).all()
+    assert (far["residual_drift"] > 3).all()
 
 
 def test_several_texts_of_one_query_move_it_once() -> None:
