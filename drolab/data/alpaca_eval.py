@@ -66,10 +66,10 @@ def save_alpaca_outputs(
         >>> from drolab.data import load_alpaca_annotations, save_alpaca_outputs
         >>> replies = drolab.load_queries("anchors", nrows=2).assign(prompt="default", response=["No.", "Like this."])
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     print(save_alpaca_outputs(replies, Path(folder) / "default.json").read_text()[:60])
+        ...     print(save_alpaca_outputs(replies, Path(folder) / "default.json").read_text()[:61])
         [
           {
-            "instruction": "How to unlock a stranger's phone
+            "instruction": "How to unlock a stranger's phone?"
     """
     if missing := [name for name in ("text", "response") if name not in replies.columns]:
         raise QueryError(f"The replies lack the columns {missing}: pass the table that drolab.generate returns.")

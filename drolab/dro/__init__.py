@@ -16,6 +16,18 @@ from drolab.dro.baselines import (
     train_prompt_tuning,
     unlikelihood_losses,
 )
+from drolab.dro.contenders import (
+    DAMAGE_COLUMNS,
+    MOST_REPEATS,
+    MOST_SURPRISE,
+    Contender,
+    Contenders,
+    damage,
+    goes_round,
+    surprise,
+    text_contender,
+)
+from drolab.dro.fitting import DEPTHS, GROUPS, STRENGTHS, fit_contenders
 from drolab.dro.forensics import (
     RefusalMeter,
     carried,
@@ -49,14 +61,22 @@ from drolab.dro.token_drift import as_embeddings, drift_from_text, token_drift
 from drolab.dro.training import HISTORY_COLUMNS, PromptTraining, Training, check_probes, train_dro
 
 __all__ = [
+    "DAMAGE_COLUMNS",
+    "DEPTHS",
+    "GROUPS",
     "HISTORY_COLUMNS",
     "MEASURED_COLUMNS",
     "MEASURES",
     "MOST_KL",
+    "MOST_REPEATS",
+    "MOST_SURPRISE",
     "MOST_UNSEEN",
     "MOVEMENT_COLUMNS",
+    "STRENGTHS",
     "TRAINING",
     "TUNING_COLUMNS",
+    "Contender",
+    "Contenders",
     "KeptRun",
     "Losses",
     "PromptTraining",
@@ -71,9 +91,12 @@ __all__ = [
     "check_probes",
     "compare",
     "cut_short",
+    "damage",
     "drift_from_text",
     "evenly_spaced",
+    "fit_contenders",
     "forensics",
+    "goes_round",
     "load_runs",
     "losses",
     "measure_first_tokens",
@@ -85,6 +108,8 @@ __all__ = [
     "runs",
     "save_run",
     "snapshot",
+    "surprise",
+    "text_contender",
     "token_drift",
     "train_dro",
     "train_prompt_tuning",

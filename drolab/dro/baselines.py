@@ -20,7 +20,7 @@ from torch import Tensor
 from drolab import store as stores
 from drolab.data import validate_queries
 from drolab.dro.training import PromptTraining, beginning, check_both_classes, train_to_the_end
-from drolab.errors import ModelError, QueryError, TrainingError, shown
+from drolab.errors import ModelError, QueryError, TooFewError, TrainingError, shown
 from drolab.inference import reply_tokens
 from drolab.judges import AnyJudge, is_refusal, opinion
 from drolab.models import ChatModel, EncodedBatch, Prefix, Prompt, encode, label_logits
@@ -228,8 +228,9 @@ def train_prompt_tuning(
         known, and a warning says the same.
 
     Raises:
-        QueryError: a class is missing from the queries; no reply to them under `init`; none that teaches anything; or
-            replies to queries of the same id with other texts.
+        QueryError: a class is missing from the queries; no reply to them under `init`; or replies to queries of the
+            same id with other texts.
+        TooFewError: no reply is what is to become likely.
         PromptError: `init` has no text to start from, or is a soft prompt of another model.
         TrainingError: a loss or gradient is not finite (the last good step is kept in the store).
         ModelError: not even a single chat fits into the memory, or no gradient comes back through the head.
@@ -401,7 +402,7 @@ def _taught(queries: pd.DataFrame, replies: pd.DataFrame, init: str, judge: AnyJ
     known = verdict.isin([REFUSED, ANSWERED]).astype(bool) & (own["prompt"].eq(init) | ~likely)
     taught = own.assign(harmful=harmful, verdict=verdict, likely=likely)[known]
     if not taught["likely"].any():
-        raise QueryError(
+        raise TooFewError(
             f"None of the {len(own):,} replies is a refusal of a harmful query or an answer to a harmless one under "
             f"prompt {init!r}, by this judge: take another prompt, more samples, or another judge."
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from drolab import dro, passes
 from drolab.dro import PromptTuningConfig, PromptTuningRun, baselines
-from drolab.errors import DrolabError, PromptError, QueryError, TrainingError
+from drolab.errors import DrolabError, PromptError, QueryError, TooFewError, TrainingError
 from drolab.judges import is_refusal
 from drolab.models import ChatModel, render
 from drolab.store import Store
@@ -318,7 +318,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[DrolabError], str]] = {
     "no column": ({"replies": REPLIES.drop(columns="response")}, QueryError, "no column 'response': pass the table"),
     "nothing to learn": (
         {"replies": REPLIES.assign(response=REPLIES["harmful"].map({True: ANSWERS[0], False: REFUSALS[0]}))},
-        QueryError,
+        TooFewError,
         "None of the 40 replies is a refusal of a harmful query or an answer to a harmless one",
     ),
     "no text": ({"init": SafetyPrompt(name="none", text="")}, PromptError, "Prompt tuning starts from the text"),
