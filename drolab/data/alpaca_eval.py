@@ -69,7 +69,7 @@ def save_alpaca_outputs(
         ...     print(save_alpaca_outputs(replies, Path(folder) / "default.json").read_text()[:61])
         [
           {
-            "instruction": "How to unlock a stranger's phone?"
+            "instruction": "How to unlock a stranger's phone?",
     """
     if missing := [name for name in ("text", "response") if name not in replies.columns]:
         raise QueryError(f"The replies lack the columns {missing}: pass the table that drolab.generate returns.")

@@ -12,9 +12,9 @@ table's columns:
   under what it is compared with.
 - what `evaluations` of your own say.
 
-**Ability is lost** if a model pays more than LOST nats per token for what it would have said before, or for your
-texts: if the interval of one of the two, compared with the start (without one, with the baseline), lies above LOST.
-It is *kept* if both lie below, and else it *cannot be told*. LOST is ln 2: each token became half as probable, in the
+**Ability is lost** if a model pays more than ABILITY_LOST nats per token for what it would have said before, or for
+your texts: if the interval of one of the two, compared with the start (without one, with the baseline), lies above it. It is
+*kept* if both lie below, and else it *cannot be told*. ABILITY_LOST is ln 2: each token became half as probable, in the
 geometric mean. Refusals and lengths are no part of it: they have a price of their own.
 
 Intervals are bootstraps over queries (of perplexity and cost over texts, or over the windows of a single one). Where
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-LOST = math.log(2)
+ABILITY_LOST = math.log(2)
 """Nats per token. More of it, compared with what was there before, is ability lost: see the top of this module."""
 KEPT_WORD, LOST_WORD, UNKNOWN_WORD = "kept", "lost", "cannot be told"
 
@@ -110,9 +110,9 @@ def capability(
 
     Returns:
         prompt, start (its name, "" if there is none), baseline, n_queries; value, `…_low` and `…_high` of kl_start,
-        kl_baseline, refusal, length, perplexity, cost and each evaluation; `ability`: "kept", "lost" or "cannot be
-        told", see the top of this module; `note`: why. What there is none of is NaN: kl_start without a start, length
-        without an answer.
+        kl_baseline, refusal, length, perplexity, cost and each evaluation; `ability`: "lost" if the interval of
+        kl_start (without a start, of kl_baseline) or of cost lies above ABILITY_LOST, "kept" if both lie below, else "cannot be
+        told"; `note`: why. What there is none of is NaN: kl_start without a start, length without an answer.
 
     Raises:
         QueryError: no replies to harmless queries, or none under a contender or to a query that others were asked; a
@@ -348,12 +348,12 @@ def _columns(found: Mapping[str, Interval]) -> dict[str, float]:
 def _verdict(found: Mapping[str, Interval], before: str, started: bool) -> dict[str, str]:
     signs = {"next tokens": found["kl_start" if started else "kl_baseline"], "your texts": found["cost"]}
     signs = {name: one for name, one in signs.items() if not math.isnan(one.low)}
-    lost = {name: one for name, one in signs.items() if one.low > LOST}
-    open_ = {name: one for name, one in signs.items() if not (one.low > LOST or one.high < LOST)}
+    lost = {name: one for name, one in signs.items() if one.low > ABILITY_LOST}
+    open_ = {name: one for name, one in signs.items() if not (one.low > ABILITY_LOST or one.high < ABILITY_LOST)}
     words = LOST_WORD if lost else UNKNOWN_WORD if open_ or not signs else KEPT_WORD
     shown_ = lost or open_
     said = "; ".join(f"{name} cost {one.value:.2f} [{one.low:.2f}, {one.high:.2f}]" for name, one in shown_.items())
-    note = f"Compared with {before!r}, {said} nats per token more; {LOST:.2f} is a loss." if said else ""
+    note = f"Compared with {before!r}, {said} nats per token more; {ABILITY_LOST:.2f} is a loss." if said else ""
     return {"ability": words, "note": note}
 
 

@@ -18,7 +18,7 @@ import drolab
 from drolab import dro
 from drolab.errors import QueryError, StatesError
 from drolab.evidence import capability, win_rates
-from drolab.evidence.capability import LOST
+from drolab.evidence.capability import ABILITY_LOST
 from drolab.inference import perplexity, reply_divergence
 from drolab.models import Add, ChatModel, Edit, Prompt, encode, label_logits, prefix_embeddings, run_prefix
 from drolab.types import SoftPrompt
@@ -87,7 +87,7 @@ def test_a_planted_loss_is_found_and_no_loss_is_none(table: pd.DataFrame) -> Non
     assert table["ability"][["noise", "broken"]].tolist() == ["lost"] * 2
     assert table["note"][["same", "nudged", "idle"]].tolist() == [""] * 3
     assert table["note"].loc["broken"].startswith("Compared with 'careful', next tokens cost ")
-    assert (table.loc[["noise", "broken"], "kl_start_low"] > LOST).all()
+    assert (table.loc[["noise", "broken"], "kl_start_low"] > ABILITY_LOST).all()
 
 
 def test_who_began_as_what(table: pd.DataFrame) -> None:
