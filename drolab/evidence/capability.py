@@ -13,9 +13,9 @@ table's columns:
 - what `evaluations` of your own say.
 
 **Ability is lost** if a model pays more than ABILITY_LOST nats per token for what it would have said before, or for
-your texts: if the interval of one of the two, compared with the start (without one, with the baseline), lies above it. It is
-*kept* if both lie below, and else it *cannot be told*. ABILITY_LOST is ln 2: each token became half as probable, in the
-geometric mean. Refusals and lengths are no part of it: they have a price of their own.
+your texts: if the interval of one of the two, compared with the start (without one, with the baseline), lies above it.
+It is *kept* if both lie below, and else it *cannot be told*. ABILITY_LOST is ln 2: each token became half as probable,
+in the geometric mean. Refusals and lengths are no part of it: they have a price of their own.
 
 Intervals are bootstraps over queries (of perplexity and cost over texts, or over the windows of a single one). Where
 nothing was changed, `kl` is 0 without any doubt, and so are its limits.
@@ -111,8 +111,8 @@ def capability(
     Returns:
         prompt, start (its name, "" if there is none), baseline, n_queries; value, `…_low` and `…_high` of kl_start,
         kl_baseline, refusal, length, perplexity, cost and each evaluation; `ability`: "lost" if the interval of
-        kl_start (without a start, of kl_baseline) or of cost lies above ABILITY_LOST, "kept" if both lie below, else "cannot be
-        told"; `note`: why. What there is none of is NaN: kl_start without a start, length without an answer.
+        kl_start (without a start, of kl_baseline) or of cost lies above ABILITY_LOST, "kept" if both lie below, else
+        "cannot be told"; `note`: why. What there is none of is NaN: kl_start without a start, length without an answer.
 
     Raises:
         QueryError: no replies to harmless queries, or none under a contender or to a query that others were asked; a
