@@ -27,6 +27,7 @@ ANNOTATION_COLUMNS = ("instruction", "generator", "reference", "annotator", "pre
 """Columns of `load_alpaca_annotations`."""
 
 _ANNOTATED = ("instruction", "output_1", "output_2", "preference")
+_FILE = "annotations.json"
 _A_PATH = "write the outputs with save_alpaca_outputs first"
 
 
@@ -66,10 +67,10 @@ def save_alpaca_outputs(
         >>> from drolab.data import load_alpaca_annotations, save_alpaca_outputs
         >>> replies = drolab.load_queries("anchors", nrows=2).assign(prompt="default", response=["No.", "Like this."])
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     print(save_alpaca_outputs(replies, Path(folder) / "default.json").read_text()[:60])
+        ...     print(save_alpaca_outputs(replies, Path(folder) / "default.json").read_text()[:61])
         [
           {
-            "instruction": "How to unlock a stranger's phone
+            "instruction": "How to unlock a stranger's phone?",
     """
     if missing := [name for name in ("text", "response") if name not in replies.columns]:
         raise QueryError(f"The replies lack the columns {missing}: pass the table that drolab.generate returns.")
@@ -113,7 +114,8 @@ def load_alpaca_annotations(path: str | Path, outputs: str | Path) -> pd.DataFra
     without a preference is left out and counted in `.attrs["summary"]`, as are instructions without an annotation.
 
     Args:
-        path: `annotations.json`, or the folder that it is in. Annotations of other generators in it are left out, if
+        path: `annotations.json`, or the folder that it is in, or that has one folder with it (as some versions name one
+            after the annotator). Annotations of other generators in it are left out, if
             there are some of this one.
         outputs: the file of `save_alpaca_outputs`.
 
@@ -167,7 +169,11 @@ def load_alpaca_annotations(path: str | Path, outputs: str | Path) -> pd.DataFra
 
 def _records(path: str | Path, needed: Sequence[str], what: str) -> list[dict[str, Any]]:
     found = given_path(path, QueryError, _A_PATH)
-    found = found / "annotations.json" if found.is_dir() and what == "annotations" else found
+    if found.is_dir() and what == "annotations":
+        several = [*found.glob(_FILE), *sorted(found.glob(f"*/{_FILE}"))]
+        if len(several) > 1:
+            raise QueryError(f"There are several annotations in {found}: choose one of {listed(several)}.")
+        found = several[0] if several else found / _FILE
     if not found.is_file():
         raise QueryError(f"There are no {what} at {found}: check the path.")
     records = read_json(found, QueryError)

@@ -497,7 +497,7 @@ def forensics(
         >>> queries = drolab.load_queries("anchors").groupby("harmful").head(3)
         >>> replies = drolab.generate(model, queries, prompts["none"], n_samples=4, max_new_tokens=8, progress=False)
         >>> meter = dro.RefusalMeter(model=model, queries=queries, judge=judges.FirstTokenJudge.fit(replies))
-        >>> soft = dro.as_embeddings(model, drolab.SafetyPrompt(name="brief", text="Keep people safe."))
+        >>> soft = dro.as_embeddings(model, drolab.SafetyPrompt(name="brief", text="Be safe."))
         >>> tables = dro.forensics(meter, soft, control=False)
         >>> list(tables)
         ['nearest', 'tokens', 'text', 'length', 'place']

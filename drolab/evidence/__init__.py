@@ -8,13 +8,14 @@ prompt or an edit costs in ability), `release_tables` (the paper's released resu
 
 from drolab.evidence import causal, claims, comparison, release_tables, sweep
 from drolab.evidence.attacks import attack_margins, attack_shifts, broken_by, margin_aucs
-from drolab.evidence.capability import capability, win_rates
+from drolab.evidence.capability import ABILITY_LOST, capability, win_rates
 from drolab.evidence.places import compare_places
 from drolab.evidence.separability import auc_change, separability, shuffled_aucs
 from drolab.evidence.shifts import Shifts, null_directions, shift_cosines, shift_report, shift_similarity, shifts
 from drolab.intervals import mean_interval, rate_interval, rate_table
 
 __all__ = [
+    "ABILITY_LOST",
     "Shifts",
     "attack_margins",
     "attack_shifts",

@@ -114,10 +114,10 @@ def log_likelihoods(
         >>> table = log_likelihoods(model, said, [prompts["none"], prompts["default"]], progress=False)
         >>> table[["query_id", "prompt", "n_tokens", "perplexity"]].round(2)
                query_id   prompt  n_tokens  perplexity
-        0  anchors-0001     none         6        1.44
-        1  anchors-0002     none         6        2.03
-        2  anchors-0001  default         6        1.24
-        3  anchors-0002  default         6        1.83
+        0  anchors-0001     none         6        1.55
+        1  anchors-0002     none         6        3.13
+        2  anchors-0001  default         6        1.40
+        3  anchors-0002  default         6        2.53
     """
     check_edits(model)
     wanted = as_prompts(prompts)
@@ -173,13 +173,13 @@ def reply_divergence(
         >>> from drolab.inference import reply_divergence
         >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
         >>> queries = drolab.load_queries("anchors", nrows=8)
-        >>> harmless = queries[~queries["harmful"]]
-        >>> replies = drolab.generate(model, harmless, prompts["none"], n_samples=2, progress=False)
+        >>> harmless, options = queries[~queries["harmful"]], {"max_new_tokens": 16, "progress": False}
+        >>> replies = drolab.generate(model, harmless, prompts["none"], n_samples=1, **options)
         >>> table = reply_divergence(model, replies, prompts["default"], prompts["none"], progress=False)
         >>> bool((table["kl_first"] > table["kl"]).mean() > 0.5)  # whether to refuse is decided at the first token
         True
-        >>> reply_divergence(model, replies, prompts["none"], prompts["none"], progress=False)["kl"].max()
-        0.0
+        >>> reply_divergence(model, replies, prompts["none"], prompts["none"], progress=False)["kl"].tolist()
+        [0.0, 0.0, 0.0, 0.0]
     """
     check_edits(model)
     for some in (edits, reference_edits):
@@ -331,9 +331,9 @@ def perplexity(
         >>> table[["text", "prompt", "n_tokens"]]
            text   prompt  n_tokens
         0     0     none        15
-        1     1     none        18
+        1     1     none        12
         2     0  default        15
-        3     1  default        18
+        3     1  default        12
         >>> bool(table["perplexity"][1] > 10 * table["perplexity"][0])
         True
         >>> perplexity(model, texts, progress=False)["prompt"].unique().tolist()

@@ -81,6 +81,16 @@ def test_the_way_there_and_back(outputs: Path, tmp_path: Path) -> None:
     assert rates["low"].item() < rates["value"].item() < rates["high"].item()
 
 
+def test_annotations_in_a_folder_of_the_annotator(outputs: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+    written(tmp_path / "out" / "one", annotated(outputs, [2, 2, 2, 1]))
+    assert load_alpaca_annotations(tmp_path / "out", outputs)["win"].tolist() == [1, 1, 1, 0]
+    written(tmp_path / "out" / "two", annotated(outputs, [1, 1, 1, 1]))
+    with pytest.raises(QueryError, match="several annotations"):
+        load_alpaca_annotations(tmp_path / "out", outputs)
+
+
 def test_an_old_draw_and_no_preference(outputs: Path, tmp_path: Path) -> None:
     path = written(tmp_path, annotated(outputs, [0, 2, None, 1]))
     table = load_alpaca_annotations(path, outputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,12 @@ from helpers.replies import CAREFUL, NONE, queries
 from helpers.steering import vector
 
 import drolab
+from drolab import dro
 from drolab.errors import QueryError, StatesError
 from drolab.evidence import capability, win_rates
-from drolab.evidence.capability import LOST
+from drolab.evidence.capability import ABILITY_LOST
 from drolab.inference import perplexity, reply_divergence
-from drolab.models import Add, ChatModel, Edit, Prompt
+from drolab.models import Add, ChatModel, Edit, Prompt, encode, label_logits, prefix_embeddings, run_prefix
 from drolab.types import SoftPrompt
 
 ASKED = queries(*(f"How to {verb}?" for verb in ("paint", "sing", "swim", "cook", "fly", "sew", "ski", "dig")))
@@ -29,12 +30,8 @@ SAID += ["I cannot help with that.", "No."]
 TEXTS = ["A text of some words.", "Another text, of other words.", "And a third one."]
 
 
-@dataclass(frozen=True)
-class Pushed:
-    """As a contender of `dro.baselines`: a prompt and edits."""
-
-    prompt: Prompt
-    edits: tuple[Edit, ...]
+def pushed(name: str, *edits: Edit) -> dro.Contender:
+    return dro.Contender(name=name, kind="steering", prompt=CAREFUL, edits=edits)
 
 
 def replies_of(names: list[str], samples: int = 1, **changes: Any) -> pd.DataFrame:
@@ -46,18 +43,36 @@ def replies_of(names: list[str], samples: int = 1, **changes: Any) -> pd.DataFra
     return pd.concat(parts, ignore_index=True).assign(**changes)
 
 
+def noisy(model: ChatModel, start: SoftPrompt) -> torch.Tensor:
+    """Vectors that make all that the model would have said unlikely, by ten steps up the divergence."""
+    batch, said = encode(model, ASKED["text"].tolist()[:6], start), SAID[:6]
+    ids = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in said]
+    chats = [(*suffix, *reply[:-1]) for suffix, reply in zip(batch.suffixes, ids, strict=True)]
+
+    def spoken(vectors: torch.Tensor) -> torch.Tensor:
+        begun = run_prefix(model, prefix_embeddings(model, batch, vectors))
+        return label_logits(model, begun, chats, list(map(len, ids))).log_softmax(dim=-1)
+
+    before, vectors = spoken(start.embeddings).detach(), start.embeddings.clone().requires_grad_()
+    optimizer = torch.optim.Adam([vectors], lr=0.3, maximize=True)
+    for _ in range(10):
+        optimizer.zero_grad()
+        (before.exp() * (before - spoken(vectors))).sum(dim=1).mean().backward()
+        optimizer.step()
+    return vectors.detach()
+
+
 @pytest.fixture(scope="module")
 def entrants(tiny_llama: ChatModel) -> dict[str, Any]:
     start = replace(as_soft(tiny_llama, CAREFUL), init_text=CAREFUL.text)
-    noise = 3 * torch.randn(start.embeddings.shape, generator=torch.Generator().manual_seed(0))
     return {
         "none": NONE,
         "careful": CAREFUL,
         "same": start,
-        "noise": replace(start, embeddings=noise),
-        "broken": Pushed(CAREFUL, (Add(vector(norm=60.0), 1),)),
-        "nudged": Pushed(CAREFUL, (Add(vector(norm=1e-3), 1),)),
-        "idle": Pushed(CAREFUL, ()),
+        "noise": replace(start, embeddings=noisy(tiny_llama, start)),
+        "broken": pushed("broken", Add(vector(norm=60.0), 1)),
+        "nudged": pushed("nudged", Add(vector(norm=1e-3), 1)),
+        "idle": pushed("idle"),
     }
 
 
@@ -72,7 +87,7 @@ def test_a_planted_loss_is_found_and_no_loss_is_none(table: pd.DataFrame) -> Non
     assert table["ability"][["noise", "broken"]].tolist() == ["lost"] * 2
     assert table["note"][["same", "nudged", "idle"]].tolist() == [""] * 3
     assert table["note"].loc["broken"].startswith("Compared with 'careful', next tokens cost ")
-    assert (table.loc[["noise", "broken"], "kl_start_low"] > LOST).all()
+    assert (table.loc[["noise", "broken"], "kl_start_low"] > ABILITY_LOST).all()
 
 
 def test_who_began_as_what(table: pd.DataFrame) -> None:
@@ -171,7 +186,7 @@ def test_what_cannot_be_compared(tiny_llama: ChatModel, entrants: dict[str, Any]
     refused("Under none there are replies to 5 of 6", replies=given.drop(index=0))
     refused("no replies to harmless queries", replies=given[given["harmful"]])
     refused("lack the columns", replies=given.drop(columns="harmful"))
-    refused("give a prompt, or what has", contenders={**some, "odd": "Be kind."})
+    refused("give a prompt or a dro.Contender", contenders={**some, "odd": "Be kind."})
     refused("There are no contenders", contenders={})
     refused("n_samples must be at least 1", n_samples=0)
     with pytest.raises(QueryError, match="no annotations"):
