@@ -758,7 +758,7 @@ def contenders(
         ...         "harmless, ability")]
         >>> board = pd.DataFrame(rows, columns=["prompt", "decision", "gains", "losses"])
         >>> print(*findings.contenders(board, not_run={"3. Attacks": "No query."}), sep="\\n")
-        Against 'default': better is 'dro' (harmful); a trade is 'strong' (harmful for harmless and ability).
+        Against 'default', better: 'dro' (harmful); a trade: 'strong' (harmful for harmless and ability).
         What attacks undo cannot be tested here: No query.
         What the contenders cost in ability cannot be tested here: it was not run.
     """
@@ -776,8 +776,8 @@ def _standing(board: pd.DataFrame) -> str:
             said.append(f"no difference shows for {_names(found['prompt'])}")
             continue
         each = [f"{shown(row.prompt)} ({_what(row)})" for row in found.itertuples()]
-        said.append(f"{decision} {'is' if len(each) == 1 else 'are'} {listed(each)}")
-    return f"Against {shown(start)}: {'; '.join(said) or 'there is no other contender'}."
+        said.append(f"{decision}: {listed(each)}")
+    return f"Against {shown(start)}, {'; '.join(said) or 'there is no other contender'}."
 
 
 def _what(row: Any) -> str:
@@ -799,8 +799,9 @@ def _undone(broken: pd.DataFrame | None, moved: pd.DataFrame | None, control: st
         span = f"more harmful queries answered by {_number(own['difference'].min())} to "
         span += _number(own["difference"].max())
         said.append(f"{name} undoes {len(own)} of {len(part)} ({span})")
-    back = "" if moved is None else _moved_back(moved)
-    return f"Of attacks on harmful queries, {'; '.join(said)}.{back}"
+    alone = " So additions of that length undo refusals by themselves, and nothing is known of the attacks."
+    told = alone if (sure["attack"] == control).any() else "" if moved is None else _moved_back(moved)
+    return f"Of attacks on harmful queries, {'; '.join(said)}.{told}"
 
 
 def _moved_back(moved: pd.DataFrame) -> str:

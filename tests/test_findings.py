@@ -642,10 +642,10 @@ def test_contenders_stand_by_what_they_gain_and_lose() -> None:
     )
     said = findings.contenders(board)[0]
     assert said == (
-        "Against 'default': better is 'dro' (harmful and borderline); worse is 'lax' (harmful); a trade is 'stern' "
+        "Against 'default', better: 'dro' (harmful and borderline); worse: 'lax' (harmful); a trade: 'stern' "
         "(harmful for harmless and ability); no difference shows for 'same'."
     )
-    assert findings.contenders(board_of())[0] == "Against 'default': there is no other contender."
+    assert findings.contenders(board_of())[0] == "Against 'default', there is no other contender."
 
 
 def attacked(*rows: tuple[str, str, float, float, float]) -> pd.DataFrame:
@@ -668,6 +668,9 @@ def test_only_what_is_sure_is_undone_and_the_control_is_named_as_one() -> None:
     )
     none = findings.contenders(board_of(), None, broken, moved.assign(moves_back=False))[1]
     assert none.endswith("The state moves back along the refusal direction by none of them.")
+    talked = attacked(("none", "small_talk", 0.5, 0.3, 0.01), ("none", "role_play", 0.6, 0.3, 0.01))
+    said = findings.contenders(board_of(), None, talked, moved, control="small_talk")[1]
+    assert said.endswith("undo refusals by themselves, and nothing is known of the attacks.")
     unknown = moved.assign(moves_back=pd.array([pd.NA, pd.NA], dtype="boolean"))
     assert findings.contenders(board_of(), None, broken, unknown)[1].endswith("refusal direction is not decided.")
 
