@@ -128,12 +128,15 @@ def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> Path:
 
 
 def save_numbers(folder: str | Path, name: str, numbers: Mapping[str, Any]) -> Path:
-    """Write numbers and short texts as `folder/name.json`: the key numbers of a notebook.
+    """Write numbers and short texts as `folder/name.json`: the key numbers of a notebook. NaN is written as null.
 
     Raises:
         ExportError: a bad name, nothing to write to, or what is no number, text or table.
     """
-    plain = json.dumps(dict(numbers), indent=2, default=_plain, ensure_ascii=False)
+    found = json.dumps(dict(numbers), default=_plain)
+    # What is no number (NaN, infinity) is null: JSON has no word for it, and readers other than Python refuse the file.
+    known = json.loads(found, parse_constant=lambda _: None)
+    plain = json.dumps(known, indent=2, ensure_ascii=False)
     # Letters of any language stay readable; what would turn the reading direction in an editor is written as \uXXXX.
     plain = re.sub(f"[{BIDIRECTIONAL}]", lambda found: f"\\u{ord(found[0]):04x}", plain)
     return write_file(safe_path(folder, name, "json"), plain + "\n")
@@ -289,6 +292,8 @@ class Results:
         Raises:
             ExportError: a bad name, nothing to write to, a number that is none, or a caption of what is not there.
         """
+        if isinstance(findings, str):
+            raise ExportError("Findings are a list of sentences: pass findings=[…].")
         figures, tables, captions = figures or {}, tables or {}, captions or {}
         listing, numbered = self._listing, self._listing["numbers"] | dict(numbers or {})
         drawn = {f"{self._notebook}_{name}": figure for name, figure in figures.items()}
@@ -317,12 +322,14 @@ class Results:
         goes on. A wrong input, a full disk and the like are errors as ever.
 
         Args:
-            name: its heading, for the report.
+            name: its heading, for the report; each part has its own.
         """
         begun = Section(name)
         try:
             yield begun
             begun._whole = True
+            if self._listing["not_run"].pop(name, None):  # of an earlier try
+                save_numbers(self._root / "numbers", self._notebook, self._listing)
         except (StatesError, ModelError, TrainingError) as error:
             begun.reason = str(error)
             if self.not_run.get(name) != begun.reason:  # a section may have several such parts

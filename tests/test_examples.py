@@ -15,6 +15,7 @@ import drolab
 WINGS = ("data", "models", "inference", "probing", "judges", "dro", "evidence", "figures", "panels", "store")
 FILES = ("types", "intervals", "files", "export", "progress", "threads", "findings", "report", "reproduction")
 MODULES = (
+    "data.attacks",
     "evidence.causal",
     "evidence.claims",
     "evidence.comparison",

@@ -215,6 +215,27 @@ def test_what_builds_on_a_section_that_could_not_be_run_ends_for_the_same_reason
     assert results.not_run == dict.fromkeys(("2. Second", "3. Third"), "No gradient comes back: train another.")
 
 
+def test_a_section_that_runs_in_the_end_is_no_longer_listed_as_not_run(tmp_path: Path) -> None:
+    results = export.Results(tmp_path, "04", title="What?")
+
+    def listed() -> dict[str, str]:
+        found: dict[str, str] = json.loads((tmp_path / "numbers" / "04.json").read_text())["not_run"]
+        return found
+
+    for name in ("1. First", "2. Second"):
+        with results.section(name):
+            raise TooFewError("Too few.")
+    assert list(listed()) == ["1. First", "2. Second"]
+    with results.section("1. First"):
+        pass
+    assert results.not_run == listed() == {"2. Second": "Too few."}
+
+
+def test_findings_are_sentences_in_a_list(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="a list of sentences"):
+        export.Results(tmp_path, "04", title="What?").add(findings="It rises.")
+
+
 @pytest.mark.parametrize("error", [QueryError("No such file."), StoreError("The disk is full."), ZeroDivisionError()])
 def test_a_section_hides_no_other_error(tmp_path: Path, error: Exception) -> None:
     results = export.Results(tmp_path, "04", title="What?")
@@ -269,6 +290,13 @@ def test_numbers_of_numpy_and_tables_are_written(tmp_path: Path, table: pd.DataF
     with pytest.raises(export.ExportError, match="A object cannot be written"):
         export.save_numbers(tmp_path, "key", {"x": object()})
     assert json.loads(path.read_text(encoding="utf-8")) == content
+
+
+def test_what_is_no_number_is_null_in_json(tmp_path: Path) -> None:
+    rates = pd.DataFrame({"value": [0.5, np.nan], "note": ["NaN", None]})
+    path = export.save_numbers(tmp_path, "key", {"rates": rates, "p": float("inf")})
+    found = json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert found == {"rates": [{"value": 0.5, "note": "NaN"}, {"value": None, "note": None}], "p": None}
 
 
 def manifest_of(folder: Path, name: str) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 In order: `objective` (the losses of eqs. 3 to 5), `training` (`train_dro`, and the resumable loop of whatever trains a
 prompt), `baselines` (vanilla prompt tuning, the paper's), `runs` (runs side by side, their snapshots and files),
-`token_drift` (how far the vectors went from the words they started from), `forensics` (what is in a soft prompt, and
-which part of it does the work).
+`contenders` (what any safety measure ends as, and whether it broke the model), `fitting` (all of them on the same
+queries and budget), `token_drift` (how far the vectors went from the words they started from), `forensics` (what is in
+a soft prompt, and which part of it does the work).
 """
 
 from drolab.dro import runs

@@ -336,8 +336,22 @@ class PromptTuning(PromptTraining):
         for first in range(0, max(1, len(order) // size) * size, size):
             yield order[first : first + size]
 
+    @property
+    def labels(self) -> list[tuple[int, ...]]:
+        """Of each example the tokens of its reply."""
+        return [example.ids for example in self._examples]
+
+    @property
+    def likely(self) -> list[bool]:
+        """Of each example whether its reply is to become likely."""
+        return [example.likely for example in self._examples]
+
     def _begin(self) -> EncodedBatch:
-        """All chats with their replies but for the last token, which is only expected, never read."""
+        return self.chats()
+
+    def chats(self) -> EncodedBatch:
+        """All chats with their replies but for the last token, which is only expected, never read; what would make a
+        chat longer than the model's context is cut off its reply."""
         texts = list(dict.fromkeys(example.query for example in self._examples))
         chats = encode(self.model, texts, self._prompt(self.done), read_at=self.read_at)
         places = {text: place for place, text in enumerate(texts)}
