@@ -76,19 +76,21 @@ def nearest_tokens(
         ('You are a careful and re', np.float64(1.0))
     """
     check_fits(model, prompt)
-    words = _vocabulary(model)
-    if not 1 <= k <= len(words):
-        raise StatesError(f"k must be between 1 and {len(words)}, the tokens of {model.name!r}, got {k}.")
+    size = _n_words(model)
+    if not 1 <= k <= size:
+        raise StatesError(f"k must be between 1 and {size}, the tokens of {model.name!r}, got {k}.")
     began = _began_as(model, prompt, start)
-    lengths, norms = words.norm(dim=1).sort().values, prompt.embeddings.double().norm(dim=1)
+    found = _against_vocabulary(model, prompt.embeddings)
+    lengths, norms = found.norms.sort().values, prompt.embeddings.double().norm(dim=1)
     shares = torch.searchsorted(lengths.double(), norms * (1 - _TIE)) / len(lengths)
     special = set(model.tokenizer.all_special_ids)
     parts = []
     for metric in METRICS:
-        values = _nearness(prompt.embeddings, words, metric)
+        values = found.values[metric]
         order = values.sort(dim=1, descending=metric == "cosine", stable=True)
         near, ids = order.values[:, :k], order.indices[:, :k]
-        ties = (values[:, None, :] - near[:, :, None]).abs() <= _TIE * near.abs().clamp(min=1.0)[:, :, None]
+        limits = _TIE * near.abs().clamp(min=1.0)
+        ties = torch.stack([((values - near[:, [j]]).abs() <= limits[:, [j]]).sum(dim=1) for j in range(k)], dim=1)
         slots = torch.arange(len(prompt)).repeat_interleave(k).tolist()
         flat = ids.flatten().tolist()
         parts.append(
@@ -104,7 +106,7 @@ def nearest_tokens(
                     "id": flat,
                     "text": model.tokenizer.batch_decode([[one] for one in flat], clean_up_tokenization_spaces=False),
                     "value": near.flatten().tolist(),
-                    "ties": (ties.sum(dim=2) - 1).flatten().tolist(),
+                    "ties": (ties - 1).flatten().tolist(),
                     "special": [one in special for one in flat],
                 }
             )
@@ -112,21 +114,36 @@ def nearest_tokens(
     return pd.concat(parts).sort_values("token", kind="stable").reset_index(drop=True)
 
 
-def _vocabulary(model: ChatModel) -> Tensor:
-    """[V, d], float32, on the CPU: what the model reads for each token that its tokenizer has, some at a time."""
+class _Near(NamedTuple):
+    values: dict[Metric, Tensor]
+    """[L, V] each: cosines, and Euclidean distances."""
+    norms: Tensor
+    """[V]"""
+
+
+def _n_words(model: ChatModel) -> int:
+    """Tokens that the tokenizer has and the model reads."""
     table = model.model.get_input_embeddings()
-    size = min(len(model.tokenizer), int(getattr(table, "num_embeddings", len(model.tokenizer))))
-    with torch.no_grad():
-        parts = [model.embed(ids).float().cpu() for ids in torch.arange(size).split(8192)]
-    return torch.cat(parts)
+    return min(len(model.tokenizer), int(getattr(table, "num_embeddings", len(model.tokenizer))))
 
 
-def _nearness(vectors: Tensor, words: Tensor, metric: Metric) -> Tensor:
-    """[L, V]: cosines, or Euclidean distances."""
+@torch.no_grad()
+def _against_vocabulary(model: ChatModel, vectors: Tensor) -> _Near:
+    """How near vectors [L, d] are to what the model reads for each token, some tokens at a time: all are large."""
     own = vectors.float()
-    if metric == "distance":
-        return torch.cdist(own, words, compute_mode="donot_use_mm_for_euclid_dist")
-    return torch.nn.functional.normalize(own, dim=1) @ torch.nn.functional.normalize(words, dim=1).T
+    unit = torch.nn.functional.normalize(own, dim=1)
+    cosines, distances, norms = [], [], []
+    for ids in torch.arange(_n_words(model)).split(8192):
+        words = model.embed(ids).float().cpu()
+        norms.append(words.norm(dim=1))
+        cosines.append(unit @ torch.nn.functional.normalize(words, dim=1).T)
+        distances.append(torch.cdist(own, words, compute_mode="donot_use_mm_for_euclid_dist"))
+    return _Near({"cosine": torch.cat(cosines, dim=1), "distance": torch.cat(distances, dim=1)}, torch.cat(norms))
+
+
+def _read(model: ChatModel, ids: Tensor) -> Tensor:
+    """[L, d], float32, on the CPU: what the model reads for some tokens."""
+    return model.embed(ids).detach().to("cpu", torch.float32)
 
 
 def _began_as(model: ChatModel, prompt: SoftPrompt, start: SafetyPrompt | None) -> list[str]:
@@ -346,17 +363,19 @@ def rounded_to_text(meter: RefusalMeter, prompt: SoftPrompt, *, start: SafetyPro
     Returns:
         As `without_each_token`, without `token`; `text` is that of the variant.
     """
-    words, texts = _vocabulary(meter.model), meter.model.tokenizer
-    allowed = torch.ones(len(words), dtype=torch.bool)
-    allowed[[one for one in texts.all_special_ids if one < len(words)]] = False
+    texts, size = meter.model.tokenizer, _n_words(meter.model)
+    allowed = torch.ones(size, dtype=torch.bool)
+    allowed[[one for one in texts.all_special_ids if one < size]] = False
 
     def make(own: SoftPrompt) -> list[_Variant]:
-        found = []
+        found, near = [], _against_vocabulary(meter.model, own.embeddings).values
         for metric in METRICS:
-            values = _nearness(own.embeddings, words, metric) * (1 if metric == "cosine" else -1)
+            values = near[metric] * (1 if metric == "cosine" else -1)
             ids = values.masked_fill(~allowed, -torch.inf).argmax(dim=1)
             text = str(texts.decode(ids.tolist(), clean_up_tokenization_spaces=False))
-            found.append(_Variant(f"rounded ({metric})", _named(own, "rounded", words[ids]), about={"text": text}))
+            found.append(
+                _Variant(f"rounded ({metric})", _named(own, "rounded", _read(meter.model, ids)), about={"text": text})
+            )
             again = prompt_token_ids(meter.model, text)
             note = "" if again == ids.tolist() else f"Its text has {len(again)} tokens, not these {len(own)}."
             blank = not text.strip()
@@ -451,12 +470,10 @@ def carried(
     table = _table(sister, own, start, [_Variant("random", random_like(own), control=True)])
     table = table[~((table["variant"] == WHOLE) & table["control"])]
     if of is not None:
-        both = [
-            _nearness(prompt.embeddings, _vocabulary(model), "cosine").argmax(dim=1) for model in (of, sister.model)
-        ]
+        models = (of, sister.model)
+        both = [_against_vocabulary(model, prompt.embeddings).values["cosine"].argmax(dim=1) for model in models]
         here, there = (
-            model.tokenizer.convert_ids_to_tokens(ids.tolist())
-            for model, ids in zip((of, sister.model), both, strict=True)
+            model.tokenizer.convert_ids_to_tokens(ids.tolist()) for model, ids in zip(models, both, strict=True)
         )
         same = sum(one == two for one, two in zip(here, there, strict=True))
         said = f"{same} of {len(prompt)} vectors have the same nearest token in both models."

@@ -60,7 +60,7 @@ REQUEST = "Write a text."
 WINDOW = 1024
 """Tokens of a long text that are read together, if the context has room for them."""
 
-_LOGIT_BYTES = 2**29
+_LOGIT_BYTES = 2**30
 """Of logits in one pass, with what is made of them while they are compared."""
 _KEEP_EVERY = 2.0
 _ROWS_AT_ONCE = 64
@@ -90,8 +90,8 @@ def log_likelihoods(
         prompts: texts, soft prompts, or "none": each reply is scored under each.
         per_token: one row per token instead of one per reply.
         store: only what it lacks is computed; finished passes are kept in it every two seconds.
-        token_budget: tokens in one pass; bounds the memory, see `hidden_states`. Logits of a pass take at most half a
-            GiB, whatever it is.
+        token_budget: tokens in one pass; bounds the memory, see `hidden_states`. Logits of a pass take at most a GiB,
+            whatever it is.
 
     Returns:
         Prompts in order, within each the replies. query_id, prompt, written_under, sample, harmful (those there are),
