@@ -226,9 +226,9 @@ class SoftPrompt:
 
     @classmethod
     def from_peft(cls, folder: str | Path, model: Any, *, name: str | None = None) -> SoftPrompt:
-        """Read a soft prompt from the adapter of PEFT that `export.to_peft` wrote: the soft prompt's own vectors, without
-        those of what the template writes before it. Of a prompt tuning that PEFT made, all vectors are taken, and a
-        warning says that PEFT puts them before the whole chat, and drolab in the system text's place.
+        """Read a soft prompt from an adapter of PEFT that `export.to_peft` wrote: its own vectors, without those of
+        what the template writes before it. Of a prompt tuning that PEFT made, all vectors are taken, and a warning says
+        that PEFT puts them before the whole chat, and drolab in the system text's place.
 
         Args:
             model: the `ChatModel` that it is for.
@@ -324,7 +324,7 @@ def _check_peft_kind(folder: Path) -> None:
     kind = str(config.get("peft_type")) if isinstance(config, Mapping) else "nothing known"
     if kind != "PROMPT_TUNING":
         raise PromptError(
-            f"The adapter at {folder} is {shown(kind)}, which is no prompt: load_model reads adapters that change weights."
+            f"The adapter at {folder} is {shown(kind)}, which is no prompt: load_model reads adapters of weights."
         )
     if not (folder / PEFT_WEIGHTS).is_file():
         pickled = (folder / "adapter_model.bin").is_file()

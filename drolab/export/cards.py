@@ -25,8 +25,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HIDDEN = re.compile(f"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff{BIDIRECTIONAL}]")
 """Characters that no text needs, or that turn the reading direction."""
 INTENDED = (
-    "Research on what safety prompts do inside this model, and use in its place of a safety prompt where its effect has "
-    "been measured."
+    "Research on what safety prompts do inside this model; and use in place of a safety prompt, where its effect was "
+    "measured."
 )
 
 

@@ -32,8 +32,8 @@ def to_peft(
     queries: pd.DataFrame | None = None,
     measured: pd.DataFrame | Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """Write a soft prompt as an adapter that `peft.PeftModel.from_pretrained(base_model, folder)` loads, with a tokenizer
-    and a model card.
+    """Write a soft prompt as an adapter that `peft.PeftModel.from_pretrained(base_model, folder)` loads, a tokenizer
+    and a model card beside it.
 
     PEFT puts an adapter's vectors before all that it is given. So they are those of everything up to the soft prompt's
     end: BOS, role markers, soft vectors. The tokenizer in the folder writes the rest of a chat; it takes messages of
@@ -79,7 +79,7 @@ def to_peft(
     }
     about = _about(soft, model, form)
     about["checksum"] = prompt_checksum(form.vectors, about)
-    files = {
+    files: dict[str, str | bytes] = {
         PEFT_CONFIG: json.dumps(config, indent=2) + "\n",
         PEFT_WEIGHTS: save({PEFT_TENSOR: form.vectors.contiguous()}, metadata=about),
         **_tokenizer_files(form.tokenizer),
@@ -122,16 +122,14 @@ def _tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
 
 
 def _check_tokenizer(form: Prepended, root: Path) -> None:
-    """Whether what others load writes and reads a chat as what was exported."""
+    """Whether what others load is the tokenizer that was exported."""
     from transformers import AutoTokenizer
 
-    chat = [{"role": "user", "content": "How are you?\n\n 漢字"}, {"role": "assistant", "content": "Well."}]
-    chat.append({"role": "user", "content": " Why? "})
-    found = [
-        kind(kind.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))["input_ids"]
-        for kind in (form.tokenizer, AutoTokenizer.from_pretrained(root))
-    ]
-    _check_back(found[0] == found[1], root)
+    found, wanted = (
+        [one.backend_tokenizer.to_str(), one.chat_template, one.special_tokens_map]
+        for one in (AutoTokenizer.from_pretrained(root), form.tokenizer)
+    )
+    _check_back(found == wanted, root)
 
 
 def _check_back(same: bool, root: Path) -> None:
@@ -193,7 +191,10 @@ base = AutoModelForCausalLM.from_pretrained(BASE)  # the model named above
 model = PeftModel.from_pretrained(base, FOLDER)  # this folder
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)  # this folder's, not the base's
 chat = tokenizer.apply_chat_template(
-    [{"role": "user", "content": "How do I boil an egg?"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    [{"role": "user", "content": "How do I boil an egg?"}],
+    add_generation_prompt=True,
+    return_tensors="pt",
+    return_dict=True,
 )
 reply = model.generate(**chat, max_new_tokens=64, do_sample=False)
 print(tokenizer.decode(reply[0], skip_special_tokens=True))

@@ -2,8 +2,8 @@
 
 PEFT can only put its vectors before what it is given, and whoever embeds a chat by hand does the same. So the vectors
 are those of all that a chat begins with: BOS, role markers, and the soft prompt's own at the end. The tokenizer's
-template writes what is left. It does so by writing the whole chat as before, with a word in the system text's place, and
-leaving out everything up to that word: whatever the model's template does, it goes on doing.
+template writes what is left. It does so by writing the whole chat as before, with a word in the system text's place,
+and leaving out everything up to that word: whatever the model's template does, it goes on doing.
 """
 
 from __future__ import annotations
@@ -57,29 +57,41 @@ def prepended(model: ChatModel, soft: SoftPrompt) -> Prepended:
             tokenised in another way than its middle, so that there is nothing to put the vectors before.
         PromptError: it was made for another model.
     """
-    chats = [render(model, query, soft) for query in _TRIED]
-    start, stop = chats[0].prompt_span or (0, 0)
-    ids = chats[0].input_ids[:stop]
+    chats = _chats(model, soft)
+    first = next(iter(chats.values()))
+    start, stop = first.prompt_span or (0, 0)
+    ids = first.input_ids[:stop]
     if model.template.layout(with_system=True).query_first:
         raise ChatTemplateError(
             f"The chat template of {model.name!r} writes the system text behind the query, so the soft prompt "
             f"{soft.name!r} does not stand before it: pass load_model(…, chat_template=…) with one that begins with it."
         )
-    tokenizer = _tokenizer_of_the_rest(
-        model.template, [(query, chat, stop) for query, chat in zip(_TRIED, chats, strict=True)]
-    )
+    tokenizer = _tokenizer_of_the_rest(model.template, {query: chat.input_ids[stop:] for query, chat in chats.items()})
     embedded = model.embed(torch.tensor(ids[:start], dtype=torch.long)).detach().to("cpu", torch.float32)
     vectors = torch.cat([embedded, soft.embeddings.detach().to("cpu", torch.float32)])
     return Prepended(ids, (start, stop), vectors, tokenizer)
 
 
-def _tokenizer_of_the_rest(template: Template, tried: list[tuple[str, RenderedChat, int]]) -> PreTrainedTokenizerBase:
-    """The tokenizer, changed as little as is needed so that it writes and reads the rest of the chats tried."""
+def _chats(model: ChatModel, soft: SoftPrompt) -> dict[str, RenderedChat]:
+    """Query → chat; without those queries that the template changes, which drolab refuses."""
+    found, problem = {}, None
+    for query in _TRIED:
+        try:
+            found[query] = render(model, query, soft)
+        except ChatTemplateError as error:
+            problem = problem or error
+    if problem and _TRIED[0] not in found:
+        raise problem
+    return found
+
+
+def _tokenizer_of_the_rest(template: Template, wanted: dict[str, tuple[int, ...]]) -> PreTrainedTokenizerBase:
+    """The tokenizer, changed as little as is needed so that of each query it writes and reads the rest of the chat."""
     jinja = _rest_of(template)
     for content in _backends(template.tokenizer):
         tokenizer = _plain_tokenizer(template.tokenizer, content)
         tokenizer.chat_template = jinja
-        if all(_rest_ids(tokenizer, query) == chat.input_ids[stop:] for query, chat, stop in tried):
+        if all(_rest_ids(tokenizer, query, template.in_parts[1]) == ids for query, ids in wanted.items()):
             return tokenizer
     raise ChatTemplateError(
         f"The tokenizer of {template.owner!r} reads the part of a chat behind the soft prompt in another way when it "
@@ -87,11 +99,10 @@ def _tokenizer_of_the_rest(template: Template, tried: list[tuple[str, RenderedCh
     )
 
 
-def _rest_ids(tokenizer: PreTrainedTokenizerBase, query: str) -> tuple[int, ...]:
-    """The rest of a chat as another program gets it; () where nothing can be written."""
-    written: Any = tokenizer.apply_chat_template(
-        [{"role": "user", "content": query}], tokenize=False, add_generation_prompt=True
-    )
+def _rest_ids(tokenizer: PreTrainedTokenizerBase, query: str, in_parts: bool) -> tuple[int, ...]:
+    """The rest of a chat as another program gets it."""
+    message = {"role": "user", "content": [{"type": "text", "text": query}] if in_parts else query}
+    written: Any = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
     return tuple(tokenizer(written)["input_ids"])
 
 
@@ -107,7 +118,7 @@ def _plain_tokenizer(own: PreTrainedTokenizerBase, content: dict[str, Any]) -> P
 
 
 def _backends(tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """The tokenizer's own working, without BOS and EOS around a text, as it is; and where a text begins like its middle.
+    """How the tokenizer works, without BOS and EOS around a text: as it is, and where a text begins like its middle.
 
     What comes behind the soft prompt is no beginning: a tokenizer that writes a blank before the first word of a text
     only (`prepend_scheme` "first" of SentencePiece's) must not write one there.
@@ -125,7 +136,7 @@ def _backends(tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
 def _rest_of(template: Template) -> str:
     """Jinja text that writes what stands behind the system text in a chat."""
     told = "".join(
-        f"{{% if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}"
+        f"{{% if {name} is not defined or {name} is none %}}{{% set {name} = {value!r} %}}{{% endif %}}"
         for name, value in template.kwargs.items()
     )
     refusal = "The system prompt is in the adapter: pass no system message, or load the base model's own tokenizer."

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import peft
 import pytest
 import torch
+import yaml
 from helpers.families import FAMILIES, queries_of
 from helpers.tiny import byte_tokenizer
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+import drolab
 from drolab import export
+from drolab.errors import ExportError, ModelError, PromptError
 from drolab.inference import generate
-from drolab.models import ChatModel, encode, prefix_embeddings, wrap
+from drolab.models import ChatModel, encode, prefix_embeddings, render, wrap
 from drolab.types import SoftPrompt
 
 pytestmark = [  # peft asks for the first, and says the second whenever it writes
@@ -22,7 +32,8 @@ pytestmark = [  # peft asks for the first, and says the second whenever it write
     pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning"),
 ]
 GEMMA = (
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
     "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim }}"
     "{{ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
@@ -99,3 +110,153 @@ def test_greedy_replies_are_equal(exported: tuple[ChatModel, SoftPrompt, Path]) 
         asked = chat(tokenizer, text)
         ids = adapted.generate(**asked, max_new_tokens=12, do_sample=False)[0, asked["input_ids"].shape[1] :]
         assert tokenizer.decode(ids, skip_special_tokens=True) == wanted
+
+
+def test_what_left_comes_back(exported: tuple[ChatModel, SoftPrompt, Path], caplog: pytest.LogCaptureFixture) -> None:
+    model, soft, folder = exported
+    back = SoftPrompt.from_peft(folder, model)
+    assert torch.equal(back.embeddings, soft.embeddings)
+    assert (back.name, back.init_text, back.model_fingerprint) == ("trained", "Be safe.", model.fingerprint)
+    assert SoftPrompt.from_peft(folder, model, name="mine").name == "mine"
+    assert not caplog.text
+    assert render(model, TEXTS[0], back).input_ids == render(model, TEXTS[0], soft).input_ids
+
+
+def test_another_base_model_is_an_error_that_names_both(tmp_path: Path) -> None:
+    ours = random_model("llama", chat_template="chatml")
+    others = random_model("llama", seed=1, chat_template="chatml")
+    with pytest.raises(PromptError, match=f"{ours.fingerprint}, but 'org/tiny' has {others.fingerprint}"):
+        export.to_peft(soft_for(ours), others, tmp_path)
+    assert not list(tmp_path.iterdir())
+    export.to_peft(soft_for(ours), ours, tmp_path)
+    with pytest.raises(
+        PromptError, match=f"'org/tiny' with fingerprint {ours.fingerprint}, but .* {others.fingerprint}"
+    ):
+        SoftPrompt.from_peft(tmp_path, others)
+    SoftPrompt.from_peft(tmp_path, ours)
+
+
+def test_an_unknown_prompt_is_tied_to_the_model_it_leaves_for(tmp_path: Path) -> None:
+    model = random_model("llama", chat_template="chatml")
+    export.to_peft(replace(soft_for(model), model_fingerprint=""), model, tmp_path)
+    assert SoftPrompt.from_peft(tmp_path, model).model_fingerprint == model.fingerprint
+
+
+@pytest.mark.parametrize("damage", ["vectors", "slot", "name"])
+def test_a_damaged_adapter_is_refused(damage: str, tmp_path: Path) -> None:
+    model = random_model("llama", chat_template="chatml")
+    export.to_peft(soft_for(model), model, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        said, vectors = file.metadata(), file.get_tensor("prompt_embeddings")
+    if damage == "vectors":
+        vectors = vectors + 1e-6
+    else:
+        said |= {"slot_start": "0"} if damage == "slot" else {"name": "another"}
+    save_file({"prompt_embeddings": vectors}, path, metadata=said)
+    with pytest.raises(PromptError, match="damaged: its checksum does not match"):
+        SoftPrompt.from_peft(tmp_path, model)
+
+
+def test_a_prompt_tuning_of_peft_s_own_is_read_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = random_model("llama", chat_template="chatml")
+    tuned = peft.get_peft_model(
+        random_model("llama", seed=2, chat_template="chatml").model,
+        peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    )
+    tuned.peft_config["default"].base_model_name_or_path = "org/base"
+    tuned.save_pretrained(tmp_path / "theirs")
+    found = SoftPrompt.from_peft(tmp_path / "theirs", model)
+    assert torch.equal(found.embeddings, tuned.prompt_encoder["default"].embedding.weight.detach())
+    assert (found.name, found.model_fingerprint) == ("theirs", "")
+    assert "PEFT puts its vectors before the whole chat" in caplog.text
+    with pytest.raises(PromptError, match="width 32, but .* hidden size 256"):
+        SoftPrompt.from_peft(tmp_path / "theirs", drolab.load_model("demo"))
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, "No adapter of PEFT at"),
+        ({"adapter_config.json": '{"peft_type": "LORA"}'}, "is 'LORA', which is no prompt"),
+        ({"adapter_config.json": "[]"}, "is 'nothing known', which is no prompt"),
+        ({"adapter_config.json": "{"}, "cannot be read as"),
+        ({"adapter_config.json": '{"peft_type": "PROMPT_TUNING"}'}, "has no adapter_model.safetensors"),
+        (
+            {"adapter_config.json": '{"peft_type": "PROMPT_TUNING"}', "adapter_model.bin": "x"},
+            "has only pickled vectors, which drolab never reads",
+        ),
+        (
+            {"adapter_config.json": '{"peft_type": "PROMPT_TUNING"}', "adapter_model.safetensors": "x"},
+            "is not a readable safetensors file",
+        ),
+    ],
+)
+def test_what_is_no_prompt_is_refused(files: dict[str, str], expected: str, tmp_path: Path) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(PromptError, match=expected):
+        SoftPrompt.from_peft(tmp_path, random_model("llama", chat_template="chatml"))
+
+
+def test_an_adapter_that_drolab_wrote_is_no_model(exported: tuple[ChatModel, SoftPrompt, Path]) -> None:
+    with pytest.raises(ModelError, match=r"no change of the model.*SoftPrompt\.from_peft reads"):
+        drolab.load_model(exported[2])
+
+
+def test_a_path_does_not_leave_with_the_prompt(tmp_path: Path) -> None:
+    place = tmp_path / "home of somebody" / "their-model"
+    place.mkdir(parents=True)
+    model = replace(random_model("llama", chat_template="chatml"), name=str(place))
+    written = export.to_peft(soft_for(model), model, tmp_path / "out")
+    assert not any(b"home of somebody" in path.read_bytes() for path in written)
+    assert json.loads(written[0].read_text())["base_model_name_or_path"] == "their-model"
+    named = export.to_peft(soft_for(model), model, tmp_path / "out", base="org/name")
+    assert json.loads(named[0].read_text())["base_model_name_or_path"] == "org/name"
+
+
+# --- the card ----------------------------------------------------------------------------------------------
+
+HOSTILE = "x'\"\n---\nlicense: mit\n# <script>alert(1)</script> `` | \u202e {{ a }}"
+
+
+def test_no_name_breaks_the_card(tmp_path: Path) -> None:
+    model = replace(random_model("llama", chat_template="chatml"), name=HOSTILE)
+    soft = replace(soft_for(model), name=HOSTILE, init_text=HOSTILE)
+    measured = pd.DataFrame({"prompt": [HOSTILE], "refusal | rate": [0.25]})
+    export.to_peft(soft, model, tmp_path, measured=measured)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    head = yaml.safe_load(text.split("---\n")[1])
+    assert head == {
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["drolab", "prompt-tuning", "safety-prompt"],
+    }
+    assert ModelCard.load(tmp_path / "README.md").data.to_dict() == head
+    page = MarkdownIt("commonmark").enable("table").render(text.split("---\n", 2)[2])
+    assert "<script>" not in page
+    assert "\u202e" not in page
+    assert [page.count(f"<h{size}>") for size in (1, 2, 3)] == [1, 6, 0]
+    assert SoftPrompt.from_peft(tmp_path, model).name == HOSTILE
+
+
+def test_the_card_says_what_is_known(tmp_path: Path) -> None:
+    model = random_model("llama", chat_template="chatml")
+    queries = queries_of(TEXTS)
+    export.to_peft(soft_for(model), model, tmp_path, queries=queries, measured={"refusal of harmful": 0.9712})
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert yaml.safe_load(text.split("---\n")[1])["base_model"] == "org/tiny"
+    for said in (
+        "Be safe.",
+        model.fingerprint,
+        '"n": 4',
+        '"n_harmful": 2',
+        "| `refusal of harmful` | 0.971 |",
+        "float32",
+    ):
+        assert said in text, said
+    assert "Nothing was given" not in text
+    export.to_peft(soft_for(model), model, tmp_path)
+    assert "Nothing was given" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(ExportError, match="measured= is a int: pass a table"):
+        export.to_peft(soft_for(model), model, tmp_path, measured=3)  # type: ignore[arg-type]
