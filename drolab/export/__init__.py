@@ -26,10 +26,12 @@ from drolab.export.bundles import (
     save_table,
     versions,
 )
+from drolab.export.directions import DIRECTION_FORMATS, load_directions, save_directions
 from drolab.export.prompts import to_peft
 
 __all__ = [
     "BUNDLE_FORMATS",
+    "DIRECTION_FORMATS",
     "FORMATS",
     "IMAGE_FORMATS",
     "ExportError",
@@ -39,8 +41,10 @@ __all__ = [
     "about",
     "bundle",
     "commit",
+    "load_directions",
     "manifest",
     "render_images",
+    "save_directions",
     "save_figure",
     "save_figures",
     "save_numbers",
