@@ -27,7 +27,7 @@ from drolab.export.bundles import (
     versions,
 )
 from drolab.export.directions import DIRECTION_FORMATS, load_directions, save_directions
-from drolab.export.prompts import to_peft
+from drolab.export.prompts import to_peft, to_vllm
 
 __all__ = [
     "BUNDLE_FORMATS",
@@ -50,5 +50,6 @@ __all__ = [
     "save_numbers",
     "save_table",
     "to_peft",
+    "to_vllm",
     "versions",
 ]

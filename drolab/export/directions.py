@@ -1,13 +1,15 @@
 """Directions for other programs: a control vector as llama.cpp and repeng read it, and safetensors.
 
-*Layers.* drolab counts a model's states: 0 is the embedding output, k the output of block k, the last one is taken after
-the final norm. `direction.N` of a control vector is added to the output of block N, counted from 0: it is drolab's layer
-N + 1. llama.cpp has no N = 0, and nothing is added after the final norm: layers 2 to the last but one can leave.
+*Layers.* drolab counts a model's states: 0 is the embedding output, k the output of block k, the last one is taken
+after the final norm. `direction.N` of a control vector is added to the output of block N, counted from 0: it is
+drolab's layer N + 1. llama.cpp has no N = 0, and nothing is added after the final norm: layers 2 to the last but one
+can leave.
 
 *safetensors.* `directions.safetensors` has a tensor `layer.K` [d] (float32, of length 1) for each direction, and these
 texts in its metadata: `format` ("drolab directions 1"), `model` (its name), `model_fingerprint`, `strength` (what the
-vectors are to be multiplied with when they are added), `directions` (JSON: for each its layer, kind, which is the method
-that found it, positive, which is the class that it points to, norm, threshold, scale, setting, problem), `checksum`.
+vectors are to be multiplied with when they are added), `directions` (JSON: for each its layer, kind, which is the
+method that found it, positive, which is the class that it points to, norm, threshold, scale, setting, problem),
+`checksum`.
 """
 
 from __future__ import annotations
@@ -77,8 +79,8 @@ def save_directions(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     paths = export.save_directions(found["mean_difference"], model, folder)
         ...     back, = export.load_directions(folder, model)
-        >>> [path.name for path in paths], back, torch.equal(back.vector, found["mean_difference"].vector)
-        (['directions.safetensors', 'control_vector.gguf', 'README.md'], Direction('mean_difference', ..., layer=3, ...), True)
+        >>> [path.name for path in paths], torch.equal(back.vector, found["mean_difference"].vector)
+        (['directions.safetensors', 'control_vector.gguf', 'README.md'], True)
     """
     given = _checked(directions, model, strength)
     if unknown := [kind for kind in formats if kind not in DIRECTION_FORMATS]:
@@ -116,7 +118,7 @@ def load_directions(path: str | Path, model: ChatModel) -> list[Direction]:
     vectors, about = (_from_gguf if file.suffix == ".gguf" else _from_safetensors)(file)
     if about.get("format") != _LAYOUT:
         raise StatesError(f"{file} was not made by drolab, which knows nothing of its model: {_MADE_AGAIN}")
-    _check_model(f"The directions in {file} were", about["model"], about["model_fingerprint"], model)
+    _check_model(f"The directions in {file} were", f"the model {about['model']!r}", about["model_fingerprint"], model)
     return _directions(file, vectors, about)
 
 
@@ -278,16 +280,15 @@ def _checked(directions: Any, model: ChatModel, strength: float) -> list[Directi
             raise StatesError(f"{what} is zero or not finite: there is nothing to export.")
         if len(one.vector) != model.hidden_size:
             raise StatesError(f"{what} has width {len(one.vector)}, but {model.name!r} has {model.hidden_size}.")
-        _check_model(f"{what} was", "", one.model_fingerprint, model)
+        _check_model(f"{what} was", "the model", one.model_fingerprint, model)
     return given
 
 
 def _check_model(what: str, name: str, fingerprint: str, model: ChatModel) -> None:
     if fingerprint not in ("", model.fingerprint, model.own_fingerprint):
         raise StatesError(
-            f"{what} made for the model {name!r} with fingerprint ".replace(" ''", "")
-            + f"{fingerprint}, but {model.name!r} has {model.fingerprint} (other weights, dtype, tokenizer or chat "
-            "template): load that model as it was."
+            f"{what} made for {name} with fingerprint {fingerprint}, but {model.name!r} has {model.fingerprint} (other "
+            "weights, dtype, tokenizer or chat template): load that model as it was."
         )
 
 

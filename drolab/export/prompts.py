@@ -1,4 +1,4 @@
-"""A soft prompt for other programs: as an adapter of PEFT.
+"""A soft prompt for other programs: as an adapter of PEFT, and for vLLM.
 
 Whoever reads it puts vectors before a chat, and gets the rest of the chat from the tokenizer beside them
 (`models.interop`). What was written is read back and compared before an export ends.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,78 @@ def to_peft(
     _check_back(back.sha256 == soft.sha256 and back.name == soft.name, root)
     _check_tokenizer(form, root)
     return written
+
+
+def to_vllm(
+    run: DRORun | SoftPrompt,
+    model: ChatModel,
+    folder: str | Path,
+    *,
+    base: str | None = None,
+    queries: pd.DataFrame | None = None,
+    measured: pd.DataFrame | Mapping[str, Any] | None = None,
+) -> list[Path]:
+    """Write a soft prompt, and with it all that makes a chat's embeddings, for vLLM: it takes whole chats as vectors.
+
+    In the folder are `prompt.safetensors` (`virtual_tokens`, all vectors up to the soft prompt's end, and `embeddings`,
+    the model's table, one row a token, in its dtype), the tokenizer that `to_peft` writes, `chat.py`, which asks vLLM
+    offline or writes a request for its server, and a model card. None of them needs drolab.
+
+    Args:
+        run, model, base, queries, measured: as in `to_peft`.
+
+    Raises:
+        PromptError, ChatTemplateError, ExportError: as in `to_peft`.
+
+    Examples:
+        >>> import tempfile, drolab
+        >>> from drolab import SoftPrompt, export
+        >>> from drolab.models import embed_text
+        >>> model = drolab.load_model("demo")
+        >>> soft = SoftPrompt(name="mine", embeddings=embed_text(model, "Be safe."))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     [path.name for path in export.to_vllm(soft, model, folder)]  # doctest: +NORMALIZE_WHITESPACE
+        ['prompt.safetensors', 'chat_template.jinja', 'tokenizer.json', 'tokenizer_config.json', 'chat.py', 'README.md']
+    """
+    from safetensors.torch import load_file, save
+
+    soft, form, root = _prepared(run, model, folder)
+    tensors = {"virtual_tokens": form.vectors.to(model.dtype), "embeddings": _table(model)}
+    name, dtype = base_name(model, base), str(model.dtype).removeprefix("torch.")
+    files: dict[str, str | bytes] = {
+        "prompt.safetensors": save(tensors, metadata=_about(soft, model, form)),
+        **_tokenizer_files(form.tokenizer),
+        "chat.py": _script("vllm_chat.py"),
+        "README.md": _card(
+            run,
+            soft,
+            model,
+            form,
+            base=name,
+            use=_USE_VLLM.replace("DTYPE", dtype),
+            library=None,
+            queries=queries,
+            measured=measured,
+        ),
+    }
+    written = [write_file(root / file, content) for file, content in files.items()]
+    back = load_file(written[0])
+    _check_back(all(back[part].equal(tensor) for part, tensor in tensors.items()), root)
+    _check_tokenizer(form, root)
+    return written
+
+
+def _table(model: ChatModel) -> Any:
+    """[vocabulary, d], on the CPU: what each token becomes, scaled as the model does it."""
+    import torch
+
+    rows = int(model.model.get_input_embeddings().weight.shape[0])
+    parts = [model.embed(ids).detach().cpu() for ids in torch.arange(rows).split(4096)]
+    return torch.cat(parts).contiguous()
+
+
+def _script(name: str) -> bytes:
+    return (Path(str(resources.files("drolab"))) / "assets" / "interop" / name).read_bytes()
 
 
 def _prepared(run: Any, model: ChatModel, folder: str | Path) -> tuple[SoftPrompt, Prepended, Path]:
@@ -202,3 +275,21 @@ print(tokenizer.decode(reply[0], skip_special_tokens=True))
 
 The vectors hold the chat's beginning, up to the end of the prompt; this tokenizer's template writes the rest, for
 conversations of any length, and takes no system message. In drolab: `SoftPrompt.from_peft(FOLDER, model)`."""
+_USE_VLLM = """\
+vLLM takes a chat as vectors instead of tokens. `chat.py` makes them from the files here and asks the model, without a
+server:
+
+```bash
+python chat.py BASE "How do I boil an egg?"
+```
+
+or through vLLM's server, on this machine only:
+
+```bash
+vllm serve BASE --dtype DTYPE --enable-prompt-embeds --host 127.0.0.1 --port 8000
+python chat.py --request BASE "How do I boil an egg?" > request.json
+curl -s http://127.0.0.1:8000/v1/completions -H "Content-Type: application/json" -d @request.json
+```
+
+BASE is the model named above (a hub id or a folder). Whoever can send vectors to a server can crash some versions of
+vLLM: keep such a server to those you trust."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import importlib.util
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import mistune
 import pandas as pd
@@ -213,6 +217,42 @@ def test_a_path_does_not_leave_with_the_prompt(tmp_path: Path) -> None:
     assert json.loads(written[0].read_text())["base_model_name_or_path"] == "their-model"
     named = export.to_peft(soft_for(model), model, tmp_path / "out", base="org/name")
     assert json.loads(named[0].read_text())["base_model_name_or_path"] == "org/name"
+
+
+# --- vLLM --------------------------------------------------------------------------------------------------
+
+
+def script_in(folder: Path) -> ModuleType:
+    """The example that was exported; vLLM itself is not needed to load it."""
+    spec = importlib.util.spec_from_file_location("chat", folder / "chat.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_example_for_vllm_makes_the_chat_that_drolab_runs(name: str, tmp_path: Path) -> None:
+    family, template = CASES[name]
+    model = random_model(family, **template)
+    soft = soft_for(model)
+    export.to_vllm(soft, model, tmp_path)
+    script = script_in(tmp_path)
+    for text in TEXTS:
+        batch = encode(model, [text], soft)
+        wanted = torch.cat([prefix_embeddings(model, batch), model.embed(torch.tensor(batch.suffixes[0]))])
+        assert torch.equal(script.embedded([{"role": "user", "content": text}]), wanted)
+
+
+def test_the_example_writes_a_request(tmp_path: Path) -> None:
+    model = random_model("llama", chat_template="chatml")
+    export.to_vllm(soft_for(model), model, tmp_path)
+    script, vectors = script_in(tmp_path), torch.randn(3, 32)
+    body = json.loads(script.request("org/tiny", vectors, max_tokens=5))
+    sent = torch.load(io.BytesIO(base64.b64decode(body.pop("prompt_embeds"))), weights_only=True)
+    assert torch.equal(sent, vectors)
+    assert body == {"model": "org/tiny", "max_tokens": 5, "temperature": 0}
 
 
 # --- the card ----------------------------------------------------------------------------------------------
