@@ -134,7 +134,7 @@ def to_vllm(
     files: dict[str, str | bytes] = {
         "prompt.safetensors": save(tensors, metadata=_about(soft, model, form)),
         **_tokenizer_files(form.tokenizer),
-        "chat.py": _script("vllm_chat.py"),
+        "chat.py": _script("vllm_chat.py.txt"),
         "README.md": _card(
             run,
             soft,
