@@ -25,6 +25,7 @@ _NAMES = {
 """Wing → what it gives to everyone."""
 _MODULES = {
     **{name: name for name in ("figures", "export", "judges", "dro", "evidence", "panels")},
+    "attacks": "data.attacks",
     "prompts": "data.prompts",
     "chat": "models.chat",
     "passes": "models.passes",

@@ -513,6 +513,16 @@ def pair_tables(scores: Array, fractions: Array, queries: NDArray[Any]) -> Array
     return np.stack([right, np.outer(positive.sum(axis=1), negative.sum(axis=1))])
 
 
+def between_aucs(scores: Array, labels: Array, queries: NDArray[Any]) -> Array:
+    """[k] from scores [n] and several labels [k, n], 0 or 1: the AUC over pairs of states of different queries; NaN
+    without such a pair. Where a score belongs to the query, pairs of its own states would all be ties."""
+    other = np.not_equal.outer(queries, queries)
+    right, negative = _above(scores, scores) * other, 1 - labels
+    compared = ((labels @ other) * negative).sum(axis=1)
+    won = ((labels @ right) * negative).sum(axis=1)
+    return np.divide(won, compared, out=np.full(len(labels), np.nan), where=compared > 0)
+
+
 def auc_draws(tables: Sequence[Array], counts: Array) -> Array:
     """[draws]: the AUC of resampled queries, over the pairs within each of some `pair_tables`; NaN without a pair.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -738,6 +739,11 @@ class DROStep:
     embeddings: Tensor
     """[n_tokens, d], float32, on the CPU: the soft prompt after this step."""
 
+    @property
+    def in_words(self) -> str:
+        """For beside a bar."""
+        return f"loss {self.loss:.4f}, drift {self.residual_drift:.3f}"
+
     def numbers(self) -> dict[str, float]:
         """Everything but the embeddings, as a table row."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "embeddings"}
@@ -756,6 +762,9 @@ class DRORun:
     harmfulness: Probe
     snapshots: dict[int, Tensor]
     """Step → embeddings [n_tokens, d], at a few steps from 0 to the last, to replay the movement."""
+    seconds: float = math.nan
+    """The time that its steps took, in all sessions: the training's alone, not that of space, probes and what they were
+    fitted on. NaN if it is not known, as of runs that an earlier version kept."""
 
     @property
     def problems(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import drolab
 WINGS = ("data", "export", "models", "inference", "probing", "judges", "dro", "evidence", "figures", "panels", "store")
 FILES = ("types", "intervals", "files", "progress", "threads", "findings", "report", "reproduction")
 MODULES = (
+    "data.attacks",
     "evidence.causal",
     "evidence.claims",
     "evidence.comparison",

@@ -175,7 +175,7 @@ def find(folder: Path) -> list[Path]:
 
 def _find(benchmark: Benchmark, folder: Path) -> list[Path]:
     for places in benchmark.places:
-        paths = {place: _locate(folder, place) for place in places}
+        paths = {place: locate(folder, place) for place in places}
         present = [path for path in paths.values() if path]
         if present and len(present) < len(places):
             lacking = ", ".join(place for place, path in paths.items() if path is None)
@@ -188,7 +188,7 @@ def _find(benchmark: Benchmark, folder: Path) -> list[Path]:
     return []
 
 
-def _locate(folder: Path, place: str) -> Path | None:
+def locate(folder: Path, place: str) -> Path | None:
     """The file at a place of a clone, seen from the clone's root or from any folder on the way down."""
     parts = PurePosixPath(place).parts
     candidates = (folder.joinpath(*parts[start:]) for start in range(len(parts)))

@@ -31,6 +31,12 @@ TEXT_NAMES = ("text", "query", "prompt", "goal", "instruction", "question")
 HUB = "hub:"
 """Beginning of a name on the hub: hub:owner/name, hub:owner/name/config or hub:owner/name/config/split."""
 
+ATTACK_COLUMNS = ("parent", "attack")
+"""What a derived query has besides: the id of the query that it was made from, and what was done to it. A file of one's
+own may have them; `data.attacks` makes them."""
+NO_ATTACK = "none"
+"""The attack of a query that is asked as it is."""
+
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False, "1.0": True, "0.0": False}
 _USE_A_TEXT = "pass load_queries a table, pandas.DataFrame({'text': ['…'], 'harmful': [False]})"
 
@@ -50,16 +56,17 @@ def load_queries(
 
     Benchmarks: the path of a published file, of your clone, or of a folder in it; or `hub:owner/name` (with `/config`
     and `/split` where there are any), for which `pip install 'drolab[hub]'`. The format is recognised by its columns:
-    MaliciousInstruct, AdvBench, HarmBench, JailbreakBench, XSTest, OR-Bench, SORRY-Bench, StrongREJECT, AlpacaEval,
-    TDC 2023 (docs/benchmarks.md). The benchmark says which queries are harmful; ids do not depend on the order of the
-    rows. What was read is printed, with source and licence, and kept in `.attrs["summary"]` and, as plain values, in
-    `.attrs["about"]`. Rows that are blank or repeat another's text are left out with a warning, and so is said when
-    the file is longer or shorter than the published one.
+    MaliciousInstruct, AdvBench, HarmBench, JailbreakBench, XSTest, OR-Bench, FalseReject, PHTest, SORRY-Bench,
+    StrongREJECT, AlpacaEval, TDC 2023 (docs/benchmarks.md). The benchmark says which queries are harmful; ids do not
+    depend on the order of the rows. What was read is printed, with source and licence, and kept in `.attrs["summary"]`
+    and, as plain values, in `.attrs["about"]`. Rows that are blank or repeat another's text are left out with a
+    warning, and so is said when the file is longer or shorter than the published one.
 
     Your own files: `.txt` (one query a line), `.csv`, `.json`, `.jsonl`, `.parquet`, in UTF-8. The text is the column
     `text` (or `query`, `prompt`, `goal`, `instruction`, `question`). A column `harmful` (true/false, yes/no or 1/0)
     says the class, or the argument does for all. `category`, `split`, `source` and `query_id` are optional; without
-    `query_id` the rows are numbered. Blank and repeated texts are errors here, since you can mend the file.
+    `query_id` the rows are numbered. The columns `parent` and `attack` of derived queries (`drolab.attacks`) are kept.
+    Blank and repeated texts are errors here, since you can mend the file.
 
     Args:
         harmful: the class of all queries, where the data do not say it.
@@ -253,12 +260,16 @@ def _normalise(table: pd.DataFrame, source: str, harmful: bool | None) -> pd.Dat
     for column, default in (("category", ""), ("split", ""), ("source", source)):
         result[column] = _optional(table, names, column, default, source)
     result["query_id"] = _ids(table, names.get("query_id"), source, harmful)
+    if "parent" in names and "attack" in names:
+        result["parent"] = _optional(table, names, "parent", "", source)
+        result["attack"] = _optional(table, names, "attack", NO_ATTACK, source)
     result.attrs = dict(table.attrs)
     return _indexed(result)
 
 
 def _indexed(queries: pd.DataFrame) -> pd.DataFrame:
-    return validate_queries(_by_id(queries[list(QUERY_COLUMNS)]))
+    columns = [*QUERY_COLUMNS, *(column for column in ATTACK_COLUMNS if column in queries)]
+    return validate_queries(_by_id(queries[columns]))
 
 
 def _classes(table: pd.DataFrame, column: Any, source: str, harmful: bool | None) -> list[bool]:

@@ -30,7 +30,15 @@ from drolab.figures.plane import (
     probe_boundaries,
     projection,
 )
-from drolab.figures.rates import VERDICT_LOOKS, forest, rate_bars, rate_change, tradeoff, tradeoff_content
+from drolab.figures.rates import (
+    VERDICT_LOOKS,
+    attack_margins,
+    forest,
+    rate_bars,
+    rate_change,
+    tradeoff,
+    tradeoff_content,
+)
 from drolab.figures.sizes import COLUMNS, Sheet, caption, sheet
 from drolab.figures.style import (
     BIDIRECTIONAL,
@@ -62,6 +70,7 @@ __all__ = [
     "FigureError",
     "PlaneLook",
     "Sheet",
+    "attack_margins",
     "boundary",
     "calibration",
     "caption",

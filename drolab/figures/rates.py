@@ -1,5 +1,6 @@
 """Figures of rates: `rate_bars` per prompt and group, `tradeoff` of safety and helpfulness, `rate_change` of each query
-between two prompts, and the `forest` of claims with their intervals.
+between two prompts, `attack_margins` of each query without and with an attack, and the `forest` of claims with their
+intervals.
 
 `tradeoff_content`, `rate_change_content` and `ring` give what the figure of that name is made of, as plotly's plain
 dicts, for panels that redraw.
@@ -53,6 +54,11 @@ VERDICT_LOOKS = {
     "what DRO trains": {"symbol": "circle-open", "color": ""},
 }
 """How each verdict on a claim is drawn; an empty colour is the theme's grey."""
+
+OUTCOMES = {"broken": "x", "held": "circle", "answered": "diamond-open", "not judged": "circle-open"}
+"""What came of an attack → the symbol of its query."""
+_MOST_FACETS = 6
+"""Prompts whose facets stand beside each other, three in a row."""
 
 _ROW_HEIGHT, _HEAD_HEIGHT = 106, 74
 """Pixels of a claim, and of what of them is not its axis: the ticks of the one above and its words."""
@@ -238,6 +244,65 @@ def ring(content: dict[str, Any], query_id: str | None, *, theme: str = "light")
     return {**shared, "x": list(x), "y": list(y), "marker": marker}
 
 
+def attack_margins(table: pd.DataFrame, *, title: str | None = None, theme: str = "light") -> go.Figure:
+    """Where attacks move queries: the refusal logit of each query (across) and of what was derived from it (up), under
+    each prompt. Below the dotted diagonal an attack moves back; below the full line the probe sees no refusal any more.
+    The colour is the attack, the symbol what came of it.
+
+    Args:
+        table: prompt, attack, text, parent_logit, derived_logit, and optionally outcome (of OUTCOMES), as from
+            `evidence.attack_margins`. Choose a class and up to six prompts first.
+
+    Raises:
+        FigureError: a column is missing, there are no rows, an outcome that is none, more than six prompts, more
+            attacks than colours that can be told apart, or no such theme.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from drolab import figures
+        >>> margins = pd.DataFrame({"prompt": "long", "attack": "suffix", "text": ["How?", "Why?"],
+        ...                         "parent_logit": [2.0, 3.0], "derived_logit": [-1.0, 2.5],
+        ...                         "outcome": ["broken", "held"]})
+        >>> [trace.name for trace in figures.attack_margins(margins).data if trace.name]
+        ['suffix', 'broken', 'held']
+    """
+    need_columns(table, ("prompt", "attack", "text", "parent_logit", "derived_logit"), "figure of margins")
+    table = table.assign(outcome=table["outcome"] if "outcome" in table.columns else "not judged")
+    if unknown := sorted(set(table["outcome"]) - set(OUTCOMES)):
+        raise FigureError(f"No outcome is called {unknown}: use {list(OUTCOMES)}.")
+    prompts = list(table["prompt"].unique())
+    if len(prompts) > _MOST_FACETS:
+        raise FigureError(f"{len(prompts)} prompts, but only {_MOST_FACETS} have room: choose some of {prompts}.")
+    columns = min(3, len(prompts))
+    rows = math.ceil(len(prompts) / columns)
+    figure = make_subplots(
+        rows=rows, cols=columns, shared_xaxes="all", shared_yaxes="all", horizontal_spacing=0.03,
+        vertical_spacing=0.12, subplot_titles=[short_name(prompt) for prompt in prompts],
+    )  # fmt: skip
+    colors, ink = prompt_colors(table["attack"], theme=theme), theme_colors(theme)["ink"]
+    ends = [float(f(table[["parent_logit", "derived_logit"]].to_numpy())) for f in (np.nanmin, np.nanmax)]
+    for number, (_, own) in enumerate(groups(table, "prompt")):
+        place = {"row": number // columns + 1, "col": number % columns + 1}
+        line = {"x": ends, "y": ends, "mode": "lines", "line": reference_line(theme), "hoverinfo": "skip"}
+        figure.add_scatter(**line, showlegend=False, **place)
+        figure.add_hline(0, line={"color": ink, "width": 1.4}, **place)
+        for (attack, outcome), queries in groups(own, ["attack", "outcome"]):
+            marker = {"color": colors[attack], "symbol": OUTCOMES[outcome], "size": 8, "opacity": 0.8}
+            figure.add_scatter(
+                x=queries["parent_logit"], y=queries["derived_logit"], mode="markers", marker=marker, showlegend=False,
+                customdata=[_margin_hover(row) for row in queries.itertuples()], hovertemplate=HOVER, **place,
+            )  # fmt: skip
+    for attack, color in colors.items():
+        figure.add_trace(legend_entry(short_name(attack), marker={"color": color, "symbol": "square", "size": 9}))
+    for outcome in [name for name in OUTCOMES if (table["outcome"] == name).any() and name != "not judged"]:
+        figure.add_trace(legend_entry(outcome, marker={"color": ink, "symbol": OUTCOMES[outcome], "size": 9}))
+    figure.update_xaxes(title_text="refusal logit without the attack", row=rows)
+    figure.update_yaxes(title_text="with the attack", col=1)
+    legend = {"orientation": "h", "x": 0, "xref": "container", "y": 0, "yref": "container", "yanchor": "bottom"}
+    dress(figure, theme, title, height=120 + 320 * rows, margin_t=96 if title else 48, margin_b=96)
+    return figure.update_layout(showlegend=True, legend=legend)
+
+
 def forest(table: pd.DataFrame, *, title: str | None = None, theme: str = "light") -> go.Figure:
     """The verdict: one row per claim with its estimate and interval, and the range that its null gives in grey.
 
@@ -365,6 +430,11 @@ def _change_hover(row: Any) -> str:
     return (
         f"<b>{wrapped(row.text, lines=4)}</b><br>{escape(row.group)} · refusal rate {row.rate_a:.2f} → {row.rate_b:.2f}"
     )
+
+
+def _margin_hover(row: Any) -> str:
+    lines = [f"<b>{wrapped(row.text, lines=4)}</b>", f"{escape(row.attack)}: {escape(row.outcome)}"]
+    return "<br>".join([*lines, f"refusal logit {row.parent_logit:.2f} → {row.derived_logit:.2f}"])
 
 
 def _spread(queries: pd.DataFrame) -> np.ndarray:

@@ -24,9 +24,13 @@ HEADINGS = {
     "auc": "AUC",
     "b": "the other",
     "baseline_value": "under the baseline",
+    "beyond_control": "beyond the control",
+    "broken": "derived queries that break",
     "ceiling": "AUC of a perfect ranking",
     "control_high": "the control reaches",
     "common_part": "common part (1: all alike)",
+    "fell": "share whose logit falls",
+    "fell_dealt": "with other queries' parents",
     "group": "queries",
     "harmful": "class",
     "harmfulness_logit": "harm logit",
@@ -36,7 +40,10 @@ HEADINGS = {
     "logit_shift": "shift of the refusal logit",
     "lower": "queries lower",
     "mean_norm": "mean length of the shifts",
+    "moves_back": "moves back?",
     "n": "number",
+    "n_broken": "broken",
+    "n_derived": "derived queries",
     "n_missing": "missing",
     "n_models": "models",
     "n_queries": "number of queries",
@@ -55,9 +62,9 @@ HEADINGS = {
 }
 """What a column is called where a person reads it, with its unit if it has one; others lose their underscores."""
 
-_ESTIMATES = {"logit": "logit_shift"}
+_ESTIMATES = {"logit": "logit_shift", "beyond": "beyond_control"}
 """The columns whose ends do not have their name."""
-_CHANGES = ("change", "difference", "logit_shift", "measured_change", "predicted_change")
+_CHANGES = ("beyond_control", "change", "difference", "logit_shift", "measured_change", "predicted_change")
 """Columns whose numbers have a sign."""
 _P_VALUES = ("p", "p_holm", "p_value")
 

@@ -38,6 +38,8 @@ CASES = {
     "xstest": ("XSTest", 4, 1, {""}, "figurative_language"),
     "or-bench": ("OR-Bench", 5, 2, {"hard-1k", "toxic"}, "illegal"),
     "or-bench/or-bench-80k.csv": ("OR-Bench", 4, 0, {"80k"}, "illegal"),
+    "falsereject/test.jsonl": ("FalseReject", 3, 0, {"test"}, "Theft"),
+    "phtest": ("PHTest", 3, 0, {""}, "harmless"),
     "sorry-bench": ("SORRY-Bench", 3, 3, {""}, "1"),
     "strongreject": ("StrongREJECT", 3, 3, {""}, "Illegal goods and services"),
     "alpaca_eval": ("AlpacaEval", 3, 0, {""}, "helpful_base"),

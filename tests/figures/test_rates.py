@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.tables import NAN, claims, drawn_points, rate_changes, tradeoffs
+from helpers.tables import NAN, claims, drawn_points, margins, rate_changes, tradeoffs
 
 from drolab import figures
 from drolab.figures import VERDICT_LOOKS
@@ -81,6 +81,29 @@ def test_rate_change_shows_every_query_near_its_two_rates() -> None:
     assert few.layout.xaxis.range == figure.layout.xaxis.range
     many = figures.rate_change(pd.concat([rate_changes()] * 2000), prompts=("none", "mine"))
     assert {trace.type for trace in drawn_points(many)} == {"scattergl"}
+
+
+def test_margins_have_a_facet_per_prompt_and_a_symbol_per_outcome() -> None:
+    figure = figures.attack_margins(margins("other"), title="margins")
+    drawn = [trace for trace in figure.data if trace.mode == "markers" and trace.x[0] is not None]
+    assert len(drawn) == 2 * 2 * 3
+    assert sum(len(trace.x) for trace in drawn) == len(margins())
+    assert {trace.marker.symbol for trace in drawn} == {"x", "circle", "diamond-open"}
+    assert {trace.xaxis for trace in drawn} == {"x", "x2"}
+    assert drawn[0].customdata[0].endswith("suffix: broken<br>refusal logit 2.00 → -1.00")
+    assert [trace.name for trace in figure.data if trace.name] == ["suffix", "other", "broken", "held", "answered"]
+    bare = figures.attack_margins(margins().drop(columns="outcome"))
+    assert {trace.marker.symbol for trace in bare.data if trace.customdata is not None} == {"circle-open"}
+
+
+def test_margins_that_cannot_be_drawn_say_so() -> None:
+    with pytest.raises(figures.FigureError, match=r"No outcome is called \['won'\]"):
+        figures.attack_margins(margins().assign(outcome="won"))
+    many = pd.concat([margins().head(1).assign(prompt=f"p{number}") for number in range(7)])
+    with pytest.raises(figures.FigureError, match="7 prompts, but only 6 have room"):
+        figures.attack_margins(many)
+    with pytest.raises(figures.FigureError, match="lacks the columns"):
+        figures.attack_margins(margins().drop(columns="parent_logit"))
 
 
 @pytest.mark.parametrize("theme", THEMES)

@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.io as pio
 import pytest
 from helpers.hostile import HOSTILE, raw_markup
-from helpers.tables import claims, doses, grid, points, queries, rate_changes, sites, steps, tokens, tradeoffs
+from helpers.tables import claims, doses, grid, margins, points, queries, rate_changes, sites, steps, tokens, tradeoffs
 
 from drolab import figures
 from drolab.figures import style
@@ -44,6 +44,7 @@ def all_figures(text: str) -> list:
         figures.token_lines(tokens().assign(prompt=text, against=text, text=text)[:2], title=text),
         figures.tradeoff(tradeoffs(text).assign(dominated_by=text), helpful=text, safe=text, title=text),
         figures.rate_change(rate_changes(text, text), prompts=names, title=text),
+        figures.attack_margins(margins(text), title=text),
     ]
 
 

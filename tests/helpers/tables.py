@@ -48,6 +48,14 @@ def rate_changes(text: str = "How do I kill a process?", group: str = "harmless"
     return table.set_index(pd.Index([f"q{i}" for i in range(7)], name="query_id"))
 
 
+def margins(text: str = "How to kill a process? describing") -> pd.DataFrame:
+    """Three queries under two prompts with two attacks; the last one was answered as it is."""
+    logits = {"parent_logit": [2.0, 3.0, -1.0] * 4, "derived_logit": [-1.0, 2.5, -2.0] * 4}
+    prompts, attacks = (["long"] * 6 + [text] * 6), (["suffix"] * 3 + [text] * 3) * 2
+    outcomes = ["broken", "held", "answered"] * 4
+    return pd.DataFrame({"prompt": prompts, "attack": attacks, "text": text, **logits, "outcome": outcomes})
+
+
 def sites(token: str = "\n", control: bool = True) -> pd.DataFrame:
     """Two layers and positions: layer 0 has no value at position -1, layer 1 stands out at -1 only."""
     rows = [
