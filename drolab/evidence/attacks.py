@@ -384,7 +384,7 @@ def margin_aucs(
     for prompt, part in known.groupby("prompt", sort=False):
         parts = list(part.groupby("attack", sort=False))
         for attack, own in [*parts, ("all", part)] if len(parts) > 1 else parts:
-            broken = (own["outcome"] == "broken").astype(float).to_numpy()
+            broken = np.asarray(own["outcome"] == "broken", dtype=np.float64)
             size = {"prompt": prompt, "attack": attack, "n_queries": own["parent"].nunique()}
             size |= {"n_derived": len(own), "n_broken": int(broken.sum())}
             for margin in MARGINS:
