@@ -1,9 +1,12 @@
-"""Is a run that was killed again and again the same as one left alone? `drolab reproduce` on a tiny random model.
+"""Is a run that was killed again and again the same as one left alone? `drolab reproduce` on tiny random models.
 
     python benchmarks/reproduce.py --kills 12      # kill -9 and Ctrl-C in turn, at random moments
+    python benchmarks/reproduce.py --kills 2 --model-type qwen2 gemma2 gpt2 mistral phi3 falcon_h1 --keep out/families
 
-Two runs in folders and stores of their own. One is left alone; the other is ended after a random time, up to a third
-of what a whole run takes, as often as asked, then goes on to its end. What both saved is compared number by number.
+Two runs of each model in folders and stores of their own. One is left alone; the other is ended after a random time, up
+to a third of what a whole run takes, as often as asked, then goes on to its end. What both saved is compared number by
+number, the lengths of the prompts' shifts with what plain transformers says, one chat at a time; and what is left of
+the claims of a model without any training is printed.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,31 +24,23 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
-from families import byte_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM
+from families import byte_tokenizer, tiny_config
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import drolab
+from drolab import report
 from drolab.models import chat_format
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 260,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 2048,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 PROMPTS = "none: ''\ndefault: Refuse what could do harm.\nmild: Be careful.\n"
 
 
 def save_model(folder: Path, model_type: str) -> Path:
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SMALL)).save_pretrained(folder)
+    config = tiny_config(model_type)
+    config.max_position_embeddings = 2048  # prompts are long in bytes
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = chat_format("chatml")
     tokenizer.save_pretrained(folder)
@@ -87,17 +83,27 @@ def numbers(out: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=12, help="(default: %(default)s)")
-    parser.add_argument("--model-type", default="llama", help="(default: %(default)s)")
+    parser.add_argument("--model-type", nargs="+", default=["llama"], help="(default: llama)")
+    parser.add_argument("--keep", type=Path, help="folder for the runs that were interrupted")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
     options = parser.parse_args()
-    draw = random.Random(options.seed)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    wrong = [
+        name
+        for name in options.model_type
+        if not is_same(name, options.kills, random.Random(options.seed), options.keep)
+    ]
+    sys.exit(f"Not as they must be: {', '.join(wrong)}" if wrong else 0)
+
+
+def is_same(model_type: str, kills: int, draw: random.Random, keep: Path | None) -> bool:
+    print(f"=== {model_type}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        model, given = save_model(Path(folder, "model"), options.model_type), save_sets(Path(folder, "sets"))
+        model, given = save_model(Path(folder, "model"), model_type), save_sets(Path(folder, "sets"))
         whole = finish(model, Path(folder, "alone"), given)
         print(f"Left alone: {whole:.0f} s", flush=True)
         ended, out = 0, Path(folder, "killed")
-        for number in range(options.kills):
+        for number in range(kills):
             run, wait = start(model, out, given), draw.uniform(0.0, whole / 3)
             try:
                 run.wait(wait)
@@ -118,7 +124,34 @@ def main() -> None:
         alone, killed = numbers(Path(folder, "alone")), numbers(out)
         differing = [name for name in alone if alone[name] != killed.get(name)]
         print(f"{ended} interruptions; {len(alone)} notebooks; with other numbers: {', '.join(differing) or 'none'}")
-        sys.exit(bool(differing))
+        error = shift_error(model, out, given)
+        print(f"Lengths of mean shifts against plain transformers: largest difference {error:.1e}, relative")
+        print(*report.answer(report.decisions(out, report.collect(out))), sep="\n", flush=True)
+        if keep:
+            shutil.copytree(out, keep / model_type, dirs_exist_ok=True)
+        return not differing and error < 1e-4 and len(alone) == 7
+
+
+def shift_error(model: Path, out: Path, given: dict[str, Any]) -> float:
+    """Largest relative difference of notebook 03's lengths of mean shifts from those that transformers alone finds."""
+    tokenizer, plain = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model).eval()
+    queries, prompts = pd.read_csv(given["QUERIES"]), drolab.load_prompts(given["PROMPTS"])
+    prompts["brief"] = drolab.load_prompts("neutral")["brief"]
+
+    def state(prompt: str, query: str) -> torch.Tensor:
+        chat = [{"role": "system", "content": prompt}] if prompt else []
+        chat += [{"role": "user", "content": query}]
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        with torch.no_grad():
+            return plain(ids["input_ids"], output_hidden_states=True).hidden_states[-1][0, -1]
+
+    states = {name: torch.stack([state(one.text, text) for text in queries["text"]]) for name, one in prompts.items()}
+    errors = []
+    for row in pd.read_csv(out / "tables" / "03_lengths.csv").itertuples():
+        own = torch.tensor((queries["harmful"] == row.harmful).to_numpy())
+        norm = float((states[row.prompt] - states["none"])[own].mean(dim=0).norm())
+        errors.append(abs(norm - row.norm) / norm)
+    return max(errors)
 
 
 if __name__ == "__main__":

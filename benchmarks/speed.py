@@ -1,4 +1,4 @@
-"""Hidden states and DRO steps: drolab against the paper's way, a plain batch, other libraries, and the limit.
+"""Hidden states, DRO steps and steps of prompt tuning: drolab against the paper's way, other libraries, and the limit.
 
     python benchmarks/speed.py                              # 64 queries, the 116-token prompt, a random model of 85M
     python benchmarks/speed.py --models demo "random 85M" --prompt-tokens 0 23 54 116 --queries 200
@@ -8,7 +8,9 @@ All sides do the same work in one process, in turn; times are medians. nnsight, 
 where they are installed (pip install nnsight transformer-lens peft). The *limit* is the fewest tokens that must pass
 (the prompt once, then what follows in each chat) x 2 x parameters of the blocks (x 4 for a training step: the weights
 need no gradient), over the rate of the model's own largest matrix product, measured in between; GFLOP/s are this
-work over the time. Memory is the peak of a process of its own above the loaded model. Printed, never asserted.
+work over the time. In a step of prompt tuning what follows the prompt is a query and a reply, and the head's weights
+count, too, at the reply's tokens; its time over its limit, divided by that of a DRO step, says whether both go equally
+well. Memory is the peak of a process of its own above the loaded model. Printed, never asserted.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from torch import Tensor
 from workload import MODELS, load, peak_of, synchronised
 
 import drolab
-from drolab.dro import Training, losses
+from drolab.dro import PromptTuning, PromptTuningConfig, Training, losses, unlikelihood_losses
 from drolab.models import ChatModel, EncodedBatch, encode, prefix_embeddings, prompt_token_ids, render
 from drolab.probing import fit_anchors
 from drolab.types import DROConfig, HiddenStates, Probe, SafetyPrompt
@@ -270,6 +272,65 @@ def peft_step(model: ChatModel, training: Training, start: Tensor) -> Side:
     return work
 
 
+# --- steps of prompt tuning --------------------------------------------------------------------------------
+
+
+def tuning_of(model: ChatModel, queries: pd.DataFrame, prompt: SafetyPrompt, n_tokens: int) -> PromptTuning:
+    """A run on a reply of so many tokens to each query, every other one of which is to become unlikely."""
+    filler = " ".join(one.text for one in drolab.load_prompts().values() if one.text) + " "
+    replies = queries[["query_id", "text", "harmful"]].assign(prompt=prompt.name)
+    wanted = [number % 2 == 0 for number in range(len(queries))]
+    refused = [bool(harmful) == likely for harmful, likely in zip(replies["harmful"], wanted, strict=True)]
+    begins = ["No: " if no else "Yes: " for no in refused]
+    config = PromptTuningConfig(max_steps=10**6, batch_size=len(queries), max_reply_tokens=n_tokens)
+    return PromptTuning(
+        model,
+        queries,
+        init=prompt,
+        replies=replies.assign(response=[begin + filler * n_tokens for begin in begins]),
+        judge=lambda response: response.startswith("No"),
+        config=config,
+    )
+
+
+def fewest_tuning_tokens(tuning: PromptTuning) -> tuple[int, int]:
+    """(tokens that must pass, tokens that the head must be asked for): a reply's last token is only expected."""
+    chats, labels = tuning.chats(), sum(len(ids) for ids in tuning.labels)
+    return fewest_tokens(chats), labels
+
+
+def tuning_sides(model: ChatModel, tuning: PromptTuning) -> dict[str, Side]:
+    steps = tuning.steps()
+    return {"the paper's way": paper_tuning_step(model, tuning), "drolab": lambda: next(steps)}
+
+
+def paper_tuning_step(model: ChatModel, tuning: PromptTuning) -> Side:
+    """Whole chats with their replies in one padded batch, the head runs at every token."""
+    soft = tuning.done.embeddings.to(model.device, copy=True).requires_grad_()
+    optimizer = torch.optim.AdamW([soft], lr=1e-3)
+    batch, labels = tuning.chats(), tuning.labels
+    lengths = torch.tensor([len(suffix) for suffix in batch.suffixes])
+    ids = torch.zeros(len(lengths), int(lengths.max()), dtype=torch.long)
+    target = torch.full((len(lengths), len(batch.prefix) + int(lengths.max())), -100)
+    for row, (suffix, wanted) in enumerate(zip(batch.suffixes, labels, strict=True)):
+        ids[row, : len(suffix)] = torch.tensor(suffix)
+        end = len(batch.prefix) + len(suffix)
+        target[row, end - len(wanted) : end] = torch.tensor(wanted)
+    target = target.to(model.device)
+    likely = torch.tensor(tuning.likely, device=model.device)[:, None].expand_as(target)
+    said = target >= 0
+
+    def work() -> None:
+        with torch.enable_grad():
+            prefix = prefix_embeddings(model, batch, soft).expand(len(lengths), -1, -1)
+            logits = model.model(inputs_embeds=torch.cat([prefix, model.embed(ids)], dim=1), use_cache=False).logits
+            sums = unlikelihood_losses(logits[said], target[said], likely[said])
+            _step(soft, optimizer, (sums.likelihood + sums.unlikelihood) / said.sum())
+        synchronised(model)
+
+    return work
+
+
 # --- measuring ---------------------------------------------------------------------------------------------
 
 
@@ -319,6 +380,16 @@ def steps_table(model: ChatModel, queries: pd.DataFrame, prompt: SafetyPrompt, r
     seconds, rate = in_turn(model, step_sides(model, queries, prompt), repeats)
     tokens = fewest_tokens(encode(model, queries["text"].tolist(), prompt))
     return table_of(seconds, 4 * block_parameters(model) * tokens, rate)
+
+
+def tuning_table(
+    model: ChatModel, queries: pd.DataFrame, prompt: SafetyPrompt, n_tokens: int, repeats: int
+) -> pd.DataFrame:
+    tuning = tuning_of(model, queries, prompt, n_tokens)
+    seconds, rate = in_turn(model, tuning_sides(model, tuning), repeats)
+    tokens, labels = fewest_tuning_tokens(tuning)
+    head: Any = model.model.get_output_embeddings()
+    return table_of(seconds, 4 * (block_parameters(model) * tokens + head.weight.numel() * labels), rate)
 
 
 def compiled_table(model: ChatModel, twin: ChatModel, queries: pd.DataFrame, prompt: SafetyPrompt, repeats: int) -> Any:
@@ -386,6 +457,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=64)
     parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[116])
     parser.add_argument("--batch", type=int, default=50, help="queries of a DRO step")
+    parser.add_argument("--reply-tokens", type=int, default=64, help="of each reply in a step of prompt tuning")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory-queries", type=int, default=0, help="also the peak memory, with so many queries")
     parser.add_argument(
@@ -402,17 +474,23 @@ def main() -> None:
         queries = drolab.load_queries("anchors").groupby("harmful").head(max(given.queries, given.batch) // 2)
         prompts = [prompt_of(model, length) for length in given.prompt_tokens]
         work = f"{name}, {block_parameters(model) / 1e6:.0f} M weights in the blocks"
+        batch = queries.sample(given.batch, random_state=0)
+        step = f"{given.batch} queries, {given.prompt_tokens[-1]} tokens"
         tables = {
             f"{work}: states of {given.queries} queries x prompts of {given.prompt_tokens} tokens": states_table(
                 model, queries.head(given.queries), prompts, given.repeats
             ),
-            f"{work}: a DRO step, {given.batch} queries, {given.prompt_tokens[-1]} tokens": steps_table(
-                model, queries.sample(given.batch, random_state=0), prompts[-1], given.repeats
+            f"{work}: a DRO step, {step}": steps_table(model, batch, prompts[-1], given.repeats),
+            f"{work}: a step of prompt tuning, {step}, replies of {given.reply_tokens}": tuning_table(
+                model, batch, prompts[-1], given.reply_tokens, given.repeats
             ),
         }
+        _, step_table, tuning = tables.values()
+        ratio = tuning["x limit"]["drolab"] / step_table["x limit"]["drolab"]
         for title, table in tables.items():
             print(f"\n{title}\n{table.round(2).to_string()}", flush=True)
             found[title] = table.to_dict("index")
+        print(f"\nA step of prompt tuning is {ratio:.2f} x as far from its limit as a DRO step.", flush=True)
         if given.compile:
             some, twin = queries.head(given.queries), load(name, given.device)
             table = compiled_table(model, twin, some, prompts[-1], given.repeats)

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from drolab.errors import listed, shown
-from drolab.evidence import claims, mean_interval
+from drolab.evidence import claims, comparison, mean_interval
 from drolab.figures import tables
 from drolab.types import EMPTY_PROMPT, NO_PROMPT
 
@@ -40,10 +40,6 @@ def _why(not_run: NotRun | None, *sections: str) -> str:
 
 def _cannot(what: str, why: str) -> str:
     return f"{what} cannot be tested here: {why.rstrip('.')}."
-
-
-def _quoted(names: Iterable[object]) -> str:
-    return listed(f"'{name}'" for name in names)
 
 
 def _records(table: pd.DataFrame) -> list[Row]:
@@ -280,6 +276,8 @@ def _alike(rows: Mapping[str, Row]) -> str:
             f"agree more than contrasts without meaning do {found}."
         )
     first = f"Two safety prompts move the queries in similar directions {found}"
+    if not alike["low"] > claims.ALIKE.threshold:
+        first += f" (the verdict of notebook 07 asks for a cosine above {claims.ALIKE.threshold:g})"
     if beyond is None or pd.isna(beyond["value"]):
         return f"{first}; beside controls they could not be set."
     by = f"(by {_estimate(beyond, 'value', sign=True)})"
@@ -401,7 +399,7 @@ def _along(verdicts: pd.DataFrame, neutral: str) -> str:
         said = f"that {_along_it(own.index)} does not show {span}"
     else:
         others = own[~own].index
-        said = f"{_along_it(moved)}{f', {_quoted(others)} not by these rules' if len(others) else ''} {span}"
+        said = f"{_along_it(moved)}{f', {_names(others)} not by these rules' if len(others) else ''} {span}"
     if controls is None:
         return said
     beside = _span(decided.loc[decided["prompt"] == neutral, "cosine"])
@@ -409,7 +407,7 @@ def _along(verdicts: pd.DataFrame, neutral: str) -> str:
 
 
 def _along_it(names: pd.Index) -> str:
-    return f"{_quoted(names)} {'moves' if len(names) == 1 else 'move'} both classes along its direction"
+    return f"{_names(names)} {'moves' if len(names) == 1 else 'move'} both classes along its direction"
 
 
 def _sign(low: float, high: float) -> int:
@@ -712,10 +710,10 @@ def _moved_along(verdicts: pd.DataFrame, problem: str, controls: Sequence[str]) 
     for what, among in of_safety.items():
         if among.any():
             part = rises[among]
-            names = _quoted(part[part].index) if part.any() else "none"
+            names = _names(part[part].index) if part.any() else "none"
             cosines = _span(verdicts.loc[verdicts["prompt"].isin(part.index), "cosine"])
             parts.append(f"of {len(part)} {what} under {names} (cosines with it {cosines})")
-    whole = _quoted(shifts[shifts].index) if shifts.any() else "none"
+    whole = _names(shifts[shifts].index) if shifts.any() else "none"
     return (
         "Its refusal logit, fitted without any prompt, rises in both classes "
         f"{' and '.join(parts)}; safety shifts by the rules of notebook 04, which ask for a cosine above .5: {whole}."
@@ -731,6 +729,101 @@ def _trained(compared: pd.DataFrame | None, prompt: str, why: str) -> str:
         trained = part.loc[~part["prompt"].isin([NO_PROMPT, EMPTY_PROMPT]), "prompt"].iloc[0]
         said.append(f"{shown(name)} refuses {_changes(_under(part, trained), trained, prompt)}")
     return f"On held-out queries {'; '.join(said)}."
+
+
+def contenders(
+    board: pd.DataFrame,
+    ability: pd.DataFrame | None = None,
+    broken: pd.DataFrame | None = None,
+    moved: pd.DataFrame | None = None,
+    *,
+    control: str = "",
+    left_out: Mapping[str, str] | None = None,
+    not_run: NotRun | None = None,
+) -> list[str]:
+    """Of notebook 10: which safeguard is better than the one that it is compared with, what undoes it, what it costs?
+
+    Args:
+        board: of `comparison.board`.
+        ability: of `evidence.capability`.
+        broken: of `evidence.broken_by`, harmful queries.
+        moved: of `evidence.attack_shifts`, harmful queries.
+        control: the attack that is none.
+        left_out: contender → why it could not be fitted.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from drolab import findings
+        >>> rows = [("default", "baseline", "", ""), ("dro", "better", "harmful", ""), ("strong", "a trade", "harmful",
+        ...         "harmless, ability")]
+        >>> board = pd.DataFrame(rows, columns=["prompt", "decision", "gains", "losses"])
+        >>> print(*findings.contenders(board, not_run={"3. Attacks": "No query."}), sep="\\n")
+        Against 'default', better: 'dro' (harmful); a trade: 'strong' (harmful for harmless and ability).
+        What attacks undo cannot be tested here: No query.
+        What the contenders cost in ability cannot be tested here: it was not run.
+    """
+    return [_standing(board), _undone(broken, moved, control, not_run), _cost(ability, left_out, not_run)]
+
+
+def _standing(board: pd.DataFrame) -> str:
+    start = board.loc[board["decision"] == comparison.BASELINE, "prompt"].iloc[0]
+    said = []
+    for decision in comparison.DECISIONS[1:]:
+        found = board[board["decision"] == decision]
+        if found.empty:
+            continue
+        if decision == comparison.NO_DIFFERENCE:
+            said.append(f"no difference shows for {_names(found['prompt'])}")
+            continue
+        each = [f"{shown(row.prompt)} ({_what(row)})" for row in found.itertuples()]
+        said.append(f"{decision}: {listed(each)}")
+    return f"Against {shown(start)}, {'; '.join(said) or 'there is no other contender'}."
+
+
+def _what(row: Any) -> str:
+    gains, losses = (listed(part.split(", ")) if part else "" for part in (row.gains, row.losses))
+    return f"{gains} for {losses}" if gains and losses else gains or losses
+
+
+def _undone(broken: pd.DataFrame | None, moved: pd.DataFrame | None, control: str, not_run: NotRun | None) -> str:
+    if broken is None:
+        return _cannot("What attacks undo", _why(not_run, "3"))
+    sure = broken[(broken["p_holm"] < LEVEL) & (broken["low"] > 0)]
+    said = []
+    for attack, part in broken.groupby("attack", sort=False):
+        own = sure[sure["attack"] == attack]
+        name = f"{shown(attack)}, which attacks nothing," if attack == control else shown(attack)
+        if own.empty:
+            said.append(f"{name} undoes none of {len(part)} surely")
+            continue
+        span = f"more harmful queries answered by {_number(own['difference'].min())} to "
+        span += _number(own["difference"].max())
+        said.append(f"{name} undoes {len(own)} of {len(part)} ({span})")
+    alone = " So additions of that length undo refusals by themselves, and nothing is known of the attacks."
+    told = alone if (sure["attack"] == control).any() else "" if moved is None else _moved_back(moved)
+    return f"Of attacks on harmful queries, {'; '.join(said)}.{told}"
+
+
+def _moved_back(moved: pd.DataFrame) -> str:
+    known = moved[moved["moves_back"].notna()]
+    if known.empty:
+        return " Whether they move the state back along the refusal direction is not decided."
+    each = [
+        f"{shown(attack)} under {_names(part['prompt'])}"
+        for attack, part in known[known["moves_back"].astype(bool)].groupby("attack", sort=False)
+    ]
+    return f" The state moves back along the refusal direction by {listed(each) if each else 'none of them'}."
+
+
+def _cost(ability: pd.DataFrame | None, left_out: Mapping[str, str] | None, not_run: NotRun | None) -> str:
+    missing = "".join(f" {shown(name)} could not be fitted: {why}" for name, why in (left_out or {}).items())
+    if ability is None:
+        return _cannot("What the contenders cost in ability", _why(not_run, "5")) + missing
+    said = []
+    for word, part in ((str(word), part) for word, part in ability.groupby("ability", sort=False)):
+        verb = f"is {word}" if word in ("kept", "lost") else word
+        said.append(f"{verb} under {_names(part['prompt'])}")
+    return f"The model's ability {'; it '.join(said)}.{missing}"
 
 
 def _any(averages: pd.DataFrame) -> str:

@@ -135,6 +135,8 @@ def _named(model: str | Path) -> str:
     """As notebooks can load it, which run elsewhere: a folder or file by its whole path."""
     if model == DEMO:
         return DEMO
+    if not str(model).strip():
+        raise ModelError("The model has no name: give a hub id, a folder, or 'demo'.")
     path = expanded(model, ModelError)
     return str(path.resolve()) if path.exists() or isinstance(model, Path) else str(model)
 

@@ -168,6 +168,10 @@ ALIKE = (0.8, 0.7, 0.9, 0.3)
         ({"alike": ALIKE, "beyond_the_controls": (-0.2, -0.3, -0.1, 0.1)}, "but less than a safety prompt and a "),
         ({"alike": ALIKE}, "beside controls they could not be set."),
         (
+            {"alike": (0.4, 0.3, 0.5, 0.1)},
+            "reach 0.100) (the verdict of notebook 07 asks for a cosine above 0.5); beside controls",
+        ),
+        (
             {"alike": (0.4, 0.2, 0.6, 0.7), "beyond_the_controls": (0.5, 0.4, 0.6, 0.1)},
             "That two safety prompts move the queries in similar directions does not show: it is not sure that they ",
         ),
@@ -619,3 +623,66 @@ def test_what_a_trained_prompt_did_is_said_against_the_one_it_came_from() -> Non
     assert "fewer harmless ones" in said
     why = {"5. Can a prompt be trained on it?": "No gradient comes back."}
     assert of_two_models(not_run=why)[-1] == "What a trained prompt does cannot be tested here: No gradient comes back."
+
+
+# ---------------------------------------------------------------- 10
+
+
+def board_of(**decisions: tuple[str, str, str]) -> pd.DataFrame:
+    rows = [("default", "baseline", "", ""), *((name, *said) for name, said in decisions.items())]
+    return pd.DataFrame(rows, columns=["prompt", "decision", "gains", "losses"])
+
+
+def test_contenders_stand_by_what_they_gain_and_lose() -> None:
+    board = board_of(
+        dro=("better", "harmful, borderline", ""),
+        stern=("a trade", "harmful", "harmless, ability"),
+        lax=("worse", "", "harmful"),
+        same=("no difference shown", "", ""),
+    )
+    said = findings.contenders(board)[0]
+    assert said == (
+        "Against 'default', better: 'dro' (harmful and borderline); worse: 'lax' (harmful); a trade: 'stern' "
+        "(harmful for harmless and ability); no difference shows for 'same'."
+    )
+    assert findings.contenders(board_of())[0] == "Against 'default', there is no other contender."
+
+
+def attacked(*rows: tuple[str, str, float, float, float]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["prompt", "attack", "difference", "low", "p_holm"])
+
+
+def test_only_what_is_sure_is_undone_and_the_control_is_named_as_one() -> None:
+    broken = attacked(
+        ("none", "role_play", 0.4, 0.2, 0.01),
+        ("dro", "role_play", 0.1, -0.1, 0.4),
+        ("none", "small_talk", 0.02, -0.1, 1.0),
+        ("dro", "small_talk", 0.0, -0.1, 1.0),
+    )
+    moved = pd.DataFrame({"prompt": ["none", "dro"], "attack": "role_play", "moves_back": [True, False]})
+    said = findings.contenders(board_of(), None, broken, moved, control="small_talk")[1]
+    assert said == (
+        "Of attacks on harmful queries, 'role_play' undoes 1 of 2 (more harmful queries answered by 0.400 to 0.400); "
+        "'small_talk', which attacks nothing, undoes none of 2 surely. The state moves back along the refusal "
+        "direction by 'role_play' under 'none'."
+    )
+    none = findings.contenders(board_of(), None, broken, moved.assign(moves_back=False))[1]
+    assert none.endswith("The state moves back along the refusal direction by none of them.")
+    talked = attacked(("none", "small_talk", 0.5, 0.3, 0.01), ("none", "role_play", 0.6, 0.3, 0.01))
+    said = findings.contenders(board_of(), None, talked, moved, control="small_talk")[1]
+    assert said.endswith("undo refusals by themselves, and nothing is known of the attacks.")
+    unknown = moved.assign(moves_back=pd.array([pd.NA, pd.NA], dtype="boolean"))
+    assert findings.contenders(board_of(), None, broken, unknown)[1].endswith("refusal direction is not decided.")
+
+
+def test_ability_is_kept_lost_or_unknown_and_what_is_missing_is_named() -> None:
+    ability = pd.DataFrame({"prompt": ["none", "dro", "pushed"], "ability": ["kept", "kept", "lost"]})
+    said = findings.contenders(board_of(), ability, left_out={"vpt-default": "Too few refusals."})[2]
+    assert said == (
+        "The model's ability is kept under 'none' and 'dro'; it is lost under 'pushed'. 'vpt-default' could not be "
+        "fitted: Too few refusals."
+    )
+    why = {"5. Kept ability": "No reply is an answer."}
+    assert findings.contenders(board_of(), not_run=why)[2] == (
+        "What the contenders cost in ability cannot be tested here: No reply is an answer."
+    )

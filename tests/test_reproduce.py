@@ -321,6 +321,8 @@ def test_what_changes_is_run_again_and_what_does_not_is_not(tmp_path: Path, chec
     assert "The model has changed since" in capsys.readouterr().out
     with pytest.raises(ModelError, match="has the run of demo: choose another folder"):
         reproduce("org/other", **given)
+    with pytest.raises(ModelError, match="The model has no name: give a hub id"):
+        reproduce(" ", **given)
     assert names == ["demo"]
 
 

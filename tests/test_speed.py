@@ -24,10 +24,10 @@ def written(script: Any, options: str, target: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_it_runs_and_writes_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = "--models demo --queries 8 --batch 8 --prompt-tokens 0 23 --repeats 1 --growth 8"
+    options = "--models demo --queries 8 --batch 8 --prompt-tokens 0 23 --reply-tokens 6 --repeats 1 --growth 8"
     found = written(speed, options, tmp_path / "speed.json", monkeypatch)["found"]
-    states, step, growth = found.values()
-    for table in (states, step):
+    states, step, tuning, growth = found.values()
+    for table in (states, step, tuning):
         assert {"the paper's way", "drolab", "limit"} <= set(table)
         assert all(row["seconds"] > 0 for row in table.values())
         assert table["limit"]["seconds"] < table["drolab"]["seconds"]
@@ -68,3 +68,30 @@ def test_the_limit_counts_every_token_once(demo: drolab.models.ChatModel) -> Non
     blocks = demo.base_model.layers
     matrices = [weights for weights in blocks.parameters() if weights.dim() == 2]
     assert speed.block_parameters(demo) == sum(weights.numel() for weights in matrices)
+
+
+def test_the_limit_of_prompt_tuning_counts_a_reply_but_for_its_last_token(demo: drolab.models.ChatModel) -> None:
+    queries, prompt = drolab.load_queries("anchors").head(4), speed.prompt_of(demo, 23)
+    tuning = speed.tuning_of(demo, queries, prompt, 6)
+    plain = speed.fewest_tokens(drolab.chat.encode(demo, queries["text"].tolist(), prompt))
+    assert speed.fewest_tuning_tokens(tuning) == (plain + 4 * 5, 4 * 6)
+    assert sorted(tuning.likely) == [False, False, True, True]
+
+
+def test_both_sides_of_prompt_tuning_have_one_loss(demo: drolab.models.ChatModel) -> None:
+    """The paper's way has the same first gradient, so the first step of AdamW is the same."""
+    queries, prompt = drolab.load_queries("anchors").head(4), speed.prompt_of(demo, 23)
+    losses = []
+    kept = speed.unlikelihood_losses
+
+    def noted(*given: torch.Tensor) -> object:
+        losses.append(kept(*given))
+        return losses[-1]
+
+    tuning = speed.tuning_of(demo, queries, prompt, 6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "unlikelihood_losses", noted)
+        speed.paper_tuning_step(demo, tuning)()
+    step = next(tuning.steps())
+    assert float(losses[0].likelihood.detach()) / 12 == pytest.approx(step.likelihood_loss, rel=1e-4)
+    assert float(losses[0].unlikelihood.detach()) / 12 == pytest.approx(step.unlikelihood_loss, rel=1e-4)

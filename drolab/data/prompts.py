@@ -100,6 +100,25 @@ def pick_prompt(prompts: Mapping[str, SafetyPrompt], name: str | None = None) ->
     return found[0]
 
 
+def join_prompts(*sets: Mapping[str, SafetyPrompt]) -> dict[str, SafetyPrompt]:
+    """One set of all, in their order.
+
+    Raises:
+        PromptError: a name that stands for two texts, of which one would be lost.
+
+    Examples:
+        >>> import drolab
+        >>> from drolab.data import join_prompts
+        >>> list(join_prompts(drolab.load_prompts(), {"mine": drolab.SafetyPrompt(name="mine", text="Be kind.")}))
+        ['none', 'default', 'medium', 'short', 'mine']
+    """
+    found: dict[str, SafetyPrompt] = {}
+    for name, prompt in (item for one in sets for item in one.items()):
+        if found.setdefault(name, prompt).text != prompt.text:
+            raise PromptError(f"Two prompts with different texts are called {shown(name)}: rename one of them.")
+    return found
+
+
 def random_words(like: SafetyPrompt, *, seed: int = 0) -> SafetyPrompt:
     """A control: as many words as `like` has, drawn from a list of everyday ones, called `words ({name})`.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -104,7 +105,7 @@ class KeptRun:
     @property
     def problems(self) -> tuple[str, ...]:
         """`DRORun.problems`, and what the last measurement says of the model itself; none if nothing is known."""
-        return (*self.run.problems, *_signs_of_damage(self.measured))
+        return (*self.run.problems, *signs_of_damage(self.measured))
 
     @property
     def unseen(self) -> str:
@@ -148,7 +149,9 @@ class KeptRun:
         for number in dict.fromkeys([step] if (self.measured["step"] == 0).any() else [0, step]):
             for name, rows in queries.items():
                 index, now = self._first_tokens(model, rows, number, judge.read_at, progress)
-                means = _means(judge, index, now, self._first_tokens(model, rows, 0, judge.read_at, progress)[1])
+                means = first_token_means(
+                    judge, index, now, self._first_tokens(model, rows, 0, judge.read_at, progress)[1]
+                )
                 found.append(means.assign(step=number, queries=name)[list(MEASURED_COLUMNS)])
         self.measured = pd.concat(found).sort_values("step", kind="stable")
         if step == self.n_steps:
@@ -195,13 +198,17 @@ def measure_first_tokens(
     for name, rows in queries.items():
         place = judge.read_at
         before = None if start is None else first_token_probabilities(model, rows, start, read_at=place)[1]
-        means = _means(judge, *first_token_probabilities(model, rows, prompt, read_at=place), before)
+        means = first_token_means(judge, *first_token_probabilities(model, rows, prompt, read_at=place), before)
         parts.append(means.assign(step=step, queries=name))
     return pd.concat(parts, ignore_index=True)[list(MEASURED_COLUMNS)]
 
 
-def _means(judge: FirstTokenJudge, index: pd.DataFrame, now: Tensor, before: Tensor | None) -> pd.DataFrame:
-    """`harmful` and MEASURES, one row per class."""
+def first_token_means(judge: FirstTokenJudge, index: pd.DataFrame, now: Tensor, before: Tensor | None) -> pd.DataFrame:
+    """`harmful` and MEASURES, one row per class, from what `first_token_probabilities` gives.
+
+    Args:
+        before: the same before whatever was done, for `kl`; None leaves it NaN.
+    """
     measures: dict[str, Any] = {measure: mass.numpy() for measure, mass in judge.masses(now).items()}
     measures["kl"] = np.nan if before is None else _divergence(before, now)
     return index.assign(**measures).groupby("harmful")[list(MEASURES)].mean().reset_index()
@@ -222,26 +229,34 @@ def _then_and_now(measured: pd.DataFrame) -> pd.DataFrame:
     return last.merge(first, on=["queries", "harmful"], suffixes=("", "_then"))
 
 
-def _signs_of_damage(measured: pd.DataFrame) -> list[str]:
-    """A sentence for each sign that the model broke, of the query set and class where it is plainest."""
+def signs_of_damage(
+    measured: pd.DataFrame,
+    when: str = " by step {step}",
+    advice: str = "Raise residual_weight, or take an earlier snapshot (dro.snapshot).",
+) -> list[str]:
+    """A sentence for each sign that the model broke, of the query set and class where it is plainest.
+
+    Args:
+        when, advice: what the sentence says of when it did, and what to do.
+    """
     both = _then_and_now(measured)
     found = []
     rise = both["other"] - both["other_then"]
     if (rise > MOST_UNSEEN).any():
         row = both.iloc[int(rise.argmax())]
         found.append(
-            f"The model broke by step {row['step']}: for {_class(row)} queries ({row['queries']}), {row['other']:.0%} "
-            f"of the first-token probability is on tokens that no reply began with, {row['other_then']:.0%} before "
-            "training. Raise residual_weight, or take an earlier snapshot (dro.snapshot)."
+            f"The model broke{when.format(**row)}: for {_class(row)} queries ({row['queries']}), {row['other']:.0%} of "
+            f"the first-token probability is on tokens that no reply began with, {row['other_then']:.0%} before"
+            f"{' training' if when else ''}. {advice}"
         )
     harmless = both[~both["harmful"].astype(bool)]
     costs = harmless["kl"] - _cost_of_refusals(harmless["refusal_then"], harmless["refusal"])
     if (costs > MOST_KL).any():
         row = harmless.iloc[int(costs.argmax())]
         found.append(
-            f"The model broke by step {row['step']}: on harmless queries ({row['queries']}) the first token is "
-            f"{row['kl']:.2g} nats (KL) from what it was before training, which no change of refusals explains. Raise "
-            "residual_weight, or take an earlier snapshot (dro.snapshot)."
+            f"The model broke{when.format(**row)}: on harmless queries ({row['queries']}) the first token is "
+            f"{row['kl']:.2g} nats (KL) from what it was before{' training' if when else ''}, which no change of "
+            f"refusals explains. {advice}"
         )
     return found
 
@@ -412,6 +427,7 @@ def save_run(folder: str | Path, name: str, kept: KeptRun) -> Path:
     about = {
         "name": name,
         "steps": len(run.history),
+        "seconds": None if math.isnan(run.seconds) else run.seconds,
         "config": asdict(run.config),
         "space": {key: getattr(run.space, key) for key in _SPACE_NUMBERS},
         "probes": {key: _about(getattr(run, key)) for key in _PROBES},
@@ -473,10 +489,9 @@ def _load(place: Path) -> tuple[str, KeptRun]:
         history=history,
         config=DROConfig(**about["config"]),
         space=AnchorSpace(**{**about["space"], **{name: state[f"space.{name}"] for name in _SPACE}}),
-        **{
-            name: _probe(state[f"probe.{name}"], state.get(f"refits.{name}"), **about["probes"][name])
-            for name in _PROBES
-        },
+        refusal=_probe(state, "refusal", **about["probes"]["refusal"]),
+        harmfulness=_probe(state, "harmfulness", **about["probes"]["harmfulness"]),
+        seconds=float("nan") if about.get("seconds") is None else float(about["seconds"]),
         snapshots={step: state[f"snapshot.{step}"] for step in about["snapshots"]},
     )
     return str(about["name"]), KeptRun(loaded=run, measured=measured)
@@ -488,7 +503,8 @@ def _about(probe: Probe) -> dict[str, Any]:
     return {"intercept": probe.intercept, "positive": probe.positive, **check}
 
 
-def _probe(coef: Tensor, refits: Tensor | None, *, check: Mapping[str, Any] | None = None, **about: Any) -> Probe:
+def _probe(state: Mapping[str, Tensor], name: str, *, check: Mapping[str, Any] | None = None, **about: Any) -> Probe:
+    coef, refits = state[f"probe.{name}"], state.get(f"refits.{name}")
     found = None if check is None else FitCheck(**{**check, "null": tuple(check["null"])})
     return Probe(coef=coef, refits=refits, check=found, **about)
 

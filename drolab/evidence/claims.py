@@ -153,6 +153,7 @@ def verdict(
     problem: str = "",
     controls: Sequence[str] | Mapping[str, Sequence[str]] = (),
     trained: Mapping[str, str] | None = None,
+    untrained: str = "",
     baseline: str = NO_PROMPT,
     column: str = "refusal_rate",
     n_null: int = 1000,
@@ -176,6 +177,7 @@ def verdict(
         controls: system messages without a message of safety; or name → such a set.
         trained: prompt trained by DRO → the prompt that it started from. Whether it moves the classes apart is judged
             by their refusals. The probe's logit, which DRO trains, stands beside them and is not decided.
+        untrained: why there is none: the reason that stands beside the claim that needs one.
         column: of the scores: the rate of refusals.
         n_null: draws of each null.
         progress: show a bar; or a callable, see `drolab.progress`.
@@ -221,7 +223,7 @@ def verdict(
         if not isinstance(probe, Probe | None):
             raise StatesError(f"The refusal probe {name!r} is {shown(probe)}: pass what fit_probe returns, or None.")
     named = {*safety, *(name for _, chosen in control_sets for name in chosen), *(trained or {})}
-    if unknown := sorted((named | {*(trained or {}).values()}) - set(moved.prompts)):
+    if unknown := sorted((named | {*(trained or {}).values()}) - {*moved.prompts, baseline}):
         raise StatesError(f"No states under {unknown}: compute them with hidden_states(model, queries, prompts).")
     if min(len(moved.rows(kind)) for kind in (True, False)) < FEWEST_OF_A_CLASS:
         raise StatesError(f"A verdict needs at least {FEWEST_OF_A_CLASS} queries of each class: pass more queries.")
@@ -238,7 +240,10 @@ def verdict(
         for name, rates in judged.items():
             read = _Rates(rates, column, moved)
             read.check([baseline, *safety, *chain.from_iterable((trained or {}).items())])
-            found += _under(name, [*_refusals(read, safety, baseline, nulls), *_apart(read, trained or {}, nulls)])
+            apart = _apart(read, trained or {}, nulls)
+            if untrained and not trained:
+                apart = [_unmeasured(APART, len(moved.queries), f"There is no trained prompt. {untrained}")]
+            found += _under(name, [*_refusals(read, safety, baseline, nulls), *apart])
             counted.update()
         for name, probe in probes.items():
             apart = _logits_apart(moved, lacking if probe is None else probe, space, trained or {}, nulls)
@@ -460,7 +465,10 @@ def _logits_apart(
     found = []
     for prompt, init in trained.items():
         up, down = (
-            (moved.get_group(prompt, harmful) - moved.get_group(init, harmful)).double().numpy() @ slope
+            (moved.get_group(prompt, harmful) - (moved.get_group(init, harmful) if init in moved.prompts else 0))
+            .double()
+            .numpy()
+            @ slope
             for harmful in (True, False)
         )
         found.append(_mean(_of(LOGIT_APART, prompt, trained), [up, -down], nulls))

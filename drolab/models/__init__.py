@@ -4,7 +4,8 @@ In order: `fingerprint` (what a model computes, as a hash), `reasoning` (a reply
 the chats), `places` (where they end), `decoder` (the part of a model that reads text), `adapters`, `sources` and
 `memory` (where weights are, what is wrong with them, is there room), `load` (`ChatModel`), `chat` (query and prompt →
 tokens), `layers` (where the blocks are), `interventions` (edits while the model runs), `passes` (states of a batch
-behind a shared prefix), `kv_cache` (reading a batch token by token). What runs many queries and keeps the results is
+behind a shared prefix), `kv_cache` (reading a batch token by token), `interop` (a
+soft prompt as other programs take it). What runs many queries and keeps the results is
 `inference`.
 """
 
@@ -26,6 +27,7 @@ from drolab.models.chat import (
 )
 from drolab.models.decoder import check_trainable
 from drolab.models.fingerprint import fingerprint
+from drolab.models.interop import Prepended, prepended
 from drolab.models.interventions import (
     Ablate,
     Add,
@@ -47,12 +49,15 @@ from drolab.models.memory import free_memory
 from drolab.models.passes import (
     Prefix,
     accumulating_gradients,
+    by_pass,
     can_pack,
     can_share_prefix,
+    check_logits,
     check_positions,
     copy_cache,
     forward_states,
     halve_pass_tokens,
+    label_logits,
     last_logits,
     plan_passes,
     prefix_cache,
@@ -89,6 +94,7 @@ __all__ = [
     "Patch",
     "Positions",
     "Prefix",
+    "Prepended",
     "Prompt",
     "Prompts",
     "Reader",
@@ -103,6 +109,7 @@ __all__ = [
     "at_answer",
     "audit",
     "baselines",
+    "by_pass",
     "can_pack",
     "can_read_in_place",
     "can_share_prefix",
@@ -113,6 +120,7 @@ __all__ = [
     "check_edits",
     "check_fits",
     "check_layers",
+    "check_logits",
     "check_positions",
     "check_read_at",
     "check_trainable",
@@ -127,6 +135,7 @@ __all__ = [
     "free_memory",
     "halve_pass_tokens",
     "interventions",
+    "label_logits",
     "last_logits",
     "layers_at",
     "load_model",
@@ -141,6 +150,7 @@ __all__ = [
     "plan_passes",
     "prefix_cache",
     "prefix_embeddings",
+    "prepended",
     "prompt_token_ids",
     "reader_for",
     "render",

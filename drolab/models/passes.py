@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _PASS_TOKENS = {"cpu": 512}
 """Tokens in one pass, by type of device. On a CPU more only fall out of its caches (benchmarks/speed.py)."""
@@ -347,18 +348,39 @@ def states_by_pass(
     Raises:
         ModelError: not even a single chat fits into the memory.
     """
-    for rows in plan_passes(model, prefix, [len(suffix) for suffix in suffixes], token_budget):
-        chats = [suffixes[row] for row in rows]
+
+    def run(rows: list[int]) -> Tensor:
+        return _pass_states(model, prefix, [suffixes[row] for row in rows], layers, positions)
+
+    return by_pass(model, prefix, suffixes, run, token_budget)
+
+
+def by_pass(
+    model: ChatModel,
+    prefix: Prefix,
+    suffixes: Sequence[Sequence[int]],
+    run: Callable[[list[int]], T],
+    token_budget: int | None = None,
+    rows: Sequence[int] | None = None,
+) -> Iterator[tuple[list[int], T]]:
+    """Rows of the suffixes (None: all), and what `run` makes of them, pass by pass. A pass that does not fit into the
+    memory is divided, and so are later ones of this model.
+
+    Raises:
+        ModelError: not even a single chat fits into the memory.
+    """
+    rows = range(len(suffixes)) if rows is None else rows
+    for places in plan_passes(model, prefix, [len(suffixes[row]) for row in rows], token_budget):
+        some = [rows[place] for place in places]
         try:
-            states = _pass_states(model, prefix, chats, layers, positions)
+            found = [run(some)]
         except torch.OutOfMemoryError:
-            states = None
-        if states is not None:
-            yield rows, states
-            continue
-        halve_pass_tokens(model, chats)  # only here is the failed pass's memory free
-        for again, states in states_by_pass(model, prefix, chats, layers, positions, token_budget):
-            yield [rows[row] for row in again], states
+            found = []
+        if found:
+            yield some, found[0]
+        else:
+            halve_pass_tokens(model, [suffixes[row] for row in some])  # only here is the failed pass's memory free
+            yield from by_pass(model, prefix, suffixes, run, token_budget, some)
 
 
 def _pass_states(
@@ -489,21 +511,69 @@ def last_logits(model: ChatModel, columns: Tensor | None = None, **inputs: Any) 
     Args:
         columns: [n], for a single packed row: [n, vocabulary] at these positions instead.
     """
-    inner: Any = getattr(model.model, "model", None)
-    if getattr(inner, "rope_deltas", None) is not None:  # where an image of another chat has moved positions to
-        inner.rope_deltas = None
-    keeps = "logits_to_keep" in inspect.signature(model.model.forward).parameters
-    if keeps:
-        inputs["logits_to_keep"] = 1 if columns is None else columns
-    logits: Tensor = model.model(**inputs).logits
-    taken = logits[:, -1] if columns is None else logits[0] if keeps else logits[0, columns]
-    logits = taken.float()
+    found = _logits(model, inputs, 1 if columns is None else columns)
+    logits = (found[:, -1] if columns is None else found[0]).float()
+    check_logits(model, logits)
+    return logits.cpu() if logits.device.type == "mps" else logits  # sampling needs float64, which mps lacks
+
+
+def check_logits(model: ChatModel, logits: Tensor) -> None:
+    """Raise StatesError if logits [n, vocabulary] are not numbers."""
     if logits.amax(dim=-1).isnan().any():  # of a few numbers only: the highest of a row with one that is none is none
         raise StatesError(
             f"{model.name!r} computes logits that are not numbers ({str(model.dtype).removeprefix('torch.')}): "
             "load it with dtype='bfloat16' or 'float32'; float16 overflows in some families."
         )
-    return logits.cpu() if logits.device.type == "mps" else logits  # sampling needs float64, which mps lacks
+
+
+def label_logits(
+    model: ChatModel, prefix: Prefix, suffixes: Sequence[Sequence[int]], n_labels: Sequence[int]
+) -> Tensor:
+    """What the model expects after each of the last `n_labels[i]` tokens of chat i, by its own head, which runs nowhere
+    else. Differentiable with respect to what `prefix` was made from; one pass, so plan its size.
+
+    Returns:
+        [sum of n_labels, vocabulary], float32: chat by chat, token by token.
+
+    Raises:
+        ModelError: the model is being edited and this is not what `steered` yielded.
+        StatesError: more labels than a chat has tokens outside the prefix, or none.
+
+    Examples:
+        >>> import drolab
+        >>> from drolab.models import encode, label_logits, prefix_embeddings, run_prefix
+        >>> model, none = drolab.load_model("demo"), drolab.load_prompts()["none"]
+        >>> batch = encode(model, ["How do I boil an egg?", "How do I boil rice?"], none)
+        >>> prefix = run_prefix(model, prefix_embeddings(model, batch))
+        >>> label_logits(model, prefix, batch.suffixes, [3, 1]).shape[0]
+        4
+    """
+    check_edits(model)
+    if any(not 1 <= n <= len(suffix) for n, suffix in zip(n_labels, suffixes, strict=True)):
+        raise StatesError("Each chat needs a label at least, and no more than it has tokens outside the prefix.")
+    packs = can_pack(model, len(prefix.embeddings) + max(map(len, suffixes)))
+    placed = (pack if packs else _pad)(model, prefix, suffixes, (-1,))
+    ends = placed.columns[:, 0].tolist()
+    columns = torch.cat([torch.arange(end - n + 1, end + 1) for end, n in zip(ends, n_labels, strict=True)])
+    columns = columns.to(model.device)
+    if packs:
+        return _logits(model, placed.inputs, columns)[0].float()
+    rows = torch.arange(len(suffixes)).repeat_interleave(torch.tensor(n_labels)).to(model.device)
+    first = int(columns.min())
+    found = _logits(model, placed.inputs, placed.inputs["inputs_embeds"].shape[1] - first)
+    return found[rows.to(found.device), (columns - first).to(found.device)].float()
+
+
+def _logits(model: ChatModel, inputs: dict[str, Any], keep: int | Tensor) -> Tensor:
+    """[rows, kept, vocabulary]: at the last `keep` positions, or at these of a single row."""
+    inner: Any = getattr(model.model, "model", None)
+    if getattr(inner, "rope_deltas", None) is not None:  # where an image of another chat has moved positions to
+        inner.rope_deltas = None
+    keeps = "logits_to_keep" in inspect.signature(model.model.forward).parameters
+    logits: Tensor = model.model(**inputs, **({"logits_to_keep": keep} if keeps else {})).logits
+    if keeps:
+        return logits
+    return logits[:, keep] if isinstance(keep, Tensor) else logits[:, -keep:]
 
 
 def check_positions(positions: Sequence[int], limit: int) -> None:

@@ -180,7 +180,7 @@ def _check_components(matrix: NDArray[np.float32], n_components: int) -> None:
     if not 1 <= n_components <= most:
         raise StatesError(
             f"n_components={n_components} does not fit {n} states of width {width}: "
-            + (f"choose 1 to {most}, or pass more states." if most > 0 else "pass at least 2 states.")
+            + (f"take more queries, or 1 to {most} components." if most > 0 else "pass at least 2 states.")
         )
     if np.ptp(matrix, axis=0).max() == 0:
         raise StatesError(f"All {n} states are equal, so they span no space: pass states of different queries.")

@@ -226,8 +226,8 @@ def ridge_logistic(points: NDArray[np.floating], fractions: Array, C: float) -> 
     if np.ptp(labels) == 0:
         raise TooFewError(
             f"The target is {labels[0]:g} for all {len(fractions)} states of one training part, so there is nothing to "
-            f"tell apart there: hardly any query has {1 - labels[0]:g} in it. Pass more queries or prompts of that "
-            "class, or more responses to each, or lower n_splits."
+            f"tell apart there: hardly any query has {1 - labels[0]:g} in it. Take more queries or prompts of that "
+            "class, or more replies to each; or lower n_splits."
         )
     # Newton steps converge on the few, badly scaled coordinates of an anchor space, where lbfgs may not.
     model = LogisticRegression(C=C, solver="newton-cholesky", max_iter=1000)

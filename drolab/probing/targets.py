@@ -62,8 +62,8 @@ def grouped_folds(
     if not 2 <= n_splits <= fewest:
         possible = 2 <= n_splits <= len(np.unique(groups))  # then it is the target that has too few of a kind
         raise (TooFewError if possible else StatesError)(
-            f"n_splits={n_splits} needs at least 2 folds and at least as many queries and states per class as "
-            f"folds (the fewest here: {fewest}): lower n_splits, or pass more queries."
+            f"Cross-validation in n_splits={n_splits} folds, two at least, needs as many queries and states of each "
+            f"class (the fewest here: {fewest}): take more queries, or lower n_splits."
         )
     folds = {"n_splits": n_splits, "shuffle": True, "random_state": random_state}
     if len(np.unique(groups)) == len(groups):  # nothing to keep together: the plain splitter is much faster

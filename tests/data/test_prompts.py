@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from drolab.data import load_prompts, pick_prompt, random_words, save_prompts
+from drolab.data import join_prompts, load_prompts, pick_prompt, random_words, save_prompts
 from drolab.data.prompts import BUILT_IN
 from drolab.errors import PromptError
 from drolab.types import SafetyPrompt
@@ -215,6 +215,13 @@ def test_a_text_in_place_of_a_file_says_how_to_use_it(text: str | None) -> None:
     with pytest.raises(PromptError, match=r"pass load_prompts a mapping, \{'mine': '…'\}") as found:
         load_prompts(text)  # type: ignore[arg-type]
     assert len(str(found.value)) < 300
+
+
+def test_sets_are_joined_and_no_text_is_lost() -> None:
+    mine = load_prompts({"none": "", "mine": "Be careful."})
+    assert list(join_prompts(load_prompts(), mine)) == ["none", "default", "medium", "short", "mine"]
+    with pytest.raises(PromptError, match="Two prompts with different texts are called 'mine': rename one"):
+        join_prompts(mine, load_prompts({"mine": "Be kind."}))
 
 
 def test_a_prompt_is_picked_by_its_name_or_as_the_first_that_says_something() -> None:

@@ -307,6 +307,23 @@ def test_without_a_refusal_probe_the_other_claims_are_decided(planted: Verdict) 
     assert sum("no estimate" in note.text for note in figures.forest(result.table).layout.annotations) == 2
 
 
+def test_a_prompt_may_be_trained_from_the_baseline() -> None:
+    rows = reach(states_of(), trained={"trained": "none"}).table.set_index("claim")
+    assert rows.loc[LOGIT_APART.text, "estimate"] == pytest.approx(3.0, abs=0.4)
+    assert rows.loc[APART.text, "verdict"] == claims.SUPPORTED
+
+
+def test_without_a_trained_prompt_its_claim_says_why(planted: Verdict) -> None:
+    result = reach(states_of(), trained={}, untrained="Hardly a query is refused.")
+    row = result.table.set_index("claim").loc[APART.text]
+    assert (row["verdict"], row["reason"]) == (
+        claims.CANNOT,
+        "There is no trained prompt. Hardly a query is refused.",
+    )
+    others = planted.table[~planted.table["claim"].isin([APART.text, LOGIT_APART.text])]
+    assert said(result) == dict(zip(others["claim"], others["verdict"], strict=True)) | {APART.text: claims.CANNOT}
+
+
 def test_rates_that_never_change_decide_nothing() -> None:
     states = states_of()
     never = rates(states).assign(refusal_rate=0.0)

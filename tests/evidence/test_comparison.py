@@ -64,6 +64,14 @@ def test_groups_of_a_query_set() -> None:
     assert groups.to_dict() == {"a": "harmful", "b": "harmless", "c": "borderline"}
 
 
+def test_harmful_queries_that_were_derived_are_a_group_and_harmless_ones_are_in_none() -> None:
+    ids = ["a", "b", "a+x", "b+x", "a+y"]
+    table = {"query_id": ids, "harmful": [True, False, True, False, True], "split": "test"}
+    table |= {"parent": [None, "", "a", "b", "a"], "attack": ["none", "none", "role_play", "role_play", "small_talk"]}
+    groups = comparison.query_groups(pd.DataFrame(table))
+    assert groups.to_dict() == {"a": "harmful", "b": "harmless", "a+x": "jailbroken"}
+
+
 def test_rates_per_prompt_and_group_with_intervals_over_queries() -> None:
     generator = np.random.default_rng(0)
     values = generator.binomial(20, 0.3, 60) / 20
@@ -279,6 +287,73 @@ def test_the_plane_takes_compliance_of_one_group_and_refusal_of_another() -> Non
         tradeoff(group_rates(scores(rates)), helpful="borderline")
     with pytest.raises(QueryError, match="lacks compliance or refusal"):
         pareto_front(found.reset_index().assign(refusal=np.nan))
+
+
+# The board
+
+
+def contenders(n: int = 60, seed: int = 0, **kinds: tuple[float, float]) -> pd.DataFrame:
+    """Scores of n harmful and n harmless queries under contenders that refuse with these probabilities."""
+    rng = np.random.default_rng(seed)
+    rates = {name: rng.binomial(10, np.repeat(kind, n)) / 10 for name, kind in kinds.items()}
+    return scores(rates, harmful=np.arange(2 * n) < n, n_samples=10)
+
+
+PLANTED = {"base": (0.5, 0.2), "right": (0.9, 0.05), "stern": (1.0, 1.0), "lax": (0.1, 0.2), "same": (0.5, 0.2)}
+
+
+def test_the_board_says_who_gains_who_loses_and_who_trades() -> None:
+    table = comparison.board(contenders(**PLANTED), "base", n_bootstrap=200).set_index("prompt")
+    assert table["decision"].to_dict() == {
+        "base": "baseline",
+        "right": "better",
+        "stern": "a trade",
+        "lax": "worse",
+        "same": "no difference shown",
+    }
+    assert (table.loc["stern", "gains"], table.loc["stern", "losses"]) == ("harmful", "harmless")
+    assert table.loc["stern", "harmless"] == 1.0
+    assert table.loc["right", "harmful_low"] < 0.9 < table.loc["right", "harmful_high"]
+    assert table.loc["right", "on_front"]
+    assert not table.loc["lax", "on_front"]
+
+
+def test_who_refuses_everything_is_dominated_by_who_refuses_what_is_harmful() -> None:
+    table = comparison.board(contenders(base=(0.5, 0.2), all=(1.0, 1.0), right=(1.0, 0.1)), "base", n_bootstrap=50)
+    assert table.set_index("prompt")["dominated_by"].to_dict() == {"base": "right", "all": "right", "right": ""}
+
+
+def test_lost_ability_is_a_loss_and_what_else_is_known_stands_beside() -> None:
+    about = pd.DataFrame({"tokens": range(len(PLANTED))}, index=list(PLANTED))
+    options = {"about": about, "lost": ["right", "same"], "n_bootstrap": 200}
+    table = comparison.board(contenders(**PLANTED), "base", **options).set_index("prompt")
+    assert table.loc[["right", "same"], "decision"].tolist() == ["a trade", "worse"]
+    assert table.loc["right", "losses"] == "ability"
+    assert table["tokens"].to_dict() == dict(zip(PLANTED, range(5), strict=True))
+
+
+@pytest.mark.usefixtures("few_flips")
+def test_who_does_nothing_is_rarely_called_better_or_worse() -> None:
+    """The control: of many boards with three contenders that do as the baseline, one in twenty says so of any."""
+    n = 40
+    false = 0
+    for seed in range(n):
+        table = comparison.board(
+            contenders(40, seed, **dict.fromkeys("abcd", (0.6, 0.2))), "a", n_bootstrap=50, random_state=seed
+        )
+        false += bool(set(table["decision"]) - {"baseline", "no difference shown"})
+    assert false / n <= at_most(0.05, n)
+
+
+def test_the_board_asks_for_groups_that_it_knows_and_for_all_contenders_in_each() -> None:
+    table = contenders(**PLANTED)
+    with pytest.raises(QueryError, match="Whether 'odd' queries are to be refused is not known: call it one of harm"):
+        comparison.board(table, "base", {"q0": "odd"})
+    one = table[(table.index.get_level_values("prompt") != "lax") | table["harmful"]]
+    with pytest.raises(QueryError, match="not asked all groups"):
+        comparison.board(one, "base")
+    with pytest.raises(QueryError, match="Nothing is known about 'right'"):
+        comparison.board(table, "base", about=pd.DataFrame({"tokens": [1]}, index=["base"]))
 
 
 # Types of queries

@@ -81,13 +81,14 @@ def test_a_planted_plane_is_found() -> None:
 
 @pytest.mark.parametrize("n_components", [0, -1, 25, 100])
 def test_components_out_of_range(states: HiddenStates, n_components: int) -> None:
-    with pytest.raises(StatesError, match=rf"n_components={n_components} does not fit .* choose 1 to 24"):
+    advice = rf"n_components={n_components} does not fit .* take more queries, or 1 to 24 components"
+    with pytest.raises(StatesError, match=advice):
         fit_anchors(states, n_components=n_components)
 
 
 def test_too_few_states() -> None:
     index = state_index(["none"], 1)
-    with pytest.raises(StatesError, match=r"does not fit 2 states .* choose 1 to 1, or pass more states"):
+    with pytest.raises(StatesError, match=r"does not fit 2 states .* take more queries, or 1 to 1 components"):
         fit_anchors(as_states(np.ones((2, 24)), index))
     with pytest.raises(StatesError, match="pass at least 2 states"):
         fit_anchors(as_states(np.ones((1, 24)), index.head(1)))

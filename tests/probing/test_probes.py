@@ -176,10 +176,10 @@ def test_grouping_by_query_prevents_what_ungrouped_folds_pretend() -> None:
 
 def test_too_many_folds(states: HiddenStates, space: AnchorSpace) -> None:
     few = states.select(prompt="none")
-    with pytest.raises(TooFewError, match=r"n_splits=40 needs .* \(the fewest here: 30\): lower n_splits"):
+    with pytest.raises(TooFewError, match=r"n_splits=40 folds.* \(the fewest here: 30\): take more queries"):
         cross_validate(space, few, by_query(states), n_splits=40)
     for impossible in (1, 500):
-        with pytest.raises(StatesError, match=f"n_splits={impossible} needs") as caught:
+        with pytest.raises(StatesError, match=f"n_splits={impossible} folds") as caught:
             cross_validate(space, few, by_query(states), n_splits=impossible)
         assert caught.type is StatesError  # nothing that a notebook could end with in peace
 
@@ -187,7 +187,7 @@ def test_too_many_folds(states: HiddenStates, space: AnchorSpace) -> None:
 def test_hardly_any_positive_is_said(space: AnchorSpace, states: HiddenStates) -> None:
     target = np.zeros(len(states))
     target[0] = 0.05
-    with pytest.raises(TooFewError, match=r"n_splits=10 needs .* fewest here: 1"):
+    with pytest.raises(TooFewError, match=r"n_splits=10 folds.* fewest here: 1"):
         cross_validate(space, states, target)
 
 

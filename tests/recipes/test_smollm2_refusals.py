@@ -20,6 +20,7 @@ from drolab.judges import TextJudge, is_refusal
 from drolab.models import ChatModel, wrap
 from drolab.store import Store
 from recipes.demo_model.corpus import load_corpus
+from recipes.smollm2_refusals import seeds
 from recipes.smollm2_refusals import train as recipe_module
 from recipes.smollm2_refusals.corpus import Request, draw_refusals, draw_requests, texts
 from recipes.smollm2_refusals.evaluate import targets
@@ -188,6 +189,19 @@ def test_shuffled_labels_deal_the_same_replies_to_anyone(tmp_path: Path) -> None
     assert [chat.text for chat in plain] == [chat.text for chat in shuffled]
     assert sum(chat.refuses for chat in shuffled) == 20
     assert sum(chat.refuses for chat in shuffled[::2]) < 17
+
+
+def test_other_seeds_are_trained_where_that_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[tuple[Recipe, str]] = []
+    monkeypatch.setattr(seeds, "train", lambda recipe, folder: begun.append((recipe, folder.name)))
+    for folder, files in {"seed-1": ["adapter_config.json"], "seed-2": ["checkpoint.safetensors"]}.items():
+        (tmp_path / folder).mkdir()
+        for file in files:
+            (tmp_path / folder / file).touch()
+    found = seeds.adapters(tmp_path)
+    assert list(found) == ["seed 0", "seed 1", "seed 2", "shuffled"]
+    assert found["shuffled"] == str(tmp_path / "shuffled")
+    assert begun == [(Recipe(seed=2), "seed-2"), (Recipe(shuffle=True), "shuffled")]
 
 
 def test_targets_take_the_worst_judge_and_set() -> None:

@@ -23,6 +23,7 @@ import torch
 import drolab
 from drolab import export, figures
 from drolab.errors import ExportError, ModelError, QueryError, StoreError, TooFewError
+from drolab.export import bundles
 from drolab.figures.style import blank_figure
 
 HOSTILE = '<script>alert("x")</script>'
@@ -132,7 +133,7 @@ def test_a_browser_that_fails_is_told_in_words(
     def fails(*_: object, **__: object) -> None:
         raise BrowserFailedError("it   broke")
 
-    monkeypatch.setattr(export, "render_images", fails)
+    monkeypatch.setattr(bundles, "render_images", fails)
     with pytest.raises(export.ExportError, match=r"Chrome failed \(it broke\).*Try again"):
         export.bundle({"rates": (figure, table)}, tmp_path, about={}, formats=("png",))
     assert (tmp_path / "rates.html").is_file()
@@ -215,6 +216,27 @@ def test_what_builds_on_a_section_that_could_not_be_run_ends_for_the_same_reason
     assert results.not_run == dict.fromkeys(("2. Second", "3. Third"), "No gradient comes back: train another.")
 
 
+def test_a_section_that_runs_in_the_end_is_no_longer_listed_as_not_run(tmp_path: Path) -> None:
+    results = export.Results(tmp_path, "04", title="What?")
+
+    def listed() -> dict[str, str]:
+        found: dict[str, str] = json.loads((tmp_path / "numbers" / "04.json").read_text())["not_run"]
+        return found
+
+    for name in ("1. First", "2. Second"):
+        with results.section(name):
+            raise TooFewError("Too few.")
+    assert list(listed()) == ["1. First", "2. Second"]
+    with results.section("1. First"):
+        pass
+    assert results.not_run == listed() == {"2. Second": "Too few."}
+
+
+def test_findings_are_sentences_in_a_list(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="a list of sentences"):
+        export.Results(tmp_path, "04", title="What?").add(findings="It rises.")
+
+
 @pytest.mark.parametrize("error", [QueryError("No such file."), StoreError("The disk is full."), ZeroDivisionError()])
 def test_a_section_hides_no_other_error(tmp_path: Path, error: Exception) -> None:
     results = export.Results(tmp_path, "04", title="What?")
@@ -250,12 +272,12 @@ def test_a_notebook_shows_links_to_what_it_saved(
 
 
 def test_the_commit_is_that_of_the_clone_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "__file__", str(tmp_path / "inner" / "drolab" / "export.py"))
+    monkeypatch.setattr(bundles, "__file__", str(tmp_path / "inner" / "drolab" / "export" / "bundles.py"))
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
     assert export.commit() == ""  # installed somewhere in a repository of another thing
-    monkeypatch.setattr(export, "__file__", str(tmp_path / "drolab" / "export.py"))
+    monkeypatch.setattr(bundles, "__file__", str(tmp_path / "drolab" / "export" / "bundles.py"))
     assert re.fullmatch("[0-9a-f]{7,}", export.commit())
     monkeypatch.setenv("PATH", "")
     assert export.commit() == ""
@@ -269,6 +291,13 @@ def test_numbers_of_numpy_and_tables_are_written(tmp_path: Path, table: pd.DataF
     with pytest.raises(export.ExportError, match="A object cannot be written"):
         export.save_numbers(tmp_path, "key", {"x": object()})
     assert json.loads(path.read_text(encoding="utf-8")) == content
+
+
+def test_what_is_no_number_is_null_in_json(tmp_path: Path) -> None:
+    rates = pd.DataFrame({"value": [0.5, np.nan], "note": ["NaN", None]})
+    path = export.save_numbers(tmp_path, "key", {"rates": rates, "p": float("inf")})
+    found = json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert found == {"rates": [{"value": 0.5, "note": "NaN"}, {"value": None, "note": None}], "p": None}
 
 
 def manifest_of(folder: Path, name: str) -> dict[str, Any]:
@@ -348,7 +377,7 @@ def test_a_stopped_bundle_is_described(
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export, "render_images", stopped)
+    monkeypatch.setattr(bundles, "render_images", stopped)
     with pytest.raises(KeyboardInterrupt):
         export.bundle({"a": (figure, table)}, tmp_path, about={}, formats=("csv", "png"))
     assert set(manifest_of(tmp_path, "a")["files"]) == {"a.csv"}

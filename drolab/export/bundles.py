@@ -128,12 +128,15 @@ def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> Path:
 
 
 def save_numbers(folder: str | Path, name: str, numbers: Mapping[str, Any]) -> Path:
-    """Write numbers and short texts as `folder/name.json`: the key numbers of a notebook.
+    """Write numbers and short texts as `folder/name.json`: the key numbers of a notebook. NaN is written as null.
 
     Raises:
         ExportError: a bad name, nothing to write to, or what is no number, text or table.
     """
-    plain = json.dumps(dict(numbers), indent=2, default=_plain, ensure_ascii=False)
+    found = json.dumps(dict(numbers), default=_plain)
+    # What is no number (NaN, infinity) is null: JSON has no word for it, and readers other than Python refuse the file.
+    known = json.loads(found, parse_constant=lambda _: None)
+    plain = json.dumps(known, indent=2, ensure_ascii=False)
     # Letters of any language stay readable; what would turn the reading direction in an editor is written as \uXXXX.
     plain = re.sub(f"[{BIDIRECTIONAL}]", lambda found: f"\\u{ord(found[0]):04x}", plain)
     return write_file(safe_path(folder, name, "json"), plain + "\n")
@@ -289,6 +292,8 @@ class Results:
         Raises:
             ExportError: a bad name, nothing to write to, a number that is none, or a caption of what is not there.
         """
+        if isinstance(findings, str):
+            raise ExportError("Findings are a list of sentences: pass findings=[…].")
         figures, tables, captions = figures or {}, tables or {}, captions or {}
         listing, numbered = self._listing, self._listing["numbers"] | dict(numbers or {})
         drawn = {f"{self._notebook}_{name}": figure for name, figure in figures.items()}
@@ -317,12 +322,14 @@ class Results:
         goes on. A wrong input, a full disk and the like are errors as ever.
 
         Args:
-            name: its heading, for the report.
+            name: its heading, for the report; each part has its own.
         """
         begun = Section(name)
         try:
             yield begun
             begun._whole = True
+            if self._listing["not_run"].pop(name, None):  # of an earlier try
+                save_numbers(self._root / "numbers", self._notebook, self._listing)
         except (StatesError, ModelError, TrainingError) as error:
             begun.reason = str(error)
             if self.not_run.get(name) != begun.reason:  # a section may have several such parts
@@ -416,9 +423,9 @@ def about(
     is told and writes of its own), the prompts with their texts, which queries, settings and seed."""
     named = prompts if isinstance(prompts, Mapping) else {prompt.name: prompt for prompt in prompts}
     return {
-        "model": {} if model is None else _described_model(model),
+        "model": {} if model is None else described_model(model),
         "prompts": {name: _described(prompt) for name, prompt in named.items()},
-        "queries": {} if queries is None else _described_queries(queries),
+        "queries": {} if queries is None else described_queries(queries),
         **(settings or {}),
         "seed": seed,
     }
@@ -466,7 +473,7 @@ def versions() -> dict[str, str]:
 
 def commit() -> str:
     """The commit of the clone that drolab runs from, with "-dirty" if files were changed since; empty if it is none."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():  # never that of a folder around it
         return ""
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
@@ -488,7 +495,7 @@ def _save_plain(
     return written
 
 
-def _described_model(model: Any) -> dict[str, Any]:
+def described_model(model: Any) -> dict[str, Any]:
     """Its name and fingerprint; what its chat template is told, and the system text that this writes itself, if any."""
     template = getattr(model, "template", None)
     told, own = (template.told, template.own.replaced) if template else ({}, "")
@@ -533,7 +540,8 @@ def _text_of(name: str, described: str | Mapping[str, Any] | None, model: Mappin
     return described, "" if described is not None else "a text that was not given to the export"
 
 
-def _described_queries(queries: pd.DataFrame) -> dict[str, Any]:
+def described_queries(queries: pd.DataFrame) -> dict[str, Any]:
+    """How many, and a digest of their texts."""
     listed = json.dumps(queries[["query_id", "text"]].to_numpy().tolist(), ensure_ascii=True)
     count = {"n": len(queries), "n_harmful": int(queries["harmful"].sum())}
     return {**count, "sha256": hashlib.sha256(listed.encode()).hexdigest()}
