@@ -17,9 +17,8 @@ table's columns:
 **Ability is lost** if a model pays more than ABILITY_LOST nats per token for what it would have said before, or for
 your texts, or would have paid as much before for what it says now: if the interval of one of these, compared with the
 start (without one, with the baseline), lies above it. It is *kept* if all lie below, and else it *cannot be told*.
-ABILITY_LOST is ln 2: each token became half as probable, in the geometric mean. For scale (docs/howto/ability.md): under
-the built-in prompts next tokens of SmolLM2 cost .06 to .09; where states were pushed until they cost .4, replies became
-odd, at 1 they were nonsense. Refusals and lengths are no part of the rule: they have a price of their own.
+ABILITY_LOST is ln 2: each token became half as probable, in the geometric mean; benchmarks/ability.py shows how replies
+look on either side of it. Refusals and lengths are no part of the rule: they have a price of their own.
 
 Intervals are bootstraps over queries (of perplexity and cost over texts, or over the windows of a single one). Where
 nothing was changed, `kl` is 0 without any doubt, and so are its limits.
