@@ -30,7 +30,7 @@ OFFERED = {
     *("panels.projection", "panels.prompt_lab", "panels.dro", "panels.responses", "panels.board"),
     *("judges.is_refusal", "judges.TextJudge", "judges.CompositeJudge", "judges.LlamaGuard", "judges.ShieldGemma"),
     *("judges.Classifier", "judges.FirstTokenJudge", "judges.HandJudge"),
-    *("claims.verdict", "causal.dose_response", "export.bundle", "reproduce"),
+    *("claims.verdict", "causal.dose_response", "export.bundle", "reproduce", "evidence.capability", "dro.forensics"),
     *("export.to_peft", "export.to_vllm", "export.save_directions"),
 }
 """What must have an example."""

@@ -7,15 +7,18 @@ table's columns:
   (for an edit: without it) and under no prompt, KL(before ‖ now) in nats per token, over the positions of replies that
   were written before (`inference.reply_divergence`). Whether to refuse is decided at a reply's first tokens, so that a
   change of refusals moves a mean over all positions little, and a model that is no longer itself moves it a lot.
+- `kl_own`: the other way round, KL(now ‖ before) over what it says now, refusals left out: how strange its own answers
+  are to the model as it was. Replies that were written before hide what becomes of one that begins in another way.
 - `refusal`: the share of its own replies that are refusals; `length`: tokens of its answers, refusals left out.
 - `perplexity` of your texts as replies (`inference.perplexity`), over all tokens; `cost`: nats per token more than
   under what it is compared with.
 - what `evaluations` of your own say.
 
 **Ability is lost** if a model pays more than ABILITY_LOST nats per token for what it would have said before, or for
-your texts: if the interval of one of the two, compared with the start (without one, with the baseline), lies above it.
-It is *kept* if both lie below, and else it *cannot be told*. ABILITY_LOST is ln 2: each token became half as probable,
-in the geometric mean. Refusals and lengths are no part of it: they have a price of their own.
+your texts, or would have paid as much before for what it says now: if the interval of one of these, compared with the
+start (without one, with the baseline), lies above it. It is *kept* if all lie below, and else it *cannot be told*.
+ABILITY_LOST is ln 2: each token became half as probable, in the geometric mean; benchmarks/ability.py shows how replies
+look on either side of it. Refusals and lengths are no part of the rule: they have a price of their own.
 
 Intervals are bootstraps over queries (of perplexity and cost over texts, or over the windows of a single one). Where
 nothing was changed, `kl` is 0 without any doubt, and so are its limits.
@@ -62,8 +65,9 @@ ABILITY_LOST = math.log(2)
 """Nats per token. More of it, compared with what was there before, is ability lost: see the top of this module."""
 KEPT_WORD, LOST_WORD, UNKNOWN_WORD = "kept", "lost", "cannot be told"
 
-_MEASURES = ("kl_start", "kl_baseline", "refusal", "length", "perplexity", "cost")
-_REFUSED, _PARTLY = "full_refusal", "partial_refusal"
+_MEASURES = ("kl_start", "kl_baseline", "kl_own", "refusal", "length", "perplexity", "cost")
+_REFUSED = "full_refusal"
+_REFUSALS = (_REFUSED, "partial_refusal")
 
 
 Entrants = Mapping[str, Contender] | Mapping[str, Prompt] | Sequence[Prompt] | Prompt
@@ -110,9 +114,10 @@ def capability(
 
     Returns:
         prompt, start (its name, "" if there is none), baseline, n_queries; value, `…_low` and `…_high` of kl_start,
-        kl_baseline, refusal, length, perplexity, cost and each evaluation; `ability`: "lost" if the interval of
-        kl_start (without a start, of kl_baseline) or of cost lies above ABILITY_LOST, "kept" if both lie below, else
-        "cannot be told"; `note`: why. What there is none of is NaN: kl_start without a start, length without an answer.
+        kl_baseline, kl_own, refusal, length, perplexity, cost and each evaluation; `ability`: "lost" if the interval of
+        kl_start (without a start, of kl_baseline), of kl_own or of cost lies above ABILITY_LOST, "kept" if all lie
+        below, else "cannot be told"; `note`: why. What there is none of is NaN: kl_start without a start, kl_own and
+        length without an answer.
 
     Raises:
         QueryError: no replies to harmless queries, or none under a contender or to a query that others were asked; a
@@ -155,10 +160,12 @@ def capability(
     rows = []
     for name, own in entrants.items():
         before = begun[name] or baseline
+        said = _judged(asked[asked["prompt"] == name], judge)
+        answers = said[~said["verdict"].isin(_REFUSALS)]
         found = {
-            "kl_start": _divergence(model, own, entrants, begun[name], first, how),
-            "kl_baseline": _divergence(model, own, entrants, baseline, first, how),
-            **_of_replies(asked[asked["prompt"] == name], judge, how),
+            **_divergences(model, own, entrants, begun[name], baseline, first, how),
+            "kl_own": _divergence(model, entrants[before], own, _first_replies(answers, n_samples), how),
+            **_of_replies(said, answers, how),
             **(_costs(spoken[name], spoken[before], how) if spoken else {}),
         }
         scores = {other: _scored(model, own, ask, other, how) for other, ask in (evaluations or {}).items()}
@@ -271,20 +278,27 @@ def _first_replies(replies: pd.DataFrame, n: int) -> pd.DataFrame:
 # --- what is measured --------------------------------------------------------------------------------------
 
 
-def _divergence(
+def _divergences(
     model: ChatModel,
     own: _Entrant,
     entrants: Mapping[str, _Entrant],
-    before: str,
+    start: str,
+    baseline: str,
     replies: Mapping[str, pd.DataFrame],
     how: _How,
-) -> Interval:
-    if not before:
+) -> dict[str, Interval]:
+    """From the baseline, and from the start if there is one."""
+    names = dict.fromkeys([baseline, *([start] if start else [])])
+    found = {name: _divergence(model, own, entrants[name], replies[name], how) for name in names}
+    return {"kl_baseline": found[baseline], **({"kl_start": found[start]} if start else {})}
+
+
+def _divergence(model: ChatModel, now: _Entrant, before: _Entrant, replies: pd.DataFrame, how: _How) -> Interval:
+    """KL(before ‖ now) over replies."""
+    if replies.empty:
         return _NOTHING
-    other = entrants[before]
-    found = reply_divergence(
-        model, replies[before], own.prompt, other.prompt, edits=own.edits, reference_edits=other.edits, **how.run
-    )
+    edits: dict[str, Any] = {"edits": now.edits, "reference_edits": before.edits}
+    found = reply_divergence(model, replies, now.prompt, before.prompt, **edits, **how.run)
     values = found.groupby("query_id", sort=False)["kl"].mean().to_numpy(dtype=float)
     if not values.any():
         return Interval(0.0, 0.0, 0.0)
@@ -292,14 +306,17 @@ def _divergence(
     return how.mean(values, (0.0, max(math.log(vocabulary), float(values.max()))))
 
 
-def _of_replies(replies: pd.DataFrame, judge: AnyJudge, how: _How) -> dict[str, Interval]:
-    """Refusals among a contender's own replies, and how long the others are."""
+def _judged(replies: pd.DataFrame, judge: AnyJudge) -> pd.DataFrame:
+    """Those of which the judge has an opinion, with it as `verdict`."""
     said = opinion(replies, judge)
-    known = replies[said.notna().to_numpy()].assign(verdict=said[said.notna()])
-    if known.empty:
+    return replies.assign(verdict=said)[said.notna().to_numpy()]
+
+
+def _of_replies(said: pd.DataFrame, answers: pd.DataFrame, how: _How) -> dict[str, Interval]:
+    """Refusals among a contender's own replies, and how long the others are."""
+    if said.empty:
         return {}
-    refused = known["verdict"].eq(_REFUSED).astype(float).groupby(known["query_id"], sort=False).mean().to_numpy()
-    answers = known[~known["verdict"].isin([_REFUSED, _PARTLY])]
+    refused = said["verdict"].eq(_REFUSED).astype(float).groupby(said["query_id"], sort=False).mean().to_numpy()
     found = {"refusal": how.mean(refused, (0.0, 1.0))}
     if "n_tokens" in answers and len(answers):
         thought = answers["n_reasoning_tokens"].fillna(0) if "n_reasoning_tokens" in answers else 0
@@ -346,7 +363,8 @@ def _columns(found: Mapping[str, Interval]) -> dict[str, float]:
 
 
 def _verdict(found: Mapping[str, Interval], before: str, started: bool) -> dict[str, str]:
-    signs = {"next tokens": found["kl_start" if started else "kl_baseline"], "your texts": found["cost"]}
+    names = {"next tokens": "kl_start" if started else "kl_baseline", "its own answers": "kl_own", "your texts": "cost"}
+    signs = {words: found[name] for words, name in names.items()}
     signs = {name: one for name, one in signs.items() if not math.isnan(one.low)}
     lost = {name: one for name, one in signs.items() if one.low > ABILITY_LOST}
     open_ = {name: one for name, one in signs.items() if not (one.low > ABILITY_LOST or one.high < ABILITY_LOST)}

@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -78,7 +77,8 @@ def entrants(tiny_llama: ChatModel) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def table(tiny_llama: ChatModel, entrants: dict[str, Any]) -> pd.DataFrame:
-    found = capability(tiny_llama, entrants, replies_of(list(entrants)), texts=TEXTS, progress=False)
+    starts = {"idle": "careful"}
+    found = capability(tiny_llama, entrants, replies_of(list(entrants)), starts=starts, texts=TEXTS, progress=False)
     return found.set_index("prompt")
 
 
@@ -91,7 +91,7 @@ def test_a_planted_loss_is_found_and_no_loss_is_none(table: pd.DataFrame) -> Non
 
 
 def test_who_began_as_what(table: pd.DataFrame) -> None:
-    starts = {"same": "careful", "noise": "careful", "broken": "careful", "nudged": "careful", "idle": ""}
+    starts = {"same": "careful", "noise": "careful", "broken": "careful", "nudged": "careful", "idle": "careful"}
     assert table["start"].to_dict() == {"none": "", "careful": "", **starts}
     assert table.loc["careful", ["kl_start", "kl_start_low", "kl_start_high"]].isna().all()
 
@@ -116,14 +116,31 @@ def test_the_numbers_are_those_of_their_measures(
     kl = reply_divergence(tiny_llama, harmless, entrants["noise"], CAREFUL, progress=False)["kl"]
     assert row["kl_start"] == pytest.approx(kl.mean(), rel=1e-5)
     assert row["kl_start_low"] < row["kl_start"] < row["kl_start_high"]
+    answers = harmless[~harmless["response"].str.startswith("I cannot")]
+    back = reply_divergence(tiny_llama, answers, CAREFUL, entrants["noise"], progress=False)["kl"]
+    assert row["kl_own"] == pytest.approx(back.mean(), rel=1e-5)
     assert row["refusal"] == pytest.approx(1 / 6)
-    answers = [len(text) for text in SAID[:6] if not text.startswith("I cannot")]
-    assert row["length"] == pytest.approx(np.mean(answers))
+    assert row["length"] == pytest.approx(answers["n_tokens"].mean())
     spoken = perplexity(tiny_llama, TEXTS, [CAREFUL, entrants["noise"]], progress=False).groupby("prompt").sum()
     each = -spoken["log_likelihood"] / spoken["n_tokens"]
     assert row["perplexity"] == pytest.approx(math.exp(each[entrants["noise"].name]), rel=1e-4)
     assert row["cost"] == pytest.approx(each[entrants["noise"].name] - each["careful"], rel=1e-3)
     assert row["n_queries"] == 6
+
+
+def test_one_that_begins_in_another_way_is_found_by_what_it_says(tiny_llama: ChatModel) -> None:
+    """Replies that were written before cannot show it: behind their first tokens it goes on as it did."""
+    both = {"none": NONE, "careful": CAREFUL}
+    given = replies_of(list(both))
+    given.loc[given["prompt"] == "careful", "response"] = "zq#zq#zq#zq#zq#"
+    found = capability(tiny_llama, both, given, progress=False).set_index("prompt")
+    same = capability(tiny_llama, both, replies_of(list(both)), progress=False).set_index("prompt")
+    assert found.loc["careful", "kl_baseline"] == same.loc["careful", "kl_baseline"]
+    assert found.loc["careful", "kl_own"] != same.loc["careful", "kl_own"]
+    refuses = replies_of(list(both), response="I cannot help with that.")
+    only = capability(tiny_llama, both, refuses, progress=False).set_index("prompt")
+    assert only.loc["careful", ["kl_own", "kl_own_low", "length"]].isna().all()
+    assert only.loc["careful", "refusal"] == 1
 
 
 def test_few_samples_are_enough_and_the_first_are_taken(tiny_llama: ChatModel) -> None:
