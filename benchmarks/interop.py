@@ -25,8 +25,8 @@ HEAD = """\
 
 What leaves drolab ([how](howto/other_programs.md)), compared with what the released programs make of it, each installed
 from PyPI into an environment of its own and run without drolab in it (lm-eval and inspect_ai run drolab's model class).
-Every row is a test with a control that must differ, in `tests/interop`. This page is written by `make interop`, which is
-no part of `make test`; there, the formats alone are tested, with their own readers (`tests/export`).
+Every row is a test with a control that must differ, in `tests/interop`. This page is written by `make interop`, which
+is no part of `make test`; there, the formats alone are tested, with their own readers (`tests/export`).
 """
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.families import FAMILIES
-from helpers.outside import outside, python, surroundings
+from helpers.outside import outside, python, surroundings, versions
 from helpers.tiny import byte_tokenizer
 from safetensors.torch import load_file
 from torch import Tensor
