@@ -12,7 +12,20 @@ import pytest
 
 import drolab
 
-WINGS = ("data", "export", "models", "inference", "probing", "judges", "dro", "evidence", "figures", "panels", "store")
+WINGS = (
+    "data",
+    "export",
+    "harnesses",
+    "models",
+    "inference",
+    "probing",
+    "judges",
+    "dro",
+    "evidence",
+    "figures",
+    "panels",
+    "store",
+)
 FILES = ("types", "intervals", "files", "progress", "threads", "findings", "report", "reproduction")
 MODULES = (
     "data.attacks",

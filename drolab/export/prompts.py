@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from drolab.errors import ExportError
+from drolab.errors import ExportError, PromptError
 from drolab.export.cards import base_name, code, model_card
 from drolab.files import expanded, write_file
 from drolab.types import PEFT_CONFIG, PEFT_TENSOR, PEFT_WEIGHTS, DRORun, SoftPrompt, prompt_checksum
@@ -171,7 +171,12 @@ def _script(name: str) -> bytes:
 def _prepared(run: Any, model: ChatModel, folder: str | Path) -> tuple[SoftPrompt, Prepended, Path]:
     from drolab.models import prepended
 
-    soft = run if isinstance(run, SoftPrompt) else run.soft_prompt
+    soft = run.soft_prompt if isinstance(run, DRORun) else run
+    if not isinstance(soft, SoftPrompt):
+        raise PromptError(
+            f"A {type(run).__name__} has no vectors to export: pass a SoftPrompt, or what train_dro returned. A text "
+            "prompt needs no export: put its text into the system message."
+        )
     return soft, prepended(model, soft), expanded(folder, ExportError)
 
 
@@ -241,8 +246,8 @@ def _card(
         limits += [code(problem) for problem in run.problems]
     return model_card(
         soft.name,
-        "A safety prompt as vectors (a *soft prompt*), trained with drolab by Directed Representation Optimization "
-        "([arXiv 2401.18018](https://arxiv.org/abs/2401.18018)), in the place of a system message.",
+        f"A safety prompt as vectors (a *soft prompt*){_BY_DRO if isinstance(run, DRORun) else ''}, for the place of a "
+        "system message. Exported by drolab.",
         model,
         fingerprint=soft.model_fingerprint or model.own_fingerprint,
         base=base,
@@ -256,6 +261,7 @@ def _card(
     )
 
 
+_BY_DRO = ", trained by Directed Representation Optimization ([arXiv 2401.18018](https://arxiv.org/abs/2401.18018))"
 _USE_PEFT = """\
 ```python
 from peft import PeftModel

@@ -18,6 +18,7 @@ import torch
 import yaml
 from helpers.families import FAMILIES, queries_of
 from helpers.tiny import byte_tokenizer
+from helpers.training import setting_of
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -29,7 +30,7 @@ from drolab import export
 from drolab.errors import ExportError, ModelError, PromptError
 from drolab.inference import generate
 from drolab.models import ChatModel, encode, prefix_embeddings, render, wrap
-from drolab.types import SoftPrompt
+from drolab.types import SafetyPrompt, SoftPrompt
 
 pytestmark = [  # peft asks for the first, and says the second whenever it writes
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
@@ -217,6 +218,27 @@ def test_a_path_does_not_leave_with_the_prompt(tmp_path: Path) -> None:
     assert json.loads(written[0].read_text())["base_model_name_or_path"] == "their-model"
     named = export.to_peft(soft_for(model), model, tmp_path / "out", base="org/name")
     assert json.loads(named[0].read_text())["base_model_name_or_path"] == "org/name"
+
+
+def test_a_run_leaves_with_what_is_to_be_doubted_of_it(tiny_llama: ChatModel, tmp_path: Path) -> None:
+    setting = setting_of(tiny_llama)
+    run = replace(setting, config=replace(setting.config, num_train_epochs=1)).train()
+    run = replace(run, refusal=replace(run.refusal, check=None))
+    doubt = "The states left the anchor data `at once`."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(run), "problems", property(lambda self: (doubt,)))
+        export.to_peft(run, tiny_llama, tmp_path, queries=setting.queries)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert f"- `` {doubt} ``" in text or f"- ``{doubt}``" in text
+    for said in ("DRO (arXiv 2401.18018)", "- steps: `3`", '"residual_weight": 0.01', "Be careful, be kind."):
+        assert said in text, said
+    assert SoftPrompt.from_peft(tmp_path, tiny_llama).sha256 == run.soft_prompt.sha256
+
+
+def test_a_text_prompt_needs_no_export(tiny_llama: ChatModel, tmp_path: Path) -> None:
+    for export_it in (export.to_peft, export.to_vllm):
+        with pytest.raises(PromptError, match="A SafetyPrompt has no vectors to export"):
+            export_it(SafetyPrompt(name="care", text="Be careful."), tiny_llama, tmp_path)  # type: ignore[operator]
 
 
 # --- vLLM --------------------------------------------------------------------------------------------------
