@@ -447,6 +447,39 @@ def test_models_stand_side_by_side_also_one_that_never_refuses(
     assert {row["model"] for row in found["numbers"]["is it a safety shift?"]} == {"an organism"}
 
 
+FEW = {"ATTACKS": ("role_play", "small_talk"), "EPOCHS": 1, "N_FORENSICS": 1, "MAX_NEW_TOKENS": 8}
+
+
+def test_contenders_that_cannot_be_fitted_are_named_and_the_others_compared(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = in_turn("10_contenders", asked, monkeypatch, n=6, GROUPS=("text", "dro", "prompt tuning"), **FEW)
+    assert names["error"] is None
+    assert list(names["field"]) == ["none", "default", "mild", "vpt-default"]  # there are answers to learn from
+    assert list(names["field"].left_out) == ["dro-default"]
+    found = saved(asked, "10")
+    assert next(iter(found["not_run"])) == "4. Where an attack moves the state"
+    standing, undone, cost = found["findings"]
+    assert standing == "Against 'default', no difference shows for 'none', 'mild' and 'vpt-default'."
+    assert undone.startswith("Of attacks on harmful queries, 'role_play' undoes none of 4 surely; 'small_talk', which")
+    assert "'dro-default' could not be fitted: " in cost
+    assert {row["decision"] for row in found["numbers"]["board"]} == {"baseline", "no difference shown"}
+
+
+def test_contenders_of_a_model_that_refuses_are_attacked_and_opened(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {**asked, "MODEL": "demo", "N_SAMPLES": 2}
+    names = in_turn("10_contenders", given, monkeypatch, n=12, GROUPS=("text", "dro"), **FEW)
+    assert names["error"] is None
+    found = saved(asked, "10")
+    assert not found["not_run"]
+    assert {"10_rates", "10_margins", "10_tradeoff"} <= set(found["figures"])
+    assert {"10_board", "10_broken", "10_shifts", "10_ability", "10_text", "10_tokens"} <= set(found["tables"])
+    assert [row["prompt"] for row in found["numbers"]["board"]] == ["none", "default", "mild", "dro-default"]
+    assert "The model's ability is kept under 'none', " in found["findings"][2]
+
+
 def test_what_a_file_calls_neutral_is_no_safety_prompt_and_any_name_will_do(
     asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
