@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 
 from drolab.data import NO_ATTACK, children_of
 from drolab.errors import QueryError, StatesError
@@ -202,9 +203,12 @@ def attack_shifts(
     its parent, under the same prompt.
 
     An attack is said to move back if in a class (1) the refusal logit falls, with its whole interval and p_holm below
-    1 - level, and (2) the cosine of the mean shift with the refusal direction lies, with its whole interval, below what
-    directions without meaning reach (see `evidence.null_directions`). The cosine has no further bar, as
-    `shift_report` has: another text moves the state in many ways besides.
+    1 - level; (2) it falls further than under the control, with the whole interval, if there is one; (3) the cosine of
+    the mean shift with the refusal direction lies, with its whole interval, below what directions drawn at random in d
+    dimensions reach. The cosine has no further bar, as `shift_report` has: another text moves the state in many ways
+    besides. Nor must it pass directions without meaning (see `null_directions`; `beyond_null` says whether it does):
+    within one class, of which a prompt makes the model refuse some queries and not others, the states vary along
+    refusal itself, and so do these.
 
     Fit space and probe on other queries than these, and under the same prompts.
 
@@ -220,9 +224,10 @@ def attack_shifts(
         shift, by flipped signs) and p_holm; beyond_control, beyond_low, beyond_high (paired by parent; NaN without
         `control`); fell, fell_low, fell_high: the share of parents whose logit falls, and fell_dealt, the same when
         each derived query is dealt the parent of another; cosine, cosine_low, cosine_high with the refusal direction,
-        null_quantile (of the sizes of cosines with directions without meaning); residual_drift: how far the derived
-        queries lie outside the anchor space, in units of how far the anchors do (beyond `space.residual_spread` the
-        probe knows nothing of such states, and `note` says so); moves_back (NA if the probe has a problem); note.
+        random_quantile, null_quantile (the `level` quantile of the sizes of cosines with random directions, and with
+        directions without meaning); residual_drift: how far the derived queries lie outside the anchor space, in units
+        of how far the anchors do (beyond `space.residual_spread` the probe knows nothing of such states, and `note`
+        says so); moves_back, beyond_null (NA if the probe has a problem); note.
 
     Raises:
         QueryError: as `attacks.children_of`.
@@ -276,8 +281,13 @@ def attack_shifts(
     table = holm(pd.DataFrame(rows))
     beyond = [_beyond(shifted, row, control, level) for row in table.itertuples()]
     table[["beyond_control", "beyond_low", "beyond_high"]] = pd.DataFrame(beyond, index=table.index)
-    falls = (table["logit_high"] < 0) & (table["p_holm"] < 1 - level) & (table["cosine_high"] < -table["null_quantile"])
-    table["moves_back"] = falls.astype("boolean").mask(pd.Series(bool(refusal.problem), index=table.index))
+    # Of the square of a random direction's cosine with any other one: Beta(1/2, (d - 1)/2).
+    table["random_quantile"] = math.sqrt(stats.beta.ppf(level, 0.5, (matrix.shape[1] - 1) / 2))
+    falls = (table["logit_high"] < 0) & (table["p_holm"] < 1 - level)
+    falls &= (table["beyond_high"] < 0) | table["beyond_control"].isna()
+    undecided = pd.Series(bool(refusal.problem), index=table.index)
+    for name, bar in (("moves_back", "random_quantile"), ("beyond_null", "null_quantile")):
+        table[name] = (falls & (table["cosine_high"] < -table[bar])).astype("boolean").mask(undecided)
     table["note"] = [_note(refusal.problem, drift, space.residual_spread) for drift in table["residual_drift"]]
     return table[list(_SHIFT_COLUMNS)]
 
@@ -285,7 +295,8 @@ def attack_shifts(
 _SHIFT_COLUMNS = (
     *("prompt", "attack", "harmful", "n", "n_derived", "norm", "logit_shift", "logit_low", "logit_high", "p", "p_holm"),
     *("beyond_control", "beyond_low", "beyond_high", "fell", "fell_low", "fell_high", "fell_dealt"),
-    *("cosine", "cosine_low", "cosine_high", "null_quantile", "residual_drift", "moves_back", "note"),
+    *("cosine", "cosine_low", "cosine_high", "random_quantile", "null_quantile", "residual_drift"),
+    *("moves_back", "beyond_null", "note"),
 )
 
 

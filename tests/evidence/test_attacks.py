@@ -186,12 +186,16 @@ def test_an_attack_that_moves_back_is_told_from_one_that_only_moves() -> None:
     states = planted(queries, {"back": -1.5 * REFUSAL + axis(12), "aside": 3 * axis(13)})
     table = evidence.attack_shifts(states, queries, space, refusal, control="nothing").set_index(["attack", "harmful"])
     assert table["moves_back"].to_dict() == {(name, kind): name == "back" for name, kind in table.index}
+    assert not table.loc[["aside", "nothing"], "beyond_null"].any()
     back, aside, nothing = (table.loc[(name, True)] for name in ("back", "aside", "nothing"))
     assert back["logit_low"] < -3.0 < back["logit_high"] < 0
     assert back["beyond_low"] < -3.0 < back["beyond_high"] < 0
     assert back["cosine"] == pytest.approx(-1.5 / np.hypot(1.5, 1), abs=0.05)
     assert back["norm"] == pytest.approx(np.hypot(1.5, 1), abs=0.15)
     assert (back["n"], back["n_derived"]) == (N, N)
+    drawn = np.random.default_rng(0).normal(size=(20_000, WIDTH))
+    sizes = abs(drawn[:, 1]) / np.linalg.norm(drawn, axis=1)
+    assert back["random_quantile"] == pytest.approx(np.quantile(sizes, 0.95), abs=0.01)
     assert back["fell"] > 0.95
     assert back["fell_dealt"] < 0.9  # of others' parents some lie below: pairs count
     assert aside["norm"] > 2.5
@@ -200,6 +204,17 @@ def test_an_attack_that_moves_back_is_told_from_one_that_only_moves() -> None:
     assert 0.25 < nothing["fell"] < 0.75
     assert np.isnan(nothing["beyond_control"])
     assert (table["note"] == "").all()
+
+
+def test_what_the_control_does_as_well_is_no_attack() -> None:
+    """Both move back: the attack no further than small talk, which says so of itself."""
+    queries, (space, refusal) = attacked(names=("attack", "talk")), space_and_probe()
+    states = planted(queries, {"attack": -1.5 * REFUSAL, "talk": -1.5 * REFUSAL})
+    table = evidence.attack_shifts(states, queries, space, refusal, control="talk").set_index("attack")
+    assert not table.loc["attack", "moves_back"].any()
+    assert table.loc["talk", "moves_back"].all()
+    alone = evidence.attack_shifts(states, queries, space, refusal).set_index("attack")
+    assert alone.loc["attack", "moves_back"].all()
 
 
 def test_control_dealt_pairs_lose_what_each_query_shows() -> None:
@@ -228,7 +243,7 @@ def test_a_probe_that_reads_nothing_decides_nothing_and_far_states_are_said() ->
     queries = attacked(10, ("back",))
     space, refusal = space_and_probe("It reads nothing.")
     table = evidence.attack_shifts(planted(queries, {"back": -2 * REFUSAL}), queries, space, refusal)
-    assert table["moves_back"].isna().all()
+    assert table[["moves_back", "beyond_null"]].isna().all(axis=None)
     assert (table["note"] == "It reads nothing.").all()
     space, refusal = space_and_probe()
     far = evidence.attack_shifts(planted(queries, {"back": -2 * REFUSAL + 9 * axis(20)}), queries, space, refusal)
