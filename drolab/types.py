@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from drolab.errors import PromptError, StatesError, TrainingError, shown
-from drolab.files import read_bytes, write_file
+from drolab.files import read_bytes, read_json, write_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -182,7 +182,7 @@ class SoftPrompt:
         embeddings = self.embeddings.detach().cpu().contiguous()
         about = {"name": self.name, "init_text": self.init_text, "model_fingerprint": self.model_fingerprint}
         metadata = {"format": "pt", **about}
-        metadata["checksum"] = _prompt_checksum(embeddings, metadata)
+        metadata["checksum"] = prompt_checksum(embeddings, metadata)
         content = save({"soft_prompt": embeddings}, metadata=metadata)
         return write_file(Path(folder) / "soft_prompt.safetensors", content)
 
@@ -210,27 +210,12 @@ class SoftPrompt:
             SoftPrompt(name='mine', n_tokens=3, d=8)
         """
         import torch
-        from safetensors import SafetensorError, safe_open
 
         file = Path(path)
         file = file / "soft_prompt.safetensors" if file.is_dir() else file
         if not file.is_file():
             raise PromptError(f"No soft prompt at {file}: give a folder of save_pretrained or a .safetensors file.")
-        read_bytes(file, PromptError)  # says so of a Git LFS pointer or a web page
-        try:
-            with safe_open(file, framework="pt") as opened:
-                metadata = opened.metadata() or {}
-                if "soft_prompt" not in opened.keys():  # noqa: SIM118 - not a mapping
-                    raise PromptError(f"{file} holds no tensor named 'soft_prompt', so it is not a soft prompt.")
-                kind, shape = (getattr(opened.get_slice("soft_prompt"), f"get_{part}")() for part in ("dtype", "shape"))
-                if kind not in _REAL or len(shape) != 2 or 0 in shape:
-                    raise PromptError(
-                        f"{file} holds a tensor 'soft_prompt' of type {kind} and shape {list(shape)}, so it is not a "
-                        f"soft prompt: that is a vector for each token, of type {', '.join(_REAL)}."
-                    )
-                stored = opened.get_tensor("soft_prompt")
-        except SafetensorError as error:
-            raise PromptError(f"{file} is not a readable safetensors file ({error}): export it again.") from error
+        stored, metadata = _read_vectors(file, "soft_prompt")
         _check_prompt_file(file, stored, metadata)
         embeddings = stored.to(torch.float32)
         return cls(
@@ -240,14 +225,115 @@ class SoftPrompt:
             model_fingerprint=metadata.get("model_fingerprint", ""),
         )
 
+    @classmethod
+    def from_peft(cls, folder: str | Path, model: Any, *, name: str | None = None) -> SoftPrompt:
+        """Read a soft prompt from an adapter of PEFT that `export.to_peft` wrote: its own vectors, without those of
+        what the template writes before it. Of a prompt tuning that PEFT made, all vectors are taken, and a warning says
+        that PEFT puts them before the whole chat, and drolab in the system text's place.
 
+        Args:
+            model: the `ChatModel` that it is for.
+            name: what to call it; None takes the name it was exported with, else the folder's.
+
+        Raises:
+            PromptError: no such adapter, one of another kind or of another model, a pickled or damaged one.
+
+        Examples:
+            >>> import tempfile, drolab
+            >>> from drolab import SoftPrompt, export
+            >>> from drolab.models import embed_text
+            >>> model = drolab.load_model("demo")
+            >>> soft = SoftPrompt(name="mine", embeddings=embed_text(model, "Be safe."))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     paths = export.to_peft(soft, model, folder)
+            ...     back = SoftPrompt.from_peft(folder, model)
+            >>> back, back.sha256 == soft.sha256
+            (SoftPrompt(name='mine', n_tokens=3, d=256), True)
+        """
+        import torch
+
+        place = Path(folder)
+        _check_peft_kind(place)
+        vectors, metadata = _read_vectors(place / PEFT_WEIGHTS, PEFT_TENSOR)
+        about = {key: metadata.get(key, "") for key in ("name", "model", "model_fingerprint")}
+        if about["model_fingerprint"]:
+            if metadata.get("checksum") != prompt_checksum(vectors, metadata):
+                raise PromptError(f"{place} is damaged: its checksum does not match. Export the soft prompt again.")
+            if about["model_fingerprint"] not in (model.fingerprint, model.own_fingerprint):
+                raise PromptError(
+                    f"The adapter at {place} was made for the model {about['model']!r} with fingerprint "
+                    f"{about['model_fingerprint']}, but {model.name!r} has {model.fingerprint} (other weights, dtype, "
+                    "tokenizer or chat template): load that model as it was."
+                )
+            vectors = vectors[int(metadata["slot_start"]) :]
+        else:
+            _log.warning(
+                "%s was not made by drolab: PEFT puts its vectors before the whole chat, drolab in the system text's "
+                "place, so the model sees other chats, and nothing keeps them from another model.",
+                place,
+            )
+        if vectors.shape[1] != model.hidden_size:
+            raise PromptError(
+                f"The adapter at {place} has vectors of width {vectors.shape[1]}, but {model.name!r} has hidden size "
+                f"{model.hidden_size}: load the model that it was made for."
+            )
+        return cls(
+            name=name or about["name"] or place.name,
+            embeddings=vectors.to(torch.float32),
+            init_text=metadata.get("init_text", ""),
+            model_fingerprint=about["model_fingerprint"],
+        )
+
+
+PEFT_CONFIG, PEFT_WEIGHTS, PEFT_TENSOR = "adapter_config.json", "adapter_model.safetensors", "prompt_embeddings"
+"""The files of an adapter, and what the vectors of prompt tuning are called in one."""
 _REAL = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 """Types of a soft prompt's numbers: their names in safetensors, and in torch."""
 _UNCHECKED = {"format", "name", "init_text", "model_fingerprint"}
 """What a file of `save_pretrained` said of itself before it had a checksum."""
 
 
-def _prompt_checksum(embeddings: Tensor, metadata: Mapping[str, str]) -> str:
+def _read_vectors(file: Path, tensor: str) -> tuple[Tensor, dict[str, str]]:
+    """The vectors in a safetensors file, as they are there, and what the file says of itself.
+
+    Raises:
+        PromptError: it cannot be read, or has no such tensor, or one that is no table of real numbers.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    read_bytes(file, PromptError)  # says so of a Git LFS pointer or a web page
+    try:
+        with safe_open(file, framework="pt") as opened:
+            if tensor not in opened.keys():  # noqa: SIM118 - not a mapping
+                raise PromptError(f"{file} holds no tensor named {tensor!r}, so it is not a soft prompt.")
+            kind, shape = (getattr(opened.get_slice(tensor), f"get_{part}")() for part in ("dtype", "shape"))
+            if kind not in _REAL or len(shape) != 2 or 0 in shape:
+                raise PromptError(
+                    f"{file} holds a tensor {tensor!r} of type {kind} and shape {list(shape)}, so it is not a "
+                    f"soft prompt: that is a vector for each token, of type {', '.join(_REAL)}."
+                )
+            return opened.get_tensor(tensor), opened.metadata() or {}
+    except SafetensorError as error:
+        raise PromptError(f"{file} is not a readable safetensors file ({error}): export it again.") from error
+
+
+def _check_peft_kind(folder: Path) -> None:
+    """Raise PromptError unless there is an adapter of prompt tuning in safetensors."""
+    if not (folder / PEFT_CONFIG).is_file():
+        raise PromptError(f"No adapter of PEFT at {folder}: give a folder that export.to_peft wrote.")
+    config = read_json(folder / PEFT_CONFIG, PromptError)
+    kind = str(config.get("peft_type")) if isinstance(config, Mapping) else "nothing known"
+    if kind != "PROMPT_TUNING":
+        raise PromptError(
+            f"The adapter at {folder} is {shown(kind)}, which is no prompt: load_model reads adapters of weights."
+        )
+    if not (folder / PEFT_WEIGHTS).is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        why = "has only pickled vectors, which drolab never reads" if pickled else f"has no {PEFT_WEIGHTS}"
+        raise PromptError(f"The adapter at {folder} {why}: save it again as safetensors.")
+
+
+def prompt_checksum(embeddings: Tensor, metadata: Mapping[str, str]) -> str:
     """SHA-256 of the vectors and of all metadata but the checksum itself."""
     import torch
 
@@ -269,7 +355,7 @@ def _check_prompt_file(file: Path, embeddings: Tensor, metadata: Mapping[str, st
             "and save it again.",
             file,
         )
-    elif metadata["checksum"] != _prompt_checksum(embeddings, metadata):
+    elif metadata["checksum"] != prompt_checksum(embeddings, metadata):
         raise PromptError(f"{file} is damaged: its checksum does not match. Save or copy the soft prompt again.")
     if not metadata["model_fingerprint"]:
         _log.warning("%s does not say which model it was made for: nothing keeps it from another one.", file)

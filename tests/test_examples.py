@@ -12,8 +12,21 @@ import pytest
 
 import drolab
 
-WINGS = ("data", "models", "inference", "probing", "judges", "dro", "evidence", "figures", "panels", "store")
-FILES = ("types", "intervals", "files", "export", "progress", "threads", "findings", "report", "reproduction")
+WINGS = (
+    "data",
+    "export",
+    "harnesses",
+    "models",
+    "inference",
+    "probing",
+    "judges",
+    "dro",
+    "evidence",
+    "figures",
+    "panels",
+    "store",
+)
+FILES = ("types", "intervals", "files", "progress", "threads", "findings", "report", "reproduction")
 MODULES = (
     "data.attacks",
     "evidence.causal",
@@ -31,6 +44,7 @@ OFFERED = {
     *("judges.is_refusal", "judges.TextJudge", "judges.CompositeJudge", "judges.LlamaGuard", "judges.ShieldGemma"),
     *("judges.Classifier", "judges.FirstTokenJudge", "judges.HandJudge"),
     *("claims.verdict", "causal.dose_response", "export.bundle", "reproduce", "evidence.capability", "dro.forensics"),
+    *("export.to_peft", "export.to_vllm", "export.save_directions"),
 }
 """What must have an example."""
 

@@ -263,6 +263,7 @@ def verdicts(**moved: bool | None) -> pd.DataFrame:
         ({"verdicts": verdicts(a=False, b=False)}, "that 'a' and 'b' move both classes along its direction does not"),
         ({"verdicts": verdicts(a=True)}, ", and 'a' moves both classes along its direction"),
         ({"verdicts": verdicts(a=None)}, "whether prompts move the queries along it is not decided."),
+        ({"verdicts": verdicts(none=True, empty=True, a=True)}, ", and 'a' moves both classes along its direction"),
         (
             {"probes": probes("Like chance: ask more."), "verdicts": verdicts(a=None)},
             "cannot be tested here: Like chan",
@@ -311,6 +312,20 @@ def test_a_gain_that_stays_at_chance_is_none() -> None:
     assert (
         "the model tells harm no better than by chance (by +0.350 [+0.100, +0.600] from an AUC of 0.150)"
         in (findings.refusal_direction(prompt="mine", **given)[1])
+    )
+
+
+def test_a_readout_at_chance_is_said_once_and_without_what_to_do() -> None:
+    problem = "A readout of 'refuses' cannot be told from chance. What is built on it says nothing. Add queries."
+    said = findings.refusal_direction(probes=probes(problem), problem=problem, verdicts=verdicts(a=None))
+    assert said[0] == (
+        "A direction of refusal cannot be tested here: A readout of 'refuses' cannot be told from chance."
+    )
+    noted = {"doses": edits(0.3, note=problem), "removed": edits(-0.3, note=f"{problem} The edit breaks the model.")}
+    causes = findings.refusal_direction(probes=probes(), layer=3, **noted)[2]
+    assert causes.startswith(
+        "Whether the direction causes refusals is not decided (A readout of 'refuses' cannot be told from chance. The "
+        "edit breaks the model): added"
     )
 
 
@@ -416,6 +431,10 @@ def test_what_is_known_against_a_training_is_said_and_what_was_not_measured_is_l
     assert "goes from 0.502 to 0.902 for harmful ones (+0.400 " in said[0]
     assert said[1] == "That is of the 80 queries that the prompt was trained on."
     assert said[2] == "The states left. The model broke."
+    doubt = "A readout of 'refuses' cannot be told from chance. What is built on it says nothing."
+    said = findings.training(RATES, first_tokens(0.9, 0.1), problems=[doubt], doubt=doubt)
+    assert said[0].startswith("It cannot be told (A readout of 'refuses' cannot be told from chance): under the prompt")
+    assert said[2] == doubt
     said = findings.training(RATES, None, MOVED, reason="Nobody refuses: ask others.")
     assert said[0] == "Cannot be tested here: Nobody refuses: ask others."
     assert "0.250 [0.125, 0.500] and 0.250 [0.125, 0.500] under 'none'" in said[1]
@@ -642,10 +661,10 @@ def test_contenders_stand_by_what_they_gain_and_lose() -> None:
     )
     said = findings.contenders(board)[0]
     assert said == (
-        "Against 'default': better is 'dro' (harmful and borderline); worse is 'lax' (harmful); a trade is 'stern' "
+        "Against 'default', better: 'dro' (harmful and borderline); worse: 'lax' (harmful); a trade: 'stern' "
         "(harmful for harmless and ability); no difference shows for 'same'."
     )
-    assert findings.contenders(board_of())[0] == "Against 'default': there is no other contender."
+    assert findings.contenders(board_of())[0] == "Against 'default', there is no other contender."
 
 
 def attacked(*rows: tuple[str, str, float, float, float]) -> pd.DataFrame:
@@ -668,6 +687,9 @@ def test_only_what_is_sure_is_undone_and_the_control_is_named_as_one() -> None:
     )
     none = findings.contenders(board_of(), None, broken, moved.assign(moves_back=False))[1]
     assert none.endswith("The state moves back along the refusal direction by none of them.")
+    talked = attacked(("none", "small_talk", 0.5, 0.3, 0.01), ("none", "role_play", 0.6, 0.3, 0.01))
+    said = findings.contenders(board_of(), None, talked, moved, control="small_talk")[1]
+    assert said.endswith("undo refusals by themselves, and nothing is known of the attacks.")
     unknown = moved.assign(moves_back=pd.array([pd.NA, pd.NA], dtype="boolean"))
     assert findings.contenders(board_of(), None, broken, unknown)[1].endswith("refusal direction is not decided.")
 

@@ -22,8 +22,8 @@ PACKAGE = ROOT / "drolab"
 # From the ground up: each imports only from those before it. A folder is a wing, the rest are single files.
 HOUSE = (
     *("errors", "files", "types", "progress", "threads", "intervals"),
-    *("store", "figures", "export", "data", "models", "inference", "probing", "judges", "dro", "evidence", "panels"),
-    *("findings", "report", "check", "notebooks", "reproduction", "dashboard", "__main__"),
+    *("store", "figures", "data", "models", "inference", "probing", "judges", "dro", "evidence", "export", "panels"),
+    *("findings", "report", "check", "notebooks", "reproduction", "harnesses", "dashboard", "__main__"),
 )
 CONDA_NAMES = {"torch": "pytorch", "kaleido": "python-kaleido", "xxhash": "python-xxhash"}
 

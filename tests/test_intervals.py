@@ -28,6 +28,7 @@ from drolab.intervals import (
     auc,
     auc_draws,
     aucs,
+    between_aucs,
     drawn_counts,
     holm,
     interval,
@@ -368,3 +369,21 @@ def test_holm_is_that_of_statsmodels(values: list[float]) -> None:
     with patch("gc.collect"):  # statsmodels does at each call: most of a second beside a loaded torch
         wanted = multipletests(values, method="holm")[1]
     np.testing.assert_allclose(holm(np.array(values)), wanted)
+
+
+def test_aucs_between_queries_leave_pairs_of_one_query_out() -> None:
+    generator = np.random.default_rng(0)
+    queries, scores = np.repeat(np.arange(12), 3), generator.integers(0, 6, 36).astype(float)
+    labels = generator.integers(0, 2, (4, 36)).astype(float)
+    found = between_aucs(scores, labels, queries)
+    for own, value in zip(labels, found, strict=True):
+        pairs = [
+            (scores[a] > scores[b]) + 0.5 * (scores[a] == scores[b])
+            for a in np.flatnonzero(own == 1)
+            for b in np.flatnonzero(own == 0)
+            if queries[a] != queries[b]
+        ]
+        assert value == pytest.approx(np.mean(pairs))
+    alone = between_aucs(scores, labels, np.arange(36))
+    assert alone == pytest.approx([auc(scores, own) for own in labels])
+    assert np.isnan(between_aucs(scores[:3], np.array([[1.0, 0.0, 1.0]]), queries[:3])).all()

@@ -235,7 +235,7 @@ def join(queries: pd.DataFrame, *derived: pd.DataFrame) -> pd.DataFrame:
     """Parents and what was derived from them, as one query table: what to generate, to judge and to read states of.
 
     Args:
-        queries: the parents.
+        queries: the parents, or a table of this function, to which more is added.
         derived: tables of `derive`, `templates`, `suffixes`, or your own with a `parent` and an `attack` for each row.
 
     Returns:
@@ -257,7 +257,9 @@ def join(queries: pd.DataFrame, *derived: pd.DataFrame) -> pd.DataFrame:
         ...
         drolab.errors.QueryError: 2 derived queries have no parent here (first: 'heldout-0003+role_play', of ...
     """
-    parents = validate_queries(queries)[list(QUERY_COLUMNS)].assign(parent="", attack=NO_ATTACK)
+    parents = validate_queries(queries)
+    if not set(ATTACK_COLUMNS) <= set(parents.columns):
+        parents = parents.assign(parent="", attack=NO_ATTACK)
     everything = _together([parents, *derived])
     children_of(everything)
     return everything
@@ -347,7 +349,10 @@ def _children(
 
 
 def _together(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    return validate_queries(pd.concat([table.assign() for table in tables])[[*QUERY_COLUMNS, *ATTACK_COLUMNS]])
+    for table in tables:
+        if missing := [column for column in ATTACK_COLUMNS if column not in table.columns]:
+            raise QueryError(f"A table of derived queries lacks the columns {missing}: make it with attacks.derive.")
+    return validate_queries(pd.concat(tables)[[*QUERY_COLUMNS, *ATTACK_COLUMNS]])
 
 
 # ---------------------------------------------------------------- files of attacks
@@ -410,7 +415,7 @@ def _read_artifact(file: Path, content: Mapping[str, Any]) -> _File:
 
 
 def _read_numbered(file: Path, content: Mapping[str, Any], goals: str | Path | None) -> _File:
-    if not all(key.isdecimal() for key in content):
+    if not all(key.isdecimal() and len(key) < 10 for key in content):
         raise QueryError(
             f"{file}: suffixes are numbered by the rows of AdvBench, but one is {shown(next(iter(content)))}."
         )

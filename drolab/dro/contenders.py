@@ -74,9 +74,9 @@ class Contender:
         >>> for contender in (mine, pushed):
         ...     replies = contender.replies(model, queries, n_samples=1, max_new_tokens=4, progress=False)
         ...     index, probabilities = contender.first_tokens(model, queries)
-        ...     print(replies["prompt"].unique(), list(index["prompt"].unique()), len(probabilities))
-        ['mine'] ['mine'] 2
-        ['pushed'] ['pushed'] 2
+        ...     print(list(replies["prompt"]), list(index["prompt"]), len(probabilities))
+        ['mine', 'mine'] ['mine', 'mine'] 2
+        ['pushed', 'pushed'] ['pushed', 'pushed'] 2
     """
 
     name: str
@@ -164,14 +164,14 @@ class Contenders(Mapping[str, Contender]):
         >>> import drolab
         >>> from drolab import dro
         >>> model, prompts = drolab.load_model("demo"), drolab.load_prompts()
-        >>> field = dro.Contenders(dro.text_contender(model, prompt) for prompt in prompts.values())
-        >>> field.table()[["contender", "kind", "n_tokens"]].head(2)
+        >>> field = dro.Contenders(dro.text_contender(model, prompts[name]) for name in ("none", "short"))
+        >>> field.table()[["contender", "kind", "n_tokens"]]
           contender  kind  n_tokens
         0      none  none         0
         1     short  text        25
         >>> queries = drolab.load_queries("anchors").head(2)
-        >>> replies = field.replies(model, queries, n_samples=1, max_new_tokens=4, progress=False)
-        >>> drolab.judge(replies)["refusal_rate"].groupby("prompt", sort=False).mean().head(2).to_dict()
+        >>> replies = field.replies(model, queries, n_samples=2, max_new_tokens=8, progress=False)
+        >>> drolab.judge(replies)["refusal_rate"].groupby("prompt", sort=False).mean().to_dict()
         {'none': 0.5, 'short': 0.5}
     """
 

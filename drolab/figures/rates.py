@@ -273,7 +273,7 @@ def attack_margins(table: pd.DataFrame, *, title: str | None = None, theme: str 
     prompts = list(table["prompt"].unique())
     if len(prompts) > _MOST_FACETS:
         raise FigureError(f"{len(prompts)} prompts, but only {_MOST_FACETS} have room: choose some of {prompts}.")
-    columns = min(3, len(prompts))
+    columns = 2 if len(prompts) == 4 else min(3, len(prompts))
     rows = math.ceil(len(prompts) / columns)
     figure = make_subplots(
         rows=rows, cols=columns, shared_xaxes="all", shared_yaxes="all", horizontal_spacing=0.03,
@@ -296,6 +296,7 @@ def attack_margins(table: pd.DataFrame, *, title: str | None = None, theme: str 
         figure.add_trace(legend_entry(short_name(attack), marker={"color": color, "symbol": "square", "size": 9}))
     for outcome in [name for name in OUTCOMES if (table["outcome"] == name).any() and name != "not judged"]:
         figure.add_trace(legend_entry(outcome, marker={"color": ink, "symbol": OUTCOMES[outcome], "size": 9}))
+    figure.update_xaxes(showticklabels=True)
     figure.update_xaxes(title_text="refusal logit without the attack", row=rows)
     figure.update_yaxes(title_text="with the attack", col=1)
     legend = {"orientation": "h", "x": 0, "xref": "container", "y": 0, "yref": "container", "yanchor": "bottom"}

@@ -4,7 +4,8 @@ In order: `fingerprint` (what a model computes, as a hash), `reasoning` (a reply
 the chats), `places` (where they end), `decoder` (the part of a model that reads text), `adapters`, `sources` and
 `memory` (where weights are, what is wrong with them, is there room), `load` (`ChatModel`), `chat` (query and prompt →
 tokens), `layers` (where the blocks are), `interventions` (edits while the model runs), `passes` (states of a batch
-behind a shared prefix), `kv_cache` (reading a batch token by token). What runs many queries and keeps the results is
+behind a shared prefix), `kv_cache` (reading a batch token by token), `interop` (a
+soft prompt as other programs take it). What runs many queries and keeps the results is
 `inference`.
 """
 
@@ -26,6 +27,7 @@ from drolab.models.chat import (
 )
 from drolab.models.decoder import check_trainable
 from drolab.models.fingerprint import fingerprint
+from drolab.models.interop import Prepended, prepended
 from drolab.models.interventions import (
     Ablate,
     Add,
@@ -92,6 +94,7 @@ __all__ = [
     "Patch",
     "Positions",
     "Prefix",
+    "Prepended",
     "Prompt",
     "Prompts",
     "Reader",
@@ -147,6 +150,7 @@ __all__ = [
     "plan_passes",
     "prefix_cache",
     "prefix_embeddings",
+    "prepended",
     "prompt_token_ids",
     "reader_for",
     "render",

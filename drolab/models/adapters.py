@@ -89,7 +89,8 @@ def _check_kind(name: str, kind: str, config: dict[str, Any]) -> None:
     if kind in _VIRTUAL_TOKENS:
         raise ModelError(
             f"{name!r} is prompt tuning ({kind}): vectors for a place in the input, and no change of the model. Load "
-            "its base model; a prompt of that kind is a drolab.SoftPrompt, which train_dro makes."
+            "its base model; a prompt of that kind is a drolab.SoftPrompt, which train_dro makes, export.to_peft "
+            "writes as such an adapter, and SoftPrompt.from_peft reads."
         )
     if config.get("task_type") not in (None, "CAUSAL_LM"):
         raise ModelError(

@@ -124,6 +124,20 @@ class Template:
         return str(self.tokenizer.get_chat_template())
 
     @property
+    def source(self) -> str:
+        """The text that chats are written with: the template, with a clock of its own if it asks for a date."""
+        return self._dated or self.jinja
+
+    @property
+    def in_parts(self) -> tuple[bool, bool]:
+        """Which of system text and query it wants as a list of parts, as for models that see images.
+
+        Raises:
+            ChatTemplateError: it writes no chat with a system text.
+        """
+        return self._trial(True)[1]
+
+    @property
     def tree(self) -> nodes.Template:
         """The template as Jinja parses it: anew each time, because who looks at it may fold its constants."""
         return _ENVIRONMENT.parse(self.jinja)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import drolab
 from drolab import attacks, evidence
@@ -105,6 +108,17 @@ def test_a_child_without_a_parent_is_an_error() -> None:
     with pytest.raises(QueryError, match="of another class than its parent"):
         attacks.join(queries(), derived.assign(harmful=False))
     assert len(attacks.children_of(everything)) == 4
+
+
+def test_more_can_be_added_and_nothing_else(tmp_path: Path) -> None:
+    first = attacks.join(queries(), attacks.templates(queries(), ["role_play"]))
+    both = attacks.join(first, attacks.templates(queries(), ["small_talk"]))
+    assert both["attack"].value_counts().to_dict() == {"none": 4, "role_play": 4, "small_talk": 4}
+    assert len(attacks.children_of(both)) == 8
+    with pytest.raises(QueryError, match="4 derived queries have no parent here"):  # an attack on an attack
+        attacks.join(first, attacks.derive(attacks.children_of(first), str.upper, name="loud"))
+    with pytest.raises(QueryError, match="A table of derived queries lacks the columns"):
+        attacks.join(queries(), queries(["Who?"], source="own"))
 
 
 def test_the_same_child_twice_is_an_error() -> None:
@@ -250,6 +264,27 @@ def test_a_file_of_another_data_set_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_file_of_attacks_is_refused(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(QueryError, match=message):
         attacks.suffixes(queries(), written(tmp_path / "a.json", content))
+
+
+KEYS = ["jailbreaks", "goal", "prompt", "final_suffix", "0", "1", "x"]
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from([*GOALS, "0", "1", "", "text"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=json_values)
+def test_any_json_is_refused_or_read(tmp_path: Path, content: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            derived = attacks.suffixes(queries(), written(tmp_path / "a.json", content), verbose=False)
+            attacked = attacks.join(queries(), derived)
+        except QueryError:
+            return
+    assert len(attacks.children_of(attacked)) == len(derived) > 0
 
 
 def test_a_path_that_is_not_there_or_holds_nothing(tmp_path: Path) -> None:

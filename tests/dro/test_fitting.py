@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -40,6 +41,14 @@ STEERED = ["steered", "ablated", "random"]
 def says_no(response: str) -> bool:
     """A random model's replies are bytes: half of them are to count as refusals."""
     return bool(response) and ord(response[0]) % 2 == 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_looks() -> Iterator[None]:
+    """Whether a contender broke the model is asked of two queries of each class."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "_DAMAGE_QUERIES", 2)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from drolab import export, load_model
 from drolab.errors import ChatTemplateError, ModelError, PromptError
-from drolab.models import ChatModel, about_none, audit, baselines, encode, own_text, render, wrap
+from drolab.models import ChatModel, about_none, audit, baselines, encode, own_text, prepended, render, wrap
 from drolab.models.templates import DATE, open_template
 from drolab.types import SafetyPrompt, SoftPrompt
 
@@ -556,6 +556,31 @@ def test_a_template_that_writes_no_chat_at_all_is_found_out_at_load(name: str, f
     assert ": pass load_model(…, chat_template=…)" in str(caught.value)
     with pytest.raises(ModelError, match="weights file"):
         load_model(folder, chat_template=case.jinja, chats=False, **case.told)
+
+
+NOT_BEFORE = {
+    "system text behind the query": "writes the system text behind the query",
+    "system text in the user's turn, behind the query": "writes the system text behind the query",
+    "HTML escapes": "changes .* the text of prompt 'soft'",
+    "ASCII": "changes .* the text of prompt 'soft'",
+}
+"""Those under which no soft prompt stands before a chat."""
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.care])
+def test_a_tokenizer_for_the_rest_writes_what_the_oddity_writes(name: str) -> None:
+    model, soft = model_of(CASES[name]), SoftPrompt(name="soft", embeddings=torch.zeros(3, 32))
+    if name in NOT_BEFORE:
+        with pytest.raises(ChatTemplateError, match=NOT_BEFORE[name]):
+            prepended(model, soft)
+        return
+    chat, form = render(model, QUERY, soft), prepended(model, soft)
+    asked = [{"type": "text", "text": QUERY}] if model.template.in_parts[1] else QUERY
+    text = form.tokenizer.apply_chat_template(
+        [{"role": "user", "content": asked}], tokenize=False, add_generation_prompt=True
+    )
+    assert form.ids + tuple(form.tokenizer(text)["input_ids"]) == chat.input_ids
+    assert form.slot == chat.prompt_span
 
 
 def test_there_are_enough_of_them() -> None:

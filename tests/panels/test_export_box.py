@@ -16,6 +16,7 @@ import pytest
 
 import drolab
 from drolab import export, panels
+from drolab.export import bundles
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 TABLE = pd.DataFrame({"text": [HOSTILE, "=1+1"], "value": [1.0, 2.0]})
@@ -189,7 +190,7 @@ def test_stop_ends_the_images(box: panels.ExportBox, tmp_path: Path, monkeypatch
         box.job.stop()
         progress(1, 2)
 
-    monkeypatch.setattr(export, "render_images", render)
+    monkeypatch.setattr(bundles, "render_images", render)
     box.panel.controls["formats"].value = ("csv", "png")
     press(box)
     assert "stopped" in box.job.label.value

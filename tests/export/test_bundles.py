@@ -23,6 +23,7 @@ import torch
 import drolab
 from drolab import export, figures
 from drolab.errors import ExportError, ModelError, QueryError, StoreError, TooFewError
+from drolab.export import bundles
 from drolab.figures.style import blank_figure
 
 HOSTILE = '<script>alert("x")</script>'
@@ -132,7 +133,7 @@ def test_a_browser_that_fails_is_told_in_words(
     def fails(*_: object, **__: object) -> None:
         raise BrowserFailedError("it   broke")
 
-    monkeypatch.setattr(export, "render_images", fails)
+    monkeypatch.setattr(bundles, "render_images", fails)
     with pytest.raises(export.ExportError, match=r"Chrome failed \(it broke\).*Try again"):
         export.bundle({"rates": (figure, table)}, tmp_path, about={}, formats=("png",))
     assert (tmp_path / "rates.html").is_file()
@@ -271,12 +272,12 @@ def test_a_notebook_shows_links_to_what_it_saved(
 
 
 def test_the_commit_is_that_of_the_clone_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "__file__", str(tmp_path / "inner" / "drolab" / "export.py"))
+    monkeypatch.setattr(bundles, "__file__", str(tmp_path / "inner" / "drolab" / "export" / "bundles.py"))
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
     assert export.commit() == ""  # installed somewhere in a repository of another thing
-    monkeypatch.setattr(export, "__file__", str(tmp_path / "drolab" / "export.py"))
+    monkeypatch.setattr(bundles, "__file__", str(tmp_path / "drolab" / "export" / "bundles.py"))
     assert re.fullmatch("[0-9a-f]{7,}", export.commit())
     monkeypatch.setenv("PATH", "")
     assert export.commit() == ""
@@ -376,7 +377,7 @@ def test_a_stopped_bundle_is_described(
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export, "render_images", stopped)
+    monkeypatch.setattr(bundles, "render_images", stopped)
     with pytest.raises(KeyboardInterrupt):
         export.bundle({"a": (figure, table)}, tmp_path, about={}, formats=("csv", "png"))
     assert set(manifest_of(tmp_path, "a")["files"]) == {"a.csv"}

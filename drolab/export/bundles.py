@@ -423,9 +423,9 @@ def about(
     is told and writes of its own), the prompts with their texts, which queries, settings and seed."""
     named = prompts if isinstance(prompts, Mapping) else {prompt.name: prompt for prompt in prompts}
     return {
-        "model": {} if model is None else _described_model(model),
+        "model": {} if model is None else described_model(model),
         "prompts": {name: _described(prompt) for name, prompt in named.items()},
-        "queries": {} if queries is None else _described_queries(queries),
+        "queries": {} if queries is None else described_queries(queries),
         **(settings or {}),
         "seed": seed,
     }
@@ -473,7 +473,7 @@ def versions() -> dict[str, str]:
 
 def commit() -> str:
     """The commit of the clone that drolab runs from, with "-dirty" if files were changed since; empty if it is none."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():  # never that of a folder around it
         return ""
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
@@ -495,7 +495,7 @@ def _save_plain(
     return written
 
 
-def _described_model(model: Any) -> dict[str, Any]:
+def described_model(model: Any) -> dict[str, Any]:
     """Its name and fingerprint; what its chat template is told, and the system text that this writes itself, if any."""
     template = getattr(model, "template", None)
     told, own = (template.told, template.own.replaced) if template else ({}, "")
@@ -540,7 +540,8 @@ def _text_of(name: str, described: str | Mapping[str, Any] | None, model: Mappin
     return described, "" if described is not None else "a text that was not given to the export"
 
 
-def _described_queries(queries: pd.DataFrame) -> dict[str, Any]:
+def described_queries(queries: pd.DataFrame) -> dict[str, Any]:
+    """How many, and a digest of their texts."""
     listed = json.dumps(queries[["query_id", "text"]].to_numpy().tolist(), ensure_ascii=True)
     count = {"n": len(queries), "n_harmful": int(queries["harmful"].sum())}
     return {**count, "sha256": hashlib.sha256(listed.encode()).hexdigest()}
