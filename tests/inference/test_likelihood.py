@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from helpers import replies
+from helpers import replies, thinkers
 from helpers.families import as_soft
 from helpers.memory import memory_for
 from helpers.replies import CAREFUL, NONE, QUERIES
@@ -218,3 +218,24 @@ def test_a_window_that_cannot_be(tiny_llama: ChatModel, window: int) -> None:
     with pytest.raises(QueryError, match="too few to score"):
         perplexity(tiny_llama, ["a"], progress=False)
     assert render(tiny_llama, likelihood.REQUEST, NONE).input_ids
+
+
+# --- models that think -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["plain", "opened", "switch", "harmony"])
+def test_an_answer_is_read_behind_an_empty_thought(kind: str) -> None:
+    model = thinkers.thinker(kind)
+    said = QUERIES.head(2).assign(response="I cannot.", finish_reason="stop", reasoning="Hm.", n_reasoning_tokens=3)
+    table = log_likelihoods(model, said, [thinkers.NONE, thinkers.CARE], per_token=True, progress=False)
+    for (name, _), part in table.groupby(["prompt", "query_id"], sort=False):
+        prompt = thinkers.NONE if name == "none" else thinkers.CARE
+        text = QUERIES["text"][part["query_id"].iloc[0]]
+        chat = render(model, text, prompt, read_at="answer").input_ids
+        ids = torch.tensor([*chat, *model.tokenizer("I cannot.")["input_ids"]])
+        with torch.no_grad():
+            spoken = model.model(ids[None]).logits[0].log_softmax(dim=-1)
+        expected = spoken[len(chat) - 1 : -1].gather(1, ids[len(chat) :, None])[:, 0]
+        assert "".join(part["token"][:9]) == "I cannot."
+        assert len(part) == 10  # and what ended it
+        assert part["log_probability"].tolist()[:9] == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-3)
