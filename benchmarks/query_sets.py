@@ -4,16 +4,18 @@
     python benchmarks/query_sets.py clones/xstest mine.csv   # beside your own and public ones
     python benchmarks/query_sets.py --model smollm2          # nearest neighbours also by a model's states
 
-The nearest neighbour of every query in each other set, by TF-IDF of words and letters; what is closer than LEAK is listed
-as a leak. What a model's states call close is listed to be read: they judge wording as well as meaning, and have no
-threshold. docs/query_sets.md has the figures.
+The nearest neighbour of every query in each other set, by TF-IDF of words and letters; what is closer than LEAK is
+listed as a leak. What a model's states call close is listed to be read: they judge wording as well as meaning, and
+have no threshold. docs/query_sets.md has the figures.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -26,6 +28,9 @@ from sklearn.preprocessing import StandardScaler
 
 import drolab
 from drolab.data.queries import BUILT_IN
+
+sys.path.append(str(Path(__file__).parents[1]))
+
 from recipes.demo_model.corpus import draw_chats
 from recipes.smollm2_refusals.corpus import draw_requests
 
