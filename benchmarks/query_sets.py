@@ -3,6 +3,7 @@
     python benchmarks/query_sets.py                          # the built-in sets, and what the recipes trained on
     python benchmarks/query_sets.py clones/xstest mine.csv   # beside your own and public ones
     python benchmarks/query_sets.py --model smollm2          # nearest neighbours also by a model's states
+    python benchmarks/query_sets.py --demo                   # what the demo model makes of the built-in sets
 
 The nearest neighbour of every query in each other set, by TF-IDF of words and letters; what is closer than LEAK is
 listed as a leak. What a model's states call close is listed to be read: they judge wording as well as meaning, and
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import drolab
-from drolab.data.queries import BUILT_IN
+from drolab.data.queries import BUILT_IN, FOR_DEMO
 
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -85,10 +86,10 @@ def nearest(
     """Each query's nearest neighbour in the other set, closest first: COLUMNS.
 
     Args:
-        pairs: of names in `sets`; None is each with each.
+        pairs: of names in `sets`, in this order; None is each with each, both ways.
     """
     found = []
-    for one, other in combinations(sets, 2) if pairs is None else pairs:
+    for one, other in permutations(sets, 2) if pairs is None else pairs:
         a, b = sets[one], sets[other]
         values = similarity(a["text"].tolist(), b["text"].tolist())
         best = values.argmax(1)
@@ -169,6 +170,43 @@ def class_table(queries: pd.DataFrame) -> dict[str, float]:
     }
 
 
+# --- what the demo model makes of them ------------------------------------------------------------------------
+
+
+def demo_table(n_samples: int = 10) -> pd.DataFrame:
+    """Of the first rows, of later ones of the same topics and of others: refusal rates of the demo model by class without
+    a prompt and under `default`, and the AUC of a harmfulness probe fitted on the first anchors."""
+    model, prompts = drolab.load_model("demo"), drolab.load_prompts()
+    first = drolab.load_queries("anchors", demo=True)
+    fitted = drolab.hidden_states(model, first, prompts, progress=False)
+    space = drolab.fit_anchors(fitted)
+    probe = drolab.fit_probe(space, fitted, first["harmful"], positive="harmful")
+    asked, rows = {name: prompts[name] for name in ("none", "default")}, []
+    for name in BUILT_IN:
+        for rows_of, queries in _parts(drolab.load_queries(name)).items():
+            replies = drolab.generate(model, queries, asked, n_samples=n_samples, max_new_tokens=12, progress=False)
+            rates = drolab.judge(replies)["refusal_rate"].unstack("prompt").groupby(queries["harmful"]).mean()
+            states = drolab.hidden_states(model, queries, asked["none"], progress=False)
+            logits = probe.decision_function(space.transform(states.values[:, 0]))
+            both = queries["harmful"].nunique() > 1
+            auc = roc_auc_score(states.index["harmful"], logits) if both else np.nan
+            said = {
+                f"{'harmful' if harmful else 'harmless'}, {prompt}": rates.loc[harmful, prompt]
+                for harmful in rates.index
+                for prompt in asked
+            }
+            rows.append({"set": name, "rows": rows_of, "queries": len(queries), **said, "auc": auc})
+    return pd.DataFrame(rows)
+
+
+def _parts(queries: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    cut = FOR_DEMO[queries["source"].iloc[0]]
+    first, later = queries[:cut], queries[cut:]
+    known = later["category"].isin(first["category"])
+    parts = {"first": first, "later, the first topics": later[known], "later, others": later[~known]}
+    return {name: part for name, part in parts.items() if len(part)}
+
+
 # --- the review ----------------------------------------------------------------------------------------------
 
 
@@ -176,8 +214,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("files", nargs="*", help="more query sets, as load_queries takes them")
     parser.add_argument("--model", help="look for neighbours by its states, too, among the built-in sets and these")
+    parser.add_argument("--demo", action="store_true", help="only say what the demo model makes of the built-in sets")
     parser.add_argument("--show", type=int, default=5, help="closest ones of each pair of sets (default: %(default)s)")
     given = parser.parse_args()
+    if given.demo:
+        print(demo_table().round(2).to_string(index=False))
+        return
     sets = {name: drolab.load_queries(name) for name in BUILT_IN}
     for name, queries in sets.items():
         print(f"{name}: {len(queries)} queries of {queries['category'].nunique()} categories")
@@ -186,7 +228,7 @@ def main() -> None:
         print(f"{name}: what tells harmful from harmless, as AUC: {told}")
     sets |= {file: drolab.load_queries(file, harmful=None, verbose=False) for file in given.files}
     trained = corpora()
-    pairs = [*combinations(sets, 2), *(("heldout", name) for name in trained)]
+    pairs = [*permutations(sets, 2), *(("heldout", name) for name in trained)]
     everything = {**sets, **trained}
     found = nearest(everything, lexical, pairs)
     _show("TF-IDF", found, given.show)
