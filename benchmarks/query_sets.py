@@ -174,8 +174,8 @@ def class_table(queries: pd.DataFrame) -> dict[str, float]:
 
 
 def demo_table(n_samples: int = 10) -> pd.DataFrame:
-    """Of the first rows, of later ones of the same topics and of others: refusal rates of the demo model by class without
-    a prompt and under `default`, and the AUC of a harmfulness probe fitted on the first anchors."""
+    """Of the first rows, of later ones of the same topics and of others: the demo model's refusal rates by class, under
+    no prompt and under `default`, and the AUC of a harmfulness probe that was fitted on the first anchors."""
     model, prompts = drolab.load_model("demo"), drolab.load_prompts()
     first = drolab.load_queries("anchors", demo=True)
     fitted = drolab.hidden_states(model, first, prompts, progress=False)
@@ -233,6 +233,9 @@ def main() -> None:
     found = nearest(everything, lexical, pairs)
     _show("TF-IDF", found, given.show)
     too_close = leaks(found)
+    too_close = too_close[
+        ~too_close[["text", "other_text"]].apply(frozenset, axis=1).duplicated()
+    ]  # once, not both ways
     print(f"\n{len(too_close)} leaks (similarity of at least {LEAK})")
     if len(too_close):
         print(too_close[["similarity", "text", "other_text"]].round(2).to_string(index=False))
