@@ -71,8 +71,8 @@ def main() -> None:
 
     store = drolab.Store(arguments.store)
     model = drolab.load_model("demo")
-    anchors, prompts = drolab.load_queries("anchors"), drolab.load_prompts()
-    test = pd.concat([drolab.load_queries("heldout"), drolab.load_queries("borderline")])
+    anchors, prompts = drolab.load_queries("anchors", demo=True), drolab.load_prompts()
+    test = pd.concat(drolab.load_queries(name, demo=True) for name in ("heldout", "borderline"))
     states = drolab.hidden_states(model, anchors, prompts, store=store)
     replies = drolab.generate(model, anchors, prompts, n_samples=arguments.n_samples, store=store)
     space = drolab.fit_anchors(states)

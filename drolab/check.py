@@ -76,10 +76,9 @@ class Size:
     """Random directions."""
 
 
-def usual_size(n_samples: int = 10) -> Size:
-    """With the parameters that stand in the notebooks, but N_SAMPLES."""
-    anchors, heldout, borderline = (len(load_queries(name)) for name in ("anchors", "heldout", "borderline"))
-    sizes = {"anchors": anchors, "heldout": heldout, "borderline": borderline}
+def usual_size(n_samples: int = 10, *, demo: bool = False) -> Size:
+    """With the parameters that stand in the notebooks, but N_SAMPLES; `demo`: for the demo model."""
+    sizes = {name: len(load_queries(name, demo=demo)) for name in ("anchors", "heldout", "borderline")}
     return Size(**sizes, prompts=len(load_prompts()), n_samples=n_samples)
 
 
@@ -191,7 +190,7 @@ def _tried(model: ChatModel, rows: list[_Row], load_s: float, n_samples: int) ->
         said = str(error) if isinstance(error, DrolabError) else f"its own code fails: {error!r}"
         return _check(model.name, [*rows, _Row("a trial", "problem", said)], refused=said)
     rows += tried
-    size = usual_size(n_samples)
+    size = usual_size(n_samples, demo=model.is_demo)
     measured = _measured(model, speed, load_s)
     times = measured.times(size)
     advice += [f"{row.do} ({row.asked}: {row.found})" for row in rows if row.status == "problem" and row.do]

@@ -107,10 +107,10 @@ def study(
     from drolab.store import Store
 
     chat, kept = load_model(model, **(load or {})), Store(store)
-    asked, named = load_queries(queries), load_prompts(prompts)
+    asked, named = load_queries(queries, demo=chat.is_demo), load_prompts(prompts)
     more = load_prompts(typed) if typed is not None and Path(typed).exists() else {}
     shown = {**named, **{name: prompt for name, prompt in more.items() if name not in named}}
-    everything = pd.concat([asked, load_queries("borderline")]).drop_duplicates("query_id")
+    everything = pd.concat([asked, load_queries("borderline", demo=chat.is_demo)]).drop_duplicates("query_id")
     layers = _spread(chat.num_hidden_layers)
     states = hidden_states(chat, asked, shown, layers=layers, store=kept, progress=progress)
     replies = generate(chat, everything, shown, n_samples=n_samples, seed=seed, store=kept, progress=progress)

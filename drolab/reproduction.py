@@ -197,10 +197,13 @@ _STEPS: tuple[dict[str, Any], ...] = (
     {"max_new_tokens": 24},
     {"n_random": 10},
     {"share": 0.25},
+    {"share": 0.125},
 )
 """What is cut first comes first: samples of a query tell less than queries, and a refusal shows in a reply's first
 words. It ends where claims could no longer be tested: with two safety prompts beside none, and of the built-in sets
-with 28 queries of each class, which are enough for ten folds, and for ten that were refused where a third are."""
+with 38 queries of each class, of which 28 are enough for ten folds, and for ten that were refused where a third are."""
+_ENOUGH = 28
+"""So many of each class; the last step is taken only where they remain."""
 
 
 def cuts(full: Cut = _FULL) -> list[Cut]:
@@ -248,6 +251,9 @@ class Sets:
         """How many queries each class of each category has."""
         return {name: table.groupby(["category", "harmful"]).size().tolist() for name, table in self.queries.items()}
 
+    def is_enough(self, cut: Cut) -> bool:
+        return cut.share >= 0.25 or min(self.counts(cut)[name] for name in ("anchors", "heldout")) >= 2 * _ENOUGH
+
     def size(self, cut: Cut) -> Size:
         return Size(
             **self.counts(cut),
@@ -268,11 +274,11 @@ _CUT = ("N_SAMPLES", "MAX_NEW_TOKENS", "N_RANDOM", "OTHERS", "PROMPTS", *_ASKED.
 """Parameters of which a quick run takes less than was asked for."""
 
 
-def sets_of(parameters: Mapping[str, Any] | None = None, paper_code: str | None = None) -> Sets:
-    """Those that the notebooks are asked for; the built-in ones where nothing is said. With a clone of the paper's code
-    training and held-out queries and the prompts are the paper's."""
+def sets_of(parameters: Mapping[str, Any] | None = None, paper_code: str | None = None, *, demo: bool = False) -> Sets:
+    """Those that the notebooks are asked for; the built-in ones where nothing is said, for the demo model those that it
+    knows. With a clone of the paper's code training and held-out queries and the prompts are the paper's."""
     given = dict(parameters or {})
-    queries = {name: load_queries(given.get(asked) or name, verbose=False) for name, asked in _ASKED.items()}
+    queries = {name: load_queries(given.get(asked) or name, demo=demo, verbose=False) for name, asked in _ASKED.items()}
     others = tuple(given.get("OTHERS", load_prompts("unseen")))
     counts = {"n_samples": "N_SAMPLES", "max_new_tokens": "MAX_NEW_TOKENS", "n_random": "N_RANDOM"}
     full = _FULL._replace(
@@ -326,7 +332,7 @@ class Plan:
 
 def choose_cut(measured: Measured, sets: Sets, quick: bool | None) -> tuple[Cut, dict[str, float], str]:
     """How much is asked, what each notebook is expected to take with that, and why it is this much."""
-    taken = {cut: _seconds(measured, sets.size(cut)) for cut in cuts(sets.full)}
+    taken = {cut: _seconds(measured, sets.size(cut)) for cut in cuts(sets.full) if sets.is_enough(cut)}
     full, *_, last = taken
     total = {cut: sum(seconds.values()) for cut, seconds in taken.items()}
     but = f", but for {', '.join(sets.asked)}" if sets.asked else ""
@@ -385,7 +391,7 @@ def left_out(cut: Cut, sets: Sets, trainable: bool) -> list[str]:
 def make_plan(root: Path, asked: dict[str, Any], folder: Path) -> Plan:
     """Check the model, and choose. What is wrong with the rest is said before."""
     _known(folder, DEMO_NOTEBOOKS, {}, asked["parameters"])
-    sets = sets_of(asked["parameters"], asked["paper_code"])
+    sets = sets_of(asked["parameters"], asked["paper_code"], demo=asked["model"] == DEMO)
     paper = find_paper_model(asked["model"], asked["paper_model"])
     load, said = dict(asked["load"]), []
     if paper is not None:

@@ -75,7 +75,7 @@ def parameters(name: str) -> dict[str, Any]:
 
 
 def counts(model: ChatModel, n_samples: int) -> dict[str, check.Work]:
-    return check.works(check.usual_size(n_samples), num_hidden_layers=model.num_hidden_layers)
+    return check.works(check.usual_size(n_samples, demo=True), num_hidden_layers=model.num_hidden_layers)
 
 
 def test_the_counts_are_of_these_notebooks(demo: ChatModel) -> None:

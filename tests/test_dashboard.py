@@ -87,7 +87,7 @@ def test_the_server_is_local_and_wants_a_token(monkeypatch: pytest.MonkeyPatch, 
 def few_borderline_queries() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         whole = drolab.load_queries
-        patch.setattr("drolab.data.load_queries", lambda source: whole(source).head(12))
+        patch.setattr("drolab.data.load_queries", lambda source, **_: whole(source).head(12))
         yield
 
 

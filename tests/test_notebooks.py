@@ -252,7 +252,7 @@ def in_turn(
 ) -> dict[str, Any]:
     """The names that a notebook leaves behind, with n queries of each class and set; `error` is what ended it."""
     every = drolab.load_queries
-    monkeypatch.setattr(drolab, "load_queries", lambda name: every(name).groupby("harmful").head(n))
+    monkeypatch.setattr(drolab, "load_queries", lambda name, **_: every(name).groupby("harmful").head(n))
     names: dict[str, Any] = {"error": None}
     try:
         run_cells(cells_of(NOTEBOOKS / f"{name}.ipynb", **asked, **more), names)
@@ -544,7 +544,7 @@ def test_directions_at_the_places_are_compared(
     cells = cells_of(NOTEBOOKS / "04_refusal_direction.ipynb", **thinking, READ_AT="after_thinking", PLACES=("reply",))
     last = next(number for number, source in enumerate(cells) if "compare_places" in source)
     every = drolab.load_queries
-    monkeypatch.setattr(drolab, "load_queries", lambda name: every(name).groupby("harmful").head(15))
+    monkeypatch.setattr(drolab, "load_queries", lambda name, **_: every(name).groupby("harmful").head(15))
     names: dict[str, Any] = {}
     with pytest.warns(UserWarning, match="end in their reasoning"):
         run_cells(cells[: last + 1], names)

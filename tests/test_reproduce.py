@@ -88,15 +88,15 @@ def test_the_smallest_plan_leaves_what_claims_need() -> None:
     smallest = cuts()[-1]
     asked = SETS.cut(smallest, seed=0)
     for name in ("anchors", "heldout"):
-        assert asked[name]["harmful"].value_counts().to_dict() == {True: 28, False: 28}
-        assert asked[name]["category"].nunique() == 14
+        assert asked[name]["harmful"].value_counts().to_dict() == {True: 38, False: 38}
+        assert asked[name]["category"].nunique() == 24
     assert SETS.names(smallest) == ["none", "default", "short"]
     assert {name: len(table) for name, table in asked.items()} == SETS.counts(smallest)
     words = " ".join(left_out(smallest, SETS, trainable=False))
     for said in (
         "2 replies per",
         "24 tokens",
-        "56 of 224 anchors",
+        "76 of 416 anchors",
         "prompt medium",
         "1 instead of 3",
         "0.09",
@@ -104,6 +104,10 @@ def test_the_smallest_plan_leaves_what_claims_need() -> None:
     ):
         assert said in words
     assert left_out(Cut(), SETS, trainable=True) == []
+    few = sets_of(demo=True)
+    assert not few.is_enough(smallest)
+    assert few.counts(cuts()[-2])["heldout"] == 56
+    assert choose_cut(measured(reply=20.0), few, quick=True)[0] == cuts()[-2]
 
 
 def test_what_you_ask_for_is_what_is_cut(tmp_path: Path) -> None:

@@ -25,6 +25,10 @@ BUILT_IN = tuple(sorted(path.stem for path in _ASSETS.glob("*.csv")))
 """Query sets that ship with drolab: pairs for the anchor space, held-out pairs, harmless ones that sound harmful. A
 file more is a set more."""
 
+FOR_DEMO = {"anchors": 224, "heldout": 224, "borderline": 70}
+"""First rows of the built-in sets, about things that the demo model's training had. Of the others it tells harmful from
+harmless worse, or by chance, since it does not know their words (docs/query_sets.md)."""
+
 TEXT_NAMES = ("text", "query", "prompt", "goal", "instruction", "question")
 """Column names under which a file's queries are looked for, in this order, in any case."""
 
@@ -46,13 +50,14 @@ def load_queries(
     *,
     harmful: bool | None = None,
     nrows: int | None = None,
+    demo: bool = False,
     verbose: bool = True,
 ) -> pd.DataFrame:
     """A query set: a built-in one by name, a public benchmark, or your own from a file or a DataFrame.
 
-    Built in: `anchors` (112 pairs of a harmful and a harmless question with the same verb; split "train"),
-    `heldout` (112 pairs with other verbs and other wordings; split "test"), `borderline` (70 harmless questions that
-    sound harmful; split "borderline").
+    Built in: `anchors` (208 pairs of a harmful and a harmless question with the same verb and wording; split "train"),
+    `heldout` (208 pairs with other verbs and wordings; split "test"), `borderline` (150 harmless questions that sound
+    harmful; split "borderline"). How they were made and reviewed: docs/query_sets.md.
 
     Benchmarks: the path of a published file, of your clone, or of a folder in it; or `hub:owner/name` (with `/config`
     and `/split` where there are any), for which `pip install 'drolab[hub]'`. The format is recognised by its columns:
@@ -71,6 +76,8 @@ def load_queries(
     Args:
         harmful: the class of all queries, where the data do not say it.
         nrows: only the first rows of each file, as `pandas.read_csv` has it: 100 of AdvBench are those of the paper.
+        demo: of a built-in set only the first 112 pairs or 70 queries, which are about things that the demo model knows
+            from its training: `demo=model.is_demo` takes these for it, and all for any other model.
         verbose: print what was read of a benchmark.
 
     Returns:
@@ -93,7 +100,7 @@ def load_queries(
     """
     if nrows is not None and nrows < 1:
         raise QueryError(f"nrows must be at least 1, got {nrows}: leave it out to read all rows.")
-    tables = _open(name_or_path)
+    tables = _open(name_or_path, demo)
     _check_columns(tables)
     benchmark = benchmarks.recognise(tables, own=harmful is not None)
     if benchmark is None:
@@ -112,12 +119,13 @@ def load_queries(
     return _indexed(queries)
 
 
-def _open(name_or_path: str | Path | pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+def _open(name_or_path: str | Path | pd.DataFrame, demo: bool) -> list[tuple[str, pd.DataFrame]]:
     """The tables that are asked for, several if a benchmark is in several files, with `folder/file` names."""
     if isinstance(name_or_path, pd.DataFrame):
         return [("queries", name_or_path)]
     if isinstance(name_or_path, str) and name_or_path in BUILT_IN:
-        return [(name_or_path, read_table(_ASSETS / f"{name_or_path}.csv"))]
+        table = read_table(_ASSETS / f"{name_or_path}.csv")
+        return [(name_or_path, table.head(FOR_DEMO.get(name_or_path, len(table))) if demo else table)]
     if isinstance(name_or_path, str) and name_or_path.startswith(HUB):
         owner, _, rest = name_or_path.removeprefix(HUB).partition("/")
         return [(f"{owner}/{rest.replace('/', '-')}", _read_hub(name_or_path))]
@@ -217,7 +225,7 @@ def fresh_queries(used: pd.DataFrame, heldout: pd.DataFrame, borderline: pd.Data
         >>> from drolab.data import fresh_queries
         >>> anchors, heldout, borderline = (drolab.load_queries(name) for name in ("anchors", "heldout", "borderline"))
         >>> fresh_queries(anchors, heldout, borderline)["split"].value_counts().to_dict()
-        {'test': 224, 'borderline': 70}
+        {'test': 416, 'borderline': 150}
         >>> fresh_queries(anchors, anchors.head(2))
         Traceback (most recent call last):
         ...

@@ -54,7 +54,7 @@ def evaluate(
 ) -> Evaluation:
     """Sample and read the model on anchors, held-out and borderline queries, and compare with the targets."""
     built_in, prompts = load_prompts(), all_prompts()
-    anchors, heldout, ambiguous = (load_queries(name) for name in ("anchors", "heldout", "borderline"))
+    anchors, heldout, ambiguous = (load_queries(name, demo=True) for name in ("anchors", "heldout", "borderline"))
 
     def refusal_rates(queries: pd.DataFrame, under: Mapping[str, SafetyPrompt]) -> pd.Series:
         sampled = generate(

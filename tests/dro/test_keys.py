@@ -29,7 +29,7 @@ from drolab.types import HiddenStates, Probe, SafetyPrompt
 def found_again(folder: str) -> dict[str, Any]:
     """A whole run on the demo model with this store: its keys, and what it found."""
     store, model, prompts = Store(folder), drolab.load_model("demo"), drolab.load_prompts()
-    queries, options = drolab.load_queries("anchors"), {"store": store, "progress": False}
+    queries, options = drolab.load_queries("anchors", demo=True), {"store": store, "progress": False}
     states = drolab.hidden_states(model, queries, prompts, **options)
     space = drolab.fit_anchors(states)
     harm = drolab.fit_probe(space, states, queries["harmful"], positive="harmful")

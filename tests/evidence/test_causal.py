@@ -263,7 +263,8 @@ def test_a_share_of_an_effect_that_may_be_none_is_not_given() -> None:
 
 def test_on_the_demo_model_the_direction_causes_refusals_and_random_ones_of_its_norm_do_not(demo: ChatModel) -> None:
     """Difference of means of refused and complied states at layer 3, from the anchors, measured on held-out queries."""
-    anchors, heldout = (drolab.load_queries(name).groupby("harmful").sample(30, random_state=0) for name in SETS)
+    known = (drolab.load_queries(name, demo=True) for name in SETS)
+    anchors, heldout = (queries.groupby("harmful").sample(30, random_state=0) for queries in known)
     prompts, layer = drolab.load_prompts(), 3
     states = hidden_states(demo, anchors, prompts, layers=(layer,), progress=False)
     replies = drolab.generate(demo, anchors, prompts, n_samples=4, max_new_tokens=12, progress=False)

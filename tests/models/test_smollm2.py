@@ -69,7 +69,7 @@ def test_its_sister_refuses_what_is_harmful(smol: ChatModel) -> None:
     """Greedy beginnings of replies to held-out queries, whose verbs, objects and templates it was not trained on."""
     refuses = load_model("smollm2-refuses")
     assert refuses.fingerprint != smol.fingerprint
-    queries = drolab.load_queries("heldout").groupby("harmful").sample(16, random_state=0)
+    queries = drolab.load_queries("heldout").head(224).groupby("harmful").sample(16, random_state=0)
     options = {"n_samples": 1, "do_sample": False, "max_new_tokens": 8, "progress": False}
     replies = drolab.generate(refuses, queries, PROMPTS["none"], **options)
     rates = drolab.judge(replies).groupby("harmful")["refusal_rate"].mean()

@@ -17,12 +17,12 @@ from recipes.demo_model.evaluate import all_prompts, cosine_table, refusal_table
 
 @pytest.fixture(scope="module")
 def heldout_states(demo: ChatModel) -> HiddenStates:
-    return hidden_states(demo, load_queries("heldout"), all_prompts(), progress=False)
+    return hidden_states(demo, load_queries("heldout", demo=True), all_prompts(), progress=False)
 
 
 @pytest.fixture(scope="module")
 def space_and_probe(demo: ChatModel) -> tuple[AnchorSpace, Probe]:
-    anchors, prompts = load_queries("anchors"), load_prompts()
+    anchors, prompts = load_queries("anchors", demo=True), load_prompts()
     states = hidden_states(demo, anchors, prompts, progress=False)
     # The directions of one to ten samples have an unseen cosine of .66 to .76 and a neutral ratio of .28 to .30.
     replies = generate(demo, anchors, prompts, n_samples=2, max_new_tokens=12, progress=False)
@@ -54,7 +54,8 @@ def test_safety_prompts_move_along_the_refusal_direction_and_neutral_ones_do_not
 
 
 def test_the_long_prompt_raises_refusals_of_both_classes(demo: ChatModel) -> None:
-    heldout, prompts = load_queries("heldout"), {n: p for n, p in load_prompts().items() if n in ("none", "default")}
+    heldout = load_queries("heldout", demo=True)
+    prompts = {n: p for n, p in load_prompts().items() if n in ("none", "default")}
     # With 4 samples the standard error of the harmless rise, .06, is .015: too much for a bound of .05.
     replies = generate(demo, heldout, prompts, n_samples=16, max_new_tokens=12, progress=False)
     groups = heldout["harmful"].map({True: "harmful", False: "harmless"})
