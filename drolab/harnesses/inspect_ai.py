@@ -21,7 +21,7 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 from drolab.errors import QueryError
 
 
-@modelapi(name="drolab")
+@modelapi(name="drolab")  # type: ignore[untyped-decorator,unused-ignore]
 def drolab() -> type[ModelAPI]:
     """What inspect_ai asks for by name."""
     return DrolabAPI
@@ -65,7 +65,9 @@ class DrolabAPI(ModelAPI):  # type: ignore[misc]
             replies = self.subject.replies([question], **options)
         ends = {"stop": "stop", "length": "max_tokens"}
         outputs = [
-            ModelOutput.from_content(self.model_name, row.response, stop_reason=ends.get(row.finish_reason, "unknown"))
+            ModelOutput.from_content(
+                self.model_name, row.response, stop_reason=ends.get(str(row.finish_reason), "unknown")
+            )
             for row in replies.itertuples()
         ]
         whole = outputs[0]

@@ -94,7 +94,7 @@ class Subject:
                 wanted.append(int(rows[question][seen[question]]))
                 seen[question] += 1
             else:
-                wanted += rows[question].tolist()
+                wanted += [int(row) for row in rows[question]]
         return found.iloc[wanted].reset_index(drop=True)
 
     def log_likelihoods(self, questions: Sequence[str], answers: Sequence[str]) -> list[float]:
