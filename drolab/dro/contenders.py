@@ -294,11 +294,11 @@ def damage(
         1
         100 The model broke: ...
     """
-    return _Look(model, queries, judge, max_new_tokens, store, progress).at(contender, start, replies=replies)
+    return Look(model, queries, judge, max_new_tokens, store, progress).at(contender, start, replies=replies)
 
 
 @dataclass(eq=False)
-class _Look:
+class Look:
     """What is measured of contenders on some queries; of each once."""
 
     model: ChatModel

@@ -35,7 +35,7 @@ import torch
 from drolab import store as stores
 from drolab.data import validate_queries
 from drolab.dro.baselines import PromptTuningConfig, train_prompt_tuning
-from drolab.dro.contenders import Contender, Contenders, Kind, _Look, text_contender
+from drolab.dro.contenders import Contender, Contenders, Kind, Look, text_contender
 from drolab.dro.runs import evenly_spaced
 from drolab.dro.training import check_both_classes, train_dro
 from drolab.errors import PromptError, QueryError, StatesError, TooFewError, UnreliableWarning, listed, shown
@@ -280,9 +280,9 @@ class _Fit:
         return FirstTokenJudge.fit(self.replies, self.judge, read_at=self.read_at)
 
     @cached_property
-    def _look(self) -> _Look:
+    def _look(self) -> Look:
         few = evenly_spaced(self.queries, _DAMAGE_QUERIES)
-        return _Look(self.model, few, self._quick, store=self.store, progress=False)
+        return Look(self.model, few, self._quick, store=self.store, progress=False)
 
     @cached_property
     def _anchors(self) -> HiddenStates:
@@ -463,7 +463,7 @@ class _Fit:
     def _tries(self) -> list[_Try]:
         """All strengths at all layers, and what the model is then about to say."""
         states, rate = self._states(self.layers), self._scores["refusal_rate"]
-        look = _Look(self.model, evenly_spaced(self.queries), self._quick, store=self.store)
+        look = Look(self.model, evenly_spaced(self.queries), self._quick, store=self.store)
         found = []
         total = len(self.layers) * len(self.strengths)
         with bar(self.progress, total=total, desc="steering", unit="strength") as counted:

@@ -13,6 +13,8 @@ import pytest
 import torch
 from helpers.families import family
 from helpers.memory import memory_for
+from helpers.thinkers import TEMPLATES
+from helpers.tiny import byte_tokenizer, random_llama
 from helpers.training import CAREFUL, QUERIES
 from torch import Tensor
 
@@ -20,7 +22,7 @@ from drolab import dro, passes
 from drolab.dro import PromptTuningConfig, PromptTuningRun, baselines
 from drolab.errors import DrolabError, PromptError, QueryError, TooFewError, TrainingError
 from drolab.judges import is_refusal
-from drolab.models import ChatModel, render
+from drolab.models import ChatModel, render, wrap
 from drolab.store import Store
 from drolab.types import SafetyPrompt
 
@@ -358,3 +360,21 @@ def test_a_loss_that_is_not_finite(tiny_llama: ChatModel, store: Store, monkeypa
     monkeypatch.setattr(baselines, "label_logits", broken)
     with pytest.raises(TrainingError, match=r"Prompt tuning step 1: the likelihood term is nan.*Lower learning_rate"):
         tune(tiny_llama, store)
+
+
+# --- a model that thinks first -----------------------------------------------------------------------------
+
+
+def test_answers_of_a_model_that_thinks_are_learned_behind_an_empty_thought() -> None:
+    """The same run as with thinking switched off, whose chats end there by themselves."""
+
+    def model(**told: bool) -> ChatModel:
+        switch = TEMPLATES["switch"]
+        return wrap(random_llama(), byte_tokenizer(), name="t", chat_template=switch, template_kwargs=told or None)
+
+    apart = REPLIES.assign(reasoning="Hm.", n_reasoning_tokens=9)
+    thinks = tune(model(), replies=apart, config=replace(SHORT_RUN, max_steps=2))
+    answers = tune(model(enable_thinking=False), config=replace(SHORT_RUN, max_steps=2))
+    assert torch.equal(thinks.soft_prompt.embeddings, answers.soft_prompt.embeddings)
+    elsewhere = tune(model(), config=replace(SHORT_RUN, max_steps=2))
+    assert not torch.equal(thinks.soft_prompt.embeddings, elsewhere.soft_prompt.embeddings)

@@ -106,7 +106,7 @@ def quick(demo: ChatModel, some: pd.DataFrame) -> FirstTokenJudge:
 
 @pytest.fixture(scope="module")
 def look(demo: ChatModel, some: pd.DataFrame, quick: FirstTokenJudge) -> Callable[[Contender], pd.DataFrame]:
-    seen = contenders._Look(demo, some, quick, max_new_tokens=16)
+    seen = contenders.Look(demo, some, quick, max_new_tokens=16)
     return lambda contender: seen.at(contender, dro.text_contender(demo, NONE), replies=True)
 
 
