@@ -233,9 +233,8 @@ def main() -> None:
     found = nearest(everything, lexical, pairs)
     _show("TF-IDF", found, given.show)
     too_close = leaks(found)
-    too_close = too_close[
-        ~too_close[["text", "other_text"]].apply(frozenset, axis=1).duplicated()
-    ]  # once, not both ways
+    pairs_of = [frozenset(pair) for pair in zip(too_close["text"], too_close["other_text"], strict=True)]
+    too_close = too_close[~pd.Series(pairs_of, index=too_close.index, dtype=object).duplicated()]  # once, not both ways
     print(f"\n{len(too_close)} leaks (similarity of at least {LEAK})")
     if len(too_close):
         print(too_close[["similarity", "text", "other_text"]].round(2).to_string(index=False))
