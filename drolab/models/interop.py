@@ -101,7 +101,7 @@ def _tokenizer_of_the_rest(template: Template, wanted: dict[str, tuple[int, ...]
 
 def _rest_ids(tokenizer: PreTrainedTokenizerBase, query: str, in_parts: bool) -> tuple[int, ...]:
     """The rest of a chat as another program gets it."""
-    message = {"role": "user", "content": [{"type": "text", "text": query}] if in_parts else query}
+    message: Any = {"role": "user", "content": [{"type": "text", "text": query}] if in_parts else query}
     written: Any = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
     return tuple(tokenizer(written)["input_ids"])
 
