@@ -158,13 +158,8 @@ def _table(model: ChatModel) -> Any:
     """[vocabulary, d], on the CPU: what each token becomes, scaled as the model does it."""
     import torch
 
-<<<<<<< HEAD
-    table: Any = model.model.get_input_embeddings()
-    rows = int(table.weight.shape[0])
-=======
     weight: Any = model.model.get_input_embeddings().weight
     rows = int(weight.shape[0])
->>>>>>> interop
     parts = [model.embed(ids).detach().cpu() for ids in torch.arange(rows).split(4096)]
     return torch.cat(parts).contiguous()
 
