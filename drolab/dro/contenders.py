@@ -89,8 +89,9 @@ class Contender:
     n_tokens: int = 0
     """What it adds to every chat: tokens, beside a chat without a system prompt of the user's."""
     seconds: float = 0.0
-    """What fitting it took on this machine, the first time: of what is trained its steps, of steering the strengths
-    that were tried. The time of what all share (replies, verdicts, states) is not in it. NaN: not known."""
+    """What fitting it took: of what is trained its steps, in all sessions, also if it came from the store; of steering
+    the strengths that were tried, in the call that tried them. The time of what all share (replies, verdicts, states)
+    is not in it. NaN: not known."""
     n_steps: int = 0
     """Steps of an optimizer, or strengths that were tried."""
     n_queries: int = 0

@@ -9,8 +9,9 @@
 - DRO from less: fewer anchors of each class (space, probes and training all see those alone), training on harmful
   queries alone, a space and probes of all prompts but the one that is trained;
 - steering: the difference of the means of the states that were refused and of those that were answered, added at one
-  layer at all tokens; the same direction taken out everywhere, which should end refusals; and a random direction of the
-  same length, which should do nothing.
+  layer at all tokens; as its opposite, the same direction taken out there, so that along it every state is as the
+  answered ones are in the mean, which should end refusals; and a random direction of the same length, which should do
+  nothing.
 
 **How the strength is chosen.** On training queries only, at most 24 of each class (`evenly_spaced`): of all STRENGTHS,
 in lengths of the difference of means, at all layers that were asked for, by the greatest sum of the first-token scores
@@ -445,7 +446,7 @@ class _Fit:
         yield Contender(
             name="ablated",
             kind="steering",
-            edits=(Ablate(best.vector),),
+            edits=(Ablate(best.vector, [best.layer], best.answered),),
             problems=tuple(filter(None, (best.problem,))),
             about={"layer": best.layer},
             **about,
@@ -470,13 +471,14 @@ class _Fit:
             for layer in self.layers:
                 fitted = fit_directions(states, rate, positive="refuses", methods=["mean_difference"], layer=layer)
                 direction = fitted["mean_difference"]
-                length = _difference(states.matrix(layer), states, rate, direction.vector)
+                refused, answered = _means(states.matrix(layer), states, rate)
+                length = float((refused - answered) @ direction.vector)
                 for strength in self.strengths:
                     vector = strength * length * direction.vector
                     edits = (Add(vector, layer),)
                     contender = Contender(name=f"{layer} {strength}", kind="steering", edits=edits)
                     table = look.at(contender, replies=False)
-                    found.append(_Try(layer, strength, vector, direction.problem, contender, table))
+                    found.append(_Try(layer, strength, vector, answered, direction.problem, contender, table))
                     counted.update()
         return found
 
@@ -497,6 +499,8 @@ class _Try:
     layer: int
     strength: float
     vector: torch.Tensor
+    answered: torch.Tensor
+    """The mean of the states that were answered."""
     problem: str
     """Of the direction."""
     contender: Contender
@@ -541,9 +545,9 @@ def _rows(states: HiddenStates, kept: np.ndarray) -> HiddenStates:
     return replace(states, values=states.values[rows], index=states.index.iloc[rows].reset_index(drop=True))
 
 
-def _difference(matrix: torch.Tensor, states: HiddenStates, rate: pd.Series, direction: torch.Tensor) -> float:
-    """The length of the difference of means: of states that were refused and answered, weighted by how often."""
+def _means(matrix: torch.Tensor, states: HiddenStates, rate: pd.Series) -> tuple[torch.Tensor, torch.Tensor]:
+    """The means, [d] each, of the states that were refused and of those that were answered, weighted by how often."""
     chats = list(zip(states.index["query_id"], states.index["prompt"], strict=True))
     refused = torch.tensor(rate.loc[chats].to_numpy(dtype=float))
-    along = matrix.double() @ direction.double()
-    return float((refused @ along) / refused.sum() - ((1 - refused) @ along) / (1 - refused).sum())
+    means = [(weights @ matrix.double()) / weights.sum() for weights in (refused, 1 - refused)]
+    return means[0].float(), means[1].float()

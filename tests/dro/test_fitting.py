@@ -111,6 +111,9 @@ def test_steering(tiny_llama: ChatModel, field: Contenders) -> None:
     assert float(edit.direction.norm()) == pytest.approx(float(other.direction.norm()))
     assert torch.cosine_similarity(edit.direction, other.direction, dim=0).abs() < 0.6
     torch.testing.assert_close(ablated.edits[0].direction, edit.direction)
+    along = edit.direction / edit.direction.norm()
+    states = ablated.states(tiny_llama, QUERIES, layers=(1,), progress=False).matrix(1) @ along
+    torch.testing.assert_close(states, (ablated.edits[0].reference @ along).expand(len(states)), rtol=1e-4, atol=1e-4)
     tried = steered.about["tried"]
     assert tried["strength"].tolist() == [0.5, 1.0]
     assert tried["norm"].iloc[1] == pytest.approx(2 * tried["norm"].iloc[0])
@@ -135,6 +138,8 @@ def test_the_difference_of_means_is_that_of_the_replies(
     difference = (p @ matrix) / p.sum() - ((1 - p) @ matrix) / (1 - p).sum()
     expected = field["steered"].about["strength"] * difference
     torch.testing.assert_close(field["steered"].edits[0].direction.double(), expected, rtol=1e-3, atol=1e-4)
+    answered = ((1 - p) @ matrix) / (1 - p).sum()
+    torch.testing.assert_close(field["ablated"].edits[0].reference.double(), answered, rtol=1e-4, atol=1e-5)
 
 
 def test_a_second_call_trains_nothing_and_knows_the_time(
