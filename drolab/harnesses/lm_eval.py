@@ -33,7 +33,9 @@ class DrolabLM(LM):  # type: ignore[misc]
     ):
         """Args: model, subject: as in `Subject.load`. The others are what lm-eval passes to every model."""
         super().__init__()
-        self.subject = Subject.load(model, **subject, **({"device_map": device} if device else {}))
+        # lm-eval says "cuda" where nobody said anything; load_model takes a GPU by itself, if there is one.
+        named = {} if device is None or str(device).startswith("cuda") else {"device_map": str(device)}
+        self.subject = Subject.load(model, **named | subject)
         self._batch_size = int(batch_size) if str(batch_size).isdigit() else None
 
     @property
