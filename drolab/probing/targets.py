@@ -133,11 +133,12 @@ def _names(states: HiddenStates, missing: NDArray[np.bool_]) -> str:
     return f"{len(rows)} of {len(states)} states: {named}" + (", …" if len(rows) > 3 else "")
 
 
-def check_classes(fractions: Array, positive: str) -> None:
-    """Raise a TooFewError if the target is the same for all states."""
+def check_classes(fractions: Array, positive: str = "") -> None:
+    """Raise a TooFewError if the target (of the probe that is positive for this, if that is known) is the same for all
+    states."""
     if np.ptp(fractions) < 1e-9:
+        of_probe = f" of the probe {positive!r}" if positive else ""
         raise TooFewError(
-            f"The target of the probe {positive!r} is {fractions.mean():g} for all {len(fractions)} states, so there "
-            "is nothing to tell apart: add queries or prompts of the other class (or responses sampled at a higher "
-            "temperature)."
+            f"The target{of_probe} is {fractions.mean():g} for all {len(fractions)} states, so there is nothing to tell "
+            "apart: add queries or prompts of the other class (or responses sampled at a higher temperature)."
         )

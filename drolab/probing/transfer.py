@@ -267,7 +267,7 @@ class _Fits:
         """
         features = Features(states=select_rows(self.states, split.train))
         real = self.targets[0]
-        check_classes(real[split.train], "positive")  # no setting can be chosen for one kind alone
+        check_classes(real[split.train])  # no setting can be chosen for one kind alone
         settings = {m: tune(m, features, real[split.train], self.random_state) for m in self.methods}
         fitted = {
             method: [fit_direction(method, features, one[split.train], setting, "positive") for one in self.targets]
