@@ -139,6 +139,6 @@ def check_classes(fractions: Array, positive: str = "") -> None:
     if np.ptp(fractions) < 1e-9:
         of_probe = f" of the probe {positive!r}" if positive else ""
         raise TooFewError(
-            f"The target{of_probe} is {fractions.mean():g} for all {len(fractions)} states, so there is nothing to tell "
-            "apart: add queries or prompts of the other class (or responses sampled at a higher temperature)."
+            f"The target{of_probe} is {fractions.mean():g} for all {len(fractions)} states, so there is nothing to "
+            "tell apart: add queries or prompts of the other class (or responses sampled at a higher temperature)."
         )
