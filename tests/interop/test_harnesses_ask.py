@@ -92,7 +92,7 @@ def test_inspect_ai(who: str, folders: dict[str, dict[str, object]], tmp_path: P
         (log,) = (tmp_path / name).glob("*.json")
         said = json.loads(log.read_text())
         assert said["status"] == "success", said.get("error")
-        accuracy[name] = said["results"]["scores"][0]["metrics"]["accuracy"]["value"]
+        accuracy[name] = said["results"]["scores"][0]["metrics"]["mean"]["value"]
     assert accuracy["with"] == 1.0
     assert accuracy["without"] < 0.9
     agreed = f"10 of 10 greedy replies are drolab's own; without it {accuracy['without']:.0%}"
