@@ -32,7 +32,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import drolab
 from drolab import dro
 from drolab.errors import DrolabError, ModelError
-from drolab.models import ChatModel, encode, render
+from drolab.models import ChatModel, render
 from drolab.models.kv_cache import can_read_in_place
 from drolab.models.passes import can_pack, can_share_prefix
 from drolab.types import SafetyPrompt
@@ -380,10 +380,9 @@ def _compare_gradient(found: Outcome, model: ChatModel, plain: PreTrainedModel) 
         training = dro.Training(
             model, table, init=CARE, space=space, refusal=refusal, harmfulness=harm, config=drolab.DROConfig()
         )
-        (soft, _), start = training._resumed(), training._start_states()
+        batch, (soft, _) = training._begin(), training._resumed()
         soft.data += 0.05 * torch.randn(soft.shape, generator=torch.Generator().manual_seed(1))
-        batch = encode(model, table["text"].tolist(), training._prompt(training.done))
-        training._gradient(1, soft, batch, start, [0, 1, 2, 3])
+        training._gradient(1, soft, batch, [0, 1, 2, 3])
     except DrolabError as error:
         found.no_dro = str(error)
         return
@@ -401,7 +400,13 @@ def _compare_gradient(found: Outcome, model: ChatModel, plain: PreTrainedModel) 
             states = plain(inputs_embeds=whole, use_cache=False, output_hidden_states=True).hidden_states
         rows.append(states[-1][0, -1] if found.layers == "all" else taken[0][0, -1])
     terms = dro.losses(
-        space, refusal, harm, torch.stack(rows), start, torch.tensor(table["harmful"].to_numpy()), training.config
+        space,
+        refusal,
+        harm,
+        torch.stack(rows),
+        training._start,
+        torch.tensor(table["harmful"].to_numpy()),
+        training.config,
     )
     terms.total(training.config).backward()
     assert again.grad is not None
