@@ -25,10 +25,9 @@ from drolab.models import (
     ChatModel,
     Edit,
     Prompt,
+    by_pass,
     encode,
-    halve_pass_tokens,
     label_logits,
-    plan_passes,
     prefix_embeddings,
     render,
     run_prefix,
@@ -419,21 +418,16 @@ def surprise(model: ChatModel, replies: pd.DataFrame, *, read_at: ReadAt = "repl
     batch = encode(model, replies["text"].iloc[written].tolist(), none, read_at=place)
     prefix = run_prefix(model, prefix_embeddings(model, batch))
     suffixes = [chat + ids[row][:-1] for chat, row in zip(batch.suffixes, written, strict=True)]
-    todo = list(range(len(written)))
+
+    def run(numbers: list[int]) -> tuple[Tensor, ...]:
+        labels = [ids[written[number]] for number in numbers]
+        sizes = list(map(len, labels))
+        logits = label_logits(model, prefix, [suffixes[number] for number in numbers], sizes)
+        target = torch.tensor([token for tokens in labels for token in tokens], device=logits.device)
+        return torch.nn.functional.cross_entropy(logits, target, reduction="none").cpu().split(sizes)
+
     with threads_for(model.model):
-        while todo:
-            numbers = next(plan_passes(model, prefix, [len(suffixes[number]) for number in todo]))
-            here = [todo[number] for number in numbers]
-            labels = [ids[written[number]] for number in here]
-            try:
-                logits = label_logits(model, prefix, [suffixes[number] for number in here], list(map(len, labels)))
-            except torch.OutOfMemoryError:
-                halve_pass_tokens(model, [suffixes[number] for number in here])
-                continue
-            target = torch.tensor([token for tokens in labels for token in tokens], device=logits.device)
-            losses = torch.nn.functional.cross_entropy(logits, target, reduction="none").cpu()
-            for number, part in zip(here, losses.split(list(map(len, labels))), strict=True):
+        for numbers, losses in by_pass(model, prefix, suffixes, run):
+            for number, part in zip(numbers, losses, strict=True):
                 nats.iloc[written[number]] = float(part.mean())
-            done = set(here)
-            todo = [number for number in todo if number not in done]
     return nats
