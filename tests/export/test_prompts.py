@@ -16,7 +16,7 @@ import peft
 import pytest
 import torch
 import yaml
-from helpers.families import FAMILIES, queries_of
+from helpers.families import FAMILIES, GEMMA, queries_of
 from helpers.tiny import byte_tokenizer
 from helpers.training import setting_of
 from huggingface_hub import ModelCard
@@ -36,12 +36,6 @@ pytestmark = [  # peft asks for the first, and says the second whenever it write
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning"),
 ]
-GEMMA = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{% if m['role'] == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
-    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim }}"
-    "{{ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-)
 CASES = {
     "llama-2-chat": ("llama", {"chat_template": "llama-2-chat"}),
     "ChatML": ("qwen2", {"chat_template": "chatml"}),

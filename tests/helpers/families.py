@@ -33,6 +33,13 @@ SHORT, LONG = {"sliding_window": 5}, {"sliding_window": 64}
 MIXED = {"layer_types": ["sliding_attention", "full_attention"]}
 MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "vocab_size": 260, "initializer_range": 0.2}
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
+    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim }}"
+    "{{ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+"""A chat template that refuses a system message and trims what it writes, as that family's does."""
 LAYERS, POSITIONS = (0, 1, 2), (-1, -3)
 NONE = SafetyPrompt(name="none", text="")
 CARE = SafetyPrompt(name="care", text="Be careful with what you say.")

@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from helpers.families import FAMILIES
+from helpers.families import FAMILIES, GEMMA
 from helpers.outside import outside, python, surroundings, versions
 from helpers.tiny import byte_tokenizer
 from safetensors.torch import load_file
@@ -32,12 +32,6 @@ from drolab.inference import generate
 from drolab.models import ChatModel, embed_text, encode, load_model, prefix_embeddings
 from drolab.types import SoftPrompt
 
-GEMMA = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{% if m['role'] == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
-    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim }}"
-    "{{ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-)
 CASES = {
     "llama, llama-2-chat": ("llama", {"chat_template": "llama-2-chat"}),
     "qwen2, ChatML": ("qwen2", {"chat_template": "chatml"}),
