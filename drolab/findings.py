@@ -15,8 +15,9 @@ from typing import Any
 import pandas as pd
 
 from drolab.errors import listed, shown
-from drolab.evidence import claims, comparison, mean_interval
+from drolab.evidence import causal, claims, comparison, mean_interval
 from drolab.figures import tables
+from drolab.probing import READOUT_ADVICE
 from drolab.types import EMPTY_PROMPT, NO_PROMPT
 
 LEVEL = 0.05
@@ -58,14 +59,11 @@ def _number(value: object, *, sign: bool = False) -> str:
     return tables.number_text(value, sign=sign)
 
 
-_ADVICE = ("What is built on it", "Add queries", "Edit less")
-"""How sentences begin that say what to do about a problem, or what follows from it."""
-
-
 def _plainly(*notes: str) -> str:
     """What notes say, each thing once, without advice, which stands elsewhere."""
-    sentences = [sentence.rstrip(".") for note in notes for sentence in note.split(". ")]
-    return ". ".join(dict.fromkeys(one for one in sentences if one and not one.startswith(_ADVICE)))
+    facts = [note.replace(READOUT_ADVICE, "").replace(causal.EDIT_ADVICE, "").strip() for note in notes]
+    sentences = [sentence.strip().rstrip(".") for note in facts for sentence in note.split(". ")]
+    return ". ".join(dict.fromkeys(filter(None, sentences)))
 
 
 def _first_sentence(note: str) -> str:

@@ -10,7 +10,8 @@ import pytest
 from helpers.results import verdict_table
 
 from drolab import comparison, findings
-from drolab.evidence import claims
+from drolab.evidence import causal, claims
+from drolab.probing import READOUT_ADVICE
 
 NOBODY = "No query is refused: ask others."
 
@@ -316,12 +317,13 @@ def test_a_gain_that_stays_at_chance_is_none() -> None:
 
 
 def test_a_readout_at_chance_is_said_once_and_without_what_to_do() -> None:
-    problem = "A readout of 'refuses' cannot be told from chance. What is built on it says nothing. Add queries."
+    problem = f"A readout of 'refuses' cannot be told from chance. {READOUT_ADVICE}"
     said = findings.refusal_direction(probes=probes(problem), problem=problem, verdicts=verdicts(a=None))
     assert said[0] == (
         "A direction of refusal cannot be tested here: A readout of 'refuses' cannot be told from chance."
     )
-    noted = {"doses": edits(0.3, note=problem), "removed": edits(-0.3, note=f"{problem} The edit breaks the model.")}
+    broken = f"{problem} The edit breaks the model. {causal.EDIT_ADVICE}"
+    noted = {"doses": edits(0.3, note=problem), "removed": edits(-0.3, note=broken)}
     causes = findings.refusal_direction(probes=probes(), layer=3, **noted)[2]
     assert causes.startswith(
         "Whether the direction causes refusals is not decided (A readout of 'refuses' cannot be told from chance. The "
@@ -431,7 +433,7 @@ def test_what_is_known_against_a_training_is_said_and_what_was_not_measured_is_l
     assert "goes from 0.502 to 0.902 for harmful ones (+0.400 " in said[0]
     assert said[1] == "That is of the 80 queries that the prompt was trained on."
     assert said[2] == "The states left. The model broke."
-    doubt = "A readout of 'refuses' cannot be told from chance. What is built on it says nothing."
+    doubt = f"A readout of 'refuses' cannot be told from chance. {READOUT_ADVICE}"
     said = findings.training(RATES, first_tokens(0.9, 0.1), problems=[doubt], doubt=doubt)
     assert said[0].startswith("It cannot be told (A readout of 'refuses' cannot be told from chance): under the prompt")
     assert said[2] == doubt

@@ -518,7 +518,11 @@ def _broken(part: pd.DataFrame, start: float, kl_limit: float) -> list[str]:
 def _in_words(reasons: str) -> str:
     if not reasons:
         return ""
-    return f"The edit breaks the model ({reasons}): its change is not of refusal alone. Edit less, or at another layer."
+    return f"The edit breaks the model ({reasons}): its change is not of refusal alone. {EDIT_ADVICE}"
+
+
+EDIT_ADVICE = "Edit less, or at another layer."
+"""What to do about an edit that breaks the model."""
 
 
 def _noted_last(table: pd.DataFrame) -> pd.DataFrame:

@@ -9,6 +9,7 @@ regressions in the anchor space), `directions` (refusal directions by several me
 from drolab.probing.anchors import anchor_matrix, coordinates, fit_anchors, one_position
 from drolab.probing.crossval import (
     FLAT,
+    READOUT_ADVICE,
     check_readout,
     left_out_groups,
     ridge_predictions,
@@ -34,6 +35,7 @@ __all__ = [
     "FLAT",
     "METHODS",
     "RANDOM",
+    "READOUT_ADVICE",
     "TRANSFER_COLUMNS",
     "Direction",
     "Directions",

@@ -195,9 +195,9 @@ def too_few(fractions: Array, queries: NDArray[Any], positive: str) -> str:
     by_query = pd.Series(fractions).groupby(queries)
     n = by_query.ngroups
     if (some := int((by_query.max() > 0).sum())) < FEWEST:
-        return f"Only {some} of {n} queries have anything of {positive!r} in their target. {_ADVICE}"
+        return f"Only {some} of {n} queries have anything of {positive!r} in their target. {READOUT_ADVICE}"
     if (some := int((by_query.min() < 1).sum())) < FEWEST:
-        return f"All but {some} of {n} queries have nothing but {positive!r} in their target. {_ADVICE}"
+        return f"All but {some} of {n} queries have nothing but {positive!r} in their target. {READOUT_ADVICE}"
     return ""
 
 
@@ -212,11 +212,12 @@ def _like_chance(aucs: Array, n_queries: int, positive: str) -> str:
     return (
         f"A readout of {positive!r} cannot be told from chance with these {n_queries} queries: AUC {aucs[0]:.2f} on "
         f"held-out queries, {aucs[1:].mean():.2f} ({aucs[1:].min():.2f} to {aucs[1:].max():.2f}) with shuffled "
-        f"targets. {_ADVICE}"
+        f"targets. {READOUT_ADVICE}"
     )
 
 
-_ADVICE = (
+READOUT_ADVICE = (
     "What is built on it says nothing about the model. Add queries, most of the rarer kind; where the target comes "
     "from replies, sample more of them, or try other prompts or another judge."
 )
+"""What follows from a readout like chance, and what to do."""
