@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,11 +22,12 @@ from drolab.types import PEFT_CONFIG, PEFT_TENSOR, PEFT_WEIGHTS, DRORun, SoftPro
 if TYPE_CHECKING:
     import pandas as pd
 
+    from drolab.dro import KeptRun, PromptTuningRun
     from drolab.models import ChatModel, Prepended
 
 
 def to_peft(
-    run: DRORun | SoftPrompt,
+    run: DRORun | PromptTuningRun | KeptRun | SoftPrompt,
     model: ChatModel,
     folder: str | Path,
     *,
@@ -41,11 +43,13 @@ def to_peft(
     user and assistant, and refuses a system message. `SoftPrompt.from_peft` reads the folder.
 
     Args:
-        run: what `train_dro` returned, or its soft prompt.
+        run: what `train_dro` or `train_prompt_tuning` returned, a run of `dro.load_runs`, or a soft prompt. What is to
+            be doubted of a run stands on its card.
         model: the model that it was made for.
         base: what the adapter calls its base model; None is the model's hub id, or the name of its folder.
         queries: what it was trained on, for the card.
-        measured: what was measured of it, for the card: a table, or name → number.
+        measured: what was measured of it, for the card: a table, or name → number. None takes what a run of
+            `dro.load_runs` has.
 
     Raises:
         PromptError: it was made for another model.
@@ -96,7 +100,7 @@ def to_peft(
 
 
 def to_vllm(
-    run: DRORun | SoftPrompt,
+    run: DRORun | PromptTuningRun | KeptRun | SoftPrompt,
     model: ChatModel,
     folder: str | Path,
     *,
@@ -108,7 +112,8 @@ def to_vllm(
 
     In the folder are `prompt.safetensors` (`virtual_tokens`, all vectors up to the soft prompt's end, and `embeddings`,
     the model's table, one row a token, in its dtype), the tokenizer that `to_peft` writes, `chat.py`, which asks vLLM
-    offline or writes a request for its server, and a model card. None of them needs drolab.
+    offline or writes a request for its server, and a model card. None of them needs drolab; for drolab there is
+    `soft_prompt.safetensors`, so that `SoftPrompt.from_pretrained` reads the folder.
 
     Args:
         run, model, base, queries, measured: as in `to_peft`.
@@ -124,15 +129,17 @@ def to_vllm(
         >>> soft = SoftPrompt(name="mine", embeddings=embed_text(model, "Be safe."))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     [path.name for path in export.to_vllm(soft, model, folder)]  # doctest: +NORMALIZE_WHITESPACE
-        ['prompt.safetensors', 'chat_template.jinja', 'tokenizer.json', 'tokenizer_config.json', 'chat.py', 'README.md']
+        ['prompt.safetensors', 'chat_template.jinja', 'tokenizer.json', 'tokenizer_config.json', 'chat.py', 'README.md',
+         'soft_prompt.safetensors']
     """
     from safetensors.torch import load_file, save
 
     soft, form, root = _prepared(run, model, folder)
     tensors = {"virtual_tokens": form.vectors.to(model.dtype), "embeddings": _table(model)}
     name, dtype = base_name(model, base), str(model.dtype).removeprefix("torch.")
+    shape = {"hidden_size": model.hidden_size, "num_hidden_layers": model.num_hidden_layers}
     files: dict[str, str | bytes] = {
-        "prompt.safetensors": save(tensors, metadata=_about(soft, model, form)),
+        "prompt.safetensors": save(tensors, metadata=_about(soft, model, form) | {"config": json.dumps(shape)}),
         **_tokenizer_files(form.tokenizer),
         "chat.py": _script("vllm_chat.py.txt"),
         "README.md": _card(
@@ -148,10 +155,16 @@ def to_vllm(
         ),
     }
     written = [write_file(root / file, content) for file, content in files.items()]
+    written.append(replace(soft, model_fingerprint=_fingerprint(soft, model)).save_pretrained(root))
     back = load_file(written[0])
     _check_back(all(back[part].equal(tensor) for part, tensor in tensors.items()), root)
+    _check_back(SoftPrompt.from_pretrained(root).sha256 == soft.sha256, root)
     _check_tokenizer(form, root)
     return written
+
+
+def _fingerprint(soft: SoftPrompt, model: ChatModel) -> str:
+    return soft.model_fingerprint or model.own_fingerprint
 
 
 def _table(model: ChatModel) -> Any:
@@ -171,7 +184,7 @@ def _script(name: str) -> bytes:
 def _prepared(run: Any, model: ChatModel, folder: str | Path) -> tuple[SoftPrompt, Prepended, Path]:
     from drolab.models import prepended
 
-    soft = run.soft_prompt if isinstance(run, DRORun) else run
+    soft = run if isinstance(run, SoftPrompt) else getattr(getattr(run, "run", run), "soft_prompt", None)
     if not isinstance(soft, SoftPrompt):
         raise PromptError(
             f"A {type(run).__name__} has no vectors to export: pass a SoftPrompt, or what train_dro returned. A text "
@@ -187,7 +200,7 @@ def _about(soft: SoftPrompt, model: ChatModel, form: Prepended) -> dict[str, str
         "name": soft.name,
         "init_text": soft.init_text,
         "model": base_name(model),
-        "model_fingerprint": soft.model_fingerprint or model.own_fingerprint,
+        "model_fingerprint": _fingerprint(soft, model),
         "slot_start": str(form.slot[0]),
         "ids": json.dumps(form.ids),
     }
@@ -237,19 +250,19 @@ def _card(
     }
     facts["before them"] = f"{form.slot[0]} of the chat's own beginning"
     limits: list[str] = []
-    if isinstance(run, DRORun):
-        facts |= {
-            "method": "DRO (arXiv 2401.18018)",
-            "steps": len(run.history),
-            "settings": json.loads(run.config.to_json()),
-        }
+    how = ""
+    if not isinstance(run, SoftPrompt):
         limits += [code(problem) for problem in run.problems]
+        if measured is None:
+            measured = _last_measured(getattr(run, "measured", None))
+        run = getattr(run, "run", run)
+        name, how = _METHODS["DRO" if isinstance(run, DRORun) else "prompt tuning"]
+        facts |= {"method": name, "steps": len(run.history), "settings": json.loads(run.config.to_json())}
     return model_card(
         soft.name,
-        f"A safety prompt as vectors (a *soft prompt*){_BY_DRO if isinstance(run, DRORun) else ''}, for the place of a "
-        "system message. Exported by drolab.",
+        f"A safety prompt as vectors (a *soft prompt*){how}, for the place of a system message. Exported by drolab.",
         model,
-        fingerprint=soft.model_fingerprint or model.own_fingerprint,
+        fingerprint=_fingerprint(soft, model),
         base=base,
         use=use,
         facts=facts,
@@ -261,7 +274,25 @@ def _card(
     )
 
 
-_BY_DRO = ", trained by Directed Representation Optimization ([arXiv 2401.18018](https://arxiv.org/abs/2401.18018))"
+def _last_measured(found: pd.DataFrame | None) -> pd.DataFrame | None:
+    """What the first tokens were under the prompt (`dro.MEASURED_COLUMNS`), the last time it was measured."""
+    if found is None or found.empty:
+        return None
+    last = found[found["step"] == found["step"].max()]
+    return last.rename(columns={name: f"first token: {name}" for name in ("refusal", "compliance", "other", "kl")})
+
+
+_METHODS = {
+    "DRO": (
+        "DRO (arXiv 2401.18018)",
+        ", trained by Directed Representation Optimization ([arXiv 2401.18018](https://arxiv.org/abs/2401.18018))",
+    ),
+    "prompt tuning": (
+        "vanilla prompt tuning on the model's own replies, with unlikelihood (arXiv 1908.04319)",
+        ", trained on the model's own replies",
+    ),
+}
+"""Method → what it is called, and how the card's first sentence goes on."""
 _USE_PEFT = """\
 ```python
 from peft import PeftModel

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import copy
 import importlib.util
 import io
 import json
+import runpy
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +29,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import drolab
-from drolab import export
+from drolab import dro, export
 from drolab.errors import ExportError, ModelError, PromptError
 from drolab.inference import generate
 from drolab.models import ChatModel, encode, prefix_embeddings, render, wrap
@@ -229,6 +232,27 @@ def test_a_run_leaves_with_what_is_to_be_doubted_of_it(tiny_llama: ChatModel, tm
     assert SoftPrompt.from_peft(tmp_path, tiny_llama).sha256 == run.soft_prompt.sha256
 
 
+def test_runs_of_all_kinds_leave(tiny_llama: ChatModel, tmp_path: Path) -> None:
+    setting = setting_of(tiny_llama)
+    run = replace(setting, config=replace(setting.config, num_train_epochs=1)).train()
+    rows = [(step, "held out", True, step / 8, 0.5, 0.125, 0.0) for step in (0, 3)]
+    measured = pd.DataFrame(rows, columns=list(dro.MEASURED_COLUMNS))
+    export.to_peft(dro.KeptRun(loaded=run, measured=measured), tiny_llama, tmp_path / "kept")
+    card = (tmp_path / "kept" / "README.md").read_text(encoding="utf-8")
+    assert "| 3 | `held out` | yes | 0.375 | 0.500 | 0.125 | 0.00 |" in card
+    assert card.count("`held out`") == 1  # the last step only
+    replies = setting.queries.assign(prompt="careful", sample=0, response="I cannot.", finish_reason="stop", n_tokens=3)
+    config = dro.PromptTuningConfig(num_train_epochs=1)
+    tuned = dro.train_prompt_tuning(
+        tiny_llama, setting.queries, init=setting.init, replies=replies, config=config, progress=False
+    )
+    export.to_vllm(tuned, tiny_llama, tmp_path / "tuned")
+    card = (tmp_path / "tuned" / "README.md").read_text(encoding="utf-8")
+    assert "vanilla prompt tuning" in card
+    assert "Directed Representation" not in card
+    assert SoftPrompt.from_pretrained(tmp_path / "tuned").sha256 == tuned.soft_prompt.sha256
+
+
 def test_a_text_prompt_needs_no_export(tiny_llama: ChatModel, tmp_path: Path) -> None:
     for export_it in (export.to_peft, export.to_vllm):
         with pytest.raises(PromptError, match="A SafetyPrompt has no vectors to export"):
@@ -246,6 +270,46 @@ def script_in(folder: Path) -> ModuleType:
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     return script
+
+
+def test_what_left_for_vllm_comes_back_for_its_model_only(tmp_path: Path) -> None:
+    ours = random_model("llama", chat_template="chatml")
+    others = random_model("llama", seed=1, chat_template="chatml")
+    export.to_vllm(replace(soft_for(ours), model_fingerprint=""), ours, tmp_path)
+    back = SoftPrompt.from_pretrained(tmp_path)
+    assert torch.equal(back.embeddings, soft_for(ours).embeddings)
+    assert render(ours, TEXTS[0], back).prompt_span is not None
+    with pytest.raises(PromptError, match=f"{ours.fingerprint}, but 'org/tiny' has {others.fingerprint}"):
+        render(others, TEXTS[0], back)
+
+
+def test_the_example_is_run_for_the_model_that_the_prompt_was_made_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: object) -> str:
+        """What `python chat.py …` prints."""
+        monkeypatch.setattr(sys, "argv", ["chat.py", *map(str, arguments)])
+        runpy.run_path(str(tmp_path / "export" / "chat.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    model = random_model("llama", chat_template="chatml")
+    export.to_vllm(soft_for(model), model, tmp_path / "export")
+    model.model.config.save_pretrained(tmp_path / "right")
+    wide = copy.deepcopy(model.model.config)
+    wide.num_hidden_layers = 7
+    wide.save_pretrained(tmp_path / "wrong")
+    body = json.loads(run("--request", tmp_path / "right", "Why?", "So.", "Why so?"))
+    assert body["model"] == str(tmp_path / "right")
+    sent = torch.load(io.BytesIO(base64.b64decode(body["prompt_embeds"])), weights_only=True)
+    talk = [("user", "Why?"), ("assistant", "So."), ("user", "Why so?")]
+    wanted = script_in(tmp_path / "export").embedded([{"role": role, "content": text} for role, text in talk])
+    assert torch.equal(sent, wanted)
+    with pytest.raises(SystemExit) as error:
+        run("--request", tmp_path / "wrong", "Why?")
+    for said in ("made for the model 'org/tiny'", f"but '{tmp_path / 'wrong'}' has", "'num_hidden_layers': 7"):
+        assert said in str(error.value)
+    with pytest.raises(SystemExit, match=r"python chat\.py MODEL"):
+        run("--request", tmp_path / "right")
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -24,7 +24,7 @@ from drolab.models import ChatModel
 from drolab.panels import DROPanel, PanelError
 from drolab.panels.dro.settings import DROSettings
 from drolab.store import Store
-from drolab.types import DROConfig, DRORun, FitCheck
+from drolab.types import DROConfig, DRORun, FitCheck, SoftPrompt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -530,3 +530,45 @@ def test_an_export_offers_figures_with_their_tables(several: DROPanel) -> None:
     assert {"x", "y", "step", "text"} <= set(offered["dro_movement"][1].columns)
     several.controls["shown"].value = ("weak",)
     assert len(several.offer()["dro_curves"][1]) == 9
+
+
+# --- a prompt leaves ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("program", "read"),
+    [("peft", SoftPrompt.from_peft), ("vllm", lambda place, model: SoftPrompt.from_pretrained(place))],
+)
+def test_the_chosen_run_s_prompt_leaves(
+    setting: Setting, trained: DROPanel, tmp_path: Path, program: str, read: Callable[..., SoftPrompt]
+) -> None:
+    controls = trained.controls
+    controls["program"].value, controls["prompt_folder"].value = program, str(tmp_path / "<out>")
+    controls["export_prompt"].click()
+    place = tmp_path / "<out>" / f"run-1-{program}"
+    assert f"Written to {tmp_path}/&lt;out&gt;/run-1-{program}: " in trained.message.value
+    assert {path.name for path in trained.take_away.paths} == {path.name for path in place.iterdir()}
+    found = read(place, setting.model)
+    assert (found.sha256, found.model_fingerprint) == (trained.result().soft_prompt.sha256, setting.model.fingerprint)
+    card = (place / "README.md").read_text(encoding="utf-8")
+    now = trained.measured().query("step == 9 and queries == 'test' and harmful")["refusal"].iloc[0]
+    for said in ("DRO (arXiv 2401.18018)", "- steps: `9`", '"n": 10', "`first token: refusal`", f"{now:.3g}"):
+        assert said in card, said
+    with pytest.MonkeyPatch.context() as patch:  # what is to be doubted of it goes with it
+        patch.setattr(dro.KeptRun, "problems", ("The model broke.",))
+        controls["export_prompt"].click()
+    assert "- `The model broke.`" in (place / "README.md").read_text(encoding="utf-8")
+    assert "The model broke" not in card
+
+
+def test_why_no_prompt_leaves_is_said_in_the_panel(setting: Setting, trained: DROPanel, tmp_path: Path) -> None:
+    empty = panel_of(setting)
+    empty.controls["export_prompt"].click()
+    assert "There is no run yet" in empty.message.value
+    (tmp_path / "file").write_text("in the way")
+    for folder, why in ((" ", "Name a folder"), (str(tmp_path / "file"), "Not done: ")):
+        trained.controls["prompt_folder"].value = folder
+        trained.controls["export_prompt"].click()
+        assert why in trained.message.value
+        assert trained.take_away.paths == []
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

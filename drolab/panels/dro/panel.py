@@ -37,6 +37,7 @@ from drolab.panels.base import Job, Panel, PanelError, Stopped
 from drolab.panels.controls import button, choice, labelled, named
 from drolab.panels.dro import view
 from drolab.panels.dro.settings import LOOK, DROSettings
+from drolab.panels.dro.take_away import TakeAway
 from drolab.panels.export_box import About, ExportBox, Offered, completed
 from drolab.panels.markup import label
 from drolab.panels.picture import Picture, content_of, placeholder
@@ -90,9 +91,10 @@ class DROPanel(Panel):
         self.curves = Picture(self._nothing)
         self.shelf = RunShelf(self, model, self._chosen_changed)
         self.replay = Replay(self, model, queries, probes["space"], store, theme)
+        self.take_away = TakeAway(self, model, queries, self.shelf.named)
         box = ExportBox(self.offer, completed(about, self._known))
         self.children[0].children = [self.settings.box(start["init"], start["name"])]
-        self.append(widgets.HBox([start["start"], self.job]), self.shelf, self.curves, self.replay, box)
+        self.append(widgets.HBox([start["start"], self.job]), self.shelf, self.take_away, self.curves, self.replay, box)
         self.warn(probes["refusal"].problem, probes["harmfulness"].problem, judge.problem if judge else "")
         self.on_click("start", self._start)
         self.job.observe(lambda _: self._job_changed(), "state")
@@ -113,6 +115,7 @@ class DROPanel(Panel):
     def _become(self, other: DROPanel) -> None:
         """Show another panel, and give back what it gives."""
         self.job, self.shelf, self.curves, self.replay = other.job, other.shelf, other.curves, other.replay
+        self.take_away = other.take_away
         self.controls, self.children = other.controls, [other]
 
     # ------------------------------------------------------------ what it gives back
@@ -296,6 +299,11 @@ class RunShelf(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
         if not self.kept:
             raise PanelError("There is no run yet: start or load one.")
         return self.kept[self.controls["run"].value]
+
+    def named(self) -> tuple[str, KeptRun]:
+        """The chosen run's name, and the run; raises as `chosen`."""
+        kept = self.chosen()
+        return self.controls["run"].value, kept
 
     def shown(self) -> dict[str, KeptRun]:
         """The runs whose curves are drawn."""
