@@ -188,7 +188,7 @@ class SoftPrompt:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, name: str | None = None) -> SoftPrompt:
-        """Read a soft prompt from a folder of `save_pretrained` or from a released `.safetensors` file.
+        """Read a soft prompt from a folder of `save_pretrained` or `export.to_vllm`, or a released `.safetensors` file.
 
         A file of `save_pretrained` has a checksum of the vectors and of all that is said of them, which must match. A
         warning says so if one has none, because an earlier drolab wrote it, or if its model was unknown. Released files
@@ -214,6 +214,8 @@ class SoftPrompt:
         file = Path(path)
         file = file / "soft_prompt.safetensors" if file.is_dir() else file
         if not file.is_file():
+            if (Path(path) / PEFT_CONFIG).is_file():
+                raise PromptError(f"{path} is an adapter of PEFT: read it with SoftPrompt.from_peft(folder, model).")
             raise PromptError(f"No soft prompt at {file}: give a folder of save_pretrained or a .safetensors file.")
         stored, metadata = _read_vectors(file, "soft_prompt")
         _check_prompt_file(file, stored, metadata)

@@ -43,8 +43,8 @@ class Subject:
 
         Args:
             model: as in `load_model`, which is also told the rest (`load`).
-            prompt: the name of a text prompt, or the path of a soft prompt: a folder of `save_pretrained` or
-                `export.to_peft`, or a `.safetensors` file.
+            prompt: the name of a text prompt, or the path of a soft prompt: a folder of `save_pretrained`,
+                `export.to_peft` or `export.to_vllm`, or a `.safetensors` file.
             prompts: the set or file that a name is looked up in, see `load_prompts`.
             direction: a folder or file of `export.save_directions`.
             strength: what its vectors are multiplied with.

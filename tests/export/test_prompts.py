@@ -122,6 +122,8 @@ def test_what_left_comes_back(exported: tuple[ChatModel, SoftPrompt, Path], capl
     assert SoftPrompt.from_peft(folder, model, name="mine").name == "mine"
     assert not caplog.text
     assert render(model, TEXTS[0], back).input_ids == render(model, TEXTS[0], soft).input_ids
+    with pytest.raises(PromptError, match=r"is an adapter of PEFT: read it with SoftPrompt\.from_peft"):
+        SoftPrompt.from_pretrained(folder)
 
 
 def test_another_base_model_is_an_error_that_names_both(tmp_path: Path) -> None:
