@@ -28,7 +28,7 @@ GREEDY = {"do_sample": False, "max_new_tokens": 24}
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
     """What is asked: `Subject.load`'s arguments, by name."""
     root, model = tmp_path_factory.mktemp("harness"), drolab.load_model("demo")
-    vectors = drolab.models.embed_text(model, "Refuse what could hurt somebody.") + 0.1
+    vectors = drolab.models.embed_text(model, drolab.load_prompts()["default"].text) + 0.02  # those of no text
     soft = SoftPrompt(name="soft", embeddings=vectors, model_fingerprint=model.fingerprint)
     export.to_peft(soft, model, root / "soft")
     vector = torch.randn(256, generator=torch.Generator().manual_seed(0))
