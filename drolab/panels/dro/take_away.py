@@ -60,6 +60,7 @@ class TakeAway(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
             raise PanelError("Name a folder to write the prompt into.")
         program = self.controls["program"].value
         place = Path(folder) / f"{plain_name(name)}-{program}"
+        self._panel.say(f"Writing to {place.resolve()} …")  # of a large vocabulary a GB
         self.paths = _PROGRAMS[program][1](kept, self._model, place, queries=self._queries)
         names = ", ".join(path.name for path in self.paths)
         self._panel.say(f"Written to {self.paths[0].parent.resolve()}: {names}. README.md there says how to load it.")
