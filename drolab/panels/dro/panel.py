@@ -91,9 +91,9 @@ class DROPanel(Panel):
         self.curves = Picture(self._nothing)
         self.shelf = RunShelf(self, model, self._chosen_changed)
         self.replay = Replay(self, model, queries, probes["space"], store, theme)
-        self.take_away = TakeAway(self, model, queries, self.shelf.named)
         box = ExportBox(self.offer, completed(about, self._known))
         self.children[0].children = [self.settings.box(start["init"], start["name"])]
+        self.take_away = TakeAway(self, model, queries, self.shelf.named)
         self.append(widgets.HBox([start["start"], self.job]), self.shelf, self.take_away, self.curves, self.replay, box)
         self.warn(probes["refusal"].problem, probes["harmfulness"].problem, judge.problem if judge else "")
         self.on_click("start", self._start)
