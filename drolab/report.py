@@ -465,7 +465,8 @@ class Compared:
 
 
 def write_comparison(out: Path, models: Sequence[Compared]) -> Path:
-    """Write `out/compare.html`: claims × models, how alike the shifts are, and what each prompt costs each model.
+    """Write `out/compare.html`: claims × models, how alike the shifts are, what each prompt costs each model, and which
+    of notebook 10's contenders is worth it where.
 
     Models without a report stand there with what ended them. Tables are also saved in `out/tables`.
 
@@ -484,6 +485,7 @@ def write_comparison(out: Path, models: Sequence[Compared]) -> Path:
         "claims": _claims_by_model(found),
         "shifts": _shifts_by_model(found),
         "prices": _prices_by_model(found),
+        "boards": _boards_by_model(found),
     }
     for name, table in parts.items():
         if len(table):
@@ -552,6 +554,22 @@ def _prices_by_model(found: Mapping[Compared, Listings]) -> pd.DataFrame:
             for row in _each(_heldout_rates(listings))
         }
     return _side_by_side(columns, "refusals of held-out queries, per reply", missing="not measured")
+
+
+def _boards_by_model(found: Mapping[Compared, Listings]) -> pd.DataFrame:
+    """contender, then for each model the decision, what it is for, and the refusal rates of harmful and of harmless
+    queries."""
+    boards = {
+        model.name: listings.get("10", {}).get("numbers", {}).get("board") or [] for model, listings in found.items()
+    }
+    columns = {name: {str(row["prompt"]): _on_the_board(row) for row in rows} for name, rows in boards.items()}
+    return _side_by_side(columns, "contender", missing="not run")
+
+
+def _on_the_board(row: Mapping[str, Any]) -> str:
+    why = " for ".join(filter(None, (row["gains"], row["losses"])))
+    rates = [f"{tables.number_text(row[group])} of {group}" for group in ("harmful", "harmless") if group in row]
+    return f"{row['decision']}{f' ({why})' if why else ''}: refuses {', '.join(rates)}"
 
 
 def _side_by_side(columns: Mapping[str, Mapping[str, str]], first: str, *, missing: str) -> pd.DataFrame:
