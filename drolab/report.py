@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from drolab import export
-from drolab.data import ROLES, paper_rates
+from drolab.data import beside_paper as paper_rows
 from drolab.errors import ExportError, TooFewError
 from drolab.figures import CONFIG, DARK, THEMES, VERDICT_LOOKS, explained, tables
 from drolab.files import write_file
@@ -401,26 +401,18 @@ def beside_paper(listings: Listings, paper_model: str = "") -> pd.DataFrame:
     found = _heldout_rates(listings)
     if found.empty:
         return pd.DataFrame()
-    released = paper_rates(paper_model or None).set_index(["prompt", "group"])
-    rows = []
-    for row in _each(found):
-        stem = str(row.prompt).removeprefix("dro-")
-        role = str(row.prompt).removesuffix(stem) + ROLES.get(stem, "")
-        if (role, row.group) not in released.index:
-            continue
-        harmful, theirs = row.group == "harmful", released.loc[(role, row.group)]
-        ours = (1 - row.value, 1 - row.high, 1 - row.low) if harmful else (row.value, row.low, row.high)
-        rows.append(
-            {
-                "queries": row.group,
-                "counted": "compliance" if harmful else "refusal",
-                "prompt": row.prompt if role == row.prompt else f"{row.prompt} (released: {role})",
-                "here": tables.interval_words(*ours),
-                "released, per reply": theirs["per_sample"],
-                "released, in any of 20 replies": theirs["any"],
-            }
-        )
-    return pd.DataFrame(rows).sort_values("queries", kind="stable", ignore_index=True) if rows else pd.DataFrame()
+    found = paper_rows(found, paper_model or None)
+    found = found[found["released_as"] != ""]
+    same = found["prompt"] == found["released_as"]
+    shown = {
+        "queries": found["group"],
+        "counted": found["counted"],
+        "prompt": found["prompt"].where(same, found["prompt"] + " (released: " + found["released_as"] + ")"),
+        "here": [tables.interval_words(row.value, row.low, row.high) for row in _each(found)],
+        "released, per reply": found["per_sample"],
+        "released, in any of 20 replies": found["any"],
+    }
+    return pd.DataFrame(shown).reset_index(drop=True)
 
 
 def _each(table: pd.DataFrame) -> Iterator[Any]:

@@ -26,7 +26,15 @@ import torch
 
 from drolab import export, report
 from drolab.check import BOARD, Check, Measured, Size, check_model
-from drolab.data import attacks, find_paper_model, load_paper_queries, load_prompts, load_queries, save_prompts
+from drolab.data import (
+    PaperModel,
+    attacks,
+    find_paper_model,
+    load_paper_queries,
+    load_prompts,
+    load_queries,
+    save_prompts,
+)
 from drolab.errors import DrolabError, ExportError, ModelError, StoreError
 from drolab.files import expanded, file_sha256, plain_name, read_json, write_file
 from drolab.models import DEMO, load_model
@@ -432,7 +440,7 @@ def make_plan(root: Path, asked: dict[str, Any], folder: Path) -> Plan:
     if measured.own_text:
         said.append("Shifts start from an empty system message: `none` is a system text of the model's own.")
     said += [advice for advice in found.advice if not advice.startswith(("system_as", "N_SAMPLES"))]
-    chosen = _chosen(root, asked, cut, sets, load, measured) | {"PRESET": "paper" if paper else "default"}
+    chosen = _chosen(root, asked, cut, sets, load, measured) | _as_paper(paper)
     names = tuple(name for name in NOTEBOOKS if name in expected)
     return Plan(
         asked=asked,
@@ -447,6 +455,10 @@ def make_plan(root: Path, asked: dict[str, Any], folder: Path) -> Plan:
         paper_model=paper.name if paper else "",
         paper_sets=sets.paper,
     )
+
+
+def _as_paper(paper: PaperModel | None) -> dict[str, Any]:
+    return {"PRESET": "paper" if paper else "default", "PAPER_MODEL": paper.name if paper else None}
 
 
 def _checked(name: str, load: dict[str, Any]) -> tuple[Check, dict[str, Any], list[str]]:

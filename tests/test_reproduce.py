@@ -30,6 +30,7 @@ from drolab import check, published, report, reproduction
 from drolab.__main__ import _load_options, _parser, main
 from drolab.check import Check, Measured, Speed
 from drolab.data import (
+    beside_paper,
     find_paper_model,
     load_paper_queries,
     paper_models,
@@ -688,6 +689,36 @@ def test_the_paper_stands_beside_a_run(tmp_path: Path) -> None:
     vicuna = paper_results().query("model == 'vicuna-7b-v1.5' and dataset == 'malicious'").set_index("prompt")
     assert table["released, in any of 20 replies"].tolist()[1] == vicuna.loc["mistral", "any"]
     assert report.beside_paper({"06": {"numbers": {}}}).empty
+
+
+def test_contenders_stand_in_the_papers_rows_and_what_was_not_released_stays_empty() -> None:
+    fitted = ("none", "default", "medium", "mine", "dro-default", "vpt-default", "vpt-short", "dro-mine")
+    fitted += ("dro-default without residual", "dro-default without harmless", "dro-default 10 anchors", "steered")
+    groups = ("harmful", "jailbroken", "harmless", "borderline")
+    rates = pd.DataFrame([(name, group) for name in fitted for group in groups], columns=["prompt", "group"])
+    found = beside_paper(rates.assign(value=0.25, low=0.125, high=0.5)).set_index(["prompt", "group"])
+    assert set(found["row"]) == {
+        *("no prompt", "human prompt, default", "human prompt, mistral", "DRO, from default", "DRO, from mine"),
+        *("vanilla prompt tuning, from default", "vanilla prompt tuning, from short"),
+        "DRO, from default, without its residual",
+    }
+    assert set(found.index.get_level_values("group")) == {"harmful", "jailbroken", "harmless"}
+    known = found["any"].notna()
+    assert (found["released_as"] != "").equals(known)
+    assert not known["dro-default without residual"].any()
+    assert not known["dro-mine"].any()
+    assert known["vpt-default"].all()
+    assert known["vpt-short"].to_dict() == {"harmful": True, "jailbroken": False, "harmless": False}
+    gcg = paper_results().query("dataset == 'gcg' and prompt == 'vpt-default'")["any"]
+    row = found.loc[("vpt-default", "jailbroken")]
+    assert (row["any"], row["any_least"], row["any_most"]) == pytest.approx((gcg.mean(), gcg.min(), gcg.max()))
+    assert (row["counted"], row["value"], row["low"], row["high"]) == ("compliance", 0.75, 0.5, 0.875)
+    row = found.loc[("none", "harmless")]
+    assert (row["counted"], row["value"], row["low"], row["high"]) == ("refusal", 0.25, 0.125, 0.5)
+    assert beside_paper(rates.assign(value=0.25, low=0.125, high=0.5, measure="compliance")).empty
+
+
+def test_the_report_says_what_can_be_compared() -> None:
     run = report.Run(command="drolab", said=[], paper_model="vicuna-7b-v1.5", paper_sets=True)
     assert "vicuna-7b-v1.5" in report.about_beside(run)
     assert "the same queries and prompts" in report.about_beside(run)
