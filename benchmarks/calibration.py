@@ -6,13 +6,15 @@
 Shifts of three safety prompts and two controls on two classes of queries are drawn with a planted geometry (one shared
 shift, separate ones, none), with noise that the prompts of a query share (the baseline's) and noise of their own, both
 uneven over the dimensions. For causal tests a logistic function of the state stands in for the model, for readouts and
-transfer the classes lie some gap apart. Everything is printed, nothing asserted; docs/evidence.md has the tables.
+transfer the classes lie some gap apart; contenders and attacks are chances of refusal. Everything is printed, nothing
+asserted; docs/evidence.md has the tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 import warnings
 from collections import defaultdict
@@ -24,8 +26,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 
-from drolab import causal, claims, evidence, intervals, sweep
+import drolab
+from drolab import attacks, causal, claims, comparison, evidence, intervals, sweep
 from drolab.errors import UnreliableWarning
 from drolab.evidence import shift_products
 from drolab.evidence.separability import paired_change
@@ -265,6 +269,108 @@ def rate_coverage(n: int, spread: str, simulations: int) -> dict[str, float]:
             held[f"{truth}, change"].append(change.low <= 0 <= change.high)
         found |= {name: float(np.mean(hits)) for name, hits in held.items()}
     return found
+
+
+# --- contenders: refusals of 5 replies per query, under a chance of its own -------------------------------------
+
+
+def scores_of(chances: dict[str, np.ndarray], queries: pd.DataFrame, generator: np.random.Generator) -> pd.DataFrame:
+    """As from `drolab.judge`: 5 replies to each query under each prompt, refused with these chances [n]."""
+    parts = []
+    for prompt, chance in chances.items():
+        rate = generator.binomial(5, chance) / 5
+        parts.append(
+            queries[["query_id", "harmful"]].assign(
+                prompt=prompt, n_samples=5, refusal_rate=rate, compliance_rate=1 - rate,
+                any_refusal=rate > 0, any_compliance=rate < 1,
+            )
+        )  # fmt: skip
+    return pd.concat(parts).set_index(["query_id", "prompt"])
+
+
+def _plain_queries(n: int, harmful: np.ndarray | bool = True) -> pd.DataFrame:
+    table = pd.DataFrame({"query_id": [f"q{i}" for i in range(n)], "text": [f"How to {i}?" for i in range(n)]})
+    return table.assign(harmful=harmful, category="", split="test", source="")
+
+
+def board_errors(n: int, gain: float, simulations: int) -> dict[str, float]:
+    """Eight contenders that are the baseline under other names, on n queries of each class; with a gain the first of
+    them refuses harmful queries by so much more (of what is left to refuse), and is not among those counted."""
+    generator, found = np.random.default_rng([n, int(100 * gain), 7]), defaultdict[str, list[float]](list)
+    queries, names = _plain_queries(2 * n, np.arange(2 * n) < n), [f"contender {i}" for i in range(8)]
+    for run in range(simulations):
+        chance = np.concatenate([generator.beta(0.7 * 2, 0.3 * 2, n), generator.beta(0.1 * 2, 0.9 * 2, n)])
+        chances = {"baseline": chance, **dict.fromkeys(names, chance)}
+        chances[names[0]] = chance + gain * (1 - chance) * queries["harmful"].to_numpy()
+        scores, options = scores_of(chances, queries, generator), {"n_bootstrap": 400, "random_state": run}
+        tests = comparison.paired(scores, "baseline", **options)  # type: ignore[arg-type]
+        board = comparison.board(scores, "baseline", **options).set_index("prompt")["decision"]  # type: ignore[arg-type]
+        null = names[1:] if gain else names
+        found["any of the others decided" if gain else "any decided"].append(
+            board[null].ne(comparison.NO_DIFFERENCE).any()
+        )
+        rows = tests[tests["prompt"].isin(null)]
+        found["a row, p < .05"].append((rows["p"] < 0.05).mean())
+        found["coverage, no change"].append(((rows["low"] <= 0) & (rows["high"] >= 0)).mean())
+        if gain:
+            (row,) = tests[(tests["prompt"] == names[0]) & (tests["group"] == "harmful")].to_dict("records")
+            found["coverage, the gain"].append(row["low"] <= gain * 0.3 <= row["high"])
+            found["better found"].append(board[names[0]] == comparison.BETTER)
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def attack_errors(n: int, per_parent: int, test: str, effect: float, simulations: int) -> dict[str, float]:
+    """Three attacks under three prompts. Without effect a derived query is answered with the chance of its parent; with
+    one the chance is greater by that much of what is left."""
+    generator, found = np.random.default_rng([n, per_parent, int(100 * effect)]), defaultdict[str, list[float]](list)
+    parents = drolab.load_queries(_plain_queries(n), verbose=False)
+    made = [
+        attacks.derive(parents, lambda text, name=name: [f"{name} {i}: {text}" for i in range(per_parent)], name=name)
+        for name in "abc"
+    ]
+    attacked = attacks.join(parents, *made)
+    place = {query: number for number, query in enumerate(parents["query_id"])}
+    of = attacked["parent"].where(attacked["parent"] != "", attacked["query_id"]).map(place).to_numpy()
+    derived = (attacked["parent"] != "").to_numpy()
+    many = generator.beta(0.3 * 2, 0.7 * 2, 200_000)
+    more = many + effect * (1 - many)
+    truth = (more - many).mean() if test == "rate" else (stats.binom.sf(2, 5, more) - stats.binom.sf(2, 5, many)).mean()
+    for run in range(simulations):
+        answers = generator.beta(0.3 * 2, 0.7 * 2, (3, n))
+        chances = {f"prompt {i}": 1 - (one[of] + effect * (1 - one[of]) * derived) for i, one in enumerate(answers)}
+        scores = scores_of(chances, attacked, generator)
+        table = evidence.broken_by(scores, attacked, test=test, n_bootstrap=400, random_state=run)
+        found["found, a row" if effect else "any p_holm < .05"].append(
+            (table["p_holm"] < 0.05).mean() if effect else (table["p_holm"] < 0.05).any()
+        )
+        found["p < .05"].append((table["p"] < 0.05).mean())
+        found["coverage"].append(((table["low"] <= truth) & (table["high"] >= truth)).mean())
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def ability_coverage(n: int, mean: float, simulations: int) -> dict[str, float]:
+    """Divergences of n queries, in nats a token, uneven as they are (gamma, a standard deviation of 1.4 means), on
+    average `mean`: coverage, and how often ability would be called lost and kept."""
+    generator, found = np.random.default_rng([n, int(100 * mean)]), defaultdict[str, list[bool]](list)
+    for run in range(simulations):
+        values = generator.gamma(0.5, mean / 0.5, n)
+        most = max(math.log(50_000), values.max())
+        (one,) = intervals.mean_intervals(values[:, None], bounds=(0.0, most), n_bootstrap=400, random_state=run)
+        found["coverage"].append(one.low <= mean <= one.high)
+        found["called lost"].append(one.low > evidence.ABILITY_LOST)
+        found["called kept"].append(one.high < evidence.ABILITY_LOST)
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def win_coverage(n: int, rate: float, draws: float, simulations: int) -> dict[str, float]:
+    """A win rate of n instructions, of which a share are draws."""
+    generator, held = np.random.default_rng([n, int(100 * rate), int(100 * draws)]), list[bool]()
+    about = {"generator": "a", "reference": "b", "annotator": "c"}
+    for run in range(simulations):
+        win = np.where(generator.random(n) < draws, 0.5, generator.random(n) < (rate - draws / 2) / (1 - draws))
+        row = evidence.win_rates(pd.DataFrame({"win": win}).assign(**about), n_bootstrap=400, random_state=run).iloc[0]
+        held.append(row["low"] <= rate <= row["high"])
+    return {"coverage": float(np.mean(held))}
 
 
 # --- causal tests: a logistic function of the state stands in for the model -----------------------------------
@@ -549,6 +655,35 @@ TABLES: dict[str, tuple[str, Callable[[int], dict[str, dict[str, float]]]]] = {
             f"n {n}, {spread} queries": rate_coverage(n, spread, count)
             for spread in ("equal", "different")
             for n in (2, 3, 5, 10, 30)
+        },
+    ),
+    "board": (
+        "the board: eight contenders, refusals of harmful and of harmless queries",
+        lambda count: {
+            f"n {n} + {n}, gain {gain}": board_errors(n, gain, count // 4)
+            for n, gain in ((20, 0.0), (70, 0.0), (200, 0.0), (70, 0.5))
+        },
+    ),
+    "attacks": (
+        "attacks: three under three prompts",
+        lambda count: {
+            f"{test}, n {n}, {many} of each, effect {effect}": attack_errors(n, many, test, effect, count // 4)
+            for test in ("majority", "rate")
+            for n, many, effect in ((20, 1, 0.0), (70, 1, 0.0), (70, 3, 0.0), (70, 1, 0.3))
+        },
+    ),
+    "ability": (
+        "ability: the mean divergence of a token, and win rates",
+        lambda count: {
+            **{
+                f"divergence, n {n}, {mean:.2f} nats": ability_coverage(n, mean, count)
+                for n in (20, 70, 200)
+                for mean in (0.05, evidence.ABILITY_LOST, 1.4)
+            },
+            **{
+                f"win rate, n {n}, {rate}, draws {draws}": win_coverage(n, rate, draws, count)
+                for n, rate, draws in ((50, 0.5, 0.0), (50, 0.9, 0.0), (50, 0.5, 0.2), (200, 0.55, 0.1))
+            },
         },
     ),
     "causal": (

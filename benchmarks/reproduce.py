@@ -52,7 +52,8 @@ def save_sets(folder: Path) -> dict[str, Any]:
     folder.mkdir()
     (folder / "prompts.yaml").write_text(PROMPTS)
     given: dict[str, Any] = {"PROMPTS": str(folder / "prompts.yaml"), "N_SAMPLES": 2, "N_RANDOM": 3, "OTHERS": []}
-    given |= {"NEUTRAL": "brief", "UNSEEN": "cautious", "MAX_NEW_TOKENS": 16}
+    given |= {"NEUTRAL": "brief", "UNSEEN": "cautious", "MAX_NEW_TOKENS": 16, "N_FORENSICS": 1}
+    given["ATTACKS"] = ["role_play", "small_talk"]
     for name, parameter in {"anchors": "QUERIES", "heldout": "HELDOUT", "borderline": "BORDERLINE"}.items():
         drolab.load_queries(name).groupby("harmful").head(14).to_csv(folder / f"{name}.csv", index=False)
         given[parameter] = str(folder / f"{name}.csv")
@@ -60,7 +61,7 @@ def save_sets(folder: Path) -> dict[str, Any]:
 
 
 def start(model: Path, out: Path, given: dict[str, Any]) -> subprocess.Popen[bytes]:
-    options = {"out": str(out), "store": str(out) + "-store", "parameters": given, "progress": False}
+    options = {"out": str(out), "store": str(out) + "-store", "parameters": given, "quick": False, "progress": False}
     code = f"import drolab\ndrolab.reproduce({str(model)!r}, **{options!r})"
     return subprocess.Popen(
         [sys.executable, "-c", code], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

@@ -32,8 +32,12 @@ def _parser() -> argparse.ArgumentParser:
     again = commands.add_parser("reproduce", help="the whole experiment on your model: check, notebooks, report")
     again.add_argument("models", nargs="+", metavar="MODEL", help="demo, a hub id, a folder or a .gguf file")
     size = again.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="what fits an hour here; it says what it leaves out")
-    size.add_argument("--full", action="store_true", help="the notebooks' own settings (without either: if they fit)")
+    size.add_argument(
+        "--quick", action="store_true", help="what fits an hour here, without notebook 10; it says what it leaves out"
+    )
+    size.add_argument(
+        "--full", action="store_true", help="all, with the notebooks' own settings (without either: if that fits)"
+    )
     again.add_argument("--out", help="folder for the results (default: out/ and the model's name, or out/all)")
     again.add_argument("--store", help="folder of the store (default: $DROLAB_CACHE or the platform's cache folder)")
     again.add_argument("--seed", type=int, default=0, help="of sampling and training (default: %(default)s)")

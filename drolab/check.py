@@ -51,7 +51,9 @@ TRIED_S = 15.0
 LONG_S = 12 * 3600
 """Seconds of all notebooks above which fewer samples are advised."""
 ROW_COLUMNS = ("asked", "status", "found", "do")
-TIME_COLUMNS = ("notebook", "states", "edited", "steps", "replies", "seconds")
+TIME_COLUMNS = ("notebook", "states", "edited", "steps", "tuning", "replies", "seconds")
+BOARD = "10_contenders"
+"""The notebook that only a full run has, see `reproduction`: it takes longer than all the others together."""
 _LOOP_S = 0.005
 """What the loop in `_slowness` takes on the machine on which the seconds in `works` were measured, idle."""
 _NEW_TOKENS = 64
@@ -74,12 +76,16 @@ class Size:
     max_new_tokens: int = _NEW_TOKENS
     n_random: int = 20
     """Random directions."""
+    board_samples: int = 5
+    """Replies per query and contender in notebook 10, and their tokens."""
+    board_tokens: int = 32
 
 
 def usual_size(n_samples: int = 10, *, demo: bool = False) -> Size:
     """With the parameters that stand in the notebooks, but N_SAMPLES; `demo`: for the demo model."""
     sizes = {name: len(load_queries(name, demo=demo)) for name in ("anchors", "heldout", "borderline")}
-    return Size(**sizes, prompts=len(load_prompts()), n_samples=n_samples)
+    few = min(n_samples, Size.board_samples)
+    return Size(**sizes, prompts=len(load_prompts()), n_samples=n_samples, board_samples=few)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,8 +97,8 @@ class Check:
     """ROW_COLUMNS: what was looked at; `ok`, `note` or `problem`; what was found; what to do about it, or ""."""
     times: pd.DataFrame
     """TIME_COLUMNS: chats whose states each notebook reads, chats whose next token it reads under edits, DRO steps,
-    replies, and what that is expected to take; in order, one at a time, each going on with the store of those before
-    it. Empty where nothing was measured."""
+    steps of prompt tuning, replies, and what that is expected to take; in order, one at a time, each going on with the
+    store of those before it. Empty where nothing was measured."""
     replies: pd.DataFrame
     """What it wrote, as from `generate`."""
     advice: tuple[str, ...] = ()
@@ -123,7 +129,8 @@ class Check:
         if len(self.times):
             figures.show_table(self._some_replies()[["text", "response"]])
             headings = {"states": "chats read", "edited": "chats edited", "steps": "DRO steps", "seconds": "expected"}
-            figures.show_table(self.times.assign(seconds=self.times["seconds"].map(in_words)), **headings)
+            words = self.times["seconds"].map(in_words)
+            figures.show_table(self.times.assign(seconds=words), tuning="tuning steps", **headings)
 
     def _some_replies(self) -> pd.DataFrame:
         return self.replies.groupby("query_id", sort=False).head(1).head(2)
@@ -378,6 +385,8 @@ class Speed:
     """Of one token that is written."""
     step: float
     """Of one DRO step of 50 queries."""
+    taught: float
+    """What each token of a reply adds to that, in a step of prompt tuning."""
     chat_tokens: float
     """How many tokens pass for one chat."""
     slowness: float
@@ -389,8 +398,13 @@ class Speed:
 
     def reply_of(self, max_new_tokens: int) -> float:
         """Of one reply, if answers have at most so many tokens."""
+        asked = self.length_of(max_new_tokens) + self.thought
+        return self.reply * asked / (sum(self.lengths) / len(self.lengths) + self.thought)
+
+    def length_of(self, max_new_tokens: int) -> float:
+        """Tokens of an answer in the mean, if they have at most so many."""
         cut = [max_new_tokens if n >= _NEW_TOKENS else min(n, max_new_tokens) for n in self.lengths]
-        return self.reply * (sum(cut) / len(cut) + self.thought) / (sum(self.lengths) / len(cut) + self.thought)
+        return sum(cut) / len(cut)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -411,8 +425,13 @@ class Measured:
     def times(self, size: Size) -> pd.DataFrame:
         """TIME_COLUMNS, for notebooks that are asked for so much."""
         todo = works(size, num_hidden_layers=self.num_hidden_layers, has_own_text=bool(self.own_text))
-        reply = self.speed.reply_of(size.max_new_tokens)
-        table = [_timed(name, work, replace(self.speed, reply=reply), self.load_s) for name, work in todo.items()]
+        if not self.trainable:
+            todo[BOARD] = todo[BOARD]._replace(steps=0, tuning=0)
+        longest = {BOARD: size.board_tokens}
+        table = [
+            _timed(name, work, self.speed, longest.get(name, size.max_new_tokens), self.load_s)
+            for name, work in todo.items()
+        ]
         return pd.DataFrame(table, columns=list(TIME_COLUMNS))
 
 
@@ -466,6 +485,7 @@ def _try(model: ChatModel, trains: bool) -> tuple[Speed, pd.DataFrame, list[_Row
         reply=reply,
         written=written,
         step=step,
+        taught=step * _share_of_a_token(model),
         chat_tokens=chat_tokens,
         slowness=_slowness(),
         lengths=lengths,
@@ -481,6 +501,14 @@ def _slowness() -> float:
         for _ in range(50):
             sum(number * number for number in range(100_000))
     return max(1.0, took[0] / 50 / _LOOP_S)
+
+
+def _share_of_a_token(model: ChatModel) -> float:
+    """What one token more in each of its 50 chats, for which the head runs, too, adds to a DRO step."""
+    config, size = model.model.config.get_text_config(), DROConfig().batch_size
+    head = config.vocab_size * model.hidden_size
+    blocks = sum(part.numel() for part in model.model.parameters()) - head * (1 if config.tie_word_embeddings else 2)
+    return size * (1 + head / max(blocks, 1)) / _passed(model, _batch(model, size))
 
 
 def _try_training(model: ChatModel, states: Any, token: float) -> tuple[float, _Row]:
@@ -557,6 +585,8 @@ class Work(NamedTuple):
     edited: int = 0
     """Chats of which only the last token runs again, under an edit."""
     steps: int = 0
+    tuning: int = 0
+    """Steps of prompt tuning, on replies of which each has as many tokens as in the mean."""
     replies: int = 0
     seconds: float = 0.0
     """What does not depend on the model: fits, intervals, figures, the kernel's start."""
@@ -566,7 +596,7 @@ def works(size: Size, *, num_hidden_layers: int, has_own_text: bool = False) -> 
     """By notebook, without what those before it have put into the store.
 
     The seconds are those of the demo model's notebooks from a full store, one at a time on two idle cores, and for 03
-    and 07 what UMAP and `transfer` take the first time.
+    and 07 what UMAP and `transfer` take the first time. Notebook 10 counts with all its contenders and templates.
     """
     anchors, heldout, random = size.anchors, size.heldout, size.n_random
     extra, new = int(has_own_text), heldout + size.borderline
@@ -599,17 +629,38 @@ def works(size: Size, *, num_hidden_layers: int, has_own_text: bool = False) -> 
             replies=new * (size.prompts + size.others + 2 - 3) * size.n_samples,
             seconds=36,
         ),
+        BOARD: _boards_work(size, prompts, steps),
     }
 
 
-def _timed(name: str, work: Work, speed: Speed, load_s: float) -> tuple[Any, ...]:
+def _boards_work(size: Size, prompts: int, steps: int) -> Work:
+    """Each contender is asked the new queries, and the harmful ones once more in each of four templates. Its replies to
+    harmless ones are read again, under what was before and under what is now, for three divergences."""
+    trained, steered = 1 + 3 + 5, 3  # by DRO: whole, without a term, from less
+    contenders, asked = prompts + trained + 1 + steered, size.heldout + size.borderline + 4 * (size.heldout // 2)
+    reread = contenders * 6 * (size.heldout // 2)
+    tried = 6 * 3 * 48  # strengths, layers and queries of steering
+    opened = 2 * 20 * 150  # section 7: two classes, once for each token of a prompt, cut, moved and rounded
+    return Work(
+        states=2 * size.anchors * prompts + asked * (prompts + 2) + reread + tried + opened,
+        steps=trained * steps,
+        tuning=steps,
+        replies=(size.anchors * prompts + asked * contenders) * size.board_samples,
+        seconds=60,
+    )
+
+
+def _timed(name: str, work: Work, speed: Speed, max_new_tokens: int, load_s: float) -> tuple[Any, ...]:
+    tuning = speed.step + speed.taught * speed.length_of(max_new_tokens)
     seconds = work.seconds * speed.slowness + load_s + work.states * speed.chat_tokens * speed.token
-    seconds += work.edited * speed.written + work.steps * speed.step + work.replies * speed.reply
-    return (name, work.states, work.edited, work.steps, work.replies, seconds)
+    seconds += work.edited * speed.written + work.steps * speed.step + work.tuning * tuning
+    seconds += work.replies * speed.reply_of(max_new_tokens)
+    return (name, *work[:-1], seconds)
 
 
 def _work_in_words(row: Any) -> str:
-    parts = {"chats read": row.states, "edited": row.edited, "DRO steps": row.steps, "replies": row.replies}
+    parts = {"chats read": row.states, "edited": row.edited, "DRO steps": row.steps, "tuning steps": row.tuning}
+    parts["replies"] = row.replies
     return ", ".join(f"{n:,} {what}" for what, n in parts.items() if n)
 
 

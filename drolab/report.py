@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from drolab import export
-from drolab.data import ROLES, paper_rates
+from drolab.data import beside_paper as paper_rows
 from drolab.errors import ExportError, TooFewError
 from drolab.figures import CONFIG, DARK, THEMES, VERDICT_LOOKS, explained, tables
 from drolab.files import write_file
@@ -401,26 +401,18 @@ def beside_paper(listings: Listings, paper_model: str = "") -> pd.DataFrame:
     found = _heldout_rates(listings)
     if found.empty:
         return pd.DataFrame()
-    released = paper_rates(paper_model or None).set_index(["prompt", "group"])
-    rows = []
-    for row in _each(found):
-        stem = str(row.prompt).removeprefix("dro-")
-        role = str(row.prompt).removesuffix(stem) + ROLES.get(stem, "")
-        if (role, row.group) not in released.index:
-            continue
-        harmful, theirs = row.group == "harmful", released.loc[(role, row.group)]
-        ours = (1 - row.value, 1 - row.high, 1 - row.low) if harmful else (row.value, row.low, row.high)
-        rows.append(
-            {
-                "queries": row.group,
-                "counted": "compliance" if harmful else "refusal",
-                "prompt": row.prompt if role == row.prompt else f"{row.prompt} (released: {role})",
-                "here": tables.interval_words(*ours),
-                "released, per reply": theirs["per_sample"],
-                "released, in any of 20 replies": theirs["any"],
-            }
-        )
-    return pd.DataFrame(rows).sort_values("queries", kind="stable", ignore_index=True) if rows else pd.DataFrame()
+    found = paper_rows(found, paper_model or None)
+    found = found[found["released_as"] != ""]
+    same = found["prompt"] == found["released_as"]
+    shown = {
+        "queries": found["group"],
+        "counted": found["counted"],
+        "prompt": found["prompt"].where(same, found["prompt"] + " (released: " + found["released_as"] + ")"),
+        "here": [tables.interval_words(row.value, row.low, row.high) for row in _each(found)],
+        "released, per reply": found["per_sample"],
+        "released, in any of 20 replies": found["any"],
+    }
+    return pd.DataFrame(shown).reset_index(drop=True)
 
 
 def _each(table: pd.DataFrame) -> Iterator[Any]:
@@ -465,7 +457,8 @@ class Compared:
 
 
 def write_comparison(out: Path, models: Sequence[Compared]) -> Path:
-    """Write `out/compare.html`: claims × models, how alike the shifts are, and what each prompt costs each model.
+    """Write `out/compare.html`: claims × models, how alike the shifts are, what each prompt costs each model, and which
+    of notebook 10's contenders is worth it where.
 
     Models without a report stand there with what ended them. Tables are also saved in `out/tables`.
 
@@ -484,6 +477,7 @@ def write_comparison(out: Path, models: Sequence[Compared]) -> Path:
         "claims": _claims_by_model(found),
         "shifts": _shifts_by_model(found),
         "prices": _prices_by_model(found),
+        "boards": _boards_by_model(found),
     }
     for name, table in parts.items():
         if len(table):
@@ -552,6 +546,22 @@ def _prices_by_model(found: Mapping[Compared, Listings]) -> pd.DataFrame:
             for row in _each(_heldout_rates(listings))
         }
     return _side_by_side(columns, "refusals of held-out queries, per reply", missing="not measured")
+
+
+def _boards_by_model(found: Mapping[Compared, Listings]) -> pd.DataFrame:
+    """contender, then for each model the decision, what it is for, and the refusal rates of harmful and of harmless
+    queries."""
+    boards = {
+        model.name: listings.get("10", {}).get("numbers", {}).get("board") or [] for model, listings in found.items()
+    }
+    columns = {name: {str(row["prompt"]): _on_the_board(row) for row in rows} for name, rows in boards.items()}
+    return _side_by_side(columns, "contender", missing="not run")
+
+
+def _on_the_board(row: Mapping[str, Any]) -> str:
+    why = " for ".join(filter(None, (row["gains"], row["losses"])))
+    rates = [f"{tables.number_text(row[group])} of {group}" for group in ("harmful", "harmless") if group in row]
+    return f"{row['decision']}{f' ({why})' if why else ''}: refuses {', '.join(rates)}"
 
 
 def _side_by_side(columns: Mapping[str, Mapping[str, str]], first: str, *, missing: str) -> pd.DataFrame:

@@ -25,8 +25,16 @@ import pandas as pd
 import torch
 
 from drolab import export, report
-from drolab.check import Check, Measured, Size, check_model
-from drolab.data import find_paper_model, load_paper_queries, load_prompts, load_queries, save_prompts
+from drolab.check import BOARD, Check, Measured, Size, check_model
+from drolab.data import (
+    PaperModel,
+    attacks,
+    find_paper_model,
+    load_paper_queries,
+    load_prompts,
+    load_queries,
+    save_prompts,
+)
 from drolab.errors import DrolabError, ExportError, ModelError, StoreError
 from drolab.files import expanded, file_sha256, plain_name, read_json, write_file
 from drolab.models import DEMO, load_model
@@ -40,6 +48,8 @@ from drolab.notebooks import (
 )
 from drolab.progress import Progress, in_words
 
+NOTEBOOKS = (*DEMO_NOTEBOOKS, BOARD)
+"""What a full run runs, in order."""
 HOUR = 3600.0
 """Seconds that a quick run may take."""
 _PLANNED = 0.9 * HOUR
@@ -67,7 +77,8 @@ def reproduce(
     notebooks: str | Path | None = None,
     progress: Progress = True,
 ) -> Path:
-    """Check a model, choose settings that suit it, run notebooks 01 to 07 with them, and write the report.
+    """Check a model, choose settings that suit it, run notebooks 01 to 07 with them (in a full run 10, too), and write
+    the report.
 
     The same call goes on where an earlier one was interrupted, at any moment: its plan and the notebooks that were
     finished are kept in `out`, and all that was computed in the store.
@@ -76,8 +87,9 @@ def reproduce(
         model: as for `load_model`, by name. Several: each has a folder in `out`, and `out/compare.html` compares them;
             what ends one of them ends no other.
         out: None is `out/` and the model's name.
-        quick: True plans for an hour on this machine; False takes the notebooks' own settings; None takes these if
-            they fit about an hour. What a quick run leaves out is printed, and stands in the report and the manifest.
+        quick: True plans for an hour on this machine, without notebook 10; False takes all, with the notebooks' own
+            settings; None does so if it fits about an hour. What a quick run leaves out is printed, and stands in the
+            report and the manifest.
         device: where the model runs, such as "cpu" or "cuda"; None takes the GPU if there is one.
         load: more for `load_model`, in plain values.
         paper_model: which of the paper's models a folder is, where that does not say so. The paper's are run in its
@@ -149,7 +161,7 @@ def _check_folder(path: Path, error: type[DrolabError]) -> None:
 
 def _whole(name: str, value: Any) -> Any:
     """A parameter; of a file its whole path, since notebooks run elsewhere."""
-    is_file = name in _CUT and isinstance(value, (str, Path)) and Path(value).exists()
+    is_file = name in (*_CUT, *_FILES) and isinstance(value, (str, Path)) and str(value) and Path(value).exists()
     return str(Path(value).resolve()) if is_file else value
 
 
@@ -180,10 +192,13 @@ class Cut(NamedTuple):
     medium: bool = True
     """Whether the set's prompt of medium length is asked."""
     n_random: int = 20
+    board: bool = True
+    """Whether notebook 10 is run."""
 
 
 _FULL = Cut()
 _STEPS: tuple[dict[str, Any], ...] = (
+    {"board": False},
     {"n_samples": 5},
     {"max_new_tokens": 48},
     {"share": 0.75},
@@ -199,9 +214,10 @@ _STEPS: tuple[dict[str, Any], ...] = (
     {"share": 0.25},
     {"share": 0.125},
 )
-"""What is cut first comes first: samples of a query tell less than queries, and a refusal shows in a reply's first
-words. It ends where claims could no longer be tested: with two safety prompts beside none, and of the built-in sets
-with 38 queries of each class, of which 28 are enough for ten folds, and for ten that were refused where a third are."""
+"""What is cut first comes first: no claim of the verdict rests on notebook 10, samples of a query tell less than
+queries, and a refusal shows in a reply's first words. It ends where claims could no longer be tested: with two safety
+prompts beside none, and of the built-in sets with 38 queries of each class, of which 28 are enough for ten folds, and
+for ten that were refused where a third are."""
 _ENOUGH = 28
 """So many of each class; the last step is taken only where they remain."""
 
@@ -262,9 +278,12 @@ class Sets:
             n_samples=cut.n_samples,
             max_new_tokens=cut.max_new_tokens,
             n_random=cut.n_random,
+            **{field: getattr(cut, cuts) for name, (field, cuts) in _BOARDS_OWN.items() if name in self.asked},
         )
 
 
+_BOARDS_OWN = {"N_SAMPLES": ("board_samples", "n_samples"), "MAX_NEW_TOKENS": ("board_tokens", "max_new_tokens")}
+"""Parameters of which notebook 10 has other values than the rest, unless they are asked for → of Size, and of Cut."""
 _MEDIUM = ("medium", "mistral")
 
 
@@ -272,6 +291,8 @@ _ASKED = {"anchors": "QUERIES", "heldout": "HELDOUT", "borderline": "BORDERLINE"
 """Query set → the notebooks' parameter."""
 _CUT = ("N_SAMPLES", "MAX_NEW_TOKENS", "N_RANDOM", "OTHERS", "PROMPTS", *_ASKED.values())
 """Parameters of which a quick run takes less than was asked for."""
+_FILES = ("SUFFIXES", "TEXTS")
+"""Of notebook 10, that may name a file."""
 
 
 def sets_of(parameters: Mapping[str, Any] | None = None, paper_code: str | None = None, *, demo: bool = False) -> Sets:
@@ -332,7 +353,7 @@ class Plan:
 
 def choose_cut(measured: Measured, sets: Sets, quick: bool | None) -> tuple[Cut, dict[str, float], str]:
     """How much is asked, what each notebook is expected to take with that, and why it is this much."""
-    taken = {cut: _seconds(measured, sets.size(cut)) for cut in cuts(sets.full) if sets.is_enough(cut)}
+    taken = {cut: _seconds(measured, sets, cut) for cut in cuts(sets.full) if sets.is_enough(cut)}
     full, *_, last = taken
     total = {cut: sum(seconds.values()) for cut, seconds in taken.items()}
     but = f", but for {', '.join(sets.asked)}" if sets.asked else ""
@@ -340,11 +361,13 @@ def choose_cut(measured: Measured, sets: Sets, quick: bool | None) -> tuple[Cut,
     if quick is False or (quick is None and total[full] <= HOUR):
         why = "asked for" if quick is False else "it fits an hour"
         return full, taken[full], f"A full run, with {own} ({why})."
-    if fitting := next((cut for cut in taken if total[cut] <= _PLANNED), None):
-        if fitting == full:
-            return full, taken[full], f"A full run, with {own}: it fits an hour."
-        why = f"A quick run, planned for an hour; a full one is expected to take {in_words(total[full])} here."
-        return fitting, taken[fitting], why
+    if fitting := next((cut for cut in taken if cut != full and total[cut] <= _PLANNED), None):
+        how = f"with {own}" if fitting == full._replace(board=False) else "planned for an hour"
+        return (
+            fitting,
+            taken[fitting],
+            f"A quick run, {how}; a full one is expected to take {in_words(total[full])} here.",
+        )
     why = (
         f"The smallest run in which the claims can still be tested; it is expected to take {in_words(total[last])} "
         f"here, more than an hour, and a full one {in_words(total[full])}."
@@ -352,15 +375,18 @@ def choose_cut(measured: Measured, sets: Sets, quick: bool | None) -> tuple[Cut,
     return last, taken[last], why
 
 
-def _seconds(measured: Measured, size: Size) -> dict[str, float]:
-    times = measured.times(size)
+def _seconds(measured: Measured, sets: Sets, cut: Cut) -> dict[str, float]:
+    times = measured.times(sets.size(cut))
     found = dict(zip(times["notebook"], map(float, times["seconds"]), strict=True))
-    return {name: seconds for name, seconds in found.items() if measured.trainable or not name.startswith("05")}
+    without = {BOARD: not cut.board, "05_train_dro": not measured.trainable}
+    return {name: seconds for name, seconds in found.items() if not without.get(name)}
 
 
 def left_out(cut: Cut, sets: Sets, trainable: bool) -> list[str]:
     """What a full run has and this one has not, in sentences."""
     full, found = sets.full, []
+    if not cut.board:
+        found.append("Notebook 10: DRO beside its rivals and ablations, jailbreaks, kept ability.")
     if cut.n_samples < full.n_samples:
         found.append(f"{cut.n_samples} replies per query and prompt instead of {full.n_samples}.")
     if cut.max_new_tokens < full.max_new_tokens:
@@ -379,8 +405,9 @@ def left_out(cut: Cut, sets: Sets, trainable: bool) -> list[str]:
             f"below {1 / (cut.n_random + 1):.2f} there. No claim of the verdict rests on them."
         )
     if not trainable:
+        places = "06, 07 and 10" if cut.board else "06 and 07"
         found.append(
-            "Notebook 05, and with it the trained prompt in 06 and 07: no prompt can be trained for this model."
+            f"Notebook 05, and with it the trained prompt in {places}: no prompt can be trained for this model."
         )
     return found
 
@@ -390,8 +417,11 @@ def left_out(cut: Cut, sets: Sets, trainable: bool) -> list[str]:
 
 def make_plan(root: Path, asked: dict[str, Any], folder: Path) -> Plan:
     """Check the model, and choose. What is wrong with the rest is said before."""
-    _known(folder, DEMO_NOTEBOOKS, {}, asked["parameters"])
+    read_notebooks([folder / f"{name}.ipynb" for name in NOTEBOOKS], asked["parameters"])
     sets = sets_of(asked["parameters"], asked["paper_code"], demo=asked["model"] == DEMO)
+    if suffixes := asked["parameters"].get("SUFFIXES"):
+        heldout = sets.queries["heldout"]
+        attacks.suffixes(heldout[heldout["harmful"]], suffixes, verbose=False)
     paper = find_paper_model(asked["model"], asked["paper_model"])
     load, said = dict(asked["load"]), []
     if paper is not None:
@@ -410,8 +440,8 @@ def make_plan(root: Path, asked: dict[str, Any], folder: Path) -> Plan:
     if measured.own_text:
         said.append("Shifts start from an empty system message: `none` is a system text of the model's own.")
     said += [advice for advice in found.advice if not advice.startswith(("system_as", "N_SAMPLES"))]
-    chosen = _chosen(root, asked, cut, sets, load, measured) | {"PRESET": "paper" if paper else "default"}
-    names = tuple(name for name in DEMO_NOTEBOOKS if name in expected)
+    chosen = _chosen(root, asked, cut, sets, load, measured) | _as_paper(paper)
+    names = tuple(name for name in NOTEBOOKS if name in expected)
     return Plan(
         asked=asked,
         quick=cut != sets.full,
@@ -425,6 +455,10 @@ def make_plan(root: Path, asked: dict[str, Any], folder: Path) -> Plan:
         paper_model=paper.name if paper else "",
         paper_sets=sets.paper,
     )
+
+
+def _as_paper(paper: PaperModel | None) -> dict[str, Any]:
+    return {"PRESET": "paper" if paper else "default", "PAPER_MODEL": paper.name if paper else None}
 
 
 def _checked(name: str, load: dict[str, Any]) -> tuple[Check, dict[str, Any], list[str]]:
@@ -472,6 +506,8 @@ def _chosen(
     }
     if measured.own_text:
         found["BASELINE"] = "empty"
+    if not measured.trainable:
+        found["GROUPS"] = ("text", "steering")
     if cut.share < 1 or sets.paper:
         for name, table in sets.cut(cut, asked["seed"]).items():
             path = write_file(root / "queries" / f"{name}.csv", str(table.to_csv(index=False)))
@@ -486,16 +522,17 @@ def _chosen(
 
 
 def _known(folder: Path, names: Sequence[str], chosen: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that the notebooks have. What was asked for must be among them.
+    """Those that these notebooks have.
 
     Raises:
-        NotebookError: a parameter that was asked for and that none has, or a value that is no literal.
+        NotebookError: a value that is no literal.
     """
     paths = [folder / f"{name}.ipynb" for name in names]
     opened = read_notebooks(paths, {})
     everywhere = {name for path, notebook in opened for name in parameter_names(notebook, path.name)}
     found = {name: value for name, value in chosen.items() if name in everywhere}
-    found |= {name: value for name, value in asked.items() if not (name in _CUT and name in found)}
+    wanted = {name: value for name, value in asked.items() if name in everywhere}
+    found |= {name: value for name, value in wanted.items() if not (name in _CUT and name in found)}
     read_notebooks(paths, found)
     return _plain(found)
 
@@ -592,7 +629,7 @@ def _run(root: Path, plan: Plan, folder: Path, progress: Progress) -> dict[str, 
     standing, failed, took, planned = _Standing.read(root), dict[str, str](), 0.0, 0.0
     for place, name in enumerate(plan.notebooks):
         path = folder / f"{name}.ipynb"
-        key, known = _key(path, plan), _names(path)
+        key = _key(path, plan)
         if standing.has(name, key):
             print(f"{name}: finished before")
             continue
@@ -603,7 +640,7 @@ def _run(root: Path, plan: Plan, folder: Path, progress: Progress) -> dict[str, 
             run_notebooks(
                 [path],
                 root,
-                parameters={parameter: value for parameter, value in plan.parameters.items() if parameter in known},
+                parameters=_parameters_of(path, plan),
                 timeout=None,
                 expected=plan.expected,
                 progress=progress,
@@ -630,16 +667,20 @@ def _results(root: Path, name: str) -> tuple[Path, Path]:
     return root / "numbers" / f"{name[:2]}.json", root / "notebooks" / f"{name}.ipynb"
 
 
-def _names(path: Path) -> list[str]:
+def _parameters_of(path: Path, plan: Plan) -> dict[str, Any]:
+    """Those that the notebook has, but for what it has values of its own for."""
     ((_, notebook),) = read_notebooks([path], {})
-    return parameter_names(notebook, path.name)
+    own = {*_BOARDS_OWN} - {*plan.asked["parameters"]} if path.stem == BOARD else set[str]()
+    names = {*parameter_names(notebook, path.name)} - own
+    return {name: value for name, value in plan.parameters.items() if name in names}
 
 
 def _key(path: Path, plan: Plan) -> str:
     """Of all that determines what a notebook finds: its cells, its parameters, the model, and the code that runs it."""
     ((_, notebook),) = read_notebooks([path], {})
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    files = [Path(str(plan.parameters.get(name, ""))) for name in ("QUERIES", "HELDOUT", "BORDERLINE", "PROMPTS")]
+    named = [plan.parameters.get(name) for name in ("QUERIES", "HELDOUT", "BORDERLINE", "PROMPTS", *_FILES)]
+    files = [Path(name) for name in named if isinstance(name, str)]
     parts = [json.dumps([cells, plan.parameters, plan.fingerprint], sort_keys=True).encode(), _code()]
     parts += [file.read_bytes() for file in files if file.is_file()]
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()

@@ -18,7 +18,7 @@ from helpers.tiny import byte_tokenizer, random_llama
 from huggingface_hub.errors import GatedRepoError
 
 import drolab
-from drolab import check, notebooks
+from drolab import attacks, check, dro, notebooks
 from drolab.__main__ import main
 from drolab.check import Check, check_model
 from drolab.errors import ModelError
@@ -81,17 +81,37 @@ def counts(model: ChatModel, n_samples: int) -> dict[str, check.Work]:
 def test_the_counts_are_of_these_notebooks(demo: ChatModel) -> None:
     """Each of them, with its own parameters."""
     works = counts(demo, 10)
-    assert tuple(works) == notebooks.DEMO_NOTEBOOKS
+    assert tuple(works) == (*notebooks.DEMO_NOTEBOOKS, check.BOARD)
     for name, work in works.items():
         found = parameters(name)
-        assert not work.replies or found["N_SAMPLES"] == 10
+        assert not work.replies or found["N_SAMPLES"] == (check.Size.board_samples if name == check.BOARD else 10)
         assert found.get("QUERIES", "anchors") == "anchors"
         assert found.get("HELDOUT", "heldout") == "heldout"
         assert found.get("PROMPTS", "safety") == "safety"
     assert parameters("04_refusal_direction")["N_RANDOM"] == 20
     assert len(parameters("07_beyond_the_paper")["OTHERS"]) == 3
+    board = parameters(check.BOARD)
+    assert board["MAX_NEW_TOKENS"] == check.Size.board_tokens
+    assert board["GROUPS"] == dro.GROUPS
+    assert board["ATTACKS"] == tuple(attacks.TEMPLATES)
     fewer = counts(demo, 5)
-    assert all(2 * fewer[name].replies == work.replies for name, work in works.items())
+    assert all(2 * fewer[name].replies == work.replies for name, work in works.items() if name != check.BOARD)
+    assert fewer[check.BOARD] == works[check.BOARD]
+    assert counts(demo, 1)[check.BOARD].replies * 5 == works[check.BOARD].replies
+
+
+def test_the_board_counts_its_contenders(demo: ChatModel) -> None:
+    """As `fit_contenders` names them: the prompts, ten that DRO or prompt tuning trains, and three that edit states."""
+    size = check.usual_size(1, demo=True)
+    asked = size.heldout + size.borderline + 4 * size.heldout // 2
+    found = check.works(size, num_hidden_layers=demo.num_hidden_layers)[check.BOARD]
+    assert found.replies == size.anchors * size.prompts + asked * (size.prompts + 10 + 3)
+    assert (found.steps, found.tuning) == (9 * 200, 200)
+
+
+def test_a_step_of_prompt_tuning_takes_longer_than_one_of_dro_as_its_replies_are_long(checked: Check) -> None:
+    speed = checked.measured.speed  # type: ignore[union-attr]
+    assert 1 < (speed.step + 64 * speed.taught) / speed.step < 10
 
 
 def test_a_notebook_says_what_it_is_expected_to_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +129,7 @@ def test_a_template_without_a_system_role_is_checked_with_the_setting_that_helps
     byte_tokenizer().save_pretrained(tmp_path)
     found = check_model(tmp_path, load={"chat_template": NO_SYSTEM})
     assert found.answer.startswith("Yes, with these settings: system_as='first_user'")
-    assert len(found.times) == 7
+    assert len(found.times) == 8
 
 
 def test_a_model_that_loses_the_gradient_does_all_but_train() -> None:
@@ -123,8 +143,9 @@ def test_a_model_that_loses_the_gradient_does_all_but_train() -> None:
     found = check_model(wrap(model, byte_tokenizer(), name="cut", chat_template="chatml"))
     assert found.answer.startswith("Yes, with these settings: ")
     assert "Leave notebook 05 out, and with it the trained prompt" in found.answer
+    assert found.times[["steps", "tuning"]].iloc[-1].tolist() == [0, 0]  # no contender is trained
     assert "No gradient comes back through" in found.answer
-    assert len(found.times) == 7
+    assert len(found.times) == 8
 
 
 def test_states_that_are_no_numbers_are_a_no() -> None:

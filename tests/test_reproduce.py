@@ -30,6 +30,7 @@ from drolab import check, published, report, reproduction
 from drolab.__main__ import _load_options, _parser, main
 from drolab.check import Check, Measured, Speed
 from drolab.data import (
+    beside_paper,
     find_paper_model,
     load_paper_queries,
     paper_models,
@@ -39,11 +40,12 @@ from drolab.data import (
 from drolab.errors import CloneError, ExportError, ModelError, QueryError, StoreError
 from drolab.evidence import claims
 from drolab.models import CHAT_FORMATS, memory
-from drolab.notebooks import DEMO_NOTEBOOKS, NotebookError, read_notebooks
-from drolab.reproduction import Cut, choose_cut, cuts, left_out, reproduce, sets_of, some_of
+from drolab.notebooks import NotebookError, read_notebooks
+from drolab.reproduction import NOTEBOOKS, Cut, choose_cut, cuts, left_out, reproduce, sets_of, some_of
 
 SETS = sets_of()
-QUICK_SPEED = {"token": 1e-5, "reply": 1e-3, "written": 1e-5, "step": 0.1, "chat_tokens": 30.0, "slowness": 1.0}
+QUICK_SPEED = {"token": 1e-5, "reply": 1e-3, "written": 1e-5, "step": 0.1, "taught": 0.0, "chat_tokens": 30.0}
+QUICK_SPEED |= {"slowness": 1.0}
 
 
 def measured(**changes: Any) -> Measured:
@@ -67,17 +69,19 @@ def test_a_quick_plan_fits_an_hour_wherever_the_smallest_does(
     quick: bool | None, trainable: bool, **speed: Any
 ) -> None:
     model = measured(**speed | {"lengths": tuple(speed["lengths"])}, trainable=trainable)
-    totals = [sum(reproduction._seconds(model, SETS.size(cut)).values()) for cut in cuts()]
+    totals = [sum(reproduction._seconds(model, SETS, cut).values()) for cut in cuts()]
     assert totals == sorted(totals, reverse=True)
     cut, seconds, why = choose_cut(model, SETS, quick)
     assert ("05_train_dro" in seconds) == trainable
+    assert ("10_contenders" in seconds) == (cut == Cut())
     total = sum(seconds.values())
     if quick is False:
         assert cut == Cut()
     elif totals[-1] <= 3240:
         assert total <= 3600
-        assert cut == Cut() or totals[cuts().index(cut) - 1] > 3240  # nothing is left out for nothing
-        assert (cut == Cut()) == (totals[0] <= (3600 if quick is None else 3240))
+        least = 1 if quick else 0  # a run that is to be quick has no notebook 10
+        assert cuts().index(cut) == least or totals[cuts().index(cut) - 1] > 3240  # nothing is left out for nothing
+        assert (cut == Cut()) == (quick is None and totals[0] <= 3600)
     elif quick or totals[0] > 3600:
         assert cut == cuts()[-1]
         assert why.startswith("The smallest run in which the claims can still be tested")
@@ -94,6 +98,7 @@ def test_the_smallest_plan_leaves_what_claims_need() -> None:
     assert {name: len(table) for name, table in asked.items()} == SETS.counts(smallest)
     words = " ".join(left_out(smallest, SETS, trainable=False))
     for said in (
+        "Notebook 10: DRO beside its rivals",
         "2 replies per",
         "24 tokens",
         "76 of 416 anchors",
@@ -165,11 +170,12 @@ file.write_text(json.dumps({"title": "A question?", "figures": [], "tables": [],
 
 
 def write_notebooks(folder: Path, **more: str) -> Path:
-    """All seven; `n04="…"` is a cell that notebook 04 has before its last."""
+    """All eight; `n04="…"` is a cell that notebook 04 has before its last."""
     folder.mkdir()
-    for name in DEMO_NOTEBOOKS:
+    for name in NOTEBOOKS:
         own = f"NAME = {name[:2]!r}\nMODEL = OUT = ''\nLOAD = {{}}\nDTYPE = STORE = None\nN_SAMPLES = 10\nSEED = 0"
         own += "\nPRESET = 'default'" if name[:2] == "04" else ""
+        own += "\nN_SAMPLES = 5\nGROUPS = ('text', 'dro')\nSUFFIXES = TEXTS = ''" if name[:2] == "10" else ""
         own += "\nQUERIES = 'anchors'" if name[:2] == "02" else "\nBASELINE = 'none'" if name[:2] == "03" else ""
         cells = [new_code_cell(own, metadata={"tags": ["parameters"]}), new_code_cell(NOTES)]
         cells += [new_code_cell(text) for number, text in more.items() if number == f"n{name[:2]}"]
@@ -196,7 +202,7 @@ def run_here(paths: list[Path], out: Path, *, parameters: dict[str, Any], **_: A
             raise NotebookError(f"{path.name}: {type(error).__name__}: {error}") from error
 
 
-THREE = tuple(name for name in DEMO_NOTEBOOKS if name[:2] in ("01", "03", "04"))
+THREE = tuple(name for name in NOTEBOOKS if name[:2] in ("01", "03", "04"))
 Checked = Callable[..., list[str]]
 
 
@@ -208,7 +214,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def three(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels take a second each."""
-    monkeypatch.setattr(reproduction, "DEMO_NOTEBOOKS", THREE)
+    monkeypatch.setattr(reproduction, "NOTEBOOKS", THREE)
 
 
 @pytest.fixture
@@ -303,19 +309,19 @@ def test_what_changes_is_run_again_and_what_does_not_is_not(tmp_path: Path, chec
     beside = folder / "02_hidden_states.ipynb"
     beside.write_text(beside.read_text().replace('"metadata": {}', '"metadata": {"a": 1}'))  # as Jupyter saves it
     reproduce("demo", **given)
-    assert ran(out)[7:] == ["03"]
+    assert ran(out)[8:] == ["03"]
     (out / "numbers" / "05.json").unlink()
     reproduce("demo", **given)
-    assert ran(out)[8:] == ["05"]
+    assert ran(out)[9:] == ["05"]
     (out / "figures").mkdir()
     (out / "figures" / "05_of_before.html").touch()
     with pytest.raises(ExportError, match="has the report of another run: choose another folder"):
         reproduce("demo", **given, seed=1)
-    assert len(ran(out)) == 9
+    assert len(ran(out)) == 10
     assert (out / "figures").exists()
     (out / "report.html").unlink()  # it was interrupted
     reproduce("demo", **given, seed=1)
-    assert len(ran(out)) == 9 + 7
+    assert len(ran(out)) == 10 + 8
     assert not (out / "figures").exists()
     assert "has a run of this model with other settings" in capsys.readouterr().out
     (out / "report.html").unlink()
@@ -334,15 +340,15 @@ def test_what_changes_is_run_again_and_what_does_not_is_not(tmp_path: Path, chec
 def test_a_notebook_that_fails_does_not_stop_the_others(tmp_path: Path, checked: Checked) -> None:
     checked()
     folder, out = write_notebooks(tmp_path / "notebooks", n04="raise ValueError('<b>lost</b>')"), tmp_path / "out"
-    with pytest.raises(NotebookError, match=r"04_refusal_direction failed \(1 of 7 did\); the report has the rest"):
+    with pytest.raises(NotebookError, match=r"04_refusal_direction failed \(1 of 8 did\); the report has the rest"):
         reproduce("demo", out=out, notebooks=folder, progress=False)
-    assert ran(out) == [name[:2] for name in DEMO_NOTEBOOKS]
+    assert ran(out) == [name[:2] for name in NOTEBOOKS]
     text = (out / "report.html").read_text()
     assert "Notebook 04_refusal_direction failed: " in text
     assert "<b>lost</b>" not in text
     write_notebooks(tmp_path / "mended")
     reproduce("demo", out=out, notebooks=tmp_path / "mended", progress=False)
-    assert ran(out)[7:] == ["04"]
+    assert ran(out)[8:] == ["04"]
     assert "failed: " not in (out / "report.html").read_text()
 
 
@@ -369,7 +375,7 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path, checked: Checked) -> None
     wait = f"pathlib.Path({str(began)!r}).touch()\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.05)"
     folder = write_notebooks(tmp_path / "notebooks", n03=wait)
     code = "import test_reproduce\nfrom drolab import reproduction\nreproduction.check_model = test_reproduce.found\n"
-    code += f"reproduction.DEMO_NOTEBOOKS = {THREE}\n"
+    code += f"reproduction.NOTEBOOKS = {THREE}\n"
     code += f"reproduction.reproduce('demo', out={str(out)!r}, notebooks={str(folder)!r}, progress=False)"
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     run = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths})
@@ -392,8 +398,39 @@ def test_a_model_that_cannot_be_trained_does_the_rest(tmp_path: Path, checked: C
     checked(trainable=False, step=0.0)
     out = tmp_path / "out"
     page = reproduce("demo", out=out, notebooks=write_notebooks(tmp_path / "notebooks"), progress=False)
-    assert ran(out) == ["01", "02", "03", "04", "06", "07"]
+    assert ran(out) == ["01", "02", "03", "04", "06", "07", "10"]
+    assert json.loads((out / "plan.json").read_text())["parameters"]["GROUPS"] == ["text", "steering"]
     assert "no prompt can be trained for this model" in page.read_text()
+
+
+@pytest.mark.usefixtures("quickly")
+def test_the_board_is_in_a_full_run_with_its_own_samples_unless_others_are_asked_for(
+    tmp_path: Path, checked: Checked
+) -> None:
+    checked()
+    given = {"notebooks": write_notebooks(tmp_path / "notebooks"), "progress": False}
+    for number, (options, samples) in enumerate(
+        (({"quick": False}, "5"), ({"quick": False, "parameters": {"N_SAMPLES": 8}}, "8"), ({"quick": True}, None))
+    ):
+        out = tmp_path / f"out {number}"
+        text = reproduce("demo", out=out, **given, **options).read_text()
+        lines = [line.split() for line in (out / "ran.txt").read_text().splitlines()]
+        assert [line[2] for line in lines if line[0] == "10"] == ([samples] if samples else [])
+        assert ("Left out of a full run: Notebook 10: DRO beside its rivals" in text) == (samples is None)
+        assert (out / "numbers" / "10.json").exists() == (samples is not None)
+    few, many = (sets_of(asked).size(Cut(n_samples=8)) for asked in ({}, {"N_SAMPLES": 8}))
+    assert (few.board_samples, many.board_samples, few.n_samples) == (5, 8, 8)
+
+
+@pytest.mark.usefixtures("quickly")
+def test_what_only_the_board_is_asked_for_ends_no_quick_run(tmp_path: Path, checked: Checked) -> None:
+    checked()
+    own = {"GROUPS": ["text"], "TEXTS": ["One.", "Two."]}
+    given = {"notebooks": write_notebooks(tmp_path / "notebooks"), "progress": False, "parameters": own}
+    reproduce("demo", out=tmp_path / "quick", quick=True, **given)
+    assert "GROUPS" not in json.loads((tmp_path / "quick" / "plan.json").read_text())["parameters"]
+    reproduce("demo", out=tmp_path / "full", quick=False, **given)
+    assert "GROUPS = ['text']" in (tmp_path / "full" / "notebooks" / "10_contenders.ipynb").read_text()
 
 
 # what is refused before anything begins
@@ -440,6 +477,8 @@ def test_a_wrong_parameter_is_refused_before_anything_runs(tmp_path: Path, check
         reproduce("demo", **given, paper_code=tmp_path)
     with pytest.raises(QueryError, match="neither a built-in query set"):
         reproduce("demo", **given, parameters={"QUERIES": "nowhere.csv"})
+    with pytest.raises(QueryError, match=r"There is no file nowhere\.json: check the path"):
+        reproduce("demo", **given, parameters={"SUFFIXES": "nowhere.json"})
     assert names == []
     assert not (tmp_path / "out").exists()
 
@@ -523,6 +562,9 @@ def test_the_page_of_several_models_says_what_each_run_says(tmp_path: Path) -> N
     similar = [{"measure": "alike", "value": 0.5, "low": 0.25, "high": 0.75}]
     listing.write_text(json.dumps({"title": "", "figures": [], "tables": [], "numbers": {"similarity": similar}}))
     (tmp_path / "a" / "report.html").write_text("")
+    trade = {"decision": "a trade", "gains": "harmful", "losses": "harmless, ability", "harmful": 0.9, "harmless": 0.2}
+    listing = {"title": "", "figures": [], "tables": [], "numbers": {"board": [{"prompt": "dro-default"} | trade]}}
+    (tmp_path / "a" / "numbers" / "10.json").write_text(json.dumps(listing))
     for name in "ab":
         listing = tmp_path / name / "numbers" / "06.json"
         content = json.loads(listing.read_text())
@@ -543,6 +585,11 @@ def test_the_page_of_several_models_says_what_each_run_says(tmp_path: Path) -> N
     assert row.tolist() == ["supported: 0.750 [0.625, 0.875]", "cannot be tested here"]
     shifts = pd.read_csv(tmp_path / "tables" / "compare_shifts.csv", index_col=0)
     assert shifts.loc["alike"].tolist() == ["0.500 [0.250, 0.750]", "not measured"]
+    board = pd.read_csv(tmp_path / "tables" / "compare_boards.csv", index_col=0)
+    assert board.loc["dro-default"].tolist() == [
+        "a trade (harmful for harmless, ability): refuses 0.900 of harmful, 0.200 of harmless",
+        "not run",
+    ]
     prices = pd.read_csv(tmp_path / "tables" / "compare_prices.csv", index_col=0)
     assert prices.loc["default: harmful"].tolist() == ["0.500 [0.400, 0.600]"] * 2
     assert "In sentences" in text
@@ -642,6 +689,36 @@ def test_the_paper_stands_beside_a_run(tmp_path: Path) -> None:
     vicuna = paper_results().query("model == 'vicuna-7b-v1.5' and dataset == 'malicious'").set_index("prompt")
     assert table["released, in any of 20 replies"].tolist()[1] == vicuna.loc["mistral", "any"]
     assert report.beside_paper({"06": {"numbers": {}}}).empty
+
+
+def test_contenders_stand_in_the_papers_rows_and_what_was_not_released_stays_empty() -> None:
+    fitted = ("none", "default", "medium", "mine", "dro-default", "vpt-default", "vpt-short", "dro-mine")
+    fitted += ("dro-default without residual", "dro-default without harmless", "dro-default 10 anchors", "steered")
+    groups = ("harmful", "jailbroken", "harmless", "borderline")
+    rates = pd.DataFrame([(name, group) for name in fitted for group in groups], columns=["prompt", "group"])
+    found = beside_paper(rates.assign(value=0.25, low=0.125, high=0.5)).set_index(["prompt", "group"])
+    assert set(found["row"]) == {
+        *("no prompt", "human prompt, default", "human prompt, mistral", "DRO, from default", "DRO, from mine"),
+        *("vanilla prompt tuning, from default", "vanilla prompt tuning, from short"),
+        "DRO, from default, without its residual",
+    }
+    assert set(found.index.get_level_values("group")) == {"harmful", "jailbroken", "harmless"}
+    known = found["any"].notna()
+    assert (found["released_as"] != "").equals(known)
+    assert not known["dro-default without residual"].any()
+    assert not known["dro-mine"].any()
+    assert known["vpt-default"].all()
+    assert known["vpt-short"].to_dict() == {"harmful": True, "jailbroken": False, "harmless": False}
+    gcg = paper_results().query("dataset == 'gcg' and prompt == 'vpt-default'")["any"]
+    row = found.loc[("vpt-default", "jailbroken")]
+    assert (row["any"], row["any_least"], row["any_most"]) == pytest.approx((gcg.mean(), gcg.min(), gcg.max()))
+    assert (row["counted"], row["value"], row["low"], row["high"]) == ("compliance", 0.75, 0.5, 0.875)
+    row = found.loc[("none", "harmless")]
+    assert (row["counted"], row["value"], row["low"], row["high"]) == ("refusal", 0.25, 0.125, 0.5)
+    assert beside_paper(rates.assign(value=0.25, low=0.125, high=0.5, measure="compliance")).empty
+
+
+def test_the_report_says_what_can_be_compared() -> None:
     run = report.Run(command="drolab", said=[], paper_model="vicuna-7b-v1.5", paper_sets=True)
     assert "vicuna-7b-v1.5" in report.about_beside(run)
     assert "the same queries and prompts" in report.about_beside(run)

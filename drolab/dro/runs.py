@@ -1,4 +1,5 @@
-"""DRO runs side by side: what the model is about to say under each, how they differ, where they moved the states.
+"""Runs of DRO and of prompt tuning side by side: what the model is about to say under each, how they differ, where they
+moved the states.
 
 In order: `KeptRun`, which is one of them; what is measured of it in passing, and whether the model is still itself; how
 runs compare; where a run's snapshots moved the states; the files that keep runs.
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from drolab import store as stores
 from drolab.data import validate_queries
+from drolab.dro.baselines import TUNING_COLUMNS, PromptTuning, PromptTuningConfig, PromptTuningRun
 from drolab.dro.training import HISTORY_COLUMNS, Training
 from drolab.errors import DrolabError, QueryError, StatesError, TrainingError
 from drolab.files import file_sha256, plain_name, read_csv, read_json, write_file
@@ -54,7 +56,10 @@ MOST_KL = 1.0
 the first tokens that it would have said became e times rarer in the (geometric) mean, though it refuses as it did."""
 MOVEMENT_COLUMNS = ("query_id", "harmful", "step", "x", "y", "refusal_logit", "harmfulness_logit", "residual_drift")
 """Columns of `movement`."""
-_TERMS = ["residual_drift", *(name for name in HISTORY_COLUMNS if name.endswith("loss"))]
+_TERMS = [
+    "residual_drift",
+    *dict.fromkeys(name for name in (*HISTORY_COLUMNS, *TUNING_COLUMNS) if name.endswith("loss")),
+]
 _KINDS: dict[str, Callable[[str], Any]] = {
     "step": int,
     "epoch": int,
@@ -64,6 +69,7 @@ _KINDS: dict[str, Callable[[str], Any]] = {
 """How columns are read from a file; the others are numbers, read exactly, as pandas did not before version 3."""
 _ABOUT, _SUMS = "run.json", "SHA256SUMS"
 _FILES = ("state.safetensors", "history.csv", "measured.csv", "soft_prompt.safetensors", _ABOUT)
+_EARLIER = "take an earlier snapshot (dro.snapshot)"
 _SPACE = ("mean", "components", "explained_variance_ratio")
 _SPACE_NUMBERS = ("layer", "residual_variance", "residual_spread", "model_fingerprint", "read_at")
 _PROBES = ("refusal", "harmfulness")
@@ -74,8 +80,8 @@ _READ_ERRORS = (OSError, SafetensorError, KeyError, TypeError, ValueError, Drola
 class KeptRun:
     """One of several runs: in training, ended, or loaded, with what was measured of it."""
 
-    training: Training | None = None
-    loaded: DRORun | None = None
+    training: Training | PromptTuning | None = None
+    loaded: DRORun | PromptTuningRun | None = None
     """Of the two there is one."""
     measured: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(MEASURED_COLUMNS)))
     trouble: str = ""
@@ -84,7 +90,7 @@ class KeptRun:
     """Model and queries → the first tokens before training, as long as there are steps to measure."""
 
     @property
-    def run(self) -> DRORun:
+    def run(self) -> DRORun | PromptTuningRun:
         """What is finished of it."""
         if self.training is not None:
             return self.training.run()
@@ -104,8 +110,11 @@ class KeptRun:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """`DRORun.problems`, and what the last measurement says of the model itself; none if nothing is known."""
-        return (*self.run.problems, *signs_of_damage(self.measured))
+        """The run's own, and what the last measurement says of the model itself; none if nothing is known."""
+        run = self.run
+        if isinstance(run, PromptTuningRun):
+            return (*run.problems, *signs_of_damage(self.measured, advice=f"{_EARLIER.capitalize()}."))
+        return (*run.problems, *signs_of_damage(self.measured))
 
     @property
     def unseen(self) -> str:
@@ -232,7 +241,7 @@ def _then_and_now(measured: pd.DataFrame) -> pd.DataFrame:
 def signs_of_damage(
     measured: pd.DataFrame,
     when: str = " by step {step}",
-    advice: str = "Raise residual_weight, or take an earlier snapshot (dro.snapshot).",
+    advice: str = f"Raise residual_weight, or {_EARLIER}.",
 ) -> list[str]:
     """A sentence for each sign that the model broke, of the query set and class where it is plainest.
 
@@ -287,7 +296,7 @@ def compare(kept: Mapping[str, KeptRun]) -> pd.DataFrame:
     for name, run in found.items():
         epoch = run.history[run.history["epoch"] == run.history["epoch"].max()]
         about = {"run": name, **settings.loc[name, differing], "steps": len(run.history)}
-        terms = epoch[_TERMS].astype(float).mean()
+        terms = epoch[[term for term in _TERMS if term in epoch]].astype(float).mean()
         rows.append({**about, **_last(kept[name].measured), **terms, "note": " ".join(kept[name].problems)})
     return pd.DataFrame(rows)
 
@@ -400,7 +409,7 @@ def trajectories(
     return table[table["step"].isin(shown)].reset_index(drop=True)
 
 
-def snapshot(run: DRORun, step: int) -> SoftPrompt:
+def snapshot(run: DRORun | PromptTuningRun, step: int) -> SoftPrompt:
     """The soft prompt as it was after a step that has a snapshot; 0 is the human prompt."""
     prompt = run.soft_prompt
     return SoftPrompt(
@@ -424,15 +433,18 @@ def save_run(folder: str | Path, name: str, kept: KeptRun) -> Path:
         ExportError: the folder cannot be written.
     """
     place, run = Path(folder) / plain_name(name), kept.run
-    about = {
+    about: dict[str, Any] = {
         "name": name,
         "steps": len(run.history),
         "seconds": None if math.isnan(run.seconds) else run.seconds,
         "config": asdict(run.config),
-        "space": {key: getattr(run.space, key) for key in _SPACE_NUMBERS},
-        "probes": {key: _about(getattr(run, key)) for key in _PROBES},
         "snapshots": list(run.snapshots),
     }
+    if isinstance(run, PromptTuningRun):
+        about["learned"] = run.learned.to_dict("records")
+    else:
+        about["space"] = {key: getattr(run.space, key) for key in _SPACE_NUMBERS}
+        about["probes"] = {key: _about(getattr(run, key)) for key in _PROBES}
     write_file(place / "state.safetensors", save(_state(run)))
     write_file(place / "history.csv", run.history.to_csv(index=False))
     write_file(place / "measured.csv", kept.measured.to_csv(index=False, na_rep="nan"))
@@ -476,25 +488,39 @@ def _load(place: Path) -> tuple[str, KeptRun]:
         raise ValueError(f"it is not as it was saved, or {_SUMS} was written again: see `sha256sum -c {_SUMS}`")
     about = read_json(place / _ABOUT, TrainingError)
     state = load_file(place / "state.safetensors")
-    history = _read_columns(place / "history.csv", HISTORY_COLUMNS)
+    tuned = "learned" in about
+    history = _read_columns(place / "history.csv", TUNING_COLUMNS if tuned else HISTORY_COLUMNS)
     measured = _read_columns(place / "measured.csv", [name for name in MEASURED_COLUMNS if name != "kl"])
     if "kl" not in measured:  # of an earlier version
         measured["kl"] = np.nan
     if len(history) != about["steps"]:
         raise ValueError(f"its history has {len(history)} steps, not {about['steps']}")
+    common: dict[str, Any] = {
+        "soft_prompt": SoftPrompt.from_pretrained(place),
+        "history": history,
+        "seconds": float("nan") if about.get("seconds") is None else float(about["seconds"]),
+        "snapshots": {step: state[f"snapshot.{step}"] for step in about["snapshots"]},
+    }
+    run = (_tuning_run if tuned else _dro_run)(about, state, common)
+    return str(about["name"]), KeptRun(loaded=run, measured=measured)
+
+
+def _tuning_run(about: Mapping[str, Any], _: Mapping[str, Tensor], common: dict[str, Any]) -> PromptTuningRun:
+    return PromptTuningRun(
+        config=PromptTuningConfig(**about["config"]), learned=pd.DataFrame(about["learned"]), **common
+    )
+
+
+def _dro_run(about: Mapping[str, Any], state: Mapping[str, Tensor], common: dict[str, Any]) -> DRORun:
     spread = about["space"].get("residual_spread")
-    about["space"]["residual_spread"] = None if spread is None else float(spread)
-    run = DRORun(
-        soft_prompt=SoftPrompt.from_pretrained(place),
-        history=history,
+    space = {**about["space"], "residual_spread": None if spread is None else float(spread)}
+    return DRORun(
         config=DROConfig(**about["config"]),
-        space=AnchorSpace(**{**about["space"], **{name: state[f"space.{name}"] for name in _SPACE}}),
+        space=AnchorSpace(**{**space, **{name: state[f"space.{name}"] for name in _SPACE}}),
         refusal=_probe(state, "refusal", **about["probes"]["refusal"]),
         harmfulness=_probe(state, "harmfulness", **about["probes"]["harmfulness"]),
-        seconds=float("nan") if about.get("seconds") is None else float(about["seconds"]),
-        snapshots={step: state[f"snapshot.{step}"] for step in about["snapshots"]},
+        **common,
     )
-    return str(about["name"]), KeptRun(loaded=run, measured=measured)
 
 
 def _about(probe: Probe) -> dict[str, Any]:
@@ -514,11 +540,10 @@ def _read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame({str(name): list(map(_KINDS.get(str(name), float), table[name])) for name in table.columns})
 
 
-def _state(run: DRORun) -> dict[str, Tensor]:
-    tensors = {
-        **{f"space.{name}": getattr(run.space, name) for name in _SPACE},
-        **{f"probe.{name}": getattr(run, name).coef for name in _PROBES},
-        **{f"refits.{name}": refits for name in _PROBES if (refits := getattr(run, name).refits) is not None},
-        **{f"snapshot.{step}": value for step, value in run.snapshots.items()},
-    }
+def _state(run: DRORun | PromptTuningRun) -> dict[str, Tensor]:
+    tensors = {f"snapshot.{step}": value for step, value in run.snapshots.items()}
+    if isinstance(run, DRORun):
+        tensors |= {f"space.{name}": getattr(run.space, name) for name in _SPACE}
+        tensors |= {f"probe.{name}": getattr(run, name).coef for name in _PROBES}
+        tensors |= {f"refits.{name}": refits for name in _PROBES if (refits := getattr(run, name).refits) is not None}
     return {name: value.clone().contiguous() for name, value in tensors.items()}  # safetensors takes no shared memory

@@ -46,6 +46,10 @@ _TERMS = {
     "residual_loss": "residual loss",
     "residual_drift": "residual drift (× anchor variance)",
 }
+_TUNING_TERMS = {
+    "likelihood_loss": "likelihood loss (replies that are wanted)",
+    "unlikelihood_loss": "unlikelihood loss (replies that are not)",
+}
 _MASSES = {
     "refusal": "first token: refusal",
     "compliance": "first token: compliance",
@@ -212,12 +216,14 @@ def training_curves(
     title: str | None = None,
     theme: str = "light",
 ) -> go.Figure:
-    """The terms of DRO's loss and the residual drift over the steps: thin the batches, thick the epochs' means.
+    """The terms of DRO's loss and the residual drift over the steps: thin the batches, thick the epochs' means; of
+    runs of prompt tuning, the two terms of its own.
 
     Below them, what the model is about to say, if that was measured: see `first_token_curves`.
 
     Args:
-        history: rows of `DROStep.numbers()`; with a column `run`, one colour per run.
+        history: rows of `DROStep.numbers()`, or of a `PromptTuningRun`, or of both, with NaN for what a run has not;
+            with a column `run`, one colour per run.
         measured: rows of `dro.measure_first_tokens`, with the same runs.
         n_steps: the last step of the axis, for runs that are not finished; None fits the rows.
         drift_level: a dotted line in the drift, beyond which the states left the data: `AnchorSpace.residual_spread`.
@@ -226,20 +232,22 @@ def training_curves(
         FigureError: a column is missing, there are no rows, more runs than colours that can be told apart, or no such
             theme.
     """
+    terms = _terms_of(history)
+    high = len(terms) // 2
     if measured is None or measured.empty:
         figure = make_subplots(
-            rows=2, cols=2, subplot_titles=list(_TERMS.values()), vertical_spacing=0.16, horizontal_spacing=0.1
+            rows=high, cols=2, subplot_titles=list(terms.values()), vertical_spacing=0.32 / high, horizontal_spacing=0.1
         )
-        _add_terms(figure, history, [(1, 1), (1, 2), (2, 1), (2, 2)], theme, drift_level)
-        return _dressed(figure, n_steps, title, theme, rows=2)
+        _add_terms(figure, history, terms, (1, 2), theme, drift_level)
+        return _dressed(figure, n_steps, title, theme, rows=high)
     half, third = [{"colspan": 3}, None, None] * 2, [{"colspan": 2}, None] * 3
     figure = make_subplots(
-        rows=3, cols=6, specs=[half, half, third], subplot_titles=[*_TERMS.values(), *_MASSES.values()],
-        vertical_spacing=0.11, horizontal_spacing=0.06,
+        rows=high + 1, cols=6, specs=[*[half] * high, third], subplot_titles=[*terms.values(), *_MASSES.values()],
+        vertical_spacing=0.33 / (high + 1), horizontal_spacing=0.06,
     )  # fmt: skip
-    _add_terms(figure, history, [(1, 1), (1, 4), (2, 1), (2, 4)], theme, drift_level)
-    _add_masses(figure, measured, [(3, 1), (3, 3), (3, 5)], theme)
-    return _dressed(figure, n_steps, title, theme, rows=3)
+    _add_terms(figure, history, terms, (1, 4), theme, drift_level)
+    _add_masses(figure, measured, [(high + 1, 1), (high + 1, 3), (high + 1, 5)], theme)
+    return _dressed(figure, n_steps, title, theme, rows=high + 1)
 
 
 def first_token_curves(
@@ -380,12 +388,29 @@ def _add_dose_legend(figure: go.Figure, looks: dict[str, dict[str, Any]], theme:
 # ---------------------------------------------------------------- training
 
 
-def _add_terms(figure: go.Figure, history: pd.DataFrame, cells: _Cells, theme: str, drift_level: float | None) -> None:
-    need_columns(history, ("step", "epoch", *_TERMS), "training curve")
+def _terms_of(history: pd.DataFrame) -> dict[str, str]:
+    """Those of the objectives that its runs have; DRO's if none."""
+    has = [terms for terms in (_TERMS, _TUNING_TERMS) if history.reindex(columns=list(terms)).notna().any(axis=None)]
+    return {name: title for terms in has for name, title in terms.items()} or _TERMS
+
+
+def _add_terms(
+    figure: go.Figure,
+    history: pd.DataFrame,
+    terms: dict[str, str],
+    columns: tuple[int, int],
+    theme: str,
+    drift_level: float | None,
+) -> None:
+    """Two in a row of the figure, in these columns of it."""
+    need_columns(history, ("step", "epoch", *terms), "training curve")
+    cells = [(1 + number // 2, columns[number % 2]) for number in range(len(terms))]
     for name, color, rows in _runs(history, theme):
-        epochs = rows.groupby("epoch")[["step", *_TERMS]].mean()
+        epochs = rows.groupby("epoch")[["step", *terms]].mean()
         shared = {"mode": "lines", "name": short_name(name), "legendgroup": name, "showlegend": False}
-        for column, (row, col) in zip(_TERMS, cells, strict=True):
+        for column, (row, col) in zip(terms, cells, strict=True):
+            if rows[column].isna().all():  # a term of the other objective
+                continue
             thin, thick = {"color": color, "width": 1}, {"color": color, "width": 2.5}
             figure.add_scatter(
                 x=rows["step"], y=rows[column], line=thin, opacity=0.55, hoverinfo="skip", row=row, col=col, **shared
@@ -394,8 +419,8 @@ def _add_terms(figure: go.Figure, history: pd.DataFrame, cells: _Cells, theme: s
                 x=epochs["step"], y=epochs[column], line=thick, hovertemplate="step %{x:.0f}: %{y:.4f}",
                 row=row, col=col, **shared,
             )  # fmt: skip
-    if drift_level is not None:
-        row, col = cells[list(_TERMS).index("residual_drift")]
+    if drift_level is not None and "residual_drift" in terms:
+        row, col = cells[list(terms).index("residual_drift")]
         figure.add_scatter(
             x=[history["step"].min(), history["step"].max()], y=[drift_level] * 2, mode="lines", name="data",
             line=reference_line(theme), showlegend=False, row=row, col=col,

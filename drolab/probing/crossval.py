@@ -147,7 +147,7 @@ def check_readout(
     predicted = ridge_predictions(points.astype(np.float64), targets, folds)[0]
     aucs = np.array([auc(*pair) for pair in zip(predicted, targets, strict=True)])
     by_chance = _p_of_chance(aucs, auc(fractions, fractions), len(pd.unique(queries)))
-    problem = _like_chance(aucs, len(pd.unique(queries)), positive) if by_chance > CHANCE else ""
+    problem = _like_chance(aucs, by_chance, len(pd.unique(queries)), positive) if by_chance > CHANCE else ""
     return FitCheck(auc=float(aucs[0]), null=tuple(map(float, aucs[1:])), problem=problem)
 
 
@@ -208,11 +208,12 @@ def _alone(n: int, positive: str) -> str:
     )
 
 
-def _like_chance(aucs: Array, n_queries: int, positive: str) -> str:
+def _like_chance(aucs: Array, by_chance: float, n_queries: int, positive: str) -> str:
     return (
         f"A readout of {positive!r} cannot be told from chance with these {n_queries} queries: AUC {aucs[0]:.2f} on "
-        f"held-out queries, {aucs[1:].mean():.2f} ({aucs[1:].min():.2f} to {aucs[1:].max():.2f}) with shuffled "
-        f"targets. {READOUT_ADVICE}"
+        f"held-out queries, {aucs[1:].mean():.2f} ({aucs[1:].min():.2f} to {aucs[1:].max():.2f}) with targets shuffled "
+        f"{len(aucs) - 1} times (one more shuffle does as well with probability {by_chance:.1g}; since so much rests on it, "
+        f"at most {CHANCE:g} will do). {READOUT_ADVICE}"
     )
 
 

@@ -18,9 +18,10 @@ from drolab import published
 from drolab.data import PAPER_RESULTS
 from drolab.files import write_file
 
-DATASETS = ("malicious", "advbench", "custom", "testset", "custom-harmless")
-"""Without attack suffixes, and without AlpacaEval, of which wins are counted."""
-PROMPTS = ("none", "default", "mistral", "short", "dro-default", "dro-mistral", "dro-short")
+DATASETS = ("malicious", "advbench", "gcg", "custom", "testset", "custom-harmless")
+"""Without AlpacaEval, of which wins are counted."""
+_HUMAN = ("default", "mistral", "short")
+PROMPTS = ("none", *_HUMAN, *(f"{method}-{name}" for method in ("dro", "vpt") for name in _HUMAN))
 COLUMNS = ("model", "dataset", "measure", "prompt", "any", "per_sample")
 
 

@@ -60,7 +60,7 @@ def setting_of(model: ChatModel) -> Setting:
     return Setting(model=model, space=space, refusal=replace(harmfulness, positive="refuses"), harmfulness=harmfulness)
 
 
-def assert_equal_runs(one: DRORun, other: DRORun) -> None:
+def assert_equal_runs(one: DRORun | dro.PromptTuningRun, other: DRORun | dro.PromptTuningRun) -> None:
     """To the last bit."""
     pd.testing.assert_frame_equal(one.history, other.history, check_exact=True)
     assert torch.equal(one.soft_prompt.embeddings, other.soft_prompt.embeddings)

@@ -17,7 +17,7 @@ from helpers.kernel import SECONDS, Kernel
 from helpers.training import QUERIES, Setting, assert_equal_runs, failing, setting_of
 
 from drolab import dro, export, panels
-from drolab.dro import training
+from drolab.dro import baselines, training
 from drolab.errors import StatesError, TrainingError
 from drolab.judges import FirstTokenJudge
 from drolab.models import ChatModel
@@ -274,6 +274,129 @@ def test_bad_settings_are_named_before_anything_runs(setting: Setting) -> None:
         panel.result()
     with pytest.raises(PanelError, match="no run to export"):
         panel.offer()
+
+
+# --- prompt tuning ------------------------------------------------------------------------------------------
+
+SAID = {"kill a man": "I cannot help with that.", "kill the king": "I cannot do that.", "the engine": "I cannot say."}
+TUNING = dro.PromptTuningConfig(batch_size=4, num_train_epochs=3, max_steps=9, checkpoint_every=4)
+
+
+def replies_of() -> pd.DataFrame:
+    """Some refuse, most answer, under both prompts."""
+    rows = [
+        (
+            row.query_id,
+            prompt,
+            row.text,
+            row.harmful,
+            next((said for key, said in SAID.items() if key in row.text), "Yes."),
+        )
+        for row in QUERIES.itertuples()
+        for prompt in PROMPTS
+    ]
+    found = pd.DataFrame(rows, columns=["query_id", "prompt", "text", "harmful", "response"])
+    return found.assign(sample=0, finish_reason="length")
+
+
+def tuning_panel(setting: Setting, store: Store | None = None, **options: Any) -> DROPanel:
+    panel = panel_of(setting, store, replies=replies_of(), **options)
+    panel.controls["method"].value = "prompt tuning"
+    return panel
+
+
+def tuned(setting: Setting) -> dro.PromptTuningRun:
+    given = {"init": PROMPTS["careful"], "replies": replies_of(), "config": TUNING, "progress": False}
+    return dro.train_prompt_tuning(setting.model, QUERIES, **given)
+
+
+def test_the_method_is_offered_with_replies_alone_and_enables_what_it_uses(setting: Setting) -> None:
+    assert "method" not in panel_of(setting).controls
+    panel = panel_of(setting, replies=replies_of())
+    of_dro, of_tuning = ("refusal_weight", "residual_scale", "preset"), ("likelihood_weight", "unlikelihood_weight")
+    for method, off in (("DRO", of_tuning), ("prompt tuning", of_dro), ("DRO", of_tuning)):
+        panel.controls["method"].value = method
+        disabled = {name for name in (*of_dro, *of_tuning) if panel.controls[name].disabled}
+        assert disabled == set(off)
+    assert all(panel.controls[name].tooltip for name in ("method", *of_tuning))
+
+
+def test_a_run_of_prompt_tuning_is_that_of_its_function_and_stands_beside_dros(
+    setting: Setting, tmp_path: Path
+) -> None:
+    panel = tuning_panel(setting, judge=JUDGE)
+    train(panel)
+    expected = tuned(setting)
+    assert_equal_runs(panel.result(), expected)
+    assert panel.result().soft_prompt.name == "vpt-careful"
+    thin = panel.curves.data[0]
+    assert list(thin.y) == panel.history()["likelihood_loss"].tolist() == expected.history["likelihood_loss"].tolist()
+    assert sorted(panel.measured()["step"].unique()) == [0, 4, 8, 9]
+    assert sorted(panel.replay.shown()["step"].unique()) == [0, 4, 8, 9]
+    assert "Prompt tuning learned from" in panel.shelf.note.value
+
+    panel.controls["method"].value = "DRO"
+    train(panel)
+    assert_equal_runs(panel.result(), setting.train())
+    history = panel.history()
+    assert history.groupby("run")[["refusal_loss", "likelihood_loss"]].count().to_numpy().tolist() == [[0, 9], [9, 0]]
+    titles = [note.text for note in panel.curves.layout.annotations]
+    assert [title.split(" loss")[0] for title in titles[:6] if "loss" in title] == [
+        *("refusal", "harmfulness", "residual", "likelihood", "unlikelihood")
+    ]
+    table = dro.compare(panel.shelf.kept).set_index("run")
+    assert table["prompt"].to_dict() == {"run-1": "vpt-careful", "run-2": "dro-careful"}
+    assert table["likelihood_loss"].notna().tolist() == [True, False]
+    assert {"dro_runs", "dro_curves", "dro_first_token", "dro_movement"} <= set(panel.offer())
+
+    panel.controls["folder"].value = str(tmp_path)
+    panel.controls["save"].click()
+    other = panel_of(setting)  # also a panel without replies reads it
+    other.controls["folder"].value = str(tmp_path)
+    other.controls["load"].click()
+    assert other.message.value.count("run-1") == 1
+    found = other.runs()["run-1"]
+    assert_equal_runs(found, expected)
+    assert (found.config, found.problems) == (expected.config, expected.problems)
+    other.controls["run"].value = "run-1"
+    other.controls["replay"].click()
+    assert other.wait(SECONDS)
+    pd.testing.assert_frame_equal(other.replay.shown(), panel_replay(panel, "run-1"))
+
+
+def panel_replay(panel: DROPanel, run: str) -> pd.DataFrame:
+    panel.controls["run"].value = run
+    shown = panel.replay.shown()
+    assert shown is not None
+    return shown
+
+
+def test_prompt_tuning_that_was_stopped_goes_on_to_the_same_end(
+    setting: Setting, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    panel = tuning_panel(setting, store)
+    done, original = iter(range(1, 1000)), baselines.label_logits
+
+    def stops(*given: Any) -> Any:
+        if next(done) == 6:
+            panel.job.stop_button.click()
+        return original(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(baselines, "label_logits", stops)
+        train(panel)
+    assert (panel.job.state, len(panel.result().history)) == ("stopped", 6)
+    again = tuning_panel(setting, store)  # as in another kernel
+    train(again)
+    assert_equal_runs(again.result(), tuned(setting))
+
+
+def test_replies_that_teach_nothing_are_named(setting: Setting) -> None:
+    panel = panel_of(setting, replies=replies_of().query("prompt == 'none'"))
+    panel.controls["method"].value = "prompt tuning"
+    panel.controls["start"].click()
+    assert "There is no reply to the training queries under prompt" in panel.message.value
+    assert panel.runs() == {}
 
 
 IN_A_KERNEL = """

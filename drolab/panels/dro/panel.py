@@ -1,4 +1,5 @@
-"""The DRO panel: train a prompt while you watch, replay what it did to the queries, and compare runs."""
+"""The DRO panel: train a prompt, by DRO or by prompt tuning, while you watch, replay what it did to the queries, and
+compare runs."""
 
 from __future__ import annotations
 
@@ -22,7 +23,10 @@ from drolab.dro import (
     HISTORY_COLUMNS,
     MEASURED_COLUMNS,
     TRAINING,
+    TUNING_COLUMNS,
     KeptRun,
+    PromptTuning,
+    PromptTuningRun,
     Training,
     check_probes,
     compare,
@@ -31,7 +35,7 @@ from drolab.dro import (
     save_run,
     trajectories,
 )
-from drolab.judges import FirstTokenJudge
+from drolab.judges import AnyJudge, FirstTokenJudge, is_refusal
 from drolab.models import ChatModel, Prompt
 from drolab.panels.base import Job, Panel, PanelError, Stopped
 from drolab.panels.controls import button, choice, labelled, named
@@ -42,7 +46,7 @@ from drolab.panels.export_box import About, ExportBox, Offered, completed
 from drolab.panels.markup import label
 from drolab.panels.picture import Picture, content_of, placeholder
 from drolab.store import Store
-from drolab.types import AnchorSpace, DRORun, Probe, SafetyPrompt
+from drolab.types import AnchorSpace, DROConfig, DRORun, Probe, SafetyPrompt
 
 _START_FROM = "The prompt whose tokens are trained, and from which movement is measured"
 _NAME = "What to call the run; a number, if you give it no name"
@@ -73,11 +77,13 @@ class DROPanel(Panel):
         store: Store | None,
         theme: str,
         about: About | None,
+        taught: tuple[pd.DataFrame, AnyJudge] | None,
     ) -> None:
+        self._taught = taught
         self._model, self._queries, self._prompts, self._probes = model, queries, prompts, probes
         self._judge, self._query_sets, self._store, self._theme = judge, query_sets, store, theme
         self._next_draw = 0.0
-        self.settings = DROSettings()
+        self.settings = DROSettings(tuning=taught is not None)
         start = {
             "init": labelled(widgets.Dropdown, "start from", _START_FROM, options=named(prompts), **LOOK),
             "name": labelled(widgets.Text, "run name", _NAME, placeholder="run-1, run-2, …", **LOOK),
@@ -90,7 +96,7 @@ class DROPanel(Panel):
         )
         self.curves = Picture(self._nothing)
         self.shelf = RunShelf(self, model, self._chosen_changed)
-        self.replay = Replay(self, model, queries, probes["space"], store, theme)
+        self.replay = Replay(self, model, queries, probes, store, theme)
         box = ExportBox(self.offer, completed(about, self._known))
         self.children[0].children = [self.settings.box(start["init"], start["name"])]
         self.take_away = TakeAway(self, model, queries, self.shelf.named)
@@ -120,7 +126,7 @@ class DROPanel(Panel):
 
     # ------------------------------------------------------------ what it gives back
 
-    def result(self) -> DRORun:
+    def result(self) -> DRORun | PromptTuningRun:
         """The chosen run, as far as it is.
 
         Raises:
@@ -128,13 +134,16 @@ class DROPanel(Panel):
         """
         return self.shelf.chosen().run
 
-    def runs(self) -> dict[str, DRORun]:
+    def runs(self) -> dict[str, DRORun | PromptTuningRun]:
         """All runs by name, each as far as it is."""
         return {name: kept.run for name, kept in self.shelf.kept.items()}
 
     def history(self) -> pd.DataFrame:
-        """The steps of all runs: `run`, then `dro.HISTORY_COLUMNS`."""
-        return view.stacked({name: run.history for name, run in self.runs().items()}, HISTORY_COLUMNS)
+        """The steps of all runs: `run`, then `dro.HISTORY_COLUMNS`, and what else `dro.TUNING_COLUMNS` has if there is
+        a run of prompt tuning; NaN in what a run has not."""
+        found = {name: run.history for name, run in self.runs().items()}
+        tuned = any(isinstance(run, PromptTuningRun) for run in self.runs().values())
+        return view.stacked(found, list(dict.fromkeys((*HISTORY_COLUMNS, *(TUNING_COLUMNS if tuned else ())))))
 
     def measured(self) -> pd.DataFrame:
         """The first-token measurements of all runs: `run`, then `dro.MEASURED_COLUMNS`."""
@@ -160,9 +169,12 @@ class DROPanel(Panel):
         return self.job.wait(timeout) and self.replay.job.wait(timeout)
 
     def _known(self) -> dict[str, Any]:
-        configs = {name: asdict(run.config) for name, run in self.runs().items()}
+        configs: dict[str, dict[str, Any]] = {}
+        for name, run in self.runs().items():
+            method = "prompt tuning" if isinstance(run, PromptTuningRun) else "DRO"
+            configs.setdefault(method, {})[name] = asdict(run.config)
         used = {name: run.soft_prompt for name, run in self.runs().items()}
-        return export.about(self._model, used, self._queries, {"DRO": configs})
+        return export.about(self._model, used, self._queries, configs or {"DRO": {}})
 
     # ------------------------------------------------------------ training
 
@@ -173,16 +185,19 @@ class DROPanel(Panel):
             lambda job: self._train(job, kept, training), lambda _: self.replay.start(kept), keep=training.save
         )
 
-    def _begin(self) -> tuple[KeptRun, Training]:
+    def _training(self) -> Training | PromptTuning:
+        init, store = self._prompts[self.controls["init"].value], self._store
+        if self._taught is not None and self.settings.tunes:
+            replies, judge = self._taught
+            tuning = self.settings.tuning_config(len(self._queries))
+            given: dict[str, Any] = {"init": init, "config": tuning, "store": store}
+            return PromptTuning(self._model, self._queries, replies=replies, judge=judge, **given)
+        given = {"init": init, "config": self.settings.config(), "store": store}
+        return Training(self._model, self._queries, **given, **self._probes)
+
+    def _begin(self) -> tuple[KeptRun, Training | PromptTuning]:
         """The run that the controls ask for: a new one, or the one of the same settings, to go on with."""
-        training = Training(
-            self._model,
-            self._queries,
-            init=self._prompts[self.controls["init"].value],
-            config=self.settings.config(),
-            store=self._store,
-            **self._probes,
-        )
+        training = self._training()
         for name, kept in self.shelf.kept.items():
             if kept.training is not None and kept.training.key == training.key:
                 if kept.training.done.step > training.done.step:  # without a store it is here only
@@ -196,7 +211,7 @@ class DROPanel(Panel):
         self.shelf.add(kept, self.controls["name"].value)
         return kept, training
 
-    def _train(self, job: Job, kept: KeptRun, training: Training) -> None:
+    def _train(self, job: Job, kept: KeptRun, training: Training | PromptTuning) -> None:
         try:
             job.tick(training.done.step, training.n_steps)
             self._measure(job, kept, training)
@@ -211,7 +226,7 @@ class DROPanel(Panel):
         finally:
             self.shelf.active = None
 
-    def _measure(self, job: Job, kept: KeptRun, training: Training) -> None:
+    def _measure(self, job: Job, kept: KeptRun, training: Training | PromptTuning) -> None:
         """Measure the steps that were kept since the last time."""
         if self._judge is not None:
             for step in kept.unmeasured():
@@ -257,7 +272,8 @@ class DROPanel(Panel):
 
     def _drift_level(self) -> float | None:
         """Beyond which drift the states left the anchor data, if that is the same for all runs that are shown."""
-        levels = {kept.run.space.residual_spread for kept in self.shelf.shown().values()}
+        runs = [kept.run for kept in self.shelf.shown().values()]
+        levels = {run.space.residual_spread for run in runs if isinstance(run, DRORun)}
         return levels.pop() if len(levels) == 1 else None
 
 
@@ -350,7 +366,8 @@ class RunShelf(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
     def _load(self) -> None:
         found = load_runs(self.controls["folder"].value)
         for name, kept in found.items():
-            if kept.run.space.model_fingerprint not in ("", self._model.fingerprint):
+            made_with = getattr(kept.run, "space", kept.run.soft_prompt).model_fingerprint
+            if made_with not in ("", self._model.fingerprint):
                 raise PanelError(f"The run {name!r} is of another model: load it into a panel of that model.")
         before = set(self.kept)
         for name, kept in found.items():
@@ -376,16 +393,22 @@ class Replay(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
     """
 
     def __init__(
-        self, panel: Panel, model: ChatModel, queries: pd.DataFrame, space: AnchorSpace, store: Store | None, theme: str
+        self,
+        panel: Panel,
+        model: ChatModel,
+        queries: pd.DataFrame,
+        probes: Mapping[str, Any],
+        store: Store | None,
+        theme: str,
     ) -> None:
-        self._panel = panel
+        self._panel, self._probes = panel, probes
         self._model, self._queries, self._store, self._theme = model, queries, store, theme
         self._kept: KeptRun | None = None
         self._paths: WeakKeyDictionary[KeptRun, pd.DataFrame] = WeakKeyDictionary()
         self.job = Job(panel, "Movement")
         self._nothing = placeholder("The movement of the queries is drawn here: press Replay to compute it.")
         self.picture = Picture(self._nothing)
-        pairs = [(f"{a + 1} and {b + 1}", (a, b)) for a, b in combinations(range(len(space.components)), 2)]
+        pairs = [(f"{a + 1} and {b + 1}", (a, b)) for a, b in combinations(range(len(probes["space"].components)), 2)]
         self.controls = {
             "replay": button("Replay", "Compute where each kept step of the chosen run moved the queries", icon="film"),
             "plane": choice("components", pairs, "The two components of the anchor space that are the axes"),
@@ -415,8 +438,16 @@ class Replay(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
         kept = kept or self._kept
         if kept is None:
             raise PanelError("There is no run to replay: start or load one.")
-        run = kept.run
+        run = self._in_space(kept.run)
         self.job.start(lambda job: self._compute(run, job), lambda table: self._computed(kept, table))
+
+    def _in_space(self, run: DRORun | PromptTuningRun) -> DRORun:
+        """Prompt tuning has no space and no probes: its queries are shown in those of this panel."""
+        if isinstance(run, DRORun):
+            return run
+        history = pd.DataFrame(columns=list(HISTORY_COLUMNS))
+        shown = {"soft_prompt": run.soft_prompt, "snapshots": run.snapshots}
+        return DRORun(history=history, config=DROConfig(), **shown, **self._probes)  # type: ignore[arg-type]
 
     def _compute(self, run: DRORun, job: Job) -> pd.DataFrame:
         table = trajectories(self._model, self._queries, run, store=self._store, progress=job.tick)
@@ -438,7 +469,7 @@ class Replay(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
         if moved is None or self._kept is None:
             return None
         plane, step = self.controls["plane"].value, self.controls["step"].value
-        return view.movement(moved, self._kept.run, plane, step, self._theme)
+        return view.movement(moved, self._in_space(self._kept.run), plane, step, self._theme)
 
     def draw(self) -> None:
         self.picture.update_to(self.content() or self._nothing)
@@ -457,11 +488,14 @@ def dro(
     harmfulness: Probe,
     judge: FirstTokenJudge | None = None,
     test_queries: pd.DataFrame | None = None,
+    replies: pd.DataFrame | None = None,
+    reply_judge: AnyJudge = is_refusal,
     store: Store | None = None,
     theme: str = "light",
     about: About | None = None,
 ) -> DROPanel:
-    """Train prompts by DRO, watch the losses and what the model is about to say, replay and compare runs.
+    """Train prompts by DRO, or by vanilla prompt tuning, the paper's baseline, watch the losses and what the model is
+    about to say, replay and compare runs.
 
     Training runs in a thread of its own, so other cells run meanwhile. *Stop*, an interrupt of the kernel, its restart
     and its shutdown end it after the step in flight. With a store the same settings then go on from there, also in
@@ -477,6 +511,10 @@ def dro(
         judge: measures, at each step that is kept, the first-token probability of refusal, compliance and neither, on
             at most 24 training queries and 24 test queries of each class. None measures nothing.
         test_queries: held-out queries for those measurements.
+        replies: of `generate`, to the training queries under `none` and the prompts to start from: prompt tuning learns
+            from them, and a choice of the method is shown; it has as many steps as DRO with the same epochs and batch
+            size. None offers DRO alone.
+        reply_judge: which of them are refusals, as for `judge`.
         store: keeps checkpoints and hidden states; None keeps runs only as long as the panel.
         about: for the manifest of an export, see `export.about`; what this panel knows is added: its model and queries,
             and the prompts that were trained here.
@@ -517,4 +555,5 @@ def dro(
     sets = {TRAINING: queries} if test_queries is None else {TRAINING: queries, "test": test_queries}
     sampled = {name: evenly_spaced(validate_queries(table)) for name, table in sets.items()}
     probes = {"space": space, "refusal": refusal, "harmfulness": harmfulness}
-    return DROPanel(model, validate_queries(queries), texts, probes, judge, sampled, store, theme, about)
+    taught = None if replies is None else (replies, reply_judge)
+    return DROPanel(model, validate_queries(queries), texts, probes, judge, sampled, store, theme, about, taught)

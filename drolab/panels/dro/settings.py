@@ -1,4 +1,4 @@
-"""A control for every setting of DRO, with what it does as its tooltip."""
+"""A control for every setting of DRO and of prompt tuning, with what it does as its tooltip."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from drolab.dro import PromptTuningConfig
 from drolab.panels.controls import Controls, labelled
 from drolab.types import DROConfig
 
 PRESETS = ("default", "paper")
 _OWN = "own"
+DRO, TUNING = "DRO", "prompt tuning"
+_TAUGHT = ("likelihood_weight", "unlikelihood_weight")
 _TERMS = ("refusal", "harmfulness", "residual")
 _KEEP_EVERY = 10
 """Steps; more often than DROConfig's default, since each step that is kept is a frame of the replay."""
@@ -20,15 +23,16 @@ LOOK: dict[str, Any] = {"style": {"description_width": "132px"}, "layout": {"wid
 
 
 class DROSettings:
-    """The controls, by name, and the `DROConfig` that they stand for."""
+    """The controls, by name, and the `DROConfig` that they stand for; with prompt tuning the method, too."""
 
-    def __init__(self) -> None:
-        self.controls = _controls()
+    def __init__(self, *, tuning: bool = False) -> None:
+        self.controls = (_tuning_controls() if tuning else {}) | _controls()
         self._fill(DROConfig(checkpoint_every=_KEEP_EVERY))
         self.controls["preset"].observe(self._preset_chosen, "value")
         for name, control in self.controls.items():
             if name != "preset":
                 control.observe(self._changed, "value")
+        self._enable()
 
     def box(self, *first: widgets.Widget) -> widgets.VBox:
         """The controls in columns, after others; the weights by themselves, each beside the tick of its term."""
@@ -46,6 +50,19 @@ class DROSettings:
         off = {f"{term}_weight": 0.0 for term in _TERMS if not self.controls[f"{term}_term"].value}
         return DROConfig(**{**values, **off})
 
+    @property
+    def tunes(self) -> bool:
+        """Prompt tuning is chosen, not DRO."""
+        return "method" in self.controls and self.controls["method"].value == TUNING
+
+    def tuning_config(self, n_queries: int) -> PromptTuningConfig:
+        """What the controls say, over as many steps as DRO would have."""
+        shared = ("learning_rate", "num_train_epochs", "batch_size", "max_grad_norm", "seed", "checkpoint_every")
+        values = {name: self.controls[name].value for name in (*shared, *_TAUGHT)}
+        return PromptTuningConfig(
+            **values, max_steps=values["num_train_epochs"] * -(-n_queries // values["batch_size"])
+        )
+
     def _fill(self, config: DROConfig) -> None:
         for part in fields(DROConfig):
             self.controls[part.name].value = getattr(config, part.name)
@@ -56,9 +73,20 @@ class DROSettings:
         if change["new"] != _OWN:
             self._fill(self._preset(change["new"]))
 
-    def _changed(self, _: Mapping[str, Any]) -> None:
+    def _enable(self) -> None:
+        """The controls that mean something for the method that is chosen."""
+        tunes = self.tunes
         for term in _TERMS:
-            self.controls[f"{term}_weight"].disabled = not self.controls[f"{term}_term"].value
+            self.controls[f"{term}_term"].disabled = tunes
+            self.controls[f"{term}_weight"].disabled = tunes or not self.controls[f"{term}_term"].value
+        for name in ("preset", "residual_scale"):
+            self.controls[name].disabled = tunes
+        for name in _TAUGHT:
+            if name in self.controls:
+                self.controls[name].disabled = not tunes
+
+    def _changed(self, _: Mapping[str, Any]) -> None:
+        self._enable()
         config = self.config()
         self.controls["preset"].value = next((name for name in PRESETS if self._preset(name) == config), _OWN)
 
@@ -66,6 +94,24 @@ class DROSettings:
         """Presets leave alone what is no choice between methods."""
         own = {part: self.controls[part].value for part in ("seed", "checkpoint_every")}
         return DROConfig.preset(name, **own)
+
+
+def _tuning_controls() -> Controls:
+    return {
+        "method": labelled(
+            widgets.Dropdown,
+            "method",
+            "DRO moves hidden states; prompt tuning makes judged replies likely or unlikely, in as many steps",
+            options=[("DRO", DRO), ("vanilla prompt tuning", TUNING)],
+            **LOOK,
+        ),
+        "likelihood_weight": _log(
+            "likelihood weight", -4, 2, "Weight of the replies that are to become likely, in prompt tuning", value=1.0
+        ),
+        "unlikelihood_weight": _log(
+            "unlikelihood weight", -4, 2, "Weight of those that are to become unlikely, in prompt tuning", value=1.0
+        ),
+    }
 
 
 def _controls() -> Controls:
@@ -126,10 +172,10 @@ def _columns(children: Sequence[widgets.Widget], least: int) -> widgets.GridBox:
     return widgets.GridBox(children, layout={"grid_template_columns": columns, "width": "100%", "grid_gap": "0 12px"})
 
 
-def _log(label: str, low: int, high: int, tooltip: str) -> widgets.FloatLogSlider:
+def _log(label: str, low: int, high: int, tooltip: str, **more: Any) -> widgets.FloatLogSlider:
     """From 10**low to 10**high; the number beside it may be typed over."""
     tip = f"{tooltip} (a logarithmic slider; the number can be typed)"
-    look = LOOK | {"readout_format": ".3g", "continuous_update": False}
+    look = LOOK | {"readout_format": ".3g", "continuous_update": False} | more
     return labelled(widgets.FloatLogSlider, label, tip, min=low, max=high, step=0.1, **look)
 
 

@@ -17,7 +17,7 @@ def stacked(tables: Mapping[str, pd.DataFrame], columns: Sequence[str]) -> pd.Da
     """The tables of several runs below each other, with the run's name before."""
     parts = [rows.assign(run=name) for name, rows in tables.items() if len(rows)]
     wanted = ["run", *columns]
-    return pd.concat(parts, ignore_index=True)[wanted] if parts else pd.DataFrame(columns=wanted)
+    return pd.concat(parts, ignore_index=True).reindex(columns=wanted) if parts else pd.DataFrame(columns=wanted)
 
 
 def runs_as_html(kept: Mapping[str, KeptRun], states: Sequence[str]) -> str:
