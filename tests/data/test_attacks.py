@@ -51,7 +51,7 @@ def test_templates_hold_the_query_as_it_is_and_nothing_else_of_the_kind() -> Non
     parents = queries(["Why {query} and {0} %s?", "Who?"])
     derived = attacks.templates(parents)
     assert set(derived["attack"]) == set(attacks.TEMPLATES)
-    assert attacks.CONTROL in attacks.TEMPLATES
+    assert {attacks.CONTROL, *attacks.CONTROLS} <= set(attacks.TEMPLATES)
     for text, parent in zip(derived["text"], derived["parent"], strict=True):
         assert parents["text"][parent] in text
     assert not any("{query}" in text.replace("Why {query}", "") for text in derived["text"])
