@@ -756,7 +756,7 @@ def contenders(
     """Of notebook 10: which safeguard is better than the one that it is compared with, what undoes it, what it costs?
 
     Args:
-        board: of `comparison.board`.
+        board: of `comparison.board`; with a column `broke` (see `Contender.broke`) those that did are named.
         ability: of `evidence.capability`.
         broken: of `evidence.broken_by`, harmful queries.
         moved: of `evidence.attack_shifts`, harmful queries.
@@ -789,7 +789,13 @@ def _standing(board: pd.DataFrame) -> str:
             continue
         each = [f"{shown(row.prompt)} ({_what(row)})" for row in found.itertuples()]
         said.append(f"{decision}: {listed(each)}")
-    return f"Against {shown(start)}, {'; '.join(said) or 'there is no other contender'}."
+    broke = list(board.loc[board["broke"].astype(bool), "prompt"]) if "broke" in board else []
+    flagged = (
+        f" The model broke under {_names(broke)}: what that counts as refused or answered says nothing."
+        if broke
+        else ""
+    )
+    return f"Against {shown(start)}, {'; '.join(said) or 'there is no other contender'}.{flagged}"
 
 
 def _what(row: Any) -> str:

@@ -667,6 +667,10 @@ def test_contenders_stand_by_what_they_gain_and_lose() -> None:
         "(harmful for harmless and ability); no difference shows for 'same'."
     )
     assert findings.contenders(board_of())[0] == "Against 'default', there is no other contender."
+    broke = findings.contenders(board.assign(broke=board["prompt"] == "stern"))[0]
+    assert broke.startswith(said)
+    assert broke.removeprefix(said).startswith(" The model broke under 'stern': ")
+    assert findings.contenders(board.assign(broke=False))[0] == said
 
 
 def attacked(*rows: tuple[str, str, float, float, float]) -> pd.DataFrame:

@@ -474,11 +474,11 @@ def _matched(read: _File, queries: pd.DataFrame, file: Path) -> tuple[list[tuple
     n_parents = len({owner for owner, _ in found})
     if not goals or max((len(goals) - len(missing)) / len(goals), n_parents / len(queries)) < 0.5:
         sources = ", ".join(sorted({str(source) for source in queries["source"]})) or "of your own"
-        first = f" (first: {shown(goals[0])})" if goals else ""
+        first = f" ({shown(missing[0])} is not)" if missing else ""
         raise QueryError(
-            f"{file} is of another data set: of its {len(goals)} goals{first} {len(goals) - len(missing)} are among "
-            f"these {len(queries)} queries ({sources}; first: {shown(queries['text'].iloc[0])}). Pass the queries that "
-            f"it attacks: {read.kind} go with load_queries of that benchmark, or a part of it."
+            f"{file} is of another data set: of its {len(goals)} goals {len(goals) - len(missing)} are among these "
+            f"{len(queries)} queries{first}, which are from {sources} (first: {shown(queries['text'].iloc[0])}). Pass "
+            f"the queries that it attacks, such as load_queries of its benchmark: it was read as {read.kind}."
         )
     return found, missing
 
