@@ -240,7 +240,7 @@ def test_a_file_of_another_data_set_is_refused(tmp_path: Path) -> None:
     ):
         assert part in message
     cases = {f"case_{i}": ["text"] for i in range(4)}
-    with pytest.raises(QueryError, match=r"of its 4 goals \(first: 'case_0'\) 0 are among"):
+    with pytest.raises(QueryError, match=r"of its 4 goals 0 are among these 4 queries \('case_0' is not\)"):
         attacks.suffixes(queries(), written(tmp_path / "test_cases.json", cases))
 
 
