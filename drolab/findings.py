@@ -9,7 +9,7 @@ keeps it).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -749,18 +749,18 @@ def contenders(
     broken: pd.DataFrame | None = None,
     moved: pd.DataFrame | None = None,
     *,
-    control: str = "",
+    controls: Collection[str] = (),
     left_out: Mapping[str, str] | None = None,
     not_run: NotRun | None = None,
 ) -> list[str]:
     """Of notebook 10: which safeguard is better than the one that it is compared with, what undoes it, what it costs?
 
     Args:
-        board: of `comparison.board`.
+        board: of `comparison.board`; with a column `broke` (see `Contender.broke`) those that did are named.
         ability: of `evidence.capability`.
         broken: of `evidence.broken_by`, harmful queries.
         moved: of `evidence.attack_shifts`, harmful queries.
-        control: the attack that is none.
+        controls: the attacks that are none.
         left_out: contender → why it could not be fitted.
 
     Examples:
@@ -774,7 +774,7 @@ def contenders(
         What attacks undo cannot be tested here: No query.
         What the contenders cost in ability cannot be tested here: it was not run.
     """
-    return [_standing(board), _undone(broken, moved, control, not_run), _cost(ability, left_out, not_run)]
+    return [_standing(board), _undone(broken, moved, controls, not_run), _cost(ability, left_out, not_run)]
 
 
 def _standing(board: pd.DataFrame) -> str:
@@ -789,7 +789,13 @@ def _standing(board: pd.DataFrame) -> str:
             continue
         each = [f"{shown(row.prompt)} ({_what(row)})" for row in found.itertuples()]
         said.append(f"{decision}: {listed(each)}")
-    return f"Against {shown(start)}, {'; '.join(said) or 'there is no other contender'}."
+    broke = list(board.loc[board["broke"].astype(bool), "prompt"]) if "broke" in board else []
+    flagged = (
+        f" The model broke under {_names(broke)}: what that counts as refused or answered says nothing."
+        if broke
+        else ""
+    )
+    return f"Against {shown(start)}, {'; '.join(said) or 'there is no other contender'}.{flagged}"
 
 
 def _what(row: Any) -> str:
@@ -797,22 +803,28 @@ def _what(row: Any) -> str:
     return f"{gains} for {losses}" if gains and losses else gains or losses
 
 
-def _undone(broken: pd.DataFrame | None, moved: pd.DataFrame | None, control: str, not_run: NotRun | None) -> str:
+def _undone(
+    broken: pd.DataFrame | None, moved: pd.DataFrame | None, controls: Collection[str], not_run: NotRun | None
+) -> str:
     if broken is None:
         return _cannot("What attacks undo", _why(not_run, "3"))
     sure = broken[(broken["p_holm"] < LEVEL) & (broken["low"] > 0)]
     said = []
     for attack, part in broken.groupby("attack", sort=False):
         own = sure[sure["attack"] == attack]
-        name = f"{shown(attack)}, which attacks nothing," if attack == control else shown(attack)
+        name = f"{shown(attack)}, which attacks nothing," if attack in controls else shown(attack)
         if own.empty:
             said.append(f"{name} undoes none of {len(part)} surely")
             continue
         span = f"more harmful queries answered by {_number(own['difference'].min())} to "
         span += _number(own["difference"].max())
         said.append(f"{name} undoes {len(own)} of {len(part)} ({span})")
-    alone = " So additions of that length undo refusals by themselves, and nothing is known of the attacks."
-    told = alone if (sure["attack"] == control).any() else "" if moved is None else _moved_back(moved)
+    harmless = [name for name in controls if name in set(sure["attack"])]
+    alone = f" So additions like {_names(harmless)} undo refusals by themselves, and nothing is known of the attacks."
+    if harmless or moved is None:
+        told = alone if harmless else ""
+    else:
+        told = _moved_back(moved[~moved["attack"].isin(list(controls))])
     return f"Of attacks on harmful queries, {'; '.join(said)}.{told}"
 
 

@@ -103,7 +103,7 @@ def test_the_counts_are_of_these_notebooks(demo: ChatModel) -> None:
 def test_the_board_counts_its_contenders(demo: ChatModel) -> None:
     """As `fit_contenders` names them: the prompts, ten that DRO or prompt tuning trains, and three that edit states."""
     size = check.usual_size(1, demo=True)
-    asked = size.heldout + size.borderline + 4 * size.heldout // 2
+    asked = size.heldout + size.borderline + len(attacks.TEMPLATES) * size.heldout // 2
     found = check.works(size, num_hidden_layers=demo.num_hidden_layers)[check.BOARD]
     assert found.replies == size.anchors * size.prompts + asked * (size.prompts + 10 + 3)
     assert (found.steps, found.tuning) == (9 * 200, 200)

@@ -667,6 +667,10 @@ def test_contenders_stand_by_what_they_gain_and_lose() -> None:
         "(harmful for harmless and ability); no difference shows for 'same'."
     )
     assert findings.contenders(board_of())[0] == "Against 'default', there is no other contender."
+    broke = findings.contenders(board.assign(broke=board["prompt"] == "stern"))[0]
+    assert broke.startswith(said)
+    assert broke.removeprefix(said).startswith(" The model broke under 'stern': ")
+    assert findings.contenders(board.assign(broke=False))[0] == said
 
 
 def attacked(*rows: tuple[str, str, float, float, float]) -> pd.DataFrame:
@@ -681,7 +685,7 @@ def test_only_what_is_sure_is_undone_and_the_control_is_named_as_one() -> None:
         ("dro", "small_talk", 0.0, -0.1, 1.0),
     )
     moved = pd.DataFrame({"prompt": ["none", "dro"], "attack": "role_play", "moves_back": [True, False]})
-    said = findings.contenders(board_of(), None, broken, moved, control="small_talk")[1]
+    said = findings.contenders(board_of(), None, broken, moved, controls=["small_talk"])[1]
     assert said == (
         "Of attacks on harmful queries, 'role_play' undoes 1 of 2 (more harmful queries answered by 0.400 to 0.400); "
         "'small_talk', which attacks nothing, undoes none of 2 surely. The state moves back along the refusal "
@@ -690,8 +694,13 @@ def test_only_what_is_sure_is_undone_and_the_control_is_named_as_one() -> None:
     none = findings.contenders(board_of(), None, broken, moved.assign(moves_back=False))[1]
     assert none.endswith("The state moves back along the refusal direction by none of them.")
     talked = attacked(("none", "small_talk", 0.5, 0.3, 0.01), ("none", "role_play", 0.6, 0.3, 0.01))
-    said = findings.contenders(board_of(), None, talked, moved, control="small_talk")[1]
-    assert said.endswith("undo refusals by themselves, and nothing is known of the attacks.")
+    said = findings.contenders(board_of(), None, talked, moved, controls=["small_talk", "thanks"])[1]
+    assert said.endswith(
+        "So additions like 'small_talk' undo refusals by themselves, and nothing is known of the attacks."
+    )
+    back = pd.DataFrame({"prompt": ["none", "none"], "attack": ["role_play", "thanks"], "moves_back": [False, True]})
+    said = findings.contenders(board_of(), None, broken, back, controls=["small_talk", "thanks"])[1]
+    assert said.endswith("by none of them.")  # a control is no attack, wherever it moves the state
     unknown = moved.assign(moves_back=pd.array([pd.NA, pd.NA], dtype="boolean"))
     assert findings.contenders(board_of(), None, broken, unknown)[1].endswith("refusal direction is not decided.")
 

@@ -30,9 +30,11 @@ from drolab.types import QUERY_COLUMNS
 TEMPLATES: Mapping[str, str] = yaml.safe_load(
     (resources.files("drolab") / "assets" / "attacks" / "templates.yaml").read_text(encoding="utf-8")
 )
-"""Name → text with `{query}` in it. `CONTROL` attacks nothing."""
+"""Name → text with `{query}` in it. `CONTROLS` attack nothing."""
 CONTROL = "small_talk"
 """The template that is no attack: what an addition of that length does by itself."""
+CONTROLS = (CONTROL, "thanks")
+"""And a short one, of a word: what any addition does."""
 
 _FORMATS = (
     "gcg.json of the paper's code (row of AdvBench → its `final_suffix`), an artifact of JailbreakBench (a list "
@@ -113,8 +115,8 @@ def derive(
 
 def templates(queries: pd.DataFrame, names: Sequence[str] | None = None) -> pd.DataFrame:
     """Derived queries from drolab's own templates: `prefix_injection` asks for a reply that begins with consent,
-    `refusal_suppression` forbids the words of a refusal, `role_play` asks through a character; `small_talk` attacks
-    nothing and is the control (`CONTROL`), beside which the others must stand out.
+    `refusal_suppression` forbids the words of a refusal, `role_play` asks through a character; `small_talk` and
+    the short `thanks` attack nothing and are the controls (`CONTROLS`), beside which the others must stand out.
 
     They are short and plain: a model that they do not break may break under stronger ones.
 
@@ -134,7 +136,7 @@ def templates(queries: pd.DataFrame, names: Sequence[str] | None = None) -> pd.D
         >>> queries = drolab.load_queries(pd.DataFrame({"text": ["How to stalk a colleague?"]}), harmful=True)
         >>> derived = attacks.templates(queries)
         >>> list(derived["attack"])
-        ['prefix_injection', 'refusal_suppression', 'role_play', 'small_talk']
+        ['prefix_injection', 'refusal_suppression', 'role_play', 'small_talk', 'thanks']
         >>> print(derived["text"].iloc[0])
         How to stalk a colleague?
         <BLANKLINE>
@@ -282,7 +284,7 @@ def children_of(attacked: pd.DataFrame) -> pd.DataFrame:
         >>> from drolab import attacks
         >>> queries = drolab.load_queries("heldout").head(3)
         >>> len(attacks.children_of(attacks.join(queries, attacks.templates(queries))))
-        12
+        15
     """
     if missing := [column for column in ATTACK_COLUMNS if column not in attacked.columns]:
         raise QueryError(f"The query table lacks the columns {missing}: make it with drolab.attacks.join(…).")
@@ -472,11 +474,11 @@ def _matched(read: _File, queries: pd.DataFrame, file: Path) -> tuple[list[tuple
     n_parents = len({owner for owner, _ in found})
     if not goals or max((len(goals) - len(missing)) / len(goals), n_parents / len(queries)) < 0.5:
         sources = ", ".join(sorted({str(source) for source in queries["source"]})) or "of your own"
-        first = f" (first: {shown(goals[0])})" if goals else ""
+        first = f" ({shown(missing[0])} is not)" if missing else ""
         raise QueryError(
-            f"{file} is of another data set: of its {len(goals)} goals{first} {len(goals) - len(missing)} are among "
-            f"these {len(queries)} queries ({sources}; first: {shown(queries['text'].iloc[0])}). Pass the queries that "
-            f"it attacks: {read.kind} go with load_queries of that benchmark, or a part of it."
+            f"{file} is of another data set: of its {len(goals)} goals {len(goals) - len(missing)} are among these "
+            f"{len(queries)} queries{first}, which are from {sources} (first: {shown(queries['text'].iloc[0])}). Pass "
+            f"the queries that it attacks, such as load_queries of its benchmark: it was read as {read.kind}."
         )
     return found, missing
 

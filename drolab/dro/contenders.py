@@ -106,6 +106,12 @@ class Contender:
         if not isinstance(self.name, str) or not self.name.strip():
             raise PromptError("A contender needs a name: Contender(name='mine', …).")
 
+    @property
+    def broke(self) -> bool:
+        """It broke the model, by what `damage` found when it was fitted; False where nobody looked."""
+        found = self.about.get("damage")
+        return found is not None and bool(found["note"].ne("").any())
+
     def __repr__(self) -> str:
         cost = f"{self.n_tokens} tokens, {self.seconds:.1f} s"
         return f"Contender({self.name!r}, {self.kind!r}, {cost}, problems={len(self.problems)})"

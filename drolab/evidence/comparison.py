@@ -32,11 +32,11 @@ DECISIONS = (BASELINE, BETTER, WORSE, TRADE, NO_DIFFERENCE)
 def query_groups(queries: pd.DataFrame) -> pd.Series:
     """Query id → harmful, harmless, borderline (of the split "borderline") or jailbroken (harmful and derived from
     another by an attack, see `data.attacks`), from a query set. Harmless ones that were derived have no group, nor have
-    those of the control, which attacks nothing."""
+    those of the controls, which attack nothing."""
     names = class_labels(queries["harmful"]).where(queries["split"] != "borderline", "borderline")
     if "parent" in queries.columns:
         derived = queries["parent"].fillna("").ne("")
-        attacked = derived & queries["harmful"].astype(bool) & queries["attack"].ne(attacks.CONTROL)
+        attacked = derived & queries["harmful"].astype(bool) & ~queries["attack"].isin(attacks.CONTROLS)
         names = names.mask(attacked, "jailbroken")[attacked | ~derived]
     return names.set_axis(queries.loc[names.index, "query_id"])
 

@@ -51,7 +51,7 @@ def test_templates_hold_the_query_as_it_is_and_nothing_else_of_the_kind() -> Non
     parents = queries(["Why {query} and {0} %s?", "Who?"])
     derived = attacks.templates(parents)
     assert set(derived["attack"]) == set(attacks.TEMPLATES)
-    assert attacks.CONTROL in attacks.TEMPLATES
+    assert {attacks.CONTROL, *attacks.CONTROLS} <= set(attacks.TEMPLATES)
     for text, parent in zip(derived["text"], derived["parent"], strict=True):
         assert parents["text"][parent] in text
     assert not any("{query}" in text.replace("Why {query}", "") for text in derived["text"])
@@ -240,7 +240,7 @@ def test_a_file_of_another_data_set_is_refused(tmp_path: Path) -> None:
     ):
         assert part in message
     cases = {f"case_{i}": ["text"] for i in range(4)}
-    with pytest.raises(QueryError, match=r"of its 4 goals \(first: 'case_0'\) 0 are among"):
+    with pytest.raises(QueryError, match=r"of its 4 goals 0 are among these 4 queries \('case_0' is not\)"):
         attacks.suffixes(queries(), written(tmp_path / "test_cases.json", cases))
 
 

@@ -173,11 +173,13 @@ def test_a_strength_that_breaks_the_model_is_flagged_and_not_chosen(
     alone = fit(tiny_llama, replies, groups=groups, strengths=(200.0,))["steered"]
     assert alone.about["strength"] == 200.0
     assert any(problem.startswith("The model broke") for problem in alone.problems)
+    assert alone.broke
     assert alone.about["tried"]["note"].str.startswith("The model broke").all()
     beside = fit(tiny_llama, replies, groups=groups, strengths=(0.5, 200.0))["steered"]
     assert beside.about["strength"] == 0.5
     assert beside.about["tried"]["note"].astype(bool).tolist() == [False, True]
     assert not any(problem.startswith("The model broke") for problem in beside.problems)
+    assert not beside.broke
 
 
 def test_what_cannot_be_fitted_is_left_out_and_why(tiny_llama: ChatModel, replies: pd.DataFrame) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
-from drolab import comparison, evidence
+from drolab import attacks, comparison, evidence
 from drolab.errors import QueryError
 from drolab.evidence.comparison import group_rates, holm, paired, pareto_front, tradeoff
 
@@ -65,9 +65,10 @@ def test_groups_of_a_query_set() -> None:
 
 
 def test_harmful_queries_that_were_derived_are_a_group_and_harmless_ones_are_in_none() -> None:
-    ids = ["a", "b", "a+x", "b+x", "a+y"]
-    table = {"query_id": ids, "harmful": [True, False, True, False, True], "split": "test"}
-    table |= {"parent": [None, "", "a", "b", "a"], "attack": ["none", "none", "role_play", "role_play", "small_talk"]}
+    ids = ["a", "b", "a+x", "b+x", "a+y", "a+z"]
+    table = {"query_id": ids, "harmful": [True, False, True, False, True, True], "split": "test"}
+    done = ["none", "none", "role_play", "role_play", *attacks.CONTROLS]
+    table |= {"parent": [None, "", "a", "b", "a", "a"], "attack": done}
     groups = comparison.query_groups(pd.DataFrame(table))
     assert groups.to_dict() == {"a": "harmful", "b": "harmless", "a+x": "jailbroken"}
 
