@@ -23,7 +23,7 @@ PACKAGE = ROOT / "drolab"
 HOUSE = (
     *("errors", "files", "types", "progress", "threads", "intervals"),
     *("store", "figures", "data", "models", "inference", "probing", "judges", "dro", "evidence", "export", "panels"),
-    *("findings", "report", "check", "notebooks", "reproduction", "harnesses", "dashboard", "__main__"),
+    *("findings", "report", "check", "notebooks", "reproduction", "harnesses", "cluster", "dashboard", "__main__"),
 )
 CONDA_NAMES = {"torch": "pytorch", "kaleido": "python-kaleido", "xxhash": "python-xxhash"}
 
