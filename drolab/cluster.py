@@ -16,7 +16,6 @@ import logging
 import math
 import os
 import socket
-import sys
 import tempfile
 import time
 import traceback
@@ -45,9 +44,10 @@ from drolab.progress import Bar, Progress, resumable_bar
 from drolab.store import Store
 from drolab.types import AnchorSpace, DROConfig, Probe
 
-BLOCK_COLUMNS = ("model", "block", "units", "seconds", "worker", "lost", "summary")
-"""Of what the calls return, a row for each block: its model, what it is, how many chats (or runs) it has, the time that
-it took and where, how often its worker was lost, and what the ordinary call said of it."""
+BLOCK_COLUMNS = ("model", "block", "units", "seconds", "ended", "worker", "lost", "summary")
+"""Of what the calls return, a row for each block: its model, what it is, how many chats (or runs) it has, the seconds
+that it took, when it ended (seconds after workers were asked for), where it ran, how often its worker was lost, and
+what the ordinary call said of it."""
 _TRIES = 4
 """So often a block may lose its worker, or a model its workers before one has started."""
 _BLOCKS_EACH = 8
@@ -234,17 +234,17 @@ def reproduce(
     for name, (_, place) in places.items():
         kwargs = {"name": name, "out": str(place), "options": options, "sent": not on.shared}
         jobs.append(_Job(name, None, partial(_as_one, kwargs)))
-    errors = {job.name: job.error for job in jobs}
-    for one in _run("models", jobs, root if on.shared else None, None, on, progress):
-        errors[one.job.name] = one.summary
+    ran = _run("models", "model", jobs, root if on.shared else None, None, on, progress)
+    errors = {job.name: job.error for job in jobs} | {one.job.name: one.summary for one in ran}
+    for one in ran:
         if one.value:
             _unpack(one.value, places[one.job.name][1])
-    errors |= {job.name: job.error for job in jobs if job.error}
+    own = {one.job.name: places[one.job.name][1] for one in ran}  # of others, what is in their folder is another run's
     page = report.write_comparison(
         root,
         [
-            report.Compared(name=short, out=place if place.is_dir() else None, error=errors[name].partition("\n")[0])
-            for name, (short, place) in places.items()
+            report.Compared(name=short, out=own.get(name), error=errors[name].partition("\n")[0])
+            for name, (short, _) in places.items()
         ],
     )
     _raise_failed(errors, f"{page} has the rest.")
@@ -285,9 +285,10 @@ class _Job:
     fingerprint: str = ""
     error: str = ""
 
-    def failed(self, why: str) -> None:
-        self.error += f"\n\n{why}" if self.error else why
-        if not self.each_for_itself:
+    def failed(self, why: str, block: _Block | None) -> None:
+        """A block failed, or whatever comes before the first."""
+        self.error += ("\n\n" if self.error else "") + (f"{block.words}: {why}" if block else why)
+        if block is None or not self.each_for_itself:
             self.waiting.clear()
 
     def need(self) -> tuple[bool, float]:
@@ -300,6 +301,7 @@ class _Finished(NamedTuple):
     job: _Job
     block: _Block
     seconds: float
+    ended: float
     worker: str
     summary: str
     value: Any
@@ -364,12 +366,10 @@ def _fill(
     inspect.signature(load_model).bind("", **placed)
     jobs = [_Job(name, placed, divided, each_for_itself) for name in _named(models)]
     store.folder.mkdir(parents=True, exist_ok=True)
-    done = _run(what, jobs, store.folder if on.shared else None, store, on, progress)
+    unit = "run" if each_for_itself else "chat"
+    done = _run(what, unit, jobs, store.folder if on.shared else None, store, on, progress)
     _raise_failed({job.name: job.error for job in jobs}, "The rest is in the store: the same call goes on from there.")
-    rows = [
-        (one.job.name, one.block.words, one.block.units, one.seconds, one.worker, one.block.lost, one.summary)
-        for one in done
-    ]
+    rows = [(one.job.name, one.block.words, one.block.units, *one[2:5], one.block.lost, one.summary) for one in done]
     table = pd.DataFrame(rows, columns=list(BLOCK_COLUMNS))
     table.attrs["fingerprints"] = {job.name: job.fingerprint for job in jobs}
     return table
@@ -446,15 +446,18 @@ class _Worker:
     actor: Any
     where: str = ""
     """Empty until it has started."""
+    log: str = ""
     block: _Block | None = None
-
-    def begin(self, block: _Block) -> Any:
-        self.block = block
-        return self.actor.do.remote(block.call, block.kwargs)
 
 
 def _run(
-    what: str, jobs: Sequence[_Job], folder: Path | None, store: Store | None, on: Cluster, progress: Progress
+    what: str,
+    unit: str,
+    jobs: Sequence[_Job],
+    folder: Path | None,
+    store: Store | None,
+    on: Cluster,
+    progress: Progress,
 ) -> list[_Finished]:
     """All blocks of all models; what cannot be done is in the jobs' `error`.
 
@@ -466,10 +469,8 @@ def _run(
         for job in jobs:
             job.waiting.extend(job.divided(n_workers))
         total = sum(block.units for job in jobs for block in job.waiting)
-        unit = "chat" if store is not None and not jobs[0].each_for_itself else "model" if store is None else "run"
-        counting = resumable_bar(
-            progress, f"{what}, {n_workers} workers", unit, f"{unit}s", total=total, initial=0, kept=True
-        )
+        desc = f"{what}, {n_workers} workers"
+        counting = resumable_bar(progress, desc, unit, f"{unit}s", total=total, initial=0, kept=True)
         with counting as bar, _seen(folder) as mark, _served(ray, store, on) as at:
             driver = _Driver(ray=ray, jobs=jobs, on=on, store=at, mark=mark, bar=bar)
             return driver.run(n_workers)
@@ -485,10 +486,12 @@ class _Driver:
     store: Any
     mark: str
     bar: Bar
-    crew: dict[Any, _Worker] = field(default_factory=dict)
-    """By what each is doing."""
+    crew: set[_Worker] = field(default_factory=set)
+    doing: dict[Any, _Worker] = field(default_factory=dict)
+    """By Ray's reference to what each is doing."""
     finished: list[_Finished] = field(default_factory=list)
     warned: set[str] = field(default_factory=set)
+    began: float = field(default_factory=time.perf_counter)
 
     def run(self, n_workers: int) -> list[_Finished]:
         try:
@@ -496,13 +499,13 @@ class _Driver:
                 self._hire(n_workers)
                 if not self.crew:
                     return self.finished
-                ready, _ = self.ray.wait([*self.crew], timeout=2.0)
+                ready, _ = self.ray.wait([*self.doing], timeout=2.0)
                 for reference in ready:
-                    self._hear(self.crew.pop(reference), reference)
+                    self._hear(self.doing.pop(reference), reference)
                 starting = sum(job.starting for job in self.jobs)
                 self.bar.note(f"{len(self.crew) - starting} at work" + (f", {starting} starting" if starting else ""))
         finally:
-            for worker in self.crew.values():
+            for worker in self.crew:
                 self.ray.kill(worker.actor)
 
     def _hire(self, n_workers: int) -> None:
@@ -513,7 +516,8 @@ class _Driver:
             kind = self.ray.remote(num_cpus=self.on.cpus, num_gpus=self.on.gpus, max_restarts=0)(_Actor)
             worker = _Worker(job, kind.remote(job.name, job.load, self.store))
             job.workers, job.starting = job.workers + 1, job.starting + 1
-            self.crew[worker.actor.start.remote(self.mark)] = worker
+            self.crew.add(worker)
+            self.doing[worker.actor.start.remote(self.mark)] = worker
 
     def _hear(self, worker: _Worker, reference: Any) -> None:
         """Take in what a worker has done, and give it something else to do."""
@@ -522,46 +526,55 @@ class _Driver:
         try:
             told = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
-            return self._lost(worker, str(error))
+            self._lost(worker, str(error))
+            return
         if isinstance(told, _Failed):
-            what = f"{block.words}: " if block else ""
-            job.failed(f"{what}{told.words}\n\n{told.where}:\n{told.traceback}")
+            job.failed(f"{told.words}\n\n{told.where}:\n{told.traceback}", block)
             if told.ends_all:
                 raise ClusterError(job.error)
         elif started:
-            worker.where, job.lost = told.where, 0
+            worker.where, worker.log, job.lost = told.where, told.log, 0
             job.fingerprint = job.fingerprint or told.fingerprint
             if told.fingerprint != job.fingerprint:
-                job.failed(f"{told.where} has other weights or another tokenizer under this name than other machines.")
+                job.failed(f"{told.where} has other weights under this name than other machines: update one.", None)
         else:
-            self.finished.append(_Finished(job, block, told.seconds, worker.where, *told.result))  # type: ignore[arg-type]
+            ended = time.perf_counter() - self.began
+            self.finished.append(_Finished(job, block, told.seconds, ended, worker.where, *told.result))  # type: ignore[arg-type]
             self.bar.update(block.units)  # type: ignore[union-attr]
             for words in set(told.warned) - self.warned:
                 warnings.warn(f"{job.name}: {words}", UnreliableWarning, stacklevel=2)
             self.warned |= set(told.warned)
-        if job.waiting and not (isinstance(told, _Failed) and started):
-            self.crew[worker.begin(job.waiting.popleft())] = worker
-            return None
-        return self._dismiss(worker)
+        if job.waiting:
+            worker.block = job.waiting.popleft()
+            self.doing[worker.actor.do.remote(worker.block.call, worker.block.kwargs)] = worker
+        else:
+            self._dismiss(worker)
 
     def _dismiss(self, worker: _Worker) -> None:
         worker.job.workers -= 1
+        self.crew.discard(worker)
         self.ray.kill(worker.actor)
 
     def _lost(self, worker: _Worker, why: str) -> None:
         """A worker is gone: its block goes to another."""
         job, block = worker.job, worker.block
         self._dismiss(worker)
-        if block is None:
-            job.lost += 1
-        elif not job.error or job.each_for_itself:
-            block.lost += 1
+        losses: _Job | _Block = block or job
+        losses.lost += 1
+        if losses.lost >= _TRIES:
+            what = f"{_TRIES} workers were lost with it, the last so" if block else f"{_TRIES} workers never started"
+            job.failed(f"{what}: {why}\n{_last_lines(worker.log)}", block)
+        elif block and (job.each_for_itself or not job.error):
             job.waiting.appendleft(block)
-        _log.warning("A worker for %s is lost (%s); another takes its place.", job.name, why.strip().partition("\n")[0])
-        if (block.lost if block else job.lost) >= _TRIES:
-            if block:
-                job.waiting.remove(block)
-            job.failed(f"{block.words if block else 'Loading the model'} lost {_TRIES} workers, the last so: {why}")
+        _log.warning("A worker for %s is lost: %s", job.name, why.strip().partition("\n")[0])
+
+
+def _last_lines(log: str) -> str:
+    """Of a worker's log, where this machine has it."""
+    try:
+        return f"{log} ends with:\n" + "\n".join(Path(log).read_text(errors="replace").splitlines()[-10:])
+    except OSError:
+        return f"Its log: {log}" if log else ""
 
 
 @contextmanager
@@ -586,6 +599,7 @@ class _Failed(NamedTuple):
 
 class _Started(NamedTuple):
     where: str
+    log: str
     fingerprint: str
 
 
@@ -614,7 +628,7 @@ class _Actor:
             )
         if self.load is not None:
             self.model = load_model(self.name, **self.load)
-        return _Started(_where(), self.model.fingerprint if self.model else "")
+        return _Started(_where(), _log_file(), self.model.fingerprint if self.model else "")
 
     def do(self, call: Callable[..., tuple[str, Any]], kwargs: Mapping[str, Any]) -> _Told | _Failed:
         return self._told(lambda: self._do(call, kwargs))
@@ -634,7 +648,7 @@ class _Actor:
         except Exception as error:
             return _Failed(
                 str(error) or type(error).__name__,
-                f"{_where()}, log {getattr(sys.stderr, 'name', '')}",
+                f"{_where()}, log {_log_file()}",
                 traceback.format_exc(),
                 isinstance(error, (StoreError, ExportError)),  # nobody else has more room
             )
@@ -642,6 +656,14 @@ class _Actor:
 
 def _where() -> str:
     return f"{socket.gethostname()}, process {os.getpid()}"
+
+
+def _log_file() -> str:
+    """What Ray keeps of the standard error of this process."""
+    try:
+        return os.readlink("/proc/self/fd/2")
+    except OSError:
+        return ""
 
 
 def _states(model: ChatModel, store: Store, **asked: Any) -> tuple[str, None]:
