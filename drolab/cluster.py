@@ -408,7 +408,7 @@ def _ray(on: Cluster) -> Iterator[Any]:
             options = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE, "num_cpus": cpus}
         try:
             ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, namespace=f"drolab-{uuid.uuid4()}")
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises that, too
             raise ClusterError(f"Ray cannot start or be joined ({on.address or 'here'}): {error}") from error
         try:
             yield ray
