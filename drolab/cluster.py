@@ -227,7 +227,8 @@ def reproduce(
     inspect.signature(reproduction.reproduce).bind("", **options)
     places = reproduction.run_places(_named(models), Path(out).resolve())
     kept = str(Store(store).folder.resolve()) if on.shared or store else None
-    options = {"device": on.placed(None)["device_map"], **options, "store": kept}
+    paths = {name: str(Path(options[name]).resolve()) for name in ("notebooks", "paper_code") if options.get(name)}
+    options = {"device": on.placed(None)["device_map"], **options, **paths, "store": kept}
     root = Path(out).resolve()
     root.mkdir(parents=True, exist_ok=True)
     jobs = []
@@ -365,6 +366,7 @@ def _fill(
     placed = on.placed(load)
     inspect.signature(load_model).bind("", **placed)
     jobs = [_Job(name, placed, divided, each_for_itself) for name in _named(models)]
+    store = Store(store.folder.resolve())
     store.folder.mkdir(parents=True, exist_ok=True)
     unit = "run" if each_for_itself else "chat"
     done = _run(what, unit, jobs, store.folder if on.shared else None, store, on, progress)
@@ -402,10 +404,10 @@ def _ray(on: Cluster) -> Iterator[Any]:
             yield ray
             return
         ray_constants.ENABLE_RAY_CLUSTER = bool(on.address)
-        options: dict[str, Any] = {"address": on.address}
+        options: dict[str, Any] = {"address": on.address or "local"}
         if not on.address:
             cpus = math.ceil(on.cpus * on.workers) if on.workers else None
-            options = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE, "num_cpus": cpus}
+            options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE, "num_cpus": cpus}
         try:
             ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, namespace=f"drolab-{uuid.uuid4()}")
         except Exception as error:  # Ray raises that, too

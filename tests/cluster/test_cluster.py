@@ -70,11 +70,6 @@ def fill(store: Store, **options: Any) -> Any:
 # what needs no Ray
 
 
-def test_neither_drolab_nor_drolab_cluster_imports_ray() -> None:
-    code = "import sys, drolab; drolab.cluster.Cluster(); print('ray' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
-
-
 def test_what_is_wrong_is_said_before_anything_begins(store: Store, demo: ChatModel) -> None:
     with pytest.raises(ClusterError, match="has no workers"):
         Cluster(workers=0)
