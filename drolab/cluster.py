@@ -52,7 +52,7 @@ _TRIES = 4
 """So often a block may lose its worker, or a model its workers before one has started."""
 _BLOCKS_EACH = 8
 """Blocks for each worker: the last ones end at about the same time."""
-_FEWEST, _MOST = 16, 512
+_FEWEST, _MOST = 16, 2048
 """Queries of a block."""
 _OBJECT_STORE = 2**28
 """Bytes, of a Ray that is started here: what goes through it is small."""
@@ -119,7 +119,7 @@ def states(
         store: where the states go; see `Cluster.shared`.
         on: where it runs: how many workers, with which share of a machine.
         load: options of `load_model`, for all of the models. A model that is larger than a GPU: `Cluster(gpus=…)`.
-        block_size: queries of a block. None makes about eight blocks for each worker, of 16 to 512 queries.
+        block_size: queries of a block. None makes about eight blocks for each worker, of 16 to 2048 queries.
         progress: as everywhere. Whatever ends the call, Ctrl-C too, ends its workers.
         options: of `hidden_states`, such as `layers`.
 

@@ -1,8 +1,9 @@
-"""What the driver of a cluster does with its workers, on a Ray in this process: who gets which block, and what is told."""
+"""What the driver of a cluster does with its workers, on a Ray in this process: who does what, and what is told."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,7 @@ def test_no_room_for_a_worker_is_an_error(ray: Callable[..., SmallRay], store: S
         cluster.states("demo", ANCHORS, PROMPTS, store=store, on=Cluster(gpus=1), progress=False)
 
 
+@pytest.mark.skipif(find_spec("ray") is None, reason="it takes long: make cluster")
 def test_models_are_reproduced_side_by_side(ray: Callable[..., SmallRay], tmp_path: Path) -> None:
     from test_reproduce import write_notebooks
 

@@ -1,4 +1,4 @@
-"""As much of Ray as `drolab.cluster` asks for, in this process: actors work when they are waited for, and die as planned.
+"""As much of Ray as `drolab.cluster` asks for, in this process: actors work when they are waited for, die as planned.
 
 What it cannot tell (processes, machines, signals) is in `tests/cluster/test_cluster.py`, on the real one.
 """
