@@ -6,6 +6,7 @@
 # make lint   format, lint, types, stripped notebooks        make bench  the benchmark tables
 # make interop  environments of PEFT, vLLM, repeng, lm-eval and inspect_ai (9 GB in .interop), then what leaves drolab in
 #             each of them; writes docs/interop.md
+# make cluster  an environment with Ray, then drolab.cluster on it: workers, runs and faults
 # make docs   environment, then the documentation as a site in out/docs, with the results of make demo where they are there
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ INTEROP ?= .interop
 OUTSIDE = $(INTEROP)/$(1)/bin/python -m pip --disable-pip-version-check -qq
 NOTEBOOKS := notebooks/*.ipynb drolab/assets/app/*.ipynb
 
-.PHONY: demo real app test lint format lab bench interop docs browser clean
+.PHONY: demo real app test lint format lab bench interop cluster docs browser clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m drolab demo --out $(OUT)
@@ -55,6 +56,10 @@ bench: $(VENV)/.installed-bench
 # Not part of `test`: it fetches the other programs as they are released.
 interop: $(VENV)/.installed-dev $(INTEROP)/.installed
 	DROLAB_INTEROP=$(abspath $(INTEROP)) $(BIN)/python benchmarks/interop.py --write
+
+# Not part of `test`: Ray takes 240 MB, and its workers their time to start.
+cluster: $(INTEROP)/.installed-cluster
+	$(INTEROP)/cluster/bin/python -m pytest tests/cluster
 
 # Strict: a warning is an error, and so is a page that asks for anything outside. All is read anew (-E), since a new run
 # of the demo changes no file that Sphinx looks at.
@@ -115,6 +120,12 @@ $(INTEROP)/.installed: pyproject.toml constraints.txt
 	@$(call OUTSIDE,tools) install lm-eval inspect-ai
 	@$(call OUTSIDE,repeng) install $$(grep '^torch==' constraints.txt)
 	@$(call OUTSIDE,repeng) install repeng
+	touch $@
+
+$(INTEROP)/.installed-cluster: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv $(INTEROP)/cluster
+	@$(call OUTSIDE,cluster) install $$(grep '^torch==' constraints.txt)
+	@$(call OUTSIDE,cluster) install --constraint constraints.txt --editable '.[cluster]' hypothesis pytest
 	touch $@
 
 clean:

@@ -24,7 +24,7 @@ _NAMES = {
 }
 """Wing → what it gives to everyone."""
 _MODULES = {
-    **{name: name for name in ("figures", "export", "judges", "dro", "evidence", "panels")},
+    **{name: name for name in ("figures", "export", "judges", "dro", "evidence", "panels", "cluster")},
     "attacks": "data.attacks",
     "prompts": "data.prompts",
     "chat": "models.chat",

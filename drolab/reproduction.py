@@ -766,15 +766,28 @@ def command(root: Path, plan: Plan) -> str:
 # ---------------------------------------------------------------- several models
 
 
+def run_places(models: Sequence[str], root: Path) -> dict[str, tuple[str, Path]]:
+    """Where runs of several models are: model → what it is called beside the others, and its folder.
+
+    Raises:
+        ModelError: no models, or one twice.
+    """
+    if not models or len(set(models)) < len(models):
+        raise ModelError(f"{len(models)} models, of which some are the same: name each once.")
+    short = {name: _short(name, models) for name in models}
+    folders = [_folder(name) for name in short.values()]
+    return {
+        name: (short[name], root / (own if folders.count(own) == 1 else plain_name(name)))
+        for name, own in zip(models, folders, strict=True)
+    }
+
+
 def _several(models: Sequence[str | Path], out: Path, asked: dict[str, Any], folder: Path, progress: Progress) -> Path:
-    names = [_named(model) for model in models]
-    if not names or len(set(names)) < len(names):
-        raise ModelError(f"{len(names)} models, of which some are the same: name each once.")
     root, compared = out.resolve(), []
-    folders = [_folder(_short(name, names)) for name in names]
-    for name, own in zip(names, folders, strict=True):
+    places = run_places([_named(model) for model in models], root)
+    for name, (short, place) in places.items():
         print(f"\n=== {name}\n")
-        place, error = root / (own if folders.count(own) == 1 else plain_name(name)), ""
+        error = ""
         try:
             _one(place, {"model": name, **asked}, folder, progress)
         except (StoreError, ExportError):  # no other model has more room
@@ -783,8 +796,10 @@ def _several(models: Sequence[str | Path], out: Path, asked: dict[str, Any], fol
             error = str(failed)
             print(f"{name}: {error}")
         is_its = not error or _is_run_of(place, {"model": name, **asked})
-        compared.append(report.Compared(name=_short(name, names), out=place if is_its else None, error=error))
-        waiting = [report.Compared(name=_short(other, names), error="not run yet.") for other in names[len(compared) :]]
+        compared.append(report.Compared(name=short, out=place if is_its else None, error=error))
+        waiting = [
+            report.Compared(name=other, error="not run yet.") for other, _ in [*places.values()][len(compared) :]
+        ]
         page = report.write_comparison(root, [*compared, *waiting])
     print(f"\nAll models on one page: {page}")
     if lost := [model for model in compared if model.error]:

@@ -26,7 +26,7 @@ WINGS = (
     "panels",
     "store",
 )
-FILES = ("types", "intervals", "files", "progress", "threads", "findings", "report", "reproduction")
+FILES = ("types", "intervals", "files", "progress", "threads", "findings", "report", "reproduction", "cluster")
 MODULES = (
     "data.attacks",
     "evidence.causal",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -23,7 +24,7 @@ PACKAGE = ROOT / "drolab"
 HOUSE = (
     *("errors", "files", "types", "progress", "threads", "intervals"),
     *("store", "figures", "data", "models", "inference", "probing", "judges", "dro", "evidence", "export", "panels"),
-    *("findings", "report", "check", "notebooks", "reproduction", "harnesses", "dashboard", "__main__"),
+    *("findings", "report", "check", "notebooks", "reproduction", "harnesses", "cluster", "dashboard", "__main__"),
 )
 CONDA_NAMES = {"torch": "pytorch", "kaleido": "python-kaleido", "xxhash": "python-xxhash"}
 
@@ -95,6 +96,16 @@ def test_only_panels_imports_ipywidgets_and_figures_know_the_ground_alone() -> N
     for path in (PACKAGE / "figures").glob("*.py"):
         places = {module.partition(".")[0] for module, _ in drolab_imports(path.read_text(encoding="utf-8"))}
         assert places <= {"figures", "types", "errors"}
+
+
+def test_only_cluster_knows_ray_and_not_before_it_is_asked() -> None:
+    importing = re.compile(r"^( *)(?:import|from) ray\b", re.MULTILINE)
+    found = {
+        (place_of(path), bool(indent))
+        for path in MODULES
+        for indent in importing.findall(path.read_text(encoding="utf-8"))
+    }
+    assert found == {("cluster", True)}
 
 
 def test_nothing_in_drolab_imports_a_recipe() -> None:
