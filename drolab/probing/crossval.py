@@ -212,7 +212,7 @@ def _like_chance(aucs: Array, by_chance: float, n_queries: int, positive: str) -
     return (
         f"A readout of {positive!r} cannot be told from chance with these {n_queries} queries: AUC {aucs[0]:.2f} on "
         f"held-out queries, {aucs[1:].mean():.2f} ({aucs[1:].min():.2f} to {aucs[1:].max():.2f}) with targets shuffled "
-        f"{len(aucs) - 1} times (one more shuffle does as well with probability {by_chance:.1g}; since so much rests on it, "
+        f"{len(aucs) - 1} times (one more does as well with probability {by_chance:.1g}; since so much rests on it, "
         f"at most {CHANCE:g} will do). {READOUT_ADVICE}"
     )
 

@@ -26,7 +26,7 @@ FOUR_STEPS = """some = queries.groupby("harmful").head(16)
 brief = drolab.DROConfig(num_train_epochs=2, batch_size=16)
 other = drolab.train_dro(model, some, init=init, config=brief, progress=False, **probes)
 print(len(other.history))"""
-PLANE, LAB = "panel = panels.projection", "lab = panels.prompt_lab"
+PLANE, LAB, DRO = "panel = panels.projection", "lab = panels.prompt_lab", "taught = {"
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +258,7 @@ class TestDRO(Notebook):
         return max((trace["n"] for trace in drawn(panel)), default=0) if panel.locator(".js-plotly-plot").count() else 0
 
     def test_a_training_starts_and_pauses(self, watched: Watched) -> None:
-        page, panel = watched.page, cell(watched.page, "panel = panels.dro")
+        page, panel = watched.page, cell(watched.page, DRO)
         panel.get_by_label("run name").fill("mine")
         panel.get_by_label("seed").fill("7")
         panel.get_by_label("epochs").fill("200")
@@ -279,16 +279,16 @@ class TestDRO(Notebook):
         assert panel.locator("[role=alert]").count() == 0
 
     def test_a_reload_shows_the_running_state(self, watched: Watched) -> None:
-        page, before = watched.page, self.shown(cell(watched.page, "panel = panels.dro"))
+        page, before = watched.page, self.shown(cell(watched.page, DRO))
         reload(page)
-        panel = cell(page, "panel = panels.dro")
+        panel = cell(page, DRO)
         until(page, lambda: self.shown(panel) == before)
         assert button(panel, "Resume").count() == 1
         button(panel, "Resume").click()
         until(page, lambda: self.shown(panel) > before)
 
     def test_other_cells_run_meanwhile_and_stop_stops(self, watched: Watched) -> None:
-        page, panel = watched.page, cell(watched.page, "panel = panels.dro")
+        page, panel = watched.page, cell(watched.page, DRO)
         assert python(page, "print(panel.job.running, 6 * 7)") == "True 42"
         button(panel, "Stop").first.click()
         until(page, lambda: "stopped at" in panel.inner_text())
@@ -297,7 +297,7 @@ class TestDRO(Notebook):
         assert 0 < self.steps(page) < 400
 
     def test_the_movement_is_replayed(self, watched: Watched) -> None:
-        page, panel = watched.page, cell(watched.page, "panel = panels.dro")
+        page, panel = watched.page, cell(watched.page, DRO)
         button(panel, "Replay").click()
         until(page, lambda: len(panel.locator(".js-plotly-plot").all()) == 2)
         before = until(page, lambda: drawn(panel, 1))
