@@ -57,6 +57,9 @@ _PLANNED = 0.9 * HOUR
 _PLAN, _STANDING, _REPORT = "plan.json", "progress.json", "report.html"
 _OPTIONS = ("dtype", "device_map", "template_kwargs")
 """Options of `load_model` that have parameters of their own in the notebooks: DTYPE, DEVICE, TEMPLATE_KWARGS."""
+_SAID_OTHERWISE = {"MODEL": "model", "OUT": "out", "STORE": "store", "SEED": "seed", "DEVICE": "device"}
+_SAID_OTHERWISE |= dict.fromkeys(("LOAD", "DTYPE", "TEMPLATE_KWARGS"), "load")
+"""Parameters of the notebooks → the argument that they are here."""
 _ON_THE_COMMAND_LINE = ("dtype", "device_map", "revision", "chat_template", "template_kwargs", "system_as")
 _STOPS = ("StoreError", "ExportError", "OSError")
 """Errors of a cell after which no other notebook can do better."""
@@ -96,7 +99,8 @@ def reproduce(
             chat formats, with its loss, and beside its released numbers.
         paper_code: a clone of the paper's code, for its prompts and queries in place of drolab's own.
         seed: of sampling, folds, bootstrap and training.
-        parameters: of the notebooks, such as {"JUDGE": "text judge"}; they go before what is chosen here.
+        parameters: of the notebooks, such as {"JUDGE": "text judge"}; they go before what is chosen here. What has a
+            name above, such as OUT, is no parameter.
         store: the store's folder; None is drolab's usual one.
         notebooks: the folder that they are in; None takes those that came with drolab.
         progress: show a bar of cells for each notebook.
@@ -130,6 +134,8 @@ def reproduce(
         "store": None if store is None else str(expanded(store, StoreError).resolve()),
     }
     folder = Path(notebooks) if notebooks else notebooks_folder()
+    if twice := next((name for name in asked["parameters"] if name in _SAID_OTHERWISE), None):
+        raise NotebookError(f"{twice} is no parameter here: say {_SAID_OTHERWISE[twice]}=… instead.")
     if not 0 <= seed < 2**32:
         raise NotebookError(f"The seed must be between 0 and {2**32 - 1}, got {seed}.")
     if asked["store"]:
@@ -592,7 +598,18 @@ def _kept(root: Path, asked: dict[str, Any]) -> Plan | None:
         print("The model has changed since this run was planned: it is planned anew.")
         return None
     print(f"Going on with the plan in {path}.")
-    return plan
+    return replace(plan, parameters=_moved(plan.parameters, root))
+
+
+def _moved(parameters: dict[str, Any], root: Path) -> dict[str, Any]:
+    """With paths in the run's folder as it is called now: it may have been moved or copied."""
+    before = Path(parameters["OUT"])
+    return {
+        name: str(root / Path(value).relative_to(before))
+        if isinstance(value, str) and Path(value).is_relative_to(before)
+        else value
+        for name, value in parameters.items()
+    }
 
 
 def _begun(root: Path, asked: dict[str, Any], folder: Path) -> Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -313,6 +314,12 @@ def test_what_changes_is_run_again_and_what_does_not_is_not(tmp_path: Path, chec
     (out / "numbers" / "05.json").unlink()
     reproduce("demo", **given)
     assert ran(out)[9:] == ["05"]
+    moved = tmp_path / "moved"
+    shutil.copytree(out, moved)
+    (moved / "numbers" / "07.json").unlink()
+    reproduce("demo", **given | {"out": moved})
+    assert ran(moved)[10:] == [name[:2] for name in NOTEBOOKS]
+    assert len(ran(out)) == 10
     (out / "figures").mkdir()
     (out / "figures" / "05_of_before.html").touch()
     with pytest.raises(ExportError, match="has the report of another run: choose another folder"):
@@ -475,6 +482,9 @@ def test_a_wrong_parameter_is_refused_before_anything_runs(tmp_path: Path, check
         reproduce("demo", **given, paper_model="gpt-9")
     with pytest.raises(CloneError, match=r"has no data/custom\.txt, so it is no whole clone"):
         reproduce("demo", **given, paper_code=tmp_path)
+    for name, argument in (("OUT", "out"), ("MODEL", "model"), ("DTYPE", "load")):
+        with pytest.raises(NotebookError, match=f"{name} is no parameter here: say {argument}=… instead"):
+            reproduce("demo", **given, parameters={name: "elsewhere"})
     with pytest.raises(QueryError, match="neither a built-in query set"):
         reproduce("demo", **given, parameters={"QUERIES": "nowhere.csv"})
     with pytest.raises(QueryError, match=r"There is no file nowhere\.json: check the path"):
