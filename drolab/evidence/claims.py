@@ -390,15 +390,16 @@ def _alike(
 
 
 def _along(moved: Shifts, space: AnchorSpace, refusal: Probe | str, nulls: _Nulls) -> Measured:
-    """`refusal`: the probe, or why there is none."""
-    if isinstance(refusal, str):
-        return _unmeasured(ALONG, len(moved.queries), refusal)
+    """`refusal`: the probe, or why there is none. A cosine with a direction that reads nothing would look like one."""
+    if why := refusal if isinstance(refusal, str) else refusal.problem:
+        return _unmeasured(ALONG, len(moved.queries), why)
+    assert isinstance(refusal, Probe)
     moments = moved.moments(probe_directions(space, refusal))
     value, error = cosine_along(moments, range(len(moments.parts)))
     means = unit(np.stack([part.mean(axis=0) for part in moments.parts]))
     random = null_directions(moved.baseline, moved.queries["harmful"], nulls.n, nulls.generator)
     null = nulls.limits((random @ means.T).mean(axis=1))
-    return Measured(ALONG, value, error, moments.n_queries, null, reason=refusal.problem)
+    return Measured(ALONG, value, error, moments.n_queries, null)
 
 
 @dataclass(frozen=True, eq=False)
