@@ -383,7 +383,7 @@ def lasso(page: Any, panel: Any) -> tuple[float, float, float, float]:
     """Draw one around the middle of the figure; returns left, right, low, high of it in the figure's own units."""
     panel.locator(".js-plotly-plot").hover()
     panel.locator(".modebar-btn[data-title^=Lasso]").click()
-    # What the mouse passed over is answered, and drawn, before the mouse draws: a figure that is being drawn loses that.
+    # What the mouse passed over is answered and drawn before the mouse draws: a figure being drawn would lose it.
     assert python(page, "print('answered')") == "answered"
     page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     corners = panel.locator(".js-plotly-plot").evaluate(
