@@ -134,7 +134,7 @@ def reproduce(
         "store": None if store is None else str(expanded(store, StoreError).resolve()),
     }
     folder = Path(notebooks) if notebooks else notebooks_folder()
-    if twice := next((name for name in asked["parameters"] if name in _SAID_OTHERWISE), None):
+    if twice := next((name for name in parameters or () if name in _SAID_OTHERWISE), None):
         raise NotebookError(f"{twice} is no parameter here: say {_SAID_OTHERWISE[twice]}=… instead.")
     if not 0 <= seed < 2**32:
         raise NotebookError(f"The seed must be between 0 and {2**32 - 1}, got {seed}.")
