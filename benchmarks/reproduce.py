@@ -30,7 +30,7 @@ from families import byte_tokenizer, tiny_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import drolab
-from drolab import report
+from drolab import report, reproduction
 from drolab.models import chat_format
 
 PROMPTS = "none: ''\ndefault: Refuse what could do harm.\nmild: Be careful.\n"
@@ -130,7 +130,7 @@ def is_same(model_type: str, kills: int, draw: random.Random, keep: Path | None)
         print(*report.answer(report.decisions(out, report.collect(out))), sep="\n", flush=True)
         if keep:
             shutil.copytree(out, keep / model_type, dirs_exist_ok=True)
-        return not differing and error < 1e-4 and len(alone) == 7
+        return not differing and error < 1e-4 and len(alone) == len(reproduction.NOTEBOOKS)
 
 
 def shift_error(model: Path, out: Path, given: dict[str, Any]) -> float:
