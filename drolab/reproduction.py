@@ -598,7 +598,9 @@ def _kept(root: Path, asked: dict[str, Any]) -> Plan | None:
         print("The model has changed since this run was planned: it is planned anew.")
         return None
     print(f"Going on with the plan in {path}.")
-    return replace(plan, parameters=_moved(plan.parameters, root))
+    plan = replace(plan, parameters=_moved(plan.parameters, root))
+    write_file(path, json.dumps(asdict(plan), indent=2) + "\n")
+    return plan
 
 
 def _moved(parameters: dict[str, Any], root: Path) -> dict[str, Any]:
@@ -698,7 +700,9 @@ def _key(path: Path, plan: Plan) -> str:
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     named = [plan.parameters.get(name) for name in ("QUERIES", "HELDOUT", "BORDERLINE", "PROMPTS", *_FILES)]
     files = [Path(name) for name in named if isinstance(name, str)]
-    parts = [json.dumps([cells, plan.parameters, plan.fingerprint], sort_keys=True).encode(), _code()]
+    known = json.dumps([cells, plan.parameters, plan.fingerprint], sort_keys=True)
+    here = json.dumps(plan.parameters["OUT"])[1:-1]  # the run's folder may be moved
+    parts = [known.replace(here, "").encode(), _code()]
     parts += [file.read_bytes() for file in files if file.is_file()]
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
