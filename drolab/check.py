@@ -637,10 +637,8 @@ def _boards_work(size: Size, prompts: int, steps: int) -> Work:
     """Each contender is asked the new queries, and the harmful ones once more in each template. Its replies to
     harmless ones are read again, under what was before and under what is now, for three divergences."""
     trained, steered = 1 + 3 + 5, 3  # by DRO: whole, without a term, from less
-    contenders, asked = (
-        prompts + trained + 1 + steered,
-        size.heldout + size.borderline + len(attacks.TEMPLATES) * (size.heldout // 2),
-    )
+    contenders = prompts + trained + 1 + steered
+    asked = size.heldout + size.borderline + len(attacks.TEMPLATES) * (size.heldout // 2)
     reread = contenders * 6 * (size.heldout // 2)
     tried = 6 * 3 * 48  # strengths, layers and queries of steering
     opened = 2 * 20 * 150  # section 7: two classes, once for each token of a prompt, cut, moved and rounded

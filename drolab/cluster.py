@@ -38,7 +38,7 @@ from drolab.data import validate_queries
 from drolab.errors import DrolabError, ExportError, ModelError, StoreError, UnreliableWarning
 from drolab.files import plain_name
 from drolab.inference import generate, hidden_states
-from drolab.models import DEMO, ChatModel, Prompts, as_prompts, load_model
+from drolab.models import ChatModel, Prompts, as_prompts, load_model
 from drolab.notebooks import NotebookError
 from drolab.progress import Bar, Progress, resumable_bar
 from drolab.store import Store
@@ -313,10 +313,7 @@ def _named(models: Models) -> list[str]:
     given = [models] if isinstance(models, (str, Path)) else list(models)
     if wrong := [model for model in given if not isinstance(model, (str, Path))]:
         raise ModelError(f"{wrong[0]!r} is no name: workers load models themselves. Give a hub id, a folder or 'demo'.")
-    names = [str(Path(model).resolve()) if model != DEMO and Path(model).exists() else str(model) for model in given]
-    if not names or len(set(names)) < len(names):
-        raise ModelError(f"{len(names)} models, of which some are the same: name each once.")
-    return names
+    return reproduction.names_of(given)
 
 
 def _by_query(

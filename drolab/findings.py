@@ -820,10 +820,12 @@ def _undone(
         span += _number(own["difference"].max())
         said.append(f"{name} undoes {len(own)} of {len(part)} ({span})")
     harmless = [name for name in controls if name in set(sure["attack"])]
-    alone = f" So additions like {_names(harmless)} undo refusals by themselves, and nothing is known of the attacks."
-    if harmless or moved is None:
-        told = alone if harmless else ""
-    else:
+    told = ""
+    if harmless:
+        told = (
+            f" So additions like {_names(harmless)} undo refusals by themselves, and nothing is known of the attacks."
+        )
+    elif moved is not None:
         told = _moved_back(moved[~moved["attack"].isin(list(controls))])
     return f"Of attacks on harmful queries, {'; '.join(said)}.{told}"
 

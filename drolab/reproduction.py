@@ -369,11 +369,8 @@ def choose_cut(measured: Measured, sets: Sets, quick: bool | None) -> tuple[Cut,
         return full, taken[full], f"A full run, with {own} ({why})."
     if fitting := next((cut for cut in taken if cut != full and total[cut] <= _PLANNED), None):
         how = f"with {own}" if fitting == full._replace(board=False) else "planned for an hour"
-        return (
-            fitting,
-            taken[fitting],
-            f"A quick run, {how}; a full one is expected to take {in_words(total[full])} here.",
-        )
+        why = f"A quick run, {how}; a full one is expected to take {in_words(total[full])} here."
+        return fitting, taken[fitting], why
     why = (
         f"The smallest run in which the claims can still be tested; it is expected to take {in_words(total[last])} "
         f"here, more than an hour, and a full one {in_words(total[full])}."
@@ -598,9 +595,14 @@ def _kept(root: Path, asked: dict[str, Any]) -> Plan | None:
         print("The model has changed since this run was planned: it is planned anew.")
         return None
     print(f"Going on with the plan in {path}.")
-    plan = replace(plan, parameters=_moved(plan.parameters, root))
-    write_file(path, json.dumps(asdict(plan), indent=2) + "\n")
+    if plan.parameters["OUT"] != str(root):
+        plan = replace(plan, parameters=_moved(plan.parameters, root))
+        _keep(plan, root)
     return plan
+
+
+def _keep(plan: Plan, root: Path) -> None:
+    write_file(root / _PLAN, json.dumps(asdict(plan), indent=2) + "\n")
 
 
 def _moved(parameters: dict[str, Any], root: Path) -> dict[str, Any]:
@@ -628,7 +630,7 @@ def _begun(root: Path, asked: dict[str, Any], folder: Path) -> Plan:
             shutil.rmtree(root / name, ignore_errors=True)
     for path in (root / _STANDING, *(root / "numbers").glob("*.json")):
         path.unlink(missing_ok=True)
-    write_file(root / _PLAN, json.dumps(asdict(plan), indent=2) + "\n")
+    _keep(plan, root)
     return plan
 
 
@@ -787,14 +789,20 @@ def command(root: Path, plan: Plan) -> str:
 # ---------------------------------------------------------------- several models
 
 
-def run_places(models: Sequence[str], root: Path) -> dict[str, tuple[str, Path]]:
-    """Where runs of several models are: model → what it is called beside the others, and its folder.
+def names_of(models: Sequence[str | Path]) -> list[str]:
+    """Several models as they can be loaded from any folder.
 
     Raises:
-        ModelError: no models, or one twice.
+        ModelError: no models, one twice, or one without a name.
     """
-    if not models or len(set(models)) < len(models):
-        raise ModelError(f"{len(models)} models, of which some are the same: name each once.")
+    names = [_named(model) for model in models]
+    if not names or len(set(names)) < len(names):
+        raise ModelError(f"{len(names)} models, of which some are the same: name each once.")
+    return names
+
+
+def run_places(models: Sequence[str], root: Path) -> dict[str, tuple[str, Path]]:
+    """Where runs of several models are, by `names_of`: model → what it is called beside the others, and its folder."""
     short = {name: _short(name, models) for name in models}
     folders = [_folder(name) for name in short.values()]
     return {
@@ -805,7 +813,7 @@ def run_places(models: Sequence[str], root: Path) -> dict[str, tuple[str, Path]]
 
 def _several(models: Sequence[str | Path], out: Path, asked: dict[str, Any], folder: Path, progress: Progress) -> Path:
     root, compared = out.resolve(), []
-    places = run_places([_named(model) for model in models], root)
+    places = run_places(names_of(models), root)
     for name, (short, place) in places.items():
         print(f"\n=== {name}\n")
         error = ""

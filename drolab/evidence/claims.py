@@ -391,9 +391,10 @@ def _alike(
 
 def _along(moved: Shifts, space: AnchorSpace, refusal: Probe | str, nulls: _Nulls) -> Measured:
     """`refusal`: the probe, or why there is none. A cosine with a direction that reads nothing would look like one."""
-    if why := refusal if isinstance(refusal, str) else refusal.problem:
-        return _unmeasured(ALONG, len(moved.queries), why)
-    assert isinstance(refusal, Probe)
+    if isinstance(refusal, str):
+        return _unmeasured(ALONG, len(moved.queries), refusal)
+    if refusal.problem:
+        return _unmeasured(ALONG, len(moved.queries), refusal.problem)
     moments = moved.moments(probe_directions(space, refusal))
     value, error = cosine_along(moments, range(len(moments.parts)))
     means = unit(np.stack([part.mean(axis=0) for part in moments.parts]))
